@@ -1,0 +1,1 @@
+"""Hydra configurations: one file a job, and groups of a few lines each (features, source, model, …)."""

@@ -1,0 +1,89 @@
+"""What every entry point shares: compose the configuration, type it at the door, and say mistakes in one sentence."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.manifest import InputError
+
+Settings = TypeVar("Settings")
+
+#: Exit status of a run that stopped at a mistake of the user or of the input.
+EXIT_INPUT = 2
+
+
+def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:
+    """Compose conf/<name>.yaml with the command line, check it against the dataclass `schema`, and call `run`.
+
+    A mistake ends the process with status 2 and one sentence on stderr (on the ranks with `speaks`); any other
+    exception keeps its traceback, for that is our mistake.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and hides the exception from us
+
+    def main(config: DictConfig) -> None:
+        try:
+            run(typed(schema, config))
+        except InputError as error:
+            _stop(str(error), speaks)
+
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
+    except HydraException as error:
+        _stop(_sentence(error, schema), speaks)
+
+
+def typed(schema: type[Settings], config: DictConfig) -> Settings:
+    """`config` as an instance of the dataclass `schema`; InputError for an unknown key, a wrong type, a missing value."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            key = missing[0]
+            raise InputError(f"{key} is not set and has no default; give it on the command line as {key}=VALUE.")
+        return cast(Settings, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(_sentence(error, schema)) from error
+
+
+def _sentence(error: Exception, schema: type[Any]) -> str:
+    """Hydra's and OmegaConf's messages, cut to one sentence, with the nearest known setting for an unknown one."""
+    text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
+    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text)
+    if unknown:
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else unknown.group(1)
+        near = difflib.get_close_matches(key, _known_keys(schema), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists every setting."
+        return f"{key} is not a setting of this job; {hint}"
+    first = re.sub(r"\s+", " ", text.split("\n    full_key")[0]).strip()
+    full = re.search(r"full_key: (\S+)", text)
+    return f"{full.group(1)}: {first}" if full else first
+
+
+def _known_keys(schema: type[Any]) -> list[str]:
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key in node:
+            path = f"{prefix}{key}"
+            keys.append(path)
+            child = node._get_node(key)
+            if OmegaConf.is_dict(child) and not child._is_missing() and not child._is_none():
+                walk(child, f"{path}.")
+
+    walk(OmegaConf.structured(schema), "")
+    return keys
+
+
+def _stop(sentence: str, speaks: bool) -> None:
+    if speaks:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_INPUT)

@@ -1,0 +1,190 @@
+"""The contract between pipeline/ and training/: what a dataset holds, and which files belong to it.
+
+`manifest.json` is written last, by atomic rename; a directory without it is not a dataset. It names every file
+with its size, checksum and the counts of each row group, so that a reader plans its epoch without opening one, and
+it holds nothing that differs between two runs of the same input and settings: no host, no path, no time.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+LABELS = ("click", "daction", "conversion")
+#: Table rows that every field has before its first id: 0 missing, 1 out of vocabulary.
+NUM_RESERVED_ROWS = 2
+
+
+class InputError(ValueError):
+    """A mistake of the user or of the input: one sentence with the value, the rule and the remedy.
+
+    Entry points print it without a traceback and exit with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class ManifestField:
+    """One feature of the log, as the trainer needs to know it."""
+
+    name: str
+    raw_id: str
+    scope: str  # context | impression
+    arity: str  # one | many
+    weighted: bool
+    num_rows: int  # rows of the embedding table, the reserved ones included
+    vocabulary: str  # path of its Parquet file relative to the dataset
+    vocabulary_xxh3: str
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The counts of one Parquet row group; `dactions` is None where the label is unknown."""
+
+    rows: int  # context rows
+    impressions: int
+    clicks: int
+    conversions: int
+    dactions: int | None = None
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """One Parquet file of one split, by its path relative to the dataset."""
+
+    path: str
+    split: str
+    bytes: int
+    xxh3: str
+    row_groups: tuple[RowGroup, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One raw input file, by the name that it has inside its source directory."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; see DESIGN §4 and docs/dataset.md."""
+
+    settings: Mapping[str, Any]
+    settings_xxh3: str
+    sources: tuple[Source, ...]
+    fields: tuple[ManifestField, ...]  # in catalogue order, which is the order of the towers' inputs
+    labels: Mapping[str, str]  # label name → its definition in words; daction absent where unknown
+    files: tuple[DatasetFile, ...]
+    totals: Mapping[str, Mapping[str, int]]  # split → rows, impressions, clicks, dactions, conversions
+    audit: Mapping[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    def files_of(self, split: str) -> tuple[DatasetFile, ...]:
+        """The files of `split` in manifest order; InputError if it has no impressions."""
+        if split not in SPLITS:
+            raise InputError(f"split={split} is not one of {', '.join(SPLITS)}.")
+        files = tuple(file for file in self.files if file.split == split)
+        if not files:
+            present = ", ".join(sorted({file.split for file in self.files})) or "none"
+            raise InputError(
+                f"The dataset has no impressions in split={split} (it has: {present}); choose one of these."
+            )
+        return files
+
+    def fields_of(self, scope: str) -> tuple[ManifestField, ...]:
+        """The fields of scope "context" or "impression", in catalogue order."""
+        return tuple(field for field in self.fields if field.scope == scope)
+
+    def to_json(self) -> str:
+        """The canonical text: the same dataset gives the same bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> "Manifest":
+        """Parse `text`, read from `where`; InputError where it is not a manifest of a known format."""
+        try:
+            raw = json.loads(text)
+            version = raw["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{where} is not a manifest ({error}); run jobs.preprocess again.") from error
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{where} has format_version={version} and this release reads {FORMAT_VERSION}; "
+                "preprocess the source again with this release."
+            )
+        try:
+            return cls(
+                settings=raw["settings"],
+                settings_xxh3=raw["settings_xxh3"],
+                sources=tuple(Source(**source) for source in raw["sources"]),
+                fields=tuple(ManifestField(**field) for field in raw["fields"]),
+                labels=raw["labels"],
+                files=tuple(_file_from_json(file, where) for file in raw["files"]),
+                totals=raw["totals"],
+                audit=raw["audit"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where} is damaged ({error}); run jobs.preprocess again.") from error
+
+
+def _file_from_json(raw: Mapping[str, Any], where: str) -> DatasetFile:
+    path = PurePosixPath(raw["path"])
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(
+            f"{where} names {raw['path']!r}, which leaves the dataset; only relative paths inside it are read."
+        )
+    groups = tuple(RowGroup(**group) for group in raw["row_groups"])
+    return DatasetFile(str(path), raw["split"], raw["bytes"], raw["xxh3"], groups)
+
+
+def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
+    """Sum the row groups' counts per split; `dactions` only where every group knows it."""
+    totals: dict[str, dict[str, int]] = {}
+    for file in files:
+        total = totals.setdefault(file.split, {"rows": 0, "impressions": 0, "clicks": 0, "conversions": 0})
+        for group in file.row_groups:
+            for name, value in asdict(group).items():
+                if value is not None:
+                    total[name] = total.get(name, 0) + value
+    return totals
+
+
+def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The file system and the path in it for a local path or a URI (s3://, hdfs://, file://)."""
+    text = os.fspath(location)
+    if "://" in text:
+        try:
+            return pafs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{text} cannot be opened ({error}); give a local path or an s3:// or hdfs:// address."
+            ) from error
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of `dataset`; InputError where there is none, for then there is no dataset."""
+    filesystem, root = open_location(dataset)
+    path = f"{root.rstrip('/')}/{MANIFEST}"
+    try:
+        with filesystem.open_input_file(path) as stream:
+            text = stream.read()
+    except FileNotFoundError as error:
+        if filesystem.get_file_info(root).type == pafs.FileType.NotFound:
+            raise InputError(
+                f"data={dataset} does not exist; write it with: python -m jobs.preprocess out={dataset}"
+            ) from error
+        raise InputError(
+            f"data={dataset} has no {MANIFEST}, so no finished dataset is there; "
+            f"run (or rerun) python -m jobs.preprocess out={dataset}"
+        ) from error
+    return Manifest.from_json(text, path)

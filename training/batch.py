@@ -1,0 +1,48 @@
+"""A batch: C contexts, B impressions, and the index from each impression to its context.
+
+A context is stored, read, looked up and multiplied once, however many of its impressions the batch holds
+(DESIGN §2), so the two scopes stay apart until the towers' first layer has been applied to each.
+"""
+
+# Shapes: C contexts, B impressions, F fields of a scope, N rows of a scope (C or B), V values of a scope.
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Bags:
+    """The embedding lookups of all F fields of one scope over N rows: the layout of TorchRec's KeyedJaggedTensor."""
+
+    values: Tensor  # int64 [V], rows of the tables, field-major: all of field 0's rows, then field 1's, …
+    lengths: Tensor  # int32 [F * N], field-major
+    weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of w over the bag)
+
+
+@dataclass
+class Batch:
+    """What one rank trains on at one step."""
+
+    context: Bags  # N = C
+    impression: Bags  # N = B
+    context_of_impression: Tensor  # int64 [B], in [0, C)
+    labels: dict[str, Tensor]  # click, conversion, and daction where the dataset has it: float32 [B]
+    impression_id: Tensor  # int64 [B]
+    group_id: Tensor  # int64 [C]; NO_GROUP where missing
+    context_id: list[str]  # [C], the key as logged
+
+    @property
+    def num_contexts(self) -> int:
+        """C."""
+        return len(self.context_id)
+
+    @property
+    def num_impressions(self) -> int:
+        """B."""
+        return len(self.impression_id)
+
+
+#: group_id of a context whose user is unknown.
+NO_GROUP = torch.iinfo(torch.int64).min
