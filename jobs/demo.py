@@ -1,0 +1,63 @@
+"""python -m jobs.demo out=demo: the whole road on this machine, each stage as the command that a user would type."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.entry import launch
+from pipeline.manifest import InputError, load_manifest
+
+
+@dataclass
+class DemoSettings:
+    """conf/demo.yaml."""
+
+    out: str
+    impressions: int = 1_000_000
+    seed: int = 1
+    ranks: int = 2
+    model: str = "esmm"
+
+
+def stages(settings: DemoSettings) -> list[tuple[str, list[str]]]:
+    """The commands in order; each finds its own finished work and leaves it alone."""
+    out = Path(settings.out)
+    raw, dataset, run = out / "raw", out / "dataset", out / "run"
+    python = [sys.executable, "-m"]
+    torchrun = [*python, "torch.distributed.run", "--local-addr", "127.0.0.1", "--nproc-per-node", str(settings.ranks)]
+    return [
+        ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
+        ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", f"out={dataset}"]),
+        ("train", [*torchrun, "-m", "jobs.train", f"data={dataset}", f"model={settings.model}", f"out={run}"]),
+        ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),
+    ]  # fmt: skip
+
+
+def demo(settings: DemoSettings) -> None:
+    """Run the stages, then print what they made; InputError where a stage stops."""
+    begin = time.monotonic()
+    for name, command in stages(settings):
+        print(f"\n── {name} ──\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+        started = time.monotonic()
+        status = subprocess.run(command, check=False).returncode
+        if status != 0:
+            raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
+        print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"\n{summary(Path(settings.out))}\n\nall stages: {time.monotonic() - begin:.0f} s")
+    print(f"report: {(Path(settings.out) / 'run' / 'report.html').resolve()}")
+
+
+def summary(out: Path) -> str:
+    """The closing table: what was read, what was set aside, and how close to the truth's ceiling the model came."""
+    manifest = load_manifest(out / "dataset")
+    metrics = json.loads((out / "run" / "metrics.json").read_text())
+    lines = [f"{'impressions':<26}{sum(total['impressions'] for total in manifest.totals.values()):>12,}"]
+    return "\n".join(lines) + str(metrics)
+
+
+if __name__ == "__main__":
+    launch("demo", DemoSettings, demo)
