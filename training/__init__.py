@@ -1,7 +1,9 @@
 """Dataset → trained entire-space model, in PyTorch. Read the modules in the order that a batch takes:
 
-world (the ranks) → plan (who reads what, when) → feed (Petastorm) → batch → embeddings → towers → graph
+world (the ranks) → plan (who reads what, when) → shards and row_groups (files and their content, checked) →
+petastorm_port (streams them) → feed → collate → batch → embeddings → towers → graph
 (probabilities and losses) → place (sharding, DDP, optimizers) → trainer → checkpoint → metrics → report.
 
-`competitors` are configurations of the same trainer. Of pipeline/ only the manifest is imported.
+`competitors` are configurations of the same trainer. Of pipeline/ only two modules are imported: the manifest, which is
+the contract, and numba_cache, which says where compiled kernels lie.
 """

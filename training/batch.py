@@ -18,7 +18,7 @@ class Bags:
 
     values: Tensor  # int64 [V], rows of the tables, field-major: all of field 0's rows, then field 1's, …
     lengths: Tensor  # int32 [F * N], field-major
-    weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of w over the bag)
+    weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of |w| over the bag)
 
 
 @dataclass

@@ -1,0 +1,103 @@
+"""The dataset's Parquet files: opened only if the manifest names them, and compared with it before anything is read."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from pyarrow import fs as pafs
+
+from pipeline.manifest import DatasetFile, InputError, open_location
+from training.row_groups import Columns, check_schema
+
+Result = TypeVar("Result")
+
+VERIFY = ("size", "checksum")
+_HASH_BLOCK_BYTES = 4 << 20
+_REMEDY = "run jobs.preprocess again."
+
+
+class Shards:
+    """The files of one dataset, for any number of reading threads.
+
+    The first opening of a file compares its size, footer and column types with the manifest and, with
+    `verify="checksum"`, hashes it whole. Every failure is an InputError that names the file.
+    """
+
+    def __init__(self, dataset: str, columns: Columns, verify: str) -> None:
+        if verify not in VERIFY:
+            raise InputError(f"feed.verify={verify} is not one of {', '.join(VERIFY)}.")
+        self._filesystem, self._root = open_location(dataset)
+        self._names = list(columns.types())
+        self._columns, self._verify = columns, verify
+        self._checked: dict[str, pq.FileMetaData] = {}
+        self._lock = threading.Lock()
+
+    def read(self, file: DatasetFile, row_group: int) -> pa.Table:
+        """The needed columns of one row group."""
+        metadata = self._metadata(file)
+        return _guarded(file, lambda: self._read(file, row_group, metadata))
+
+    def _read(self, file: DatasetFile, row_group: int, metadata: pq.FileMetaData) -> pa.Table:
+        with self._open(file) as stream, pq.ParquetFile(stream, metadata=metadata, pre_buffer=True) as parquet:
+            return parquet.read_row_group(row_group, columns=self._names, use_threads=False)
+
+    def _open(self, file: DatasetFile) -> pa.NativeFile:
+        # Never memory-mapped: it is no faster here, and a file cut short while it is mapped ends the process.
+        return self._filesystem.open_input_file(f"{self._root.rstrip('/')}/{file.path}")
+
+    def _metadata(self, file: DatasetFile) -> pq.FileMetaData:
+        with self._lock:  # so that of two threads that want one file the second waits for the first one's verdict
+            if file.path not in self._checked:
+                self._checked[file.path] = _guarded(file, lambda: self._check(file))
+            return self._checked[file.path]
+
+    def _check(self, file: DatasetFile) -> pq.FileMetaData:
+        path = f"{self._root.rstrip('/')}/{file.path}"
+        info = self._filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(path)
+        if info.size != file.bytes:
+            raise InputError(f"{file.path} has {info.size} bytes where the manifest says {file.bytes}; {_REMEDY}")
+        with self._open(file) as stream:
+            if self._verify == "checksum" and (found := _xxh3(stream)) != file.xxh3:
+                raise InputError(
+                    f"{file.path} has the checksum {found} where the manifest says {file.xxh3}: its bytes have changed "
+                    f"since it was written; {_REMEDY}"
+                )
+            stream.seek(0)
+            with pq.ParquetFile(stream) as parquet:
+                metadata, schema = parquet.metadata, parquet.schema_arrow
+        if metadata.num_row_groups != len(file.row_groups):
+            raise InputError(
+                f"{file.path} has {metadata.num_row_groups} row groups where the manifest says "
+                f"{len(file.row_groups)}; {_REMEDY}"
+            )
+        for number, counts in enumerate(file.row_groups):
+            if (found_rows := metadata.row_group(number).num_rows) != counts.rows:
+                raise InputError(
+                    f"{file.path}, row group {number} has {found_rows} rows where the manifest says {counts.rows}; "
+                    f"{_REMEDY}"
+                )
+        check_schema(schema, self._columns, file.path)
+        return metadata
+
+
+def _guarded(file: DatasetFile, read: Callable[[], Result]) -> Result:
+    """`read()`, with what the file system and Parquet raise turned into one sentence."""
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise InputError(f"{file.path} is missing, though the manifest names it; {_REMEDY}") from error
+    except (OSError, pa.ArrowException) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file.path} cannot be read ({first_line}); {_REMEDY}") from error
+
+
+def _xxh3(stream: pa.NativeFile) -> str:
+    digest = xxhash.xxh3_64()
+    while block := stream.read(_HASH_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
