@@ -1,0 +1,166 @@
+"""Small charts as inline SVG, drawn by hand so that a report needs no plotting library, no script and no network.
+
+Colours are CSS variables (`--series-0`, `--grid`, …) of the page around, which can therefore be light or dark. A chart is a
+<figure> with a caption, and its description is there for those who do not see it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+WIDTH, HEIGHT = 420, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 46
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; points that are not finite break it."""
+
+    name: str
+    x: ArrayLike
+    y: ArrayLike
+    style: str = "line"  # line | dashed | points | steps (x holds one edge more than y)
+    color: int | None = None  # number of the palette, or None for the quiet colour of references
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one axis shows; a range left out is that of the series."""
+
+    label: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+
+    def ticks(self, low: float, high: float) -> list[float]:
+        """Round values within [low, high], about five of them."""
+        return log_ticks(low, high) if self.log else linear_ticks(low, high)
+
+
+def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [count * step for count in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten inside [low, high], with their multiples by 2 and 5 where the range is short."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    factors = (1, 2, 5) if math.log10(high / low) <= 2.5 else (1,)
+    stride = max(1, math.ceil((last - first) / 6))
+    ticks = [factor * 10.0**power for power in range(first, last + 1, stride) for factor in factors]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+
+
+def tick_text(value: float) -> str:
+    """A short label: 0.25, 1,500, 2M, 10⁻⁶."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:g}M"
+    if size >= 1e3:
+        return f"{value:,.0f}"
+    if size < 1e-3:
+        power = math.floor(math.log10(size) + 1e-9)
+        factor = round(value / 10.0**power, 6)
+        superscript = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"10{superscript}" if factor == 1 else f"{factor:g}·10{superscript}"
+    return f"{value:.6g}"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Data to pixels along one axis."""
+
+    low: float
+    high: float
+    log: bool
+    begin_px: float
+    end_px: float
+
+    def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
+        data = np.asarray(values, dtype=np.float64)
+        low, high = self.low, self.high
+        if self.log:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                data = np.log10(data)
+            low, high = math.log10(low), math.log10(high)
+        return self.begin_px + (data - low) / (high - low) * (self.end_px - self.begin_px)
+
+
+def _scale(axis: Axis, every: Sequence[ArrayLike], begin_px: float, end_px: float) -> _Scale:
+    data = np.concatenate([np.asarray(values, dtype=np.float64).ravel() for values in every])
+    data = data[np.isfinite(data) & ((data > 0) | (not axis.log))]
+    low = float(data.min()) if len(data) else 0.1
+    high = float(data.max()) if len(data) else 1.0
+    margin = 1.08 if axis.log else (high - low) * 0.05
+    low = axis.low if axis.low is not None else (low / margin if axis.log else low - margin)
+    high = axis.high if axis.high is not None else (high * margin if axis.log else high + margin)
+    if not low < high:  # one value only: give it room
+        low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
+    return _Scale(low, high, axis.log, begin_px, end_px)
+
+
+def figure(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> str:
+    """The chart as HTML: a <figure> with its title, a legend where there is more than one series, and the SVG."""
+    x = _scale(x_axis, [line.x for line in series], _LEFT, WIDTH - _RIGHT)
+    y = _scale(y_axis, [line.y for line in series], HEIGHT - _BOTTOM, _TOP)
+    parts = [_grid(x_axis, y_axis, x, y)]
+    parts += [_draw(line, x, y) for line in series]
+    legend = "".join(f'<span class="key key-{line.style} {_color(line)}">{escape(line.name)}</span>' for line in series)
+    return (
+        f'<figure><figcaption><b>{escape(title)}</b><span class="legend">{legend if len(series) > 1 else ""}</span>'
+        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
+        f"<title>{escape(description)}</title>{''.join(parts)}</svg></figure>"
+    )
+
+
+def _color(line: Series) -> str:
+    return "quiet" if line.color is None else f"c{line.color}"
+
+
+def _grid(x_axis: Axis, y_axis: Axis, x: _Scale, y: _Scale) -> str:
+    parts = []
+    for tick in x_axis.ticks(x.low, x.high):
+        at = float(x(tick))
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick_text(tick)}</text>')
+    for tick in y_axis.ticks(y.low, y.high):
+        at = float(y(tick))
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{tick_text(tick)}</text>')
+    middle_x, middle_y = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
+    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
+    parts.append(f'<text class="label" x="{middle_x}" y="{HEIGHT - 8}">{escape(x_axis.label)}</text>')
+    turned = f'transform="rotate(-90 12 {middle_y})"'
+    parts.append(f'<text class="label" x="12" y="{middle_y}" {turned}>{escape(y_axis.label)}</text>')
+    return "".join(parts)
+
+
+def _draw(line: Series, x: _Scale, y: _Scale) -> str:
+    data_x, data_y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
+    if line.style == "steps":  # a histogram's outline, down to the axis at both ends
+        data_x, data_y = np.repeat(data_x, 2), np.concatenate(([y.low], np.repeat(data_y, 2), [y.low]))
+    at_x, at_y = x(data_x), y(data_y)
+    color = _color(line)
+    seen = np.isfinite(at_x) & np.isfinite(at_y)
+    marks = ""
+    if line.style == "points":
+        marks = "".join(
+            f'<circle class="{color}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
+            for px, py in zip(at_x[seen], at_y[seen], strict=True)
+        )
+    path, pen_up = [], True
+    for px, py, shown in zip(at_x, at_y, seen, strict=True):
+        if shown:
+            path.append(f"{'M' if pen_up else 'L'}{px:.1f} {py:.1f}")
+        pen_up = not shown
+    return f'<path class="line {line.style} {color}" d="{"".join(path)}"/>{marks}'
