@@ -1,0 +1,42 @@
+"""python -m jobs.evaluate run=RUN split=test [truth=RAW/truth_test.parquet]"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from jobs.entry import launch
+from training import settings as saved
+from training.evaluate import evaluate
+from training.journal import say
+from training.world import join, speaks
+
+
+@dataclass
+class EvaluateSettings:
+    """conf/evaluate.yaml."""
+
+    run: str = MISSING
+    split: str = "test"
+    truth: str | None = None
+    data: str | None = None  # where the dataset lies now, if it has moved since the training
+
+
+def run(settings: EvaluateSettings) -> None:
+    """Predict, judge, report, and print the figures that people look for first."""
+    folder = Path(settings.run)
+    trained = saved.load(folder)
+    trained.data = settings.data or trained.data
+    truth = Path(settings.truth) if settings.truth else None
+    with join(trained.world) as world:
+        figures = evaluate(folder, trained, settings.split, truth, world)
+    if figures is not None:
+        shown = {
+            name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None
+        }
+        say(" · ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        say(f"{folder / 'metrics.json'} · {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    launch("evaluate", EvaluateSettings, run, speaks=speaks())

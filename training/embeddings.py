@@ -1,0 +1,141 @@
+"""Embedding tables: one TorchRec collection for the context fields, one for the impression fields.
+
+The pooling (sum or mean of a bag, by the log's weights) is already in a batch's weights, so every table sums.
+"""
+
+# Shapes: N rows of a scope (C contexts or B impressions), F fields, D the width of all fields together.
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from pipeline.manifest import InputError, ManifestField
+from training.batch import Bags
+
+POOLINGS = ("sum", "mean")
+#: FBGEMM's kernels want a row to be a multiple of this many floats.
+_ALIGNMENT = 4
+
+
+@dataclass
+class EmbeddingSettings:
+    """The group `embedding`."""
+
+    dim: int = 18  # columns of a row (ESMM §3.1)
+    dims: dict[str, int] = field(default_factory=dict)  # by field, where it differs
+    pooling: str = "mean"  # of a bag: sum | mean, by the weights of the log
+    poolings: dict[str, str] = field(default_factory=dict)  # by field, where it differs
+    init_bound: float = 0.05  # initial values are uniform in ± this
+
+    def __post_init__(self) -> None:
+        for key, dim in {"dim": self.dim, **{f"dims.{name}": dim for name, dim in self.dims.items()}}.items():
+            if dim < 1:
+                raise InputError(f"embedding.{key}={dim} is below 1.")
+        poolings = {"pooling": self.pooling, **{f"poolings.{name}": how for name, how in self.poolings.items()}}
+        for key, how in poolings.items():
+            if how not in POOLINGS:
+                raise InputError(f"embedding.{key}={how} is not one of {', '.join(POOLINGS)}.")
+
+    def check_fields(self, fields: Sequence[ManifestField]) -> None:
+        """InputError where `dims` or `poolings` name a field that the dataset lacks."""
+        names = [entry.name for entry in fields]
+        for key, given in (("dims", self.dims), ("poolings", self.poolings)):
+            for name in given:
+                if name not in names:
+                    raise InputError(
+                        f"embedding.{key}.{name}: the dataset has no field {name}; it has {', '.join(names)}."
+                    )
+
+    def dim_of(self, name: str) -> int:
+        """The columns that the towers see of a row of field `name`."""
+        return self.dims.get(name, self.dim)
+
+    def pooling_of(self, fields: Sequence[ManifestField]) -> dict[str, str]:
+        """field → sum | mean."""
+        return {entry.name: self.poolings.get(entry.name, self.pooling) for entry in fields}
+
+
+def allocated(dim: int) -> int:
+    """The columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays so."""
+    return -(-dim // _ALIGNMENT) * _ALIGNMENT
+
+
+def rowwise_lr(lr: float, dim: int) -> float:
+    """The rate at which row-wise Adagrad on `allocated(dim)` columns moves like one at `lr` on `dim` columns.
+
+    It divides by the root of the *mean* of g² over all columns, which the unused ones make smaller.
+    """
+    return lr * math.sqrt(dim / allocated(dim))
+
+
+class Embeddings(nn.Module):
+    """The tables of one scope: bags → [N, D], the fields' columns side by side in catalogue order."""
+
+    def __init__(self, fields: Sequence[ManifestField], settings: EmbeddingSettings) -> None:
+        super().__init__()
+        self.names = [entry.name for entry in fields]
+        self.dims = [settings.dim_of(name) for name in self.names]
+        self.tables = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=entry.name,
+                    feature_names=[entry.name],
+                    num_embeddings=entry.num_rows,
+                    embedding_dim=allocated(dim),
+                    pooling=PoolingType.SUM,
+                    init_fn=_leave,
+                )
+                for entry, dim in zip(fields, self.dims, strict=True)
+            ],
+            is_weighted=True,
+            device=torch.device("meta"),  # the shards are allocated where they are placed
+        )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return sum(self.dims)
+
+    def forward(self, bags: Bags) -> Tensor:
+        """Look `bags` up."""
+        features = KeyedJaggedTensor(keys=self.names, values=bags.values, lengths=bags.lengths, weights=bags.weights)
+        return self.in_catalogue_order(self.tables(features))
+
+    def in_catalogue_order(self, pooled: KeyedTensor) -> Tensor:
+        """The used columns, by field name.
+
+        Trap: the order of a sharded KeyedTensor's keys depends on the sharding, so its values alone would permute
+        the towers' inputs, without an error, when the number of ranks changes.
+        """
+        starts = dict(zip(pooled.keys(), pooled.offset_per_key(), strict=False))
+        return _TakeColumns.apply(pooled.values(), [starts[name] for name in self.names], self.dims)
+
+
+def _leave(values: Tensor) -> Tensor:
+    """TorchRec's own initial values would be overwritten (training.init_values)."""
+    return values
+
+
+class _TakeColumns(torch.autograd.Function):
+    """Columns [start, start + width) of each field side by side. Slices and a cat would do, but each slice's gradient
+    would be a matrix of zeros as large as the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, values_N: Tensor, starts: list[int], widths: list[int]) -> Tensor:
+        ctx.starts, ctx.widths, ctx.shape = starts, widths, values_N.shape
+        return torch.cat([values_N[:, at : at + wide] for at, wide in zip(starts, widths, strict=True)], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        whole = gradients[0].new_zeros(ctx.shape)
+        for at, wide, part in zip(ctx.starts, ctx.widths, gradients[0].split(ctx.widths, dim=1), strict=True):
+            whole[:, at : at + wide] = part
+        return whole, None, None

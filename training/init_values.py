@@ -1,0 +1,74 @@
+"""Random numbers that are functions of what they are for, not of who draws them or when.
+
+A table's initial values depend on (seed, table, row, column) alone, and a dropout mask on (seed, step, impression,
+unit) alone: so neither changes with the number of ranks or the sharding, and a row that a grown vocabulary adds later
+gets what it would have had. Both hash a counter with splitmix64's finalizer (Steele et al., OOPSLA 2014).
+"""
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_ROWS_AT_A_TIME = 1 << 14  # the scratch arrays stay in the cache
+_UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
+
+
+def key_of(seed: int, name: str) -> int:
+    """A 64-bit key for the stream `name` under `seed`."""
+    return xxhash.xxh3_64_intdigest(name.encode(), seed & 0xFFFFFFFFFFFFFFFF)
+
+
+def _mixed(counter: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer over uint64, in place."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        counter ^= counter >> np.uint64(shift)
+        counter *= np.uint64(multiplier)
+    counter ^= counter >> np.uint64(31)
+    return counter
+
+
+def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_columns: int, bound: float) -> np.ndarray:
+    """Rows [first_row, first_row + num_rows) of `table` at the start: float32, uniform in [-bound, bound).
+
+    Column j of row i is mix(mix(key + i·golden) + j·golden), its upper 24 bits read as a fraction.
+    """
+    golden = np.uint64(_GOLDEN)
+    key = np.uint64(key_of(seed, table))
+    columns = np.arange(num_columns, dtype=np.uint64) * golden
+    values = np.empty((num_rows, num_columns), np.float32)
+    for start in range(0, num_rows, _ROWS_AT_A_TIME):
+        stop = min(start + _ROWS_AT_A_TIME, num_rows)
+        rows = _mixed(np.arange(first_row + start, first_row + stop, dtype=np.uint64) * golden + key)
+        bits = _mixed(rows[:, None] + columns) >> np.uint64(40)
+        values[start:stop] = bits.astype(np.float32) * np.float32(2 * bound / (1 << 24)) - np.float32(bound)
+    return values
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _mixed_torch(counter: Tensor) -> Tensor:
+    """splitmix64's finalizer over int64; torch shifts signed numbers, so the sign's copies are masked away."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
+    return counter ^ ((counter >> 31) & ((1 << 33) - 1))
+
+
+def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, width: int, rate: float) -> Tensor:
+    """float32 [B, width]: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Each hash decides four units by 16 bits each, so `rate` is met to 2⁻¹⁶.
+    """
+    key = key_of(seed, f"dropout/{layer}/{step}")
+    num_hashes = -(-width // _UNITS_PER_HASH)
+    counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(_GOLDEN)
+    rows = _mixed_torch(impression_id_B * _signed(_GOLDEN) + _signed(key))
+    bits = _mixed_torch(rows[:, None] + counter)
+    parts = [(bits >> (16 * part)) & 0xFFFF for part in range(_UNITS_PER_HASH)]
+    kept = torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= round(rate * 65536)
+    return kept.float() / (1.0 - rate)

@@ -1,0 +1,44 @@
+"""The loss: a log loss at each supervised node of the behaviour graph (ESMM eq. 3, ESM² eq. 7–11, weights 1)."""
+
+# Shapes: B impressions.
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from training.graph import IMPRESSION, Event, Graph, Query
+
+
+def holds(event: Event, label_B: Mapping[str, Tensor]) -> Tensor:
+    """float32 [B]: 1 where the labels say that `event` happened."""
+    happened = label_B[event.node]
+    for node in event.excluded:
+        happened = happened * (1.0 - label_B[node])
+    return happened
+
+
+def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mapping[str, Tensor]) -> Tensor:
+    """The sum over the batch of each loss of `graph.losses`, [number of losses].
+
+    Sums, not means: the denominator is the number of impressions of the *global* step (clicks, for a plan that
+    counts in clicks), which no rank knows from its own batch.
+    """
+    sums = []
+    for query in graph.losses:
+        odds = graph.log_odds(query, logit_of)
+        label = label_B[query.node]
+        loss_B = -torch.where(label > 0, odds.yes, odds.no)
+        if query.given != IMPRESSION:
+            loss_B = loss_B * holds(query.given, label_B)
+        sums.append(loss_B.sum())
+    return torch.stack(sums)
+
+
+def share_of_rank(sums: Tensor, world_size: int, global_count: int) -> Tensor:
+    """What this rank takes the gradient of: Σ sums · W / global count.
+
+    DDP and TorchRec both divide gradients by W, so after their sum over the ranks the gradient is that of the mean
+    over the global batch, however unequal the ranks' shares are.
+    """
+    return sums.sum() * (world_size / global_count)

@@ -1,0 +1,98 @@
+"""The whole model: a batch in, one logit per impression and edge of the behaviour graph out."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.manifest import InputError, Manifest
+from training.batch import Bags, Batch
+from training.embeddings import Embeddings, EmbeddingSettings
+from training.graph import Graph, GraphSettings, Query
+from training.plan import UNITS
+from training.towers import DropoutKey, Tower, TowerSettings
+
+
+@dataclass
+class ModelSettings:
+    """The group `model`."""
+
+    name: str = ""
+    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
+    towers: TowerSettings = field(default_factory=TowerSettings)
+    graph: GraphSettings = field(default_factory=GraphSettings)
+
+    def __post_init__(self) -> None:
+        if self.train_on not in UNITS:
+            raise InputError(f"model.train_on={self.train_on} is not one of {', '.join(UNITS)}.")
+
+
+class EntireSpaceModel(nn.Module):
+    """Shared embeddings below one tower for each edge of `graph`."""
+
+    def __init__(
+        self, manifest: Manifest, graph: Graph, embedding: EmbeddingSettings, towers: TowerSettings, seed: int
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.edges = graph.edges
+        self.context = Embeddings(manifest.fields_of("context"), embedding)
+        self.impression = Embeddings(manifest.fields_of("impression"), embedding)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # every rank draws the same towers
+            self.towers = nn.ModuleList(
+                [Tower(str(edge), self.context.width, self.impression.width, towers) for edge in graph.edges]
+            )
+
+    def forward(self, batch: Batch, step: int | None) -> dict[Query, Tensor]:
+        """edge → logit [B]; `step` (of the run) keys the dropout masks, and is None outside training."""
+        context_CD, impression_BD = self.context(batch.context), self.impression(batch.impression)
+        key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
+        return {
+            edge: tower(context_CD, impression_BD, batch.context_of_impression, key)
+            for edge, tower in zip(self.edges, self.towers, strict=True)
+        }
+
+
+def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
+    """`batch`, or for an empty one a stand-in of one context with one impression, all bags empty.
+
+    A rank without impressions still has to take part in every collective of the step; its loss counts zero times.
+    """
+    if batch.num_impressions:
+        return batch
+
+    def empty(num_fields: int, like: Bags) -> Bags:
+        return Bags(like.values[:0], like.lengths.new_zeros(num_fields), like.weights[:0])
+
+    return Batch(
+        context=empty(num_context_fields, batch.context),
+        impression=empty(num_impression_fields, batch.impression),
+        context_of_impression=batch.context_of_impression.new_zeros(1),
+        labels={name: label.new_zeros(1) for name, label in batch.labels.items()},
+        impression_id=batch.impression_id.new_zeros(1),
+        group_id=batch.group_id.new_zeros(1),
+        context_id=[""],
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """`batch` on `device`; itself where it is there already."""
+    if device.type == "cpu":
+        return batch
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    def bags(scope: Bags) -> Bags:
+        return Bags(moved(scope.values), moved(scope.lengths), moved(scope.weights))
+
+    return Batch(
+        context=bags(batch.context),
+        impression=bags(batch.impression),
+        context_of_impression=moved(batch.context_of_impression),
+        labels={name: moved(label) for name, label in batch.labels.items()},
+        impression_id=moved(batch.impression_id),
+        group_id=moved(batch.group_id),
+        context_id=batch.context_id,
+    )

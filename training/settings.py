@@ -1,0 +1,115 @@
+"""The settings of a training run, and the copy of them that lies beside its results."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pipeline.manifest import InputError
+from training.embeddings import EmbeddingSettings
+from training.feed import FeedSettings
+from training.journal import LogSettings
+from training.model import ModelSettings
+from training.place import OptimizerSettings
+from training.plan import PlanSettings
+from training.world import WorldSettings
+
+CONFIG = "config.yaml"
+#: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
+_MAY_DIFFER = ("data", "out", "epochs", "feed", "log", "world")
+
+
+@dataclass
+class TrainSettings:
+    """conf/train.yaml."""
+
+    data: str = MISSING  # the dataset
+    out: str = MISSING  # the run
+    seed: int = 1  # of the initial values and of dropout
+    epochs: int = 1
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    feed: FeedSettings = field(default_factory=FeedSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    world: WorldSettings = field(default_factory=WorldSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"epochs={self.epochs} is below 1.")
+
+
+def claim(run: Path, settings: TrainSettings) -> None:
+    """Write RUN/config.yaml, or find there the settings of the same run.
+
+    Raises InputError where `run` was begun with settings that would give other weights.
+    """
+    wanted = asdict(settings)
+    if (run / CONFIG).exists():
+        before = asdict(load(run))
+        for key in _differences(before, wanted):
+            raise InputError(
+                f"out={run} was begun with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
+                "go on with the same settings, or choose another out=…."
+            )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        partial = run / f".{CONFIG}.partial"
+        OmegaConf.save(OmegaConf.create(wanted), partial)
+        os.replace(partial, run / CONFIG)
+    except OSError as error:
+        raise InputError(f"out={run} cannot be written ({error}); choose another folder.") from error
+
+
+def load(run: Path) -> TrainSettings:
+    """The settings of `run`, as plain values: nothing in the file is interpolated or instantiated."""
+    path = run / CONFIG
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"run={run} has no {CONFIG}, so no training run is there; start one with: "
+            f"torchrun --nproc-per-node 2 -m jobs.train data=DATASET model=esmm out={run}"
+        ) from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    _refuse_code(raw, str(path))
+    try:
+        return cast(TrainSettings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainSettings), raw)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path} does not fit this release ({first}); train the run again.") from error
+
+
+def _refuse_code(node: Any, where: str) -> None:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        if key == "_target_":
+            raise InputError(f"{where} names a _target_; a saved configuration holds values only.")
+        _refuse_code(child, where)
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{where} has the interpolation {node!r}; a saved configuration holds values only.")
+
+
+def _differences(before: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in {**before, **wanted}:
+        if not prefix and key in _MAY_DIFFER:
+            continue
+        old, new = before.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _at(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key, "nothing") if isinstance(tree, dict) else tree
+    return tree

@@ -1,0 +1,123 @@
+"""The ranks of one run: who they are, how they meet, and how they agree.
+
+The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. Under torchrun the ranks meet at its rendezvous; without
+it the process is a world of one, which takes the same road (a process group, sharded tables) and opens no port.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.manifest import InputError
+
+
+@dataclass
+class WorldSettings:
+    """The group `world` of the configuration."""
+
+    device: str = "auto"  # cpu | cuda | auto: cuda where there is one
+    timeout_s: float = 600.0  # a rank that stays silent for longer ends the run
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            self.sum(torch.zeros(1, device=self.device))
+
+    def broadcast(self, value: int) -> int:
+        """Rank 0's integer, on every rank."""
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        if self.size > 1:
+            dist.broadcast(shared, src=0)
+        return int(shared.item())
+
+    def gather(self, row: list[int]) -> list[list[int]]:
+        """Every rank's list of integers (all of one length), by rank."""
+        table = torch.zeros((self.size, len(row)), dtype=torch.int64, device=self.device)
+        table[self.rank] = torch.tensor(row, dtype=torch.int64)
+        return self.sum(table).tolist()
+
+    def agree(self, error: InputError | None) -> None:
+        """Raise the first failing rank's error on every rank; nothing happens where no rank brings one.
+
+        Every rank must call it. So a shard that only rank 3 reads ends the run everywhere, in one sentence, where
+        the others would otherwise wait for the timeout.
+        """
+        told = str(error).encode() if error else b""
+        lengths = [row[0] for row in self.gather([len(told)])]
+        failed = next((rank for rank, length in enumerate(lengths) if length), None)
+        if failed is None:
+            return
+        letters = torch.zeros(lengths[failed], dtype=torch.uint8, device=self.device)
+        if failed == self.rank:
+            letters.copy_(torch.frombuffer(bytearray(told), dtype=torch.uint8))
+        if self.size > 1:
+            dist.broadcast(letters, src=failed)
+        raise InputError(bytes(letters.cpu().numpy()).decode()) from error
+
+
+def speaks() -> bool:
+    """Whether this process prints: rank 0 of a world, known before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def join(settings: WorldSettings) -> Iterator[World]:
+    """Meet the other ranks (gloo on CPU, NCCL on GPU) for the length of the block.
+
+    Raises InputError for an unknown device, or `world.device=cuda` where there is none.
+    """
+    device = _device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+    # What TorchRec does with torch's deprecated parts is no news for the user.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|torchrec")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=settings.timeout_s)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=_store(), rank=0, world_size=1, timeout=timeout)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _store() -> Any:
+    """An in-process store: no rendezvous, no port."""
+    return dist.HashStore()  # type: ignore[attr-defined]
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"world.device={name} is not one of auto, cpu, cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("world.device=cuda, but torch sees no GPU here; use world.device=cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
