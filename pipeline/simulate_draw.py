@@ -21,7 +21,7 @@ from pipeline.simulate_shapes import (
     PROFILE_CARDINALITY,
     SIZE_CORRELATION,
 )
-from pipeline.simulate_world import Scores, Tables, World
+from pipeline.simulate_world import Scores, World
 
 CHUNK_IMPRESSIONS = 20_000
 MAX_INTENTIONS = 20

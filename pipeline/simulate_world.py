@@ -136,7 +136,7 @@ def _tables(rng: np.random.Generator, impressions: int) -> Tables:
     vector_GD -= popularity_G @ vector_GD  # centred, so that taste · vector is interaction and no main effect
     own = [OWN_PART * rng.standard_normal((count[kind], TASTE_WIDTH), dtype=np.float32) for kind in TAXA[1:]]
     sizes = [_block_sizes(count[kind], popularity_G, MIN_PER_CATEGORY[kind]) for kind in (*TAXA[1:], "item")]
-    starts = np.cumsum([num_categories, count["shop"], count["brand"]]).tolist() + [0]  # items count from 0
+    starts = [*np.cumsum([num_categories, count["shop"], count["brand"]]).tolist(), 0]  # items count from 0
     firsts = [start + np.cumsum(size_G) - size_G for start, size_G in zip(starts, sizes, strict=True)]
     return Tables(
         vector_TD=np.concatenate([vector_GD.astype(np.float32), *own]),
