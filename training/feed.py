@@ -17,7 +17,7 @@ from training.batch import Batch
 from training.collate import Piece, collate
 from training.petastorm_port import PlannedReader
 from training.plan import Plan, Read
-from training.row_groups import Columns, RowGroupData, clicked, pack, shuffled
+from training.row_groups import Columns, RowGroupData, pack
 from training.shards import Shards
 
 #: How long a full queue is waited for before the thread looks whether it has been stopped.
@@ -122,12 +122,15 @@ class Feed:
             reader.close()
 
     def _load(self, read: Read) -> RowGroupData:
-        """In one of Petastorm's threads: read, check and order one row group."""
-        table = self._shards.read(read.file, read.row_group)
-        data = pack(table, self._columns, read.counts, f"{read.file.path}, row group {read.row_group}")
-        if self._plan.unit == "clicks":
-            data = clicked(data, self._columns.labels.index("click"))
-        return data if read.shuffle_key is None else shuffled(data, read.shuffle_key)
+        """In one of Petastorm's threads: read, check and pack one row group."""
+        return pack(
+            self._shards.read(read.file, read.row_group),
+            self._columns,
+            read.counts,
+            f"{read.file.path}, row group {read.row_group}",
+            shuffle_key=read.shuffle_key,
+            clicked_only=self._plan.unit == "clicks",
+        )
 
 
 def _columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:
