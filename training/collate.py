@@ -128,18 +128,29 @@ def _copy_bags(
     values_V    … |field 0: ·· first ▓▓▓▓ last ··|field 1: ·· first ▓▓ last ··| …
     out_values  |field 0: piece 0, ▓▓▓▓, piece 2|field 1: piece 0, ▓▓, piece 2| …
     """
+    count = last - first
     for field in range(len(slot_F)):
-        at, slot = starts_F[field], slot_F[field]
+        slot = slot_F[field]
+        lengths = out_length_FN[field, bag : bag + count]
+        # Every loop runs from 0 over slices, or numba's test for negative indices keeps it from vectorizing.
         if slot >= 0:
-            for place in range(last - first):
-                out_values[at + place] = ones_ON[slot, first + place]
-                out_weights[at + place] = 1.0
-                out_length_FN[field, bag + place] = 1
+            rows = ones_ON[slot, first:last]
+            at = starts_F[field]
+            to_values, to_weights = out_values[at : at + count], out_weights[at : at + count]
+            for place in range(count):
+                to_values[place] = rows[place]
+                to_weights[place] = 1.0
+                lengths[place] = 1
         else:
-            offsets_N = offsets_MN[-1 - slot]
-            start = offsets_N[first]
-            for place in range(offsets_N[last] - start):
-                out_values[at + place] = values_V[start + place]
-                out_weights[at + place] = weights_V[start + place]
-            for place in range(last - first):
-                out_length_FN[field, bag + place] = offsets_N[first + place + 1] - offsets_N[first + place]
+            starts = offsets_MN[-1 - slot, first:last]
+            ends = offsets_MN[-1 - slot, first + 1 : last + 1]
+            from_values, from_weights = values_V[starts[0] : ends[-1]], weights_V[starts[0] : ends[-1]]
+            at = starts_F[field]
+            to_values = out_values[at : at + len(from_values)]
+            to_weights = out_weights[at : at + len(from_values)]
+            for place in range(len(from_values)):
+                to_values[place] = from_values[place]
+            for place in range(len(from_values)):
+                to_weights[place] = from_weights[place]
+            for place in range(count):
+                lengths[place] = ends[place] - starts[place]

@@ -22,6 +22,8 @@ from training.batch import NO_GROUP
 from training.plan import permutation
 
 POOLINGS = ("sum", "mean")
+#: Mean values of a bag above which a loop for each bag is faster than one over all values.
+LONG_BAG = 8
 INT8_LIST, INT32_LIST = pa.list_(pa.int8()), pa.list_(pa.int32())
 INT64_LIST, FLOAT_LIST = pa.list_(pa.int64()), pa.list_(pa.float32())
 
@@ -271,16 +273,19 @@ def _packed(source: _Source, columns: Columns, scope: str, first_K: np.ndarray, 
     if ends_M[-1] > np.iinfo(np.int32).max:
         raise source.error(many[0].name, f"{ends_M[-1]} values with the other fields', more than 2^31 - 1")
     offsets_MN = np.zeros((len(many), num_bags + 1), np.int32)
-    values_V, weights_V = np.empty(ends_M[-1], np.int32), np.ones(ends_M[-1], np.float32)
+    values_V, weights_V = np.empty(ends_M[-1], np.int32), np.empty(ends_M[-1], np.float32)
     for place, (entry, (values, offsets, weights), (start_K, stop_K)) in enumerate(zip(many, bags, cuts, strict=True)):
         source.check_indices(entry, values)
         mine = slice(ends_M[place], ends_M[place + 1])
         _gather(values, start_K, stop_K, values_V[mine])
-        if weights is not None:
+        if weights is None:
+            weights_V[mine] = 1.0
+        else:
             _gather(weights, start_K, stop_K, weights_V[mine])
         _gather_offsets(offsets, first_K, last_K, offsets_MN[place])
         if columns.pooling[entry.name] == "mean":
-            _divide_by_sum(weights_V[mine], offsets_MN[place])
+            divide = _divide_long if num_values_M[place] > LONG_BAG * num_bags else _divide_short
+            divide(weights_V[mine], offsets_MN[place])
         offsets_MN[place] += np.int32(ends_M[place])
     slot = {entry.name: place for place, entry in enumerate(ones)}
     slot |= {entry.name: -1 - place for place, entry in enumerate(many)}
@@ -298,45 +303,59 @@ def _gather(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out: np
     """out: the runs [first_K[k], last_K[k]) of `values`, one after the other."""
     at = 0
     for run in range(len(first_K)):
-        first = first_K[run]
-        count = last_K[run] - first
-        for place in range(count):
-            out[at + place] = values[first + place]
-        at += count
+        run_values = values[first_K[run] : last_K[run]]
+        run_out = out[at : at + len(run_values)]
+        for place in range(len(run_values)):  # from 0, or numba's test for negative indices keeps it from vectorizing
+            run_out[place] = run_values[place]
+        at += len(run_values)
 
 
 @njit(nogil=True, cache=True)
 def _gather_offsets(offsets: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out_N: np.ndarray) -> None:
     """out_N: 0, then the end of each bag of the runs first_K to last_K when they stand one after the other."""
-    bag = 0
+    at = 1
     for run in range(len(first_K)):
-        shift = out_N[bag] - offsets[first_K[run]]
-        for place in range(first_K[run], last_K[run]):
-            bag += 1
-            out_N[bag] = offsets[place + 1] + shift
+        shift = out_N[at - 1] - offsets[first_K[run]]
+        run_ends = offsets[first_K[run] + 1 : last_K[run] + 1]
+        run_out = out_N[at : at + len(run_ends)]
+        for place in range(len(run_ends)):
+            run_out[place] = run_ends[place] + shift
+        at += len(run_ends)
+
+
+# Both kernels: w → w / Σ|w| over each bag [offsets_N[n], offsets_N[n + 1]), offsets_N[0] = 0; zeros where the sum is 0.
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # so that the sum runs in vector lanes
+def _divide_long(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
+    for bag in range(len(offsets_N) - 1):
+        weights = weights_V[offsets_N[bag] : offsets_N[bag + 1]]
+        total = np.float32(0)
+        for place in range(len(weights)):
+            total += abs(weights[place])
+        scale = np.float32(1) / total if total > 0 else np.float32(0)
+        for place in range(len(weights)):
+            weights[place] *= scale
 
 
 @njit(nogil=True, cache=True)
-def _divide_by_sum(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
-    """w → w / Σ|w| over each bag [offsets_N[n], offsets_N[n + 1]), offsets_N[0] = 0; zeros where the sum is 0.
+def _divide_short(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
+    """Walks the values, not the bags: for bags of one or two, a loop each costs a mispredicted branch each (2.4x).
 
-    Walks the values, not the bags: most bags hold one or two, and a loop of unknown length for each costs a
-    mispredicted branch (2.4 times slower).
-
-        offsets_N  0   2 2     5        sum_N   w0+w1   0   w2+w3+w4
-        bag_V        0 0 2 2 2
+    offsets_N  0   2 2     5        sum_N   0   w0+w1   0   w2+w3+w4
+    bag_V        1 1 3 3 3
     """
     num_values = len(weights_V)
     bag_V = np.zeros(num_values + 1, np.int32)
-    for bag in range(1, len(offsets_N)):
+    for bag in range(len(offsets_N) - 1):
         bag_V[offsets_N[bag]] += 1
-    sum_N = np.zeros(len(offsets_N), np.float64)
+    sum_N = np.zeros(len(offsets_N), np.float32)
     bag = 0
     for place in range(num_values):
         bag += bag_V[place]
         bag_V[place] = bag
         sum_N[bag] += abs(weights_V[place])
     for bag in range(len(sum_N)):
-        sum_N[bag] = 1.0 / sum_N[bag] if sum_N[bag] > 0 else 0.0
+        sum_N[bag] = np.float32(1) / sum_N[bag] if sum_N[bag] > 0 else np.float32(0)
     for place in range(num_values):
         weights_V[place] *= sum_N[bag_V[place]]
