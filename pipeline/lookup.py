@@ -1,0 +1,105 @@
+"""The lookup tables of all fields, as four .npy files that the workers of a host map into memory and share.
+
+A field whose largest id is at most 8 times its distinct ids gets a direct table (index by id: one load), any other an
+open-addressing hash. All fields lie one behind the other; `place_F3` says where.
+"""
+
+# Shapes: F fields of the catalogue, D words of the direct tables, S slots of the hash tables.
+
+import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kernels are kept)
+
+# isort: split
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba as nb
+import numpy as np
+
+from pipeline.hashing import mix
+from pipeline.manifest import NUM_RESERVED_ROWS
+from pipeline.vocabulary import OUT_OF_VOCABULARY, Vocabulary
+
+DIRECT_FACTOR = 8
+_EMPTY = -1  # no raw id is negative
+#: Columns of place_F3; MASK is the number of slots less one, or -1 for a direct table.
+BEGIN, SIZE, MASK = range(3)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The tables of every field."""
+
+    place_F3: np.ndarray  # int64: BEGIN and SIZE in direct_D or slots, MASK
+    direct_D: np.ndarray  # int32
+    key_S: np.ndarray  # int64
+    index_S: np.ndarray  # int32
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write the four files."""
+        paths = []
+        for name in ("place_F3", "direct_D", "key_S", "index_S"):
+            paths.append(directory / f"lookup_{name}.npy")
+            np.save(paths[-1], getattr(self, name))
+        return paths
+
+    @classmethod
+    def load(cls, directory: Path) -> "Lookup":
+        """Map the four files."""
+        names = ("place_F3", "direct_D", "key_S", "index_S")
+        return cls(*(np.asarray(np.load(directory / f"lookup_{name}.npy", mmap_mode="r")) for name in names))
+
+
+def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
+    """Build the tables."""
+    place_F3 = np.zeros((len(vocabularies), 3), np.int64)
+    direct, keys, indices = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    num_direct = num_slots = 0
+    for field, vocabulary in enumerate(vocabularies):
+        id_N = vocabulary.id_N
+        largest = int(id_N.max()) if len(id_N) else -1
+        if largest < DIRECT_FACTOR * len(id_N) or not len(id_N):
+            place_F3[field] = num_direct, largest + 1, -1
+            direct.append(np.full(largest + 1, OUT_OF_VOCABULARY, np.int32))
+            direct[-1][id_N] = np.arange(NUM_RESERVED_ROWS, vocabulary.num_rows)
+            num_direct += largest + 1
+        else:
+            slots = 1 << (2 * len(id_N)).bit_length()
+            place_F3[field] = num_slots, slots, slots - 1
+            keys.append(np.full(slots, _EMPTY, np.int64))
+            indices.append(np.zeros(slots, np.int32))
+            _insert(id_N, keys[-1], indices[-1])
+            num_slots += slots
+    # mmap refuses an empty file, hence one word behind the end of each.
+    return Lookup(
+        place_F3,
+        np.concatenate([*direct, np.zeros(1, np.int32)]),
+        np.concatenate([*keys, np.zeros(1, np.int64)]),
+        np.concatenate([*indices, np.zeros(1, np.int32)]),
+    )
+
+
+@nb.njit(cache=True)
+def _insert(id_N, key_S, index_S):  # type: ignore[no-untyped-def]
+    for i in range(len(id_N)):
+        slot = np.int64(mix(np.uint64(id_N[i])) & np.uint64(len(key_S) - 1))
+        while key_S[slot] != _EMPTY:
+            slot = (slot + 1) & (len(key_S) - 1)
+        key_S[slot] = id_N[i]
+        index_S[slot] = i + NUM_RESERVED_ROWS
+
+
+@nb.njit(cache=True, inline="always")
+def index_of(raw_id, field, place_F3, direct_D, key_S, index_S):  # type: ignore[no-untyped-def]
+    """The index of a raw id of a field; OUT_OF_VOCABULARY where it has none."""
+    begin, mask = place_F3[field, BEGIN], place_F3[field, MASK]
+    if mask < 0:
+        return direct_D[begin + raw_id] if raw_id < place_F3[field, SIZE] else np.int32(OUT_OF_VOCABULARY)
+    slot = np.int64(mix(np.uint64(raw_id)) & np.uint64(mask))
+    while True:
+        key = key_S[begin + slot]
+        if key == raw_id:
+            return index_S[begin + slot]
+        if key == _EMPTY:
+            return np.int32(OUT_OF_VOCABULARY)
+        slot = (slot + 1) & mask

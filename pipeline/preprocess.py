@@ -1,0 +1,347 @@
+"""The chain: raw logs → dataset. Each step is a function below, called in order by `preprocess`."""
+
+import json
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import audit, commit
+from pipeline import spark as sparks
+from pipeline.actions import acted_ids
+from pipeline.audit import Tally
+from pipeline.buckets import Buckets, buckets_of, partition_keys
+from pipeline.chunks import ChunkReader
+from pipeline.dataset import HashedFile
+from pipeline.fields import Catalogue, catalogue
+from pipeline.lookup import lookup_of
+from pipeline.manifest import SPLITS, DatasetFile, InputError, Manifest, ManifestField, RowGroup, Source, totals_of
+from pipeline.parse import REASONS
+from pipeline.records import SPARK_SCHEMA
+from pipeline.settings import FAIL, PreprocessSettings, settings_xxh3
+from pipeline.source import ACTIONS, PERIODS, InputSplit, SourceFile, find_sources, input_splits
+from pipeline.tasks import COUNTED, NO_PART, REPORT, Counting, Rereading, Writing, actions_path
+from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies, write_vocabulary
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_BYTES_PER_VOCABULARY_PART = 1 << 30
+_REJECTS_PER_SLICE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step needs."""
+
+    settings: PreprocessSettings
+    catalogue: Catalogue
+    sources: tuple[SourceFile, ...]
+    out: Path
+
+    @property
+    def splits(self) -> tuple[InputSplit, ...]:
+        """The input splits of the log itself; the action log is read by the driver."""
+        logs = [source for source in self.sources if source.table != ACTIONS]
+        return tuple(input_splits(logs, self.settings.source.split_bytes))
+
+    @property
+    def reader(self) -> ChunkReader:
+        """How the log is read."""
+        return ChunkReader.of(self.catalogue, self.settings)
+
+    @property
+    def with_daction(self) -> bool:
+        """Whether the dataset has that label."""
+        return bool(self.settings.labels.daction)
+
+
+def preprocess(settings: PreprocessSettings) -> Manifest:
+    """Write the dataset that `settings` describe, or find it finished; its manifest.
+
+    Raises InputError for a mistake of the user or of the input, before Spark starts wherever it can be seen by then.
+    """
+    if "://" in settings.out:
+        raise InputError(f"out={settings.out} is an address; give a directory that all workers can write to.")
+    job = Job(
+        settings,
+        catalogue(settings.features, settings.vocabulary.min_count),
+        tuple(find_sources(settings.source.path, bool(settings.labels.daction))),
+        Path(settings.out).expanduser().resolve(),
+    )
+    if done := _finished(job):
+        return done
+    try:
+        with commit.locked(job.out):
+            return _finished(job) or _written(job)
+    except OSError as error:
+        if error.filename and str(error.filename).startswith(str(job.out)):
+            raise InputError(
+                f"out={settings.out} cannot be written ({error.strerror}); choose another directory."
+            ) from error
+        raise
+
+
+def _finished(job: Job) -> Manifest | None:
+    """The dataset if it is there already; InputError if another one is, and may not be replaced."""
+    existing = commit.existing_manifest(job.out)
+    if existing is None:
+        return None
+    wanted = settings_xxh3(job.settings.determining())
+    same_sources = existing.sources == _manifest_sources(job)
+    if existing.settings_xxh3 == wanted and same_sources:
+        print(f"{job.out} is already there, with these settings and sources; nothing to do.", flush=True)
+        return existing
+    if not job.settings.overwrite:
+        what = "other settings" if same_sources else "other source files"
+        raise InputError(
+            f"out={job.out} holds a finished dataset made with {what}; choose another out, or overwrite=true to replace it."
+        )
+    return None
+
+
+def _written(job: Job) -> Manifest:
+    """Run the steps and commit."""
+    started, begun_at = time.time(), time.monotonic()
+    staging = commit.new_staging(job.out)
+    seconds: dict[str, float] = {}
+    with _clocked(seconds, "spark"):
+        spark = sparks.start_spark(job.settings.spark)
+    with _clocked(seconds, "count"):
+        scanned, vocabulary = count(spark, job)
+    _stop_at_failures(job, scanned)
+    with _clocked(seconds, "write"), _shared_tables(spark, job, staging, vocabulary) as tables:
+        reports = write(spark, job, scanned, tables, staging)
+    written = Tally()
+    for report in reports:
+        written.merge(Tally.from_json(report.get("tally", {"counts": {}, "first": {}})))
+    _stop_at_failures(job, written)
+    with _clocked(seconds, "quarantine"):
+        reread = quarantine(spark, job, reports, staging)
+    manifest = _committed(job, scanned, written, vocabulary, reports, reread, staging)
+    seconds["all"] = time.monotonic() - begun_at
+    _write_run(job, spark, started, seconds)
+    previous = commit.existing_manifest(job.out)
+    commit.publish(job.out, manifest)
+    commit.sweep(job.out, [manifest, *([previous] if previous else [])])
+    return manifest
+
+
+def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary]]:
+    """The first pass: what the log holds, and the vocabulary of each field."""
+    total_bytes = sum(source.bytes for source in job.sources)
+    num_parts = max(1, min(64, total_bytes // _BYTES_PER_VOCABULARY_PART))
+    counting = Counting(job.splits, job.reader, partition_keys(num_parts))
+    num_splits = len(counting.splits)
+    frame = sparks.numbers(spark, num_splits).mapInArrow(counting.count, COUNTED)
+    frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
+    table = sparks.collect(frame, "count", num_splits + num_parts, "tasks")
+    tally, pairs = Tally(), [np.empty((0, 2), np.int64)]
+    for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
+        if part == NO_PART:
+            tally.merge(Tally.from_json(json.loads(blob.as_py())))
+        else:
+            pairs.append(pairs_of(blob.as_buffer()))
+    return tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields))
+
+
+def write(
+    spark: "SparkSession", job: Job, scanned: Tally, tables: Callable[[], Path], staging: Path
+) -> list[dict[str, Any]]:
+    """The second pass: encode, group, write; the report of each file."""
+    rows = job.settings.rows
+    writing = Writing(
+        job.splits, job.reader, _buckets(job, scanned), job.sources, tables, str(staging),
+        rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
+    )  # fmt: skip
+    frame = records_of(spark, writing).mapInArrow(writing.write, REPORT)
+    table = sparks.collect(frame, "write", len(writing.splits) + len(writing.buckets), "tasks")
+    return [json.loads(report.as_py()) for report in table.column("report")]
+
+
+def records_of(spark: "SparkSession", writing: Writing) -> "DataFrame":
+    """One row a record (records.SCHEMA), each output file's in one partition, in the order in which it is written.
+
+    The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
+    """
+    frame = sparks.numbers(spark, len(writing.splits)).mapInArrow(writing.encode, SPARK_SCHEMA)
+    partitioned = frame.repartition(len(writing.buckets), "bucket")
+    return partitioned.sortWithinPartitions("bucket", "hash", "tag", "ordinal", "offset")
+
+
+def quarantine(
+    spark: "SparkSession", job: Job, reports: Sequence[Mapping[str, Any]], staging: Path
+) -> list[dict[str, Any]]:
+    """Fetch the lines that grouping set aside; the report of each quarantine file, in the order of the log."""
+    rejects = tuple(report["rejects"] for report in reports if "rejects" in report)
+    if not rejects:
+        return []
+    num_X = np.sum([report["num_rejects"] for report in reports if "rejects" in report], axis=0).tolist()
+    slices = tuple(
+        (ordinal, begin, begin + _REJECTS_PER_SLICE)
+        for ordinal, number in enumerate(num_X)
+        for begin in range(0, number, _REJECTS_PER_SLICE)
+    )
+    rereading = Rereading(job.sources, slices, rejects, str(staging))
+    frame = sparks.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
+    table = sparks.collect(frame, "quarantine", len(slices), "tasks")
+    found = [json.loads(report.as_py()) for report in table.column("report")]
+    return sorted(found, key=lambda report: int(report["number"]))
+
+
+def _buckets(job: Job, scanned: Tally) -> Buckets:
+    train, validation, test = (scanned.of(split, "impressions", "good") for split in SPLITS)
+    num_rejected = sum(
+        scanned.of(split, grain, reason) for split in SPLITS for grain in audit.GRAIN.values() for reason in REASONS[1:]
+    )
+    per_file = job.settings.rows.impressions_per_file
+    return buckets_of((train, validation, test), num_rejected, per_file, job.settings.seed)
+
+
+@contextmanager
+def _shared_tables(
+    spark: "SparkSession", job: Job, staging: Path, vocabulary: list[Vocabulary]
+) -> Iterator[Callable[[], Path]]:
+    """Lookup tables and action ids where every worker can map them into memory: by path, or shipped by Spark."""
+    with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
+        directory = Path(temporary)
+        paths = lookup_of(vocabulary).save(directory)
+        for period in PERIODS if job.with_daction else ():
+            paths.append(actions_path(directory, period))
+            np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))
+        if sparks.is_local(spark.sparkContext.master):
+            yield _AtPath(str(directory))
+        else:
+            for path in paths:
+                spark.sparkContext.addFile(str(path))
+            yield _shipped
+
+
+@dataclass(frozen=True)
+class _AtPath:
+    path: str
+
+    def __call__(self) -> Path:
+        return Path(self.path)
+
+
+def _shipped() -> Path:
+    from pyspark import SparkFiles
+
+    return Path(SparkFiles.getRootDirectory())
+
+
+def _stop_at_failures(job: Job, tally: Tally) -> None:
+    """Raise InputError for the first line in the order of the log whose reason is set to fail."""
+    failing = [(where, reason) for reason, where in tally.first.items() if getattr(job.settings.checks, reason) == FAIL]
+    if failing:
+        (ordinal, offset), reason = min(failing)
+        mild = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
+        raise InputError(
+            f"{job.sources[ordinal].path}, byte {offset}: {reason}, and checks.{reason}=fail stops there; "
+            f"mend the line, or set checks.{reason}={mild}."
+        )
+
+
+def _committed(
+    job: Job,
+    scanned: Tally,
+    written: Tally,
+    vocabulary: Sequence[Vocabulary],
+    reports: Sequence[dict[str, Any]],
+    reread: Sequence[dict[str, Any]],
+    staging: Path,
+) -> Manifest:
+    """Move every file to its place and describe them; all but the last act of the commit."""
+    files = _place_data(job, reports)
+    fields = tuple(_place_vocabulary(job, number, entry, staging) for number, entry in enumerate(vocabulary))
+    early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
+    set_aside = [
+        {"path": commit.place(job.out, report, commit.QUARANTINE, f"part-{number:05d}"), "lines": report["lines"],
+         "bytes": report["bytes"], "xxh3": report["xxh3"]}
+        for number, report in enumerate([*early, *reread])
+    ]  # fmt: skip
+    totals = totals_of(files)
+    values = {split: np.zeros((len(job.catalogue.fields), 2), np.int64) for split in SPLITS}
+    for report in reports:
+        if "values" in report:
+            values[report["split"]] += np.array(report["values"], np.int64)
+    statistics = audit.field_statistics(job.catalogue, values)
+    balanced = audit.balanced(scanned, written, totals, statistics, set_aside)
+    commit.write_json(job.out / commit.AUDIT, balanced)
+    determining = job.settings.determining()
+    return Manifest(
+        settings=determining,
+        settings_xxh3=settings_xxh3(determining),
+        sources=_manifest_sources(job),
+        fields=fields,
+        labels=_label_definitions(job.settings.labels.daction),
+        files=tuple(files),
+        totals=totals,
+        audit={name: balanced[name] for name in ("lines", "quarantined", "kept", "left_out", "quarantine")},
+    )
+
+
+def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:
+    data = [report for report in reports if report.get("file")]
+    files = []
+    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
+        staged, split = report["file"], report["split"]
+        name = commit.place(job.out, staged, split, f"part-{report['number']:05d}")
+        groups = tuple(RowGroup(**group) for group in staged["row_groups"])
+        files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
+    return files
+
+
+def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Path) -> ManifestField:
+    entry = job.catalogue.fields[number]
+    file = HashedFile(staging / f"vocabulary-{entry.name}")
+    write_vocabulary(vocabulary, file)
+    name = commit.place(job.out, file.staged(), commit.VOCABULARY, entry.name)
+    return ManifestField(
+        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, name, file.xxh3
+    )
+
+
+def _label_definitions(daction: Sequence[str]) -> dict[str, str]:
+    labels = {
+        "click": "the impression was clicked",
+        "conversion": "the impression was clicked and bought (ESMM eq. 3)",
+    }
+    if daction:
+        labels["daction"] = f"the impression was clicked and followed by {' or '.join(daction)}"
+    return labels
+
+
+def _manifest_sources(job: Job) -> tuple[Source, ...]:
+    return tuple(Source(source.name, source.bytes) for source in job.sources)
+
+
+def _write_run(job: Job, spark: "SparkSession", started: float, seconds: Mapping[str, float]) -> None:
+    run = {
+        "settings": job.settings.run_only(),
+        "host": socket.gethostname(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "spark": {"version": spark.version, "master": spark.sparkContext.master},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    commit.write_json(job.out / commit.RUN, run)
+
+
+@contextmanager
+def _clocked(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started

@@ -1,0 +1,145 @@
+"""The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
+
+Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
+one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `out`, `overwrite`) say only how and where the
+job runs, and go to run.json.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import xxhash
+
+from pipeline.fields import FeaturesSettings
+from pipeline.manifest import InputError
+
+_MISSING = "???"  # OmegaConf's mark of a value that the command line must give
+
+QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
+
+
+@dataclass
+class SourceSettings:
+    """The group `source`: where the raw log is, and how it is cut into input splits."""
+
+    name: str = "aliccp"
+    path: str = _MISSING
+    split_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if self.name != "aliccp":
+            raise InputError(f"source.name={self.name} is not a known layout; choose aliccp.")
+        _at_least("source.split_bytes", self.split_bytes, 1)
+
+
+@dataclass
+class VocabularySettings:
+    """The group `vocabulary`: which raw ids get an index of their own."""
+
+    min_count: int = 2
+
+
+@dataclass
+class SplitSettings:
+    """The group `split`: the share of the train contexts, by a hash of their key, that is held out for validation."""
+
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise InputError(f"split.validation={self.validation} is not a share in [0, 1); 0 trains on everything.")
+
+
+@dataclass
+class LabelsSettings:
+    """The group `labels`: the actions after a click that make a daction; empty for a dataset without that label."""
+
+    daction: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(set(self.daction)) != len(self.daction):
+            raise InputError(f"labels.daction={self.daction} names an action twice; name each once.")
+
+
+@dataclass
+class ChecksSettings:
+    """The group `checks`: what happens to a line with each defect (DESIGN §3.4)."""
+
+    malformed_line: str = QUARANTINE
+    bad_label: str = QUARANTINE
+    bad_context_key: str = QUARANTINE
+    bad_feature: str = QUARANTINE
+    feature_count_mismatch: str = KEEP
+    conversion_without_click: str = KEEP
+    missing_context: str = QUARANTINE
+    duplicate_impression: str = QUARANTINE
+    duplicate_context: str = QUARANTINE
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            may_keep = entry.name in ("feature_count_mismatch", "conversion_without_click")
+            allowed = (KEEP, QUARANTINE, FAIL) if may_keep else (QUARANTINE, FAIL)
+            if (chosen := getattr(self, entry.name)) not in allowed:
+                raise InputError(f"checks.{entry.name}={chosen} is not one of {', '.join(allowed)}.")
+
+
+@dataclass
+class RowsSettings:
+    """The group `rows`: the size of context rows, row groups and files, in impressions."""
+
+    max_impressions: int = 64
+    impressions_per_row_group: int = 16384
+    impressions_per_file: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _at_least(f"rows.{entry.name}", getattr(self, entry.name), 1)
+
+
+@dataclass
+class SparkSettings:
+    """The group `spark`: where Spark runs, and any further Spark setting by its own name."""
+
+    master: str = "local[2]"
+    conf: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PreprocessSettings:
+    """conf/preprocess.yaml."""
+
+    out: str = _MISSING
+    overwrite: bool = False
+    seed: int = 1
+    source: SourceSettings = field(default_factory=SourceSettings)
+    features: FeaturesSettings = field(default_factory=FeaturesSettings)
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    labels: LabelsSettings = field(default_factory=LabelsSettings)
+    checks: ChecksSettings = field(default_factory=ChecksSettings)
+    rows: RowsSettings = field(default_factory=RowsSettings)
+    spark: SparkSettings = field(default_factory=SparkSettings)
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that decide what the dataset holds, as they stand in the manifest."""
+        everything = asdict(self)
+        chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
+        return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
+
+    def run_only(self) -> dict[str, Any]:
+        """The settings that do not decide it, for run.json."""
+        everything = asdict(self)
+        source = {"path": self.source.path, "split_bytes": self.source.split_bytes}
+        return {"out": self.out, "overwrite": self.overwrite, "source": source, "spark": everything["spark"]}
+
+
+def settings_xxh3(determining: dict[str, Any]) -> str:
+    """The hash of the determining settings; the order of features counts, the order of other keys does not."""
+    ordered = {"fields": list(determining["features"]["fields"]), "settings": determining}
+    return xxhash.xxh3_64_hexdigest(json.dumps(ordered, sort_keys=True).encode())
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key}={value} is below {least}; give {least} or more.")

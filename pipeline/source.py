@@ -1,0 +1,196 @@
+"""The raw files of an Ali-CCP log: which are there, how they are cut into input splits, and how a split is read.
+
+A table (`sample_skeleton_train.csv`) is one file, one gzip file, or a directory of parts, read in the order of their
+names. Offsets are in the uncompressed file; (ordinal of the file, offset of the line) is the order of the log.
+"""
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pipeline.manifest import InputError
+
+SKELETON, CONTEXT, ACTIONS = "sample_skeleton", "common_features", "actions"
+PERIODS = ("train", "test")
+CHUNK_BYTES = 2 << 20
+#: The columns that a line of each table has.
+NUM_COLUMNS = {SKELETON: 6, CONTEXT: 3}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One raw file; `ordinal` is its place in the order of the log."""
+
+    ordinal: int
+    name: str  # relative to source.path
+    path: str
+    bytes: int
+    table: str  # SKELETON, CONTEXT or ACTIONS
+    period: str  # train | test
+    compressed: bool
+
+    def open(self) -> BinaryIO:
+        """The uncompressed bytes."""
+        return cast(BinaryIO, gzip.open(self.path, "rb") if self.compressed else open(self.path, "rb"))
+
+
+@dataclass(frozen=True)
+class InputSplit:
+    """The lines of a file that begin in [start, start + length)."""
+
+    source: SourceFile
+    start: int
+    length: int
+
+
+def find_sources(directory: str, with_actions: bool) -> list[SourceFile]:
+    """The files of the log below `directory`, in the order of the log.
+
+    Raises InputError for a missing directory, a missing, doubled or empty table, or a first line that is no line of
+    its table.
+    """
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        what = "is not a directory" if root.exists() else "does not exist"
+        raise InputError(
+            f"source.path={directory} {what}; give the directory that holds {_expected(with_actions)}"
+            " (plain, .gz, or a directory of parts each)."
+        )
+    tables = [(CONTEXT, period) for period in PERIODS] + [(SKELETON, period) for period in PERIODS]
+    tables += [(ACTIONS, period) for period in PERIODS] if with_actions else []
+    sources: list[SourceFile] = []
+    for table, period in tables:
+        paths = _parts_of(root, table, period, with_actions)
+        if sum(path.stat().st_size for path in paths) == 0:
+            raise InputError(
+                f"{root}/{paths[0].relative_to(root)} is empty; a {table} log of one line or more is needed."
+            )
+        for path in paths:
+            name = path.relative_to(root).as_posix()
+            compressed = path.suffix == ".gz"
+            source = SourceFile(len(sources), name, str(path.resolve()), path.stat().st_size, table, period, compressed)
+            sources.append(source)
+    for source in sources:
+        if source.table in NUM_COLUMNS and source.bytes:
+            _check_shape(source)
+    return sources
+
+
+def input_splits(sources: list[SourceFile], split_bytes: int) -> list[InputSplit]:
+    """Byte ranges of at most `split_bytes`; a gzip file cannot be entered in the middle and is one split."""
+    splits = []
+    for source in sources:
+        step = max(source.bytes, 1) if source.compressed else split_bytes
+        splits += [InputSplit(source, start, step) for start in range(0, source.bytes, step)]
+    return splits
+
+
+def read_chunks(split: InputSplit, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """(offset, whole lines of about `chunk_bytes`) of a split; every chunk ends in a line feed, added if need be.
+
+    Hadoop's rule: skip the line that the split before has begun, and finish the last line begun here.
+    """
+    # A gzip split's length counts compressed bytes: it reads to the end of the stream.
+    end = None if split.source.compressed else split.start + split.length
+    with split.source.open() as stream:
+        offset = _skip_begun_line(stream, split.start, chunk_bytes)
+        pending = b""
+        while end is None or offset < end:
+            # Read little beyond the end of the split: only its last line lies there.
+            want = chunk_bytes if end is None else min(chunk_bytes, max(end - offset - len(pending), 0) + 4096)
+            block = stream.read(want)
+            if not block:
+                if pending:
+                    yield offset, pending + b"\n"
+                return
+            searched = len(pending)
+            pending += block
+            stop = -1
+            if end is not None and offset + len(pending) >= end:
+                stop = pending.find(b"\n", max(end - 1 - offset, 0))
+            is_last = stop >= 0
+            if not is_last:
+                stop = pending.rfind(b"\n", searched)
+            if stop >= 0:
+                yield offset, pending[: stop + 1]
+                offset += stop + 1
+                pending = pending[stop + 1 :]
+            if is_last:
+                return
+
+
+def _skip_begun_line(stream: BinaryIO, start: int, chunk_bytes: int) -> int:
+    """Move `stream` to the first line that begins at `start` or later; its offset."""
+    if start == 0:
+        return 0
+    offset = start - 1  # a line feed just before the start means that a line begins at it
+    stream.seek(offset)
+    while block := stream.read(min(chunk_bytes, 65536)):
+        found = block.find(b"\n")
+        if found >= 0:
+            stream.seek(offset + found + 1)
+            return offset + found + 1
+        offset += len(block)
+    return offset
+
+
+def _parts_of(root: Path, table: str, period: str, with_actions: bool) -> list[Path]:
+    stem = f"{table}_{period}"
+    present = [path for name in (f"{stem}.csv", f"{stem}.csv.gz", stem) if (path := root / name).exists()]
+    if not present:
+        why = " because labels.daction is set (labels.daction=[] does without)" if table == ACTIONS else ""
+        raise InputError(
+            f"source.path={root} has no {stem}.csv (nor {stem}.csv.gz, nor a directory {stem}/ of parts), which is "
+            f"needed{why}; expected are {_expected(with_actions)}."
+        )
+    if len(present) > 1:
+        names = " and ".join(path.name for path in present)
+        raise InputError(f"source.path={root} has both {names}, so its lines would be read twice; remove one of them.")
+    if not present[0].is_dir():
+        return present
+    parts = sorted(path for path in present[0].iterdir() if path.is_file() and not path.name.startswith(("_", ".")))
+    if not parts:
+        raise InputError(f"{present[0]} holds no parts; put the {table} log there or remove the directory.")
+    for path in parts:
+        if path.suffix == ".gz" and path.with_suffix("") in parts:
+            raise InputError(f"{present[0]} has both {path.stem} and {path.name}; remove one of them.")
+    return parts
+
+
+def _expected(with_actions: bool) -> str:
+    tables = (CONTEXT, SKELETON, ACTIONS) if with_actions else (CONTEXT, SKELETON)
+    return ", ".join(f"{table}_{{{','.join(PERIODS)}}}.csv" for table in tables)
+
+
+def _check_shape(source: SourceFile) -> None:
+    """Stop at a file of another kind: none of its first lines has the columns and separators of its table."""
+    try:
+        with source.open() as stream:
+            head = stream.read(1 << 16)
+    except (OSError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{source.path} cannot be read ({reason}); repair or replace the file.") from error
+    lines = [line for line in head.splitlines() if line.strip()][:100]
+    commas = NUM_COLUMNS[source.table] - 1
+    if any(line.count(b",") == commas and _has_features(line) for line in lines):
+        return
+    seen = repr(lines[0][:60].decode("latin-1")) if lines else "only empty lines"
+    raise InputError(
+        f"{source.path} is no {source.table} log: a line has {commas + 1} comma-separated columns, the last of them "
+        f"features as name\\x02id\\x03value joined by \\x01, but its first lines read {seen}; "
+        "is it another file, or written with other separators?"
+    )
+
+
+def _has_features(line: bytes) -> bool:
+    features = line.rsplit(b",", 1)[1]
+    return not features.strip() or (b"\x02" in features and b"\x03" in features)
+
+
+def read_line_at(stream: BinaryIO, offset: int) -> bytes:
+    """The line that begins at `offset`, without its line feed."""
+    stream.seek(offset)
+    line = stream.readline()
+    return line[:-1] if line.endswith(b"\n") else line

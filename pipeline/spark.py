@@ -1,0 +1,163 @@
+"""The Spark session, and how its stages are run: quiet, on loopback where local, with progress of our own."""
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+import pipeline
+from pipeline.java import ensure_java
+from pipeline.manifest import InputError
+from pipeline.numba_cache import own_directory
+from pipeline.settings import SparkSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+_EVERYWHERE = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(8 << 20),
+    "spark.sql.adaptive.enabled": "false",  # our partitions are counted beforehand; merging them would merge files
+    "spark.sql.session.timeZone": "UTC",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "ERROR",
+}
+_LOCAL = {
+    "spark.driver.memory": "2g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.shuffle.compress": "false",  # one machine: the shuffle stays in the page cache
+}
+_SENTENCE = re.compile(r"pipeline\.manifest\.InputError: (.+)")
+
+
+def is_local(master: str) -> bool:
+    """Whether Spark's workers are threads of this process's JVM."""
+    return master.startswith("local") and not master.startswith("local-cluster")
+
+
+def start_spark(settings: SparkSettings) -> "SparkSession":
+    """A session with our defaults, below them what `spark.conf` says; InputError where Java or the master is missing."""
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
+    if not submitted:
+        ensure_java(os.environ)
+    own_directory(os.environ)
+    root = str(Path(pipeline.__file__).parent.parent)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("entirespace preprocess")
+    chosen = dict(_EVERYWHERE)
+    if not submitted:
+        builder = builder.master(settings.master)
+        chosen |= _LOCAL if is_local(settings.master) else {}
+    for name in ("NUMBA_CACHE_DIR", "PYTHONPATH"):
+        chosen[f"spark.executorEnv.{name}"] = os.environ[name]
+    for key, value in (chosen | _flat(settings.conf)).items():
+        builder = builder.config(key, value)
+    try:
+        return builder.getOrCreate()
+    except (PySparkException, RuntimeError) as error:
+        raise InputError(f"Spark does not start with spark.master={settings.master}: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("py4j"):
+            raise InputError(
+                f"Spark does not start with spark.master={settings.master}: {_first_line(error)}"
+            ) from error
+        raise
+
+
+def numbers(spark: "SparkSession", count: int) -> "DataFrame":
+    """The numbers [0, count), one in each partition: a task finds its work by its number. One column, id."""
+    return spark.range(0, count, 1, count)
+
+
+def collect(frame: "DataFrame", what: str, num_tasks: int, unit: str) -> "pa.Table":
+    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError where a task raised one."""
+    spark = frame.sparkSession
+    with _progress(spark, what, num_tasks, unit), sentences():
+        return frame.toArrow()
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn an InputError of a task, which arrives as text in Spark's exception, into itself."""
+    try:
+        yield
+    except Exception as error:
+        if found := _SENTENCE.search(str(error)):
+            raise InputError(found.group(1).strip()) from None
+        raise
+
+
+@contextmanager
+def _progress(spark: "SparkSession", what: str, num_tasks: int, unit: str) -> Iterator[None]:
+    """A bar on a terminal, else a line at the end: the tasks that are done in the stages of this job group."""
+    context: Any = spark.sparkContext
+    group = f"entirespace-{what}-{time.monotonic_ns()}"
+    context.setJobGroup(group, what)
+    stop = threading.Event()
+    done = _done_tasks(context, group)
+    bar = tqdm(total=num_tasks, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
+    def watch() -> None:
+        while not stop.wait(0.3):
+            bar.update(min(done(), num_tasks) - bar.n)
+
+    watcher = threading.Thread(target=watch, daemon=True) if not bar.disable else None
+    started = time.monotonic()
+    if watcher:
+        watcher.start()
+    try:
+        yield
+        print(f"{what}: {num_tasks} {unit}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+    finally:
+        stop.set()
+        if watcher:
+            watcher.join()
+        bar.close()
+
+
+def _done_tasks(context: Any, group: str) -> Callable[[], int]:
+    tracker = context.statusTracker()
+
+    def done() -> int:
+        total = 0
+        for job in tracker.getJobIdsForGroup(group):
+            info = tracker.getJobInfo(job)
+            for stage in info.stageIds if info else ():
+                stage_info = tracker.getStageInfo(stage)
+                total += stage_info.numCompletedTasks if stage_info else 0
+        return total
+
+    return done
+
+
+def _flat(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """`spark.conf.spark.driver.memory=4g` arrives nested; Spark's keys are dotted."""
+    flat: dict[str, str] = {}
+    for key, value in conf.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(getattr(error, "java_exception", None) or error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

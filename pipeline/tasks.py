@@ -1,0 +1,238 @@
+"""What runs inside Spark: the task functions of each stage, from Arrow batches to Arrow batches.
+
+Only this module and spark.py know how Spark calls us. A task finds its work by the number in its batch, so the
+closures stay small, and hands its counts back as JSON in a row of their own.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.audit import GRAIN, Tally
+from pipeline.buckets import Buckets
+from pipeline.chunks import SCOPE_OF, ChunkReader
+from pipeline.contexts import Selected, grouped, select
+from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
+from pipeline.encode import encode
+from pipeline.hashing import TRAIN
+from pipeline.lookup import Lookup
+from pipeline.manifest import SPLITS
+from pipeline.parse import GOOD, REASON, REASONS
+from pipeline.records import layout_of
+from pipeline.rows import rows_of, schema_of
+from pipeline.source import InputSplit, SourceFile, read_line_at
+from pipeline.vocabulary import Counter, frequent, min_counts, pairs_of
+
+Batches = Iterator[pa.RecordBatch]
+Task = Callable[[Batches], Batches]
+
+#: Rows of the first pass: pairs of one vocabulary partition, or under NO_PART the tally of a task as JSON.
+COUNTED = "part int, blob binary"
+COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
+NO_PART = -1
+#: Rows of the second pass and of the last: a JSON object for each file written.
+REPORT = "report binary"
+REPORT_SCHEMA = pa.schema([("report", pa.binary())])
+_MOST_PAIRS = 4_000_000  # in a task's counter before it hands them on
+
+
+@dataclass(frozen=True)
+class Counting:
+    """The first pass: count lines and ids."""
+
+    splits: tuple[InputSplit, ...]
+    reader: ChunkReader
+    part_keys: tuple[int, ...]
+
+    def count(self, batches: Batches) -> Batches:
+        """Split numbers → COUNTED."""
+        tally, counter = Tally(), Counter()
+        for number in _numbers(batches):
+            for chunk in self.reader.read(self.splits[number]):
+                tally.count_chunk(chunk)
+                parsed = chunk.parsed
+                # Rejected lines have no values, unless a policy rejected them after parsing.
+                chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
+                chosen_V = np.repeat(chosen_L, parsed.num_values_L)
+                counter.add(parsed.field_V, parsed.id_V, chosen_V)
+                if len(counter) > _MOST_PAIRS:
+                    yield from self._handed_on(counter)
+                    counter = Counter()
+        yield from self._handed_on(counter)
+        yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
+
+    def merge(self, batches: Batches) -> Batches:
+        """COUNTED of one partition → its frequent pairs; tallies pass through."""
+        counter = Counter()
+        for batch in batches:
+            for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
+                if part == NO_PART:
+                    yield _counted(part, blob.as_py())
+                else:
+                    counter.add_pairs(pairs_of(blob.as_buffer()))
+        yield _counted(0, frequent(counter.pairs(), min_counts(self.reader.catalogue)).tobytes())
+
+    def _handed_on(self, counter: Counter) -> Batches:
+        for part, blob in counter.parts(len(self.part_keys)):
+            yield _counted(self.part_keys[part], blob)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The second pass: encode, and behind the shuffle group and write."""
+
+    splits: tuple[InputSplit, ...]
+    reader: ChunkReader
+    buckets: Buckets
+    sources: tuple[SourceFile, ...]
+    tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
+    staging: str
+    max_impressions: int
+    impressions_per_row_group: int
+    with_daction: bool
+
+    def encode(self, batches: Batches) -> Batches:
+        """Split numbers → records.SCHEMA."""
+        directory = self.tables()
+        lookup = Lookup.load(directory)
+        layouts = {table: layout_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
+        for number in _numbers(batches):
+            split = self.splits[number]
+            actions = (
+                np.load(actions_path(directory, split.source.period), mmap_mode="r") if self.with_daction else None
+            )
+            for chunk in self.reader.read(split):
+                yield from encode(chunk, layouts[split.source.table], lookup, self.buckets, actions)
+
+    def write(self, batches: Batches) -> Batches:
+        """Sorted records of a partition → the report of its file; a partition may be empty."""
+        for key, mine in _by_bucket(batches):
+            split, number = self.buckets.place(key)
+            path = Path(self.staging) / f"{split}-{number:05d}-{_attempt()}"
+            if split == "quarantine":
+                report = write_quarantine(path, (self._quarantined(batch) for batch in mine))
+            else:
+                report = self._write_rows(path, SPLITS.index(split), mine)
+            yield _reported(report | {"split": split, "number": number})
+
+    def _write_rows(self, path: Path, split: int, batches: Batches) -> dict[str, Any]:
+        catalogue = self.reader.catalogue
+        schema = schema_of(catalogue, self.with_daction)
+        writer = PartWriter(path, schema, self.impressions_per_row_group, self.with_daction)
+        tally = Tally()
+        values_F2 = np.zeros((len(catalogue.fields), 2), np.int64)
+        rejects: list[np.ndarray] = []
+        for batch in grouped(batches):
+            selected = select(batch, self.max_impressions)
+            self._count(tally, split, selected)
+            rejects.append(selected.reject_X3)
+            if len(selected.context_N):
+                rows = rows_of(selected, catalogue, schema)
+                values_F2 += rows.values_F2
+                writer.add(rows)
+        report: dict[str, Any] = {"file": writer.finish(), "tally": tally.to_json(), "values": values_F2.tolist()}
+        reject_X3 = np.concatenate(rejects)
+        if len(reject_X3):
+            np.save(f"{path}-rejects.npy", reject_X3)
+            report["rejects"] = f"{path}-rejects.npy"
+            report["num_rejects"] = np.bincount(reject_X3[:, 0], minlength=len(self.sources)).tolist()
+        return report
+
+    def _count(self, tally: Tally, split: int, selected: Selected) -> None:
+        tally.add(split, "contexts", "written", selected.num_contexts)
+        tally.add(split, "contexts", "without_impressions", selected.num_contexts_alone)
+        tally.add(split, "impressions", "written", len(selected.impression_I))
+        for ordinal, offset, reason in selected.reject_X3.tolist():
+            tally.add(split, GRAIN[self.sources[ordinal].table], REASONS[reason], 1)
+            tally.note_first(REASONS[reason], ordinal, offset)
+
+    def _quarantined(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        names = [self.sources[ordinal].name for ordinal in batch.column("ordinal").to_pylist()]
+        reasons = [REASONS[tag] for tag in batch.column("tag").to_pylist()]
+        return quarantine_batch(names, batch.column("offset").to_pylist(), reasons, batch.column("blob").to_pylist())
+
+
+@dataclass(frozen=True)
+class Rereading:
+    """The last, small pass: fetch the lines that grouping set aside, of which only the places are known."""
+
+    sources: tuple[SourceFile, ...]
+    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's lines set aside, sorted
+    rejects: tuple[str, ...]  # the .npy files of all writing tasks
+    staging: str
+
+    def reread(self, batches: Batches) -> Batches:
+        """Slice numbers → the report of a quarantine file each."""
+        for number in _numbers(batches):
+            ordinal, begin, end = self.slices[number]
+            mine = [reject_X3[reject_X3[:, 0] == ordinal] for reject_X3 in map(np.load, self.rejects)]
+            reject_X3 = np.concatenate(mine)
+            reject_X3 = reject_X3[np.argsort(reject_X3[:, 1])][begin:end]
+            path = Path(self.staging) / f"reread-{number:05d}-{_attempt()}"
+            report = write_quarantine(path, self._lines(self.sources[ordinal], reject_X3))
+            yield _reported(report | {"number": number})
+
+    def _lines(self, source: SourceFile, reject_X3: np.ndarray) -> Batches:
+        with source.open() as stream:  # gzip streams forward, for the offsets rise
+            for start in range(0, len(reject_X3), 1024):
+                part = reject_X3[start : start + 1024]
+                lines = [read_line_at(stream, offset) for offset in part[:, 1].tolist()]
+                reasons = [REASONS[reason] for reason in part[:, 2].tolist()]
+                yield quarantine_batch([source.name] * len(part), part[:, 1].tolist(), reasons, lines)
+
+
+def actions_path(directory: Path, period: str) -> Path:
+    """Where the sorted ids of impressions with a counted action lie."""
+    return directory / f"actions_{period}.npy"
+
+
+def _numbers(batches: Batches) -> Iterator[int]:
+    for batch in batches:
+        yield from batch.column(0).to_pylist()
+
+
+def _by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
+    """(bucket key, its batches) of a partition sorted by bucket; each must be used up before the next."""
+    waiting = (piece for batch in batches for piece in _cut_at_buckets(batch))
+    piece = next(waiting, None)
+    while piece is not None:
+        key = piece.column("bucket")[0].as_py()
+
+        def mine(key: int = key) -> Batches:
+            nonlocal piece
+            while piece is not None and piece.column("bucket")[0].as_py() == key:
+                yield piece
+                piece = next(waiting, None)
+
+        yield key, mine()
+
+
+def _cut_at_buckets(batch: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
+    bucket_R = batch.column("bucket").to_numpy()
+    bounds = np.flatnonzero(np.r_[True, bucket_R[1:] != bucket_R[:-1], True]).tolist() if len(bucket_R) else []
+    return [batch.slice(start, stop - start) for start, stop in pairwise(bounds)]
+
+
+def _counted(part: int, blob: bytes) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array([part], pa.int32()), pa.array([blob], pa.binary())], schema=COUNTED_SCHEMA
+    )
+
+
+def _reported(report: dict[str, Any]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([json.dumps(report).encode()], pa.binary())], schema=REPORT_SCHEMA)
+
+
+def _attempt() -> str:
+    """A name that no other attempt of any task has."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return f"{context.taskAttemptId() if context else 0}-{os.getpid()}"
