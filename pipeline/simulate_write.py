@@ -43,7 +43,7 @@ IMPRESSION_FIELDS = (*ITEM_FIELDS, *CROSS_FIELDS, "item_id", "position")
 _FIRST_LIST = 1 + len(PROFILE_CARDINALITY)
 _NUM_CONTEXT_FIELDS = len(CONTEXT_FIELDS)
 _NUM_IMPRESSION_FIELDS = len(IMPRESSION_FIELDS)
-_BIT_OF_ITEM_FIELD = np.array([CATEGORY, SHOP, BRAND, INTENTION], np.uint8)
+_BIT_OF_FIELD = np.array([CATEGORY, SHOP, BRAND, INTENTION, CROSS, CROSS, CROSS, CROSS, ITEM, POSITION], np.uint8)
 _ITEM_ID, _POSITION = 8, 9  # places in IMPRESSION_FIELDS
 #: More bytes than any feature or the head of any line takes; buffers are sized by it.
 _LONGEST_FEATURE, _LONGEST_HEAD = 48, 96
@@ -159,9 +159,7 @@ def _impression_lines(  # type: ignore[no-untyped-def]
             at = _comma(text, at + 1)
         at = _put(text, at, key_CS[context_B[row]], 16)
         at = _put_number_and_comma(text, _comma(text, at), features)
-        for step in range(_NUM_IMPRESSION_FIELDS):
-            field = (rotation_B[row] + step) % _NUM_IMPRESSION_FIELDS
-            at = _put_impression_field(text, at, layout_, shown, first_G, size_G, field, row)
+        at = _put_impression(text, at, layout_, shown, first_G, size_G, rotation_B[row], row)
         at = _end_line(text, at, features)
         ends_B[row] = at
     return text[:at], ends_B
@@ -184,33 +182,35 @@ def _num_features(shown, row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _put_impression_field(text, at, layout_, shown, first_G, size_G, field, row):  # type: ignore[no-untyped-def]
-    """Write the features of one field: its item's own (0–3), what item and lists share (4–7), item id or position."""
+def _put_impression(text, at, layout_, shown, first_G, size_G, rotation, row):  # type: ignore[no-untyped-def]
+    """Write the features of one impression: its item's own (0–3), what item and lists share (4–7), item id, position."""
     present = shown.present_B[row]
-    if field == _ITEM_ID:
-        return _put_feature(text, at, layout_, field, shown.item_B[row], -1) if present & ITEM else at
-    if field == _POSITION:
-        return _put_feature(text, at, layout_, field, shown.position_B[row], -1) if present & POSITION else at
-    kind, shared = field % 4, field >= 4
-    if not present & (np.uint8(CROSS) if shared else _BIT_OF_ITEM_FIELD[kind]):
-        return at
-    first_taxon = layout_.first_taxon_4[kind]
-    if kind < 3:
-        count = shown.shared_3B[kind, row] if shared else -1
-        if count != 0:
-            at = _put_feature(text, at, layout_, field, shown.taxon_4B[kind, row] - first_taxon, count)
-        return at
     category = shown.taxon_4B[0, row]
     first, size = first_G[category], size_G[category]
-    for which in range(shown.num_intentions_B[row]):
-        count = shown.shared_intention_BL[row, which] if shared else -1
-        if count != 0:
-            taxon = first + (shown.taxon_4B[3, row] - first + which) % size
-            at = _put_feature(text, at, layout_, field, taxon - first_taxon, count)
+    for step in range(_NUM_IMPRESSION_FIELDS):
+        field = (rotation + step) % _NUM_IMPRESSION_FIELDS
+        if not present & _BIT_OF_FIELD[field]:
+            continue
+        kind, shared = field % 4, 4 <= field < _ITEM_ID
+        values = shown.num_intentions_B[row] if kind == 3 and field < _ITEM_ID else 1
+        for which in range(values):
+            count = -1
+            if field == _ITEM_ID:
+                value = np.int64(shown.item_B[row])
+            elif field == _POSITION:
+                value = np.int64(shown.position_B[row])
+            elif kind == 3:
+                value = first + (shown.taxon_4B[3, row] - first + which) % size - layout_.first_taxon_4[3]
+                count = shown.shared_intention_BL[row, which] if shared else -1
+            else:
+                value = np.int64(shown.taxon_4B[kind, row]) - layout_.first_taxon_4[kind]
+                count = shown.shared_3B[kind, row] if shared else -1
+            if count != 0:
+                at = _put_feature(text, at, layout_, field, value, count)
     return at
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def _put_feature(text, at, layout_, field, value, count):  # type: ignore[no-untyped-def]
     """Write one feature and the \\x01 after it; the weight is ln(1 + count), or 1.0 for a count of -1."""
     at = _put(text, at, layout_.tag_FS[field], layout_.tag_length_F[field])

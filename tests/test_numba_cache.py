@@ -1,0 +1,42 @@
+"""Compiled kernels are machine code: they are kept where nobody else can write."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest import InputError
+from pipeline.numba_cache import VARIABLE, own_directory
+
+
+def test_the_directory_is_made_for_its_owner_alone_and_named_for_numba(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    made = own_directory(environment)
+    assert made == tmp_path / "entirespace" / "numba"
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert environment[VARIABLE] == str(made)
+
+
+def test_a_directory_that_is_already_named_wins(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), VARIABLE: str(tmp_path / "mine")}
+    assert own_directory(environment) == tmp_path / "mine"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(InputError, match="may be written by other users"):
+        own_directory({VARIABLE: str(tmp_path)})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(InputError, match="belongs to user id 12345"):
+        own_directory({VARIABLE: str(tmp_path)})
+
+
+def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be used"):
+        own_directory({VARIABLE: str(tmp_path / "file")})
