@@ -141,6 +141,7 @@ def test_metrics_of_the_split_come_before_those_of_another(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (lambda run: (run / "metrics.json").write_text('{"split": "train"}'), "has no metrics of split=test"),
         (lambda run: (run / "metrics.json").unlink(), "has no metrics of split=test"),
         (lambda run: (run / "metrics.json").write_text("{"), "is not JSON"),
         (lambda run: [file.unlink() for file in run.glob("predictions/test/*")], "has no predictions of split=test"),

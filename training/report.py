@@ -60,9 +60,11 @@ def read_metrics(run: Path, split: str) -> Metrics:
     for path in (run / f"metrics.{split}.json", run / "metrics.json"):
         if path.exists():
             try:
-                return json.loads(path.read_text(encoding="utf-8"))
+                metrics = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(f"{path} is not JSON ({error}); {_remedy(run, split)}") from error
+            if metrics.pop("split", split) == split:
+                return metrics
     raise InputError(f"run={run} has no metrics of split={split}; {_remedy(run, split)}")
 
 
