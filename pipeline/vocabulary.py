@@ -122,9 +122,9 @@ def write_vocabulary(vocabulary: Vocabulary, sink: Any) -> None:
 
 
 @nb.njit(cache=True, inline="always")
-def _home(raw_id: int, field: int, slots: int) -> int:
+def _home(raw_id, field, slots):  # type: ignore[no-untyped-def]
     hashed = mix(np.uint64(raw_id) ^ (np.uint64(field) * _FIELD_SALT))
-    return int(hashed & np.uint64(slots - 1))
+    return np.int64(hashed & np.uint64(slots - 1))
 
 
 @nb.njit(cache=True, inline="always")

@@ -1,14 +1,18 @@
 """A slow, independent reading of a raw Ali-CCP log in plain Python: what the byte kernel and the whole chain must equal.
 
-Written from DESIGN §3 with string functions only, one line at a time; it shares no code with pipeline/ but the names of
-the reasons.
+Written from DESIGN §3 with string functions only, one line at a time; it shares with pipeline/ only the names of
+fields and reasons.
 """
 
+import gzip
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+
+from pipeline.fields import Catalogue
 
 _INTEGER = re.compile(rb"[0-9]+\Z")
 _SIGNED = re.compile(rb"-?[0-9]+\Z")
@@ -94,3 +98,78 @@ def _read_features(line: Line, features: bytes, count: int, arity_of: Mapping[st
 
 def _fits(text: bytes, pattern: re.Pattern[bytes]) -> bool:
     return bool(pattern.match(text)) and abs(int(text)) < 2**63
+
+
+@dataclass
+class Rejected:
+    """A line that is set aside."""
+
+    source: str
+    offset: int
+    reason: str
+    raw: bytes
+
+
+@dataclass
+class Period:
+    """What survives of one period: contexts by key with their impressions in the order of the log."""
+
+    contexts: dict[str, Line] = field(default_factory=dict)
+    impressions: dict[str, list[Line]] = field(default_factory=dict)
+    parsed: list[Line] = field(default_factory=list)  # every line that could be read, whatever became of it
+    rejected: list[Rejected] = field(default_factory=list)
+    num_lines: dict[str, int] = field(default_factory=dict)  # table → lines read
+
+    def rows(self) -> dict[str, list[Line]]:
+        """Contexts that have impressions."""
+        return {key: self.impressions[key] for key in self.contexts if self.impressions.get(key)}
+
+
+def read_period(directory: Path, period: str, catalogue: Catalogue) -> Period:
+    """Read one period of the log below `directory` with the default checks."""
+    found = Period()
+    for table, scope in (("common_features", "context"), ("sample_skeleton", "impression")):
+        arity_of = {entry.raw_id: entry.arity for entry in catalogue.of_scope(scope)}
+        found.num_lines[table] = 0
+        for name, text in _files(directory, f"{table}_{period}"):
+            for offset, raw in lines_of(text):
+                found.num_lines[table] += 1
+                line = read_line(offset, raw, scope == "impression", arity_of)
+                if not line.reason:
+                    found.parsed.append(line)
+                    line.reason = _place(found, line, scope)
+                if line.reason:
+                    found.rejected.append(Rejected(name, offset, line.reason, raw))
+    return found
+
+
+def _place(found: Period, line: Line, scope: str) -> str:
+    """Put a line under its context; the reason if it is set aside."""
+    assert line.key is not None
+    if scope == "context":
+        return "" if found.contexts.setdefault(line.key, line) is line else "duplicate_context"
+    if line.key not in found.contexts:
+        return "missing_context"
+    earlier = found.impressions.setdefault(line.key, [])
+    if any(other.sample_id == line.sample_id for other in earlier):
+        return "duplicate_impression"
+    earlier.append(line)
+    return ""
+
+
+def _files(directory: Path, stem: str) -> Iterator[tuple[str, bytes]]:
+    if (directory / stem).is_dir():
+        for part in sorted((directory / stem).iterdir()):
+            yield f"{stem}/{part.name}", part.read_bytes()
+    elif (directory / f"{stem}.csv.gz").exists():
+        yield f"{stem}.csv.gz", gzip.decompress((directory / f"{stem}.csv.gz").read_bytes())
+    else:
+        yield f"{stem}.csv", (directory / f"{stem}.csv").read_bytes()
+
+
+def is_validation(key: str, share: float, seed: int) -> bool:
+    """Whether a train context is held out: splitmix64's finalizer of the salted key, below the share."""
+    word = (int(key, 16) + (2 * seed + 1) * 0xD1B54A32D192ED03) % 2**64
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+    return (word ^ (word >> 31)) < int(share * 2**64)

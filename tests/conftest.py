@@ -1,0 +1,40 @@
+"""Fixtures for every test: one Spark session, and settings of small jobs."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from jobs.entry import typed
+from pipeline.settings import PreprocessSettings, SparkSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def spark() -> "Iterator[SparkSession]":
+    """The one session; jobs started through pipeline.preprocess find and use it."""
+    from pipeline.spark import start_spark
+
+    session = start_spark(SparkSettings(master="local[2]"))
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def preprocess_settings() -> Callable[..., PreprocessSettings]:
+    """Settings of jobs.preprocess from conf/, with overrides as on the command line."""
+
+    def settings(source: Path, out: Path, *overrides: str) -> PreprocessSettings:
+        with initialize_config_module("conf", version_base="1.3"):
+            config: Any = compose("preprocess", [f"source.path={source}", f"out={out}", *overrides])
+        return typed(PreprocessSettings, config)
+
+    return settings
