@@ -6,12 +6,13 @@ ESMM and ESM² are two such graphs (Ma et al., SIGIR 2018, eq. 1; Wen et al., SI
     esm2:  click | impression · daction | click · conversion | daction · conversion | click and not daction
 
 An event is a node (`click`) or a node less others (`click and not daction`). Everything is computed from logits in
-log space, and the probability *that an event does not happen* is carried beside that it does, by a chain of its own:
-1 - p of a joint p near 0 or 1 would otherwise round to 1 or 0, and its gradient with it.
+log space, and the probability *that an event does not happen* is carried beside that it does: from p itself where p
+is small, and by a chain of its own where p is near 1, so that neither 1 - p nor its gradient is lost to rounding.
 """
 
 # Shapes: B impressions. z is a logit.
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch.nn.functional import logsigmoid
 
 from pipeline.manifest import InputError
 
+_LOG_HALF = math.log(0.5)
 _EVENT = r"[a-z][a-z0-9_]*(?: and not [a-z][a-z0-9_]*)*"
 _QUERY = re.compile(rf"({_EVENT})(?: \| ({_EVENT}))?\Z")
 
@@ -131,7 +133,7 @@ class Graph:
         nowhere = [_reach(odds) + logsigmoid(-logit_of[edge]) for odds, edge in zip(before, edges, strict=True)]
         yes = _log_sum([way.yes for way in ways])
         no = _log_sum(nowhere if whole is None else [whole.no, *nowhere])
-        return LogOdds(yes, no)
+        return LogOdds(yes, _complement(yes, no))
 
     def _of_event(
         self, event: Event, root: Event, logit_of: Mapping[Query, Tensor], known: dict[Event, LogOdds | None]
@@ -222,7 +224,16 @@ def _then(before: LogOdds | None, z: Tensor) -> LogOdds:
     """An event of odds `before`, and after it one of logit z: p·σ(z), and (1 - p) + p·σ(-z)."""
     if before is None:
         return LogOdds(logsigmoid(z), logsigmoid(-z))
-    return LogOdds(before.yes + logsigmoid(z), torch.logaddexp(before.no, before.yes + logsigmoid(-z)))
+    yes = before.yes + logsigmoid(z)
+    return LogOdds(yes, _complement(yes, torch.logaddexp(before.no, before.yes + logsigmoid(-z))))
+
+
+def _complement(log_p: Tensor, chained: Tensor) -> Tensor:
+    """log(1 - p): from p below one half, where `chained` would be right but its gradient the difference of two large
+    numbers; `chained` above, where 1 - p would be such a difference."""
+    small = log_p < _LOG_HALF
+    safe = torch.where(small, log_p, _LOG_HALF)  # the branch not taken must have a finite gradient too
+    return torch.where(small, torch.log1p(-safe.exp()), chained)
 
 
 def _reach(before: LogOdds | None) -> Tensor | float:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipeline.manifest import InputError
 from training.embeddings import EmbeddingSettings

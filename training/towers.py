@@ -166,4 +166,6 @@ def _times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
 
 def _outer(g: Tensor, x: Tensor) -> Tensor:
     """gᵀ·x, the gradient of a weight; as (xᵀ·g)ᵀ, which oneDNN does in half the time."""
-    return _times(x.t(), g.t()).t().contiguous()
+    if g.shape[1] == 1:
+        return g.t() @ x
+    return _times(x.t(), g.t()).t().contiguous()  # else DDP complains of the strides

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.manifest import InputError
+from training.towers import DropoutKey, Tower, TowerSettings
+
+C, B = 3, 7
+INDEX = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+
+
+def unsplit(tower: Tower) -> nn.Sequential:
+    """The same network as torch would write it, on [u; i] of every impression."""
+    layers: list[nn.Module] = []
+    pairs = [(torch.cat([tower.context_weight, tower.impression_weight], 1), tower.first_bias)]
+    for number, (weight, bias) in enumerate([*pairs, *zip(tower.weights, tower.biases, strict=True)]):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        linear.weight.data, linear.bias.data = weight.detach().clone(), bias.detach().clone()
+        layers += [nn.ReLU(), linear] if number else [linear]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("hidden", [[], [4], [6, 5], [6, 5, 3]])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_the_split_first_layer_equals_the_unsplit_one(hidden: list[int], dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(1)
+    tower = Tower("t", 5, 4, TowerSettings(hidden)).to(dtype)
+    reference = unsplit(tower)
+    u, i = torch.randn(C, 5, dtype=dtype, requires_grad=True), torch.randn(B, 4, dtype=dtype, requires_grad=True)
+    u2, i2 = u.detach().clone().requires_grad_(), i.detach().clone().requires_grad_()
+    z, z2 = tower(u, i, INDEX, None), reference(torch.cat([u2[INDEX], i2], 1)).squeeze(1)
+    torch.testing.assert_close(z, z2, rtol=tolerance, atol=tolerance)
+    z.square().sum().backward()
+    z2.square().sum().backward()
+    linears = [layer for layer in reference if isinstance(layer, nn.Linear)]
+    assert tower.context_weight.grad is not None
+    pairs = [
+        (u.grad, u2.grad),
+        (i.grad, i2.grad),
+        (torch.cat([tower.context_weight.grad, tower.impression_weight.grad], 1), linears[0].weight.grad),
+        (tower.first_bias.grad, linears[0].bias.grad),
+    ]
+    pairs += [(mine.grad, theirs.weight.grad) for mine, theirs in zip(tower.weights, linears[1:], strict=True)]
+    pairs += [(mine.grad, theirs.bias.grad) for mine, theirs in zip(tower.biases, linears[1:], strict=True)]
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_a_tower_starts_like_torchs_linear_layers() -> None:
+    tower = Tower("t", 300, 100, TowerSettings([50]))
+    assert tower.context_weight.abs().max().item() == pytest.approx(1 / 20, rel=0.01)  # 1/√(300 + 100)
+    assert tower.weights[0].abs().max().item() == pytest.approx(1 / 50**0.5, rel=0.2)
+
+
+def test_dropout_follows_the_impression_and_is_off_outside_training() -> None:
+    torch.manual_seed(1)
+    tower = Tower("t", 5, 4, TowerSettings([64, 32], dropout=0.5))
+    u, i, ids = torch.randn(C, 5), torch.randn(B, 4), torch.arange(B)
+    whole = tower(u, i, INDEX, DropoutKey(1, 3, ids))
+    later = tower(u, i[3:], INDEX[3:], DropoutKey(1, 3, ids[3:]))
+    torch.testing.assert_close(whole[3:], later)
+    assert not torch.allclose(whole, tower(u, i, INDEX, DropoutKey(1, 4, ids)))
+    torch.testing.assert_close(tower(u, i, INDEX, None), unsplit(tower)(torch.cat([u[INDEX], i], 1)).squeeze(1))
+
+
+@pytest.mark.parametrize(("hidden", "dropout"), [([0], 0.0), ([4], 1.0), ([4], -0.1)])
+def test_impossible_towers_are_refused(hidden: list[int], dropout: float) -> None:
+    with pytest.raises(InputError, match=r"model\.towers"):
+        TowerSettings(hidden, dropout)
