@@ -30,7 +30,6 @@ _EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.log.level": "ERROR",
 }
 _LOCAL = {
     "spark.driver.memory": "2g",
@@ -64,7 +63,10 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     chosen = dict(_EVERYWHERE)
     if not submitted:
         builder = builder.master(settings.master)
-        chosen |= _LOCAL if is_local(settings.master) else {}
+        chosen["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={root}/conf/spark/log4j2.properties"
+        if is_local(settings.master):
+            chosen |= _LOCAL
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     for name in ("NUMBA_CACHE_DIR", "PYTHONPATH"):
         chosen[f"spark.executorEnv.{name}"] = os.environ[name]
     for key, value in (chosen | _flat(settings.conf)).items():
