@@ -155,9 +155,10 @@ def _liking(tables, taste_D, popularity_G, liked_G):  # type: ignore[no-untyped-
 def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # type: ignore[no-untyped-def]
     """Append what the user did until her lists hold `features` entries; an event may count in all four lists."""
     entry, end = begin, begin + features
+    taxon_E, count_E = shown.entry_taxon_E, shown.entry_count_E
     for _ in range(MAX_EVENTS_PER_FEATURE * features):
         category = _search(liked_G, rng.random() * liked_G[-1])
-        entry = _count(category, seen_T, shown, begin, entry)
+        entry = _count(category, seen_T, taxon_E, count_E, begin, entry)
         if entry >= end:
             return entry
         if rng.random() < CATEGORY_ONLY:
@@ -169,22 +170,22 @@ def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # t
             advantage = _dot(taste_D, tables.vector_TD[other]) - _dot(taste_D, tables.vector_TD[taxon])
             if rng.random() * (1.0 + np.exp(-4.0 * advantage)) < 1.0:
                 taxon = other
-            entry = _count(taxon, seen_T, shown, begin, entry)
+            entry = _count(taxon, seen_T, taxon_E, count_E, begin, entry)
             if entry >= end:
                 return entry
     return entry
 
 
 @numba.njit(cache=True)
-def _count(taxon, seen_T, shown, begin, entry):  # type: ignore[no-untyped-def]
+def _count(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-untyped-def]
     """Count `taxon` once more in the lists that began at `begin`; gives the next free entry."""
     if seen_T[taxon] >= begin:
         held = seen_T[taxon]
-        shown.entry_count_E[held] = min(shown.entry_count_E[held] + 1, MAX_COUNT)
+        count_E[held] = min(count_E[held] + 1, MAX_COUNT)
         return entry
     seen_T[taxon] = entry
-    shown.entry_taxon_E[entry] = taxon
-    shown.entry_count_E[entry] = 1
+    taxon_E[entry] = taxon
+    count_E[entry] = 1
     return entry + 1
 
 
@@ -202,14 +203,14 @@ def _impression(rng, tables, taste_D, category, seen_T, shown, begin, row):  # t
         affinity += _dot(taste_D, tables.vector_TD[taxon])
     shown.affinity_B[row] = affinity
     for kind in range(3):
-        shown.shared_3B[kind, row] = _times(shown.taxon_4B[kind, row], seen_T, shown, begin)
+        shown.shared_3B[kind, row] = _times(shown.taxon_4B[kind, row], seen_T, shown.entry_count_E, begin)
     first, size = tables.first_4G[2, category], tables.size_4G[2, category]
     number = 1 + np.int64(-np.log(1.0 - _fixed(tables.salt, item, 3)) * 7.0)
     number = min(number, size, MAX_INTENTIONS)
     shown.num_intentions_B[row] = number
     for which in range(number):
         taxon = first + (shown.taxon_4B[3, row] - first + which) % size
-        shown.shared_intention_BL[row, which] = _times(taxon, seen_T, shown, begin)
+        shown.shared_intention_BL[row, which] = _times(taxon, seen_T, shown.entry_count_E, begin)
     uniform = rng.random()
     shown.position_B[row] = 0 if uniform < 0.4 else 1 if uniform < 0.7 else 2 if uniform < 0.9 else 3
     shown.present_B[row] = _present(rng.random())
@@ -226,9 +227,9 @@ def _present(uniform):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _times(taxon, seen_T, shown, begin):  # type: ignore[no-untyped-def]
+def _times(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
     """How often the lists that began at `begin` count `taxon`."""
-    return shown.entry_count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
+    return count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
 
 
 @numba.njit(cache=True)

@@ -1,7 +1,7 @@
 """The published shape of Ali-CCP: sizes, cardinalities, and the ids that each field uses.
 
-Nothing here is random; `pipeline.simulate_world` draws from it. The figures are those of the real files (docs/raw.md
-has the table): 85.3M impressions in 1.6M contexts of 57.9 impressions and 518 features on average.
+Nothing here is random; `pipeline.simulate_world` draws from it. The figures are those of the real files:
+85.3M impressions in 1.6M contexts of 57.9 impressions and 518 features on average.
 """
 
 # Shapes: N values of whatever is asked for.
@@ -18,7 +18,7 @@ from pipeline.manifest import InputError
 #: Impressions of the real train and test files together.
 REAL_IMPRESSIONS = 42_300_135 + 43_016_840
 MEAN_IMPRESSIONS_PER_CONTEXT = 57.9
-#: Distinct values over both files at the real size. Categories, shops, brands and intentions are each one universe
+#: Distinct values over both files at the real size (train alone shows 3.1M items). Categories, shops, brands and intentions are each one universe
 #: that three fields show: the item's own, the user's list, and the entry that both share.
 REAL_CARDINALITY = {"item": 4_000_000, "category": 8_581, "shop": 604_498, "brand": 208_179, "intention": 96_258}
 #: Smaller logs hold fewer distinct ids, by Heaps' law: cardinality grows with impressions to this power.

@@ -129,7 +129,8 @@ def _tables(rng: np.random.Generator, impressions: int) -> Tables:
     """Categories of Zipf popularity, and below each a block of shops, brands, intentions and items."""
     count = {kind: cardinality(kind, impressions) for kind in (*TAXA, "item")}
     num_categories = count["category"]
-    popularity_G = (np.arange(num_categories) + 10.0) ** -0.9
+    # Steep enough that larger logs add rare categories and leave the popular ones about as popular.
+    popularity_G = (np.arange(num_categories) + 40.0) ** -1.5
     popularity_G /= popularity_G.sum()
     drifted_G = popularity_G * np.exp(0.1 * rng.standard_normal(num_categories))
     vector_GD = rng.standard_normal((num_categories, TASTE_WIDTH))

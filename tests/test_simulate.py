@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
+from simulated_log import Line, fault, read_lines
 from sklearn.metrics import roc_auc_score
 
 from jobs.entry import typed
@@ -35,47 +35,6 @@ def settings(out: Path, *overrides: str) -> SimulateSettings:
     """conf/simulate.yaml with overrides, as the command line would have it."""
     with initialize_config_module("conf", version_base="1.3"):
         return typed(SimulateSettings, compose("simulate", [f"out={out}", *overrides]))
-
-
-@dataclass
-class Line:
-    offset: int
-    columns: list[str]
-
-    def features(self) -> Iterator[tuple[str, int, float]]:
-        for feature in self.columns[-1].split("\x01"):
-            field, _, tail = feature.partition("\x02")
-            number, _, value = tail.partition("\x03")
-            if not math.isfinite(float(value)):
-                raise ValueError(value)
-            yield field, int(number), float(value)
-
-
-def read(path: Path) -> list[Line]:
-    lines, offset = [], 0
-    for raw in path.read_bytes().splitlines(keepends=True):
-        assert raw.endswith(b"\n")
-        lines.append(Line(offset, raw[:-1].decode("ascii").split(",")))
-        offset += len(raw)
-    return lines
-
-
-def fault(line: Line, num_columns: int) -> str | None:
-    """What is wrong with a line by itself, judged slowly and without the simulator."""
-    *head, key, num_features, _ = line.columns if len(line.columns) == num_columns else ["", "", "", "", "", ""]
-    if len(line.columns) != num_columns or (head and not head[0].isdigit()):
-        return "malformed_line"
-    if any(label not in ("0", "1") for label in head[1:]):
-        return "bad_label"
-    if len(key) != 16 or set(key) - set("0123456789abcdef"):
-        return "bad_context_key"
-    try:
-        features = list(line.features())
-    except ValueError:
-        return "bad_feature"
-    if head[1:] == ["0", "1"]:
-        return "conversion_without_click"
-    return None if len(features) == int(num_features) else "feature_count_mismatch"
 
 
 @dataclass
@@ -105,7 +64,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     return Log(
         out=out,
         record=json.loads((out / "simulation.json").read_text()),
-        lines={(table, split): read(out / f"{table}_{split}.csv") for table in TABLES for split in SPLITS},
+        lines={(table, split): read_lines(out / f"{table}_{split}.csv") for table in TABLES for split in SPLITS},
         planted=planted,
         truth={
             split: {name: table[name].to_numpy() for name in table.column_names}
@@ -285,7 +244,7 @@ def test_actions_and_dirt_leave_the_good_lines_as_they_are(tmp_path: Path) -> No
         for row in pq.read_table(tmp_path / "other" / "dirt_test.parquet").to_pylist()
         if "skeleton" in row["file"]
     }
-    plain, other = (read(tmp_path / run / "sample_skeleton_test.csv") for run in ("plain", "other"))
+    plain, other = (read_lines(tmp_path / run / "sample_skeleton_test.csv") for run in ("plain", "other"))
     clean = [line.columns for line in other if line.offset not in dirty]
     assert len(plain) == 1000
     assert len(clean) > 900
