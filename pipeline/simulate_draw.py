@@ -80,8 +80,7 @@ class Chunk:
 
 def draw_chunk(world: World, rng: np.random.Generator, split: int, impressions: int) -> Chunk:
     """Draw contexts until they hold exactly `impressions`; the last is cut to fit."""
-    at_most = impressions
-    uniform_C = 1 - rng.random(at_most)  # (0, 1]
+    uniform_C = 1 - rng.random(impressions)  # (0, 1]; more contexts than can be needed
     size_C = IMPRESSIONS_PER_CONTEXT.draw(uniform_C)
     num_contexts = int(np.searchsorted(np.cumsum(size_C), impressions)) + 1
     size_C, uniform_C = size_C[:num_contexts].copy(), uniform_C[:num_contexts]

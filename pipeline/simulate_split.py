@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.simulate_dirt import plan_counts, plant
 from pipeline.simulate_draw import CHUNK_IMPRESSIONS, Chunk, draw_chunk
 from pipeline.simulate_shapes import MEAN_IMPRESSIONS_PER_CONTEXT
-from pipeline.simulate_truth import ACTIONS, Calibration, Truth, probabilities
+from pipeline.simulate_truth import ACTIONS, Calibration, Labels, RankHistogram, Truth, draw_labels, probabilities
 from pipeline.simulate_world import CHUNK, SPLITS, World
 from pipeline.simulate_write import Layout, context_lines, impression_lines, keys
 
@@ -50,15 +50,6 @@ class Log:
     dirt: float
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What happened, drawn from the truth (all [B])."""
-
-    click: np.ndarray  # bool
-    action: np.ndarray  # place in ACTIONS; none where not clicked
-    conversion: np.ndarray  # bool
-
-
 @dataclass
 class Tally:
     """What simulation.json says about a split."""
@@ -69,7 +60,7 @@ class Tally:
     dactions: int = 0
     conversions: int = 0
     dirty: dict[str, dict[str, int]] = field(default_factory=dict)
-    ranks: dict[str, "RankHistogram"] = field(
+    ranks: dict[str, RankHistogram] = field(
         default_factory=lambda: {name: RankHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
     )
 
@@ -91,27 +82,12 @@ class Tally:
         return {**{name: getattr(self, name) for name in names}, "true_auc": true_auc, "dirty": self.dirty}
 
 
-class RankHistogram:
-    """AUC in a fixed amount of memory: probabilities are binned by their logit, 1/2,048 wide; ties count one half."""
+class Span(NamedTuple):
+    """Which impressions of the split a chunk holds: those from `start`, `size` of them."""
 
-    def __init__(self) -> None:
-        self.count_2N = np.zeros((2, 32 * 2048), np.int64)
-
-    def add(self, probability: np.ndarray, label: np.ndarray) -> None:
-        """Add true probabilities and the labels (bool) drawn from them."""
-        logit = np.log(probability / (1 - probability))
-        place = np.clip((logit + 24) * 2048, 0, self.count_2N.shape[1] - 1).astype(np.int64)
-        for value in (0, 1):
-            self.count_2N[value] += np.bincount(place[label == value], minlength=self.count_2N.shape[1])
-
-    def auc(self) -> float | None:
-        """None where one of the classes is empty."""
-        negative_N, positive_N = self.count_2N
-        pairs = int(negative_N.sum()) * int(positive_N.sum())
-        if not pairs:
-            return None
-        below_N = np.cumsum(negative_N) - negative_N
-        return float(((below_N + 0.5 * negative_N) * positive_N).sum() / pairs)
+    chunk: int
+    start: int
+    size: int
 
 
 class SplitWriter:
@@ -143,29 +119,29 @@ class SplitWriter:
     def write(self) -> Iterator[int]:
         """Write the whole split; yields the impressions of each chunk once it is written."""
         for number, start in enumerate(range(0, self.impressions, CHUNK_IMPRESSIONS)):
-            size = min(CHUNK_IMPRESSIONS, self.impressions - start)
-            self._write_chunk(number, start, size)
-            yield size
+            span = Span(number, start, min(CHUNK_IMPRESSIONS, self.impressions - start))
+            self._write_chunk(span)
+            yield span.size
         for table in self._planned:
             file = self._name(table, "csv")
             reasons = [dirty["reason"] for dirty in self._dirt if dirty["file"] == file]
             self.tally.dirty[file] = {reason: reasons.count(reason) for reason in self._planned[table]}
         pq.write_table(pa.Table.from_pylist(self._dirt, _DIRT), self.folder / self._name("dirt", "parquet"))
 
-    def _write_chunk(self, number: int, start: int, size: int) -> None:
-        log, first_id = self.log, self.first_id + start
-        rng = np.random.default_rng([log.seed, CHUNK, self.split, number])
-        chunk = draw_chunk(log.world, rng, self.split, size)
+    def _write_chunk(self, span: Span) -> None:
+        log, first_id = self.log, self.first_id + span.start
+        rng = np.random.default_rng([log.seed, CHUNK, self.split, span.chunk])
+        chunk = draw_chunk(log.world, rng, self.split, span.size)
         truth = probabilities(log.world, log.calibration, chunk.scores)
         labels = draw_labels(rng, truth)
-        key_CS = self._keys(_OWN, number, np.arange(len(chunk.size_C)))
+        key_CS = self._keys(_OWN, span.chunk, np.arange(len(chunk.size_C)))
         label_2B = np.stack([labels.click, labels.conversion]).astype(np.uint8)
-        rotation_C, rotation_B = (rng.integers(0, 1 << 16, count) for count in (len(chunk.size_C), size))
+        rotation_C, rotation_B = (rng.integers(0, 1 << 16, count) for count in (len(chunk.size_C), span.size))
         contexts = context_lines(log.context_layout, log.world, chunk, key_CS, rotation_C)
         skeleton = impression_lines(log.impression_layout, log.world, chunk, key_CS, first_id, label_2B, rotation_B)
-        soil = np.random.default_rng([log.seed, CHUNK, self.split, number, 1])  # leaves the good lines as they are
-        self._write_lines(CONTEXTS, contexts, number, start, size, soil, ~labels.click)
-        self._write_lines(SKELETON, skeleton, number, start, size, soil, ~labels.click)
+        soil = np.random.default_rng([log.seed, CHUNK, self.split, span.chunk, 1])  # leaves the good lines as they are
+        self._write_lines(CONTEXTS, contexts, span, soil)
+        self._write_lines(SKELETON, skeleton, span, soil, ~labels.click)
         if self._actions is not None:
             self._actions.write(_action_lines(rng, labels, first_id))
         self._truth.write_table(_truth_table(truth, key_CS[chunk.context_B], first_id))
@@ -175,46 +151,35 @@ class SplitWriter:
         self,
         table: str,
         lines: tuple[np.ndarray, np.ndarray],
-        number: int,
-        start: int,
-        size: int,
+        span: Span,
         soil: np.random.Generator,
-        unclicked_B: np.ndarray,
+        unclicked_B: np.ndarray | None = None,
     ) -> None:
         """Plant the chunk's share of dirty lines and write it."""
+        done, due = span.start, span.start + span.size
         counts = {
-            reason: (start + size) * count // self.impressions - start * count // self.impressions
+            reason: due * count // self.impressions - done * count // self.impressions
             for reason, count in self._planned[table].items()
         }
         kind = _OF_NO_CONTEXT if table == SKELETON else _OF_NO_IMPRESSION
 
         def free_key(line: int) -> bytes:
-            return self._keys(kind, number, np.array([line])).tobytes()
+            return self._keys(kind, span.chunk, np.array([line])).tobytes()
 
-        free_id = self.first_id + start + self.log.impressions
+        free_id = self.first_id + span.start + self.log.impressions
         pieces, planted = plant(table, *lines, counts, soil, free_id, free_key, unclicked_B)
         stream, name = self._tables[table], self._name(table, "csv")
         offset = stream.tell()
         self._dirt += [{"file": name, "offset": offset + dirty.offset, "reason": dirty.reason} for dirty in planted]
         stream.writelines(pieces)
 
-    def _keys(self, kind: int, number: int, line_N: np.ndarray) -> np.ndarray:
+    def _keys(self, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
         """Context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
-        head = (kind << 61) | (self.split << 60) | (number << 20)
+        head = (kind << 61) | (self.split << 60) | (chunk << 20)
         return keys(np.uint64(head) + line_N.astype(np.uint64), self.log.world.tables.salt)
 
     def _name(self, table: str, suffix: str) -> str:
         return f"{table}_{SPLITS[self.split]}.{suffix}"
-
-
-def draw_labels(rng: np.random.Generator, truth: Truth) -> Labels:
-    """One outcome of every impression."""
-    impressions = len(truth.p_ctr)
-    click_B = rng.random(impressions) < truth.p_ctr
-    daction_B = click_B & (rng.random(impressions) < truth.p_daction)
-    action_B = np.where(daction_B, np.where(rng.random(impressions) < truth.p_wish, 2, 1), 0)
-    p_conversion_B = np.take_along_axis(truth.conversion_AB, action_B[None], axis=0)[0]
-    return Labels(click_B, action_B, click_B & (rng.random(impressions) < p_conversion_B))
 
 
 def _action_lines(rng: np.random.Generator, labels: Labels, first_id: int) -> bytes:

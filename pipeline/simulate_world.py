@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.simulate_shapes import (
-    ITEM_FIELDS,
     MEAN_IMPRESSIONS_PER_CONTEXT,
     MIN_PER_CATEGORY,
     PROFILE_CARDINALITY,
@@ -108,7 +107,7 @@ def _profiles(rng: np.random.Generator, taste_UD: np.ndarray) -> dict[str, np.nd
 
     def leaning(dimension: int, values: int) -> np.ndarray:
         noisy = 0.7 * taste_UD[:, dimension] + 0.7 * rng.standard_normal(users)
-        return np.clip(np.floor((noisy / 1.0 + 2) / 4 * values), 0, values - 1).astype(np.int64)
+        return np.clip(np.floor((noisy + 2) / 4 * values), 0, values - 1).astype(np.int64)
 
     gender, age, region = leaning(0, 2), leaning(1, 7), rng.integers(0, 7, users)
     unknown = rng.random(users) < 0.02
@@ -175,8 +174,3 @@ def click_parts(world: World, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
 def buying_score(world: World, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
     """What moves the logits of daction and conversion after a click: the click's own interaction among it."""
     return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]
-
-
-def item_field_of(taxon: str) -> str:
-    """The field in which an item shows its own category, shop, brand or intention."""
-    return ITEM_FIELDS[TAXA.index(taxon)]

@@ -274,6 +274,14 @@ def test_files_of_another_origin_are_never_overwritten(tmp_path: Path) -> None:
     assert real.read_text() == "the download"
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for out, says in ((file, "is a file"), (file / "raw", "cannot be written")):
+        with pytest.raises(InputError, match=says):
+            simulate(settings(out, "impressions=1000"))
+
+
 def test_a_killed_run_is_simply_run_again(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     simulate(settings(whole, "impressions=1000"))
