@@ -122,7 +122,9 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        out_BH = _times(x_BD, weight, bias, relu)
+        out_BH = _times(x_BD, weight, bias)
+        if relu:
+            out_BH.relu_()  # oneDNN's own fused ReLU turns NaN into 0, and so hides it from the trainer
         ctx.save_for_backward(x_BD, weight, out_BH)
         ctx.relu = relu
         return out_BH
@@ -149,12 +151,11 @@ def _onednn(x: Tensor) -> bool:
     )
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """act(x·weightᵀ + bias)."""
+def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x·weightᵀ + bias."""
     if _onednn(x) and min(weight.shape) > 1:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-    out = nn.functional.linear(x, weight, bias)
-    return out.relu_() if relu else out
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)
 
 
 def _times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The trainer: the dataset, the model on its ranks, and the loop between them."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,9 +106,7 @@ class Trainer:
         *totals, num_failed = self.world.sum(table).tolist()
         if num_failed:
             self.world.agree(error)
-        bad = [
-            str(loss) for loss, total in zip(self.graph.losses, totals, strict=True) if not abs(total) < float("inf")
-        ]
+        bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
         if bad:
             raise InputError(
                 f"The loss `{bad[0]}` is not finite at step {step} of epoch {self.position.epoch}; no weight was "

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from pipeline.manifest import InputError, ManifestField
+from training.embeddings import Embeddings, EmbeddingSettings, allocated, rowwise_lr
+
+FIELDS = [
+    ManifestField(name, name, "context", "one", False, 10, f"vocabulary/{name}.parquet", "0" * 16)
+    for name in ("a", "b", "c")
+]
+
+
+def test_columns_are_taken_by_field_name_whatever_order_the_sharding_gives() -> None:
+    embeddings = Embeddings(FIELDS, EmbeddingSettings(dim=3, dims={"b": 4}))
+    columns = {name: torch.randn(5, 4, dtype=torch.float64) for name in "abc"}
+    expected = torch.cat([columns["a"][:, :3], columns["b"], columns["c"][:, :3]], 1)
+    for order in ("abc", "bca", "cab"):
+        values = torch.cat([columns[name] for name in order], 1).requires_grad_()
+        taken = embeddings.in_catalogue_order(KeyedTensor(keys=list(order), length_per_key=[4, 4, 4], values=values))
+        torch.testing.assert_close(taken, expected)
+        weight = torch.arange(taken.numel(), dtype=torch.float64).view_as(taken)
+        (taken * weight).sum().backward()
+        assert values.grad is not None
+        by_name = dict(zip(order, values.grad.split(4, 1), strict=True))
+        torch.testing.assert_close(torch.cat([by_name["a"][:, :3], by_name["b"], by_name["c"][:, :3]], 1), weight)
+        assert by_name["a"][:, 3].eq(0).all()
+        assert by_name["c"][:, 3].eq(0).all()
+
+
+def test_a_table_allocates_a_multiple_of_four_columns() -> None:
+    assert [allocated(dim) for dim in (1, 4, 17, 18, 20, 128)] == [4, 4, 20, 20, 20, 128]
+    assert rowwise_lr(0.1, 18) == pytest.approx(0.1 * math.sqrt(18 / 20))
+    assert rowwise_lr(0.1, 128) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dim": 0}, r"embedding\.dim=0 is below 1"),
+        ({"dims": {"a": 0}}, r"embedding\.dims\.a=0 is below 1"),
+        ({"pooling": "max"}, r"embedding\.pooling=max is not one of sum, mean"),
+        ({"poolings": {"a": "max"}}, r"embedding\.poolings\.a=max"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        EmbeddingSettings(**settings)
+
+
+def test_a_setting_for_a_field_that_is_not_there_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"embedding\.dims\.item_idd: the dataset has no field item_idd; it has a, b, c"
+    ):
+        EmbeddingSettings(dims={"item_idd": 8}).check_fields(FIELDS)
+    settings = EmbeddingSettings(poolings={"b": "sum"})
+    settings.check_fields(FIELDS)
+    assert settings.pooling_of(FIELDS) == {"a": "mean", "b": "sum", "c": "mean"}

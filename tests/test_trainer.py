@@ -1,0 +1,188 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import Arrays, run_ranks
+from tiny_dataset import write_tiny_dataset
+from tiny_run import take_steps, tiny_settings, weights
+
+from pipeline.manifest import InputError, load_manifest
+from training.checkpoint import Position, newest
+from training.graph import GraphSettings
+from training.journal import LOG
+from training.settings import CONFIG, TrainSettings, load
+from training.trainer import Trainer
+from training.world import join
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trainer") / "data"
+    write_tiny_dataset(path, num_contexts=150)
+    return path
+
+
+def fit(settings: TrainSettings) -> Arrays:
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        trainer.fit()
+        return {} if trainer.finished else weights(trainer)
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+
+
+def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run", batch_size=32, epochs=6)
+    settings.log.every_steps = 10
+    fit(settings)
+    losses = [entry["loss"] for entry in log_of(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0]
+    entry = log_of(tmp_path / "run")[0]
+    assert entry["loss"] == pytest.approx(entry["loss_click"] + entry["loss_conversion"])
+    assert entry.keys() >= {"epoch", "step", "impressions_per_s", "waiting_share"}
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_finished_run_says_so_and_does_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    fit(settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
+    capsys.readouterr()
+    assert fit(settings) == {}
+    assert "has its 1 epochs already; nothing to do" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+    whole = fit(tiny_settings(data, tmp_path / "whole", dropout=0.3, epochs=3))
+    fit(tiny_settings(data, tmp_path / "run", dropout=0.3, epochs=1))
+    with (tmp_path / "run" / LOG).open("a") as log:
+        log.write('{"step": 99, "loss": 1.0}\n{"st')  # of an epoch that was killed
+    resumed = fit(tiny_settings(data, tmp_path / "run", dropout=0.3, epochs=3))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    steps = [entry["step"] for entry in log_of(tmp_path / "run")]
+    assert steps == sorted(set(steps))
+    found = newest(tmp_path / "run", print)
+    assert found is not None
+    assert found.position == Position(3, 0)
+
+
+def losses_with_an_idle_rank(settings: TrainSettings, num_steps: int) -> Arrays:
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        sizes = [batch.num_impressions for _, batch in trainer._batches()]
+        return {"losses": np.array(take_steps(trainer, num_steps)), "sizes": np.array(sizes)}
+
+
+def test_a_rank_without_impressions_takes_part_in_the_last_step(tmp_path: Path) -> None:
+    manifest = write_tiny_dataset(tmp_path / "data", num_contexts=12)
+    # Eight lanes of one impression a step: whatever is left over falls to the last lanes, that is the last ranks.
+    settings = tiny_settings(tmp_path / "data", tmp_path / "four", batch_size=8)
+    ranks = run_ranks(losses_with_an_idle_rank, 4, tmp_path / "ranks", settings, 100)
+    sizes = np.stack([rank["sizes"] for rank in ranks])
+    assert sizes.sum() == manifest.totals["train"]["impressions"]
+    assert sizes[:, -1].min() == 0
+    alone = losses_with_an_idle_rank(replace(settings, out=str(tmp_path / "one")), 100)
+    for rank in ranks:
+        np.testing.assert_allclose(rank["losses"], alone["losses"], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_touches_a_weight(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        take_steps(trainer, 2)
+        with torch.no_grad():
+            next(trainer.placed.towers[1].parameters()).fill_(float("nan"))
+        before = weights(trainer)
+        with pytest.raises(InputError, match="The loss `conversion` is not finite at step 0 of epoch 0"):
+            take_steps(trainer, 1)
+        for name, value in weights(trainer).items():
+            np.testing.assert_array_equal(value, before[name])
+
+
+def error_of_broken_shard(settings: TrainSettings) -> Arrays:
+    told = ""
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        try:
+            trainer.fit()
+        except InputError as error:
+            told = str(error)
+    return {"told": np.array(told)}
+
+
+def test_a_shard_that_one_rank_cannot_read_ends_the_run_on_all_of_them(tmp_path: Path) -> None:
+    manifest = write_tiny_dataset(tmp_path / "data", num_contexts=100)
+    victim = manifest.files_of("train")[1].path
+    content = (tmp_path / "data" / victim).read_bytes()
+    (tmp_path / "data" / victim).write_bytes(content[:-50] + b"x" * 50)
+    told = [
+        str(rank["told"])
+        for rank in run_ranks(
+            error_of_broken_shard, 2, tmp_path / "r", tiny_settings(tmp_path / "data", tmp_path / "run")
+        )
+    ]
+    assert told[0] == told[1]
+    assert Path(victim).name in told[0]
+
+
+def refusal(settings: TrainSettings) -> str:
+    with pytest.raises(InputError) as caught, join(settings.world) as world:
+        Trainer(settings, world)
+    return str(caught.value)
+
+
+def test_a_run_begun_with_other_settings_is_refused(data: Path, tmp_path: Path) -> None:
+    fit(tiny_settings(data, tmp_path / "run"))
+    other = tiny_settings(data, tmp_path / "run", epochs=2)
+    other.model.towers.hidden = [16, 4]
+    assert "was begun with model.towers.hidden=[16, 8] and this command says [16, 4]" in refusal(other)
+
+
+def test_a_run_begun_on_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
+    fit(tiny_settings(data, tmp_path / "run"))
+    write_tiny_dataset(tmp_path / "other", num_contexts=150, seed=2)
+    assert "is not the dataset that" in refusal(tiny_settings(tmp_path / "other", tmp_path / "run", epochs=2))
+
+
+def test_a_model_that_needs_daction_is_refused_where_there_is_none(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    settings.model.graph = GraphSettings(
+        ["click | impression", "daction | click"], ["click", "daction"], {"p": "click"}
+    )
+    assert "needs the label daction" in refusal(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_saved_settings_are_read_as_values_only(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    fit(settings)
+    assert load(tmp_path / "run") == settings
+    path = tmp_path / "run" / CONFIG
+    text = path.read_text()
+    for planted, told in (
+        (text.replace("seed: 1", "seed: ${oc.env:HOME}", 1), "interpolation"),
+        (text + "_target_: os.system\n", "_target_"),
+        (text.replace("seed: 1", "seed: one", 1), "does not fit this release"),
+        (text + "sede: 1\n", "does not fit this release"),
+        ("a: [", "cannot be read"),
+    ):
+        path.write_text(planted)
+        with pytest.raises(InputError, match=told):
+            load(tmp_path / "run")
+    with pytest.raises(InputError, match=r"has no config\.yaml"):
+        load(tmp_path / "nothing")
+
+
+def test_a_dataset_without_the_split_or_the_field_is_refused(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    settings.embedding.dims = {"item": 8}
+    assert "the dataset has no field item" in refusal(settings)
+    assert len(load_manifest(data).fields) == 5
