@@ -110,8 +110,8 @@ class _SplitLayer(torch.autograd.Function):
             _times(g_CH, w_u.t()),
             _times(g_BH, w_i.t()),
             None,
-            _outer(g_CH, u_CD),
-            _outer(g_BH, i_BD),
+            g_CH.t() @ u_CD,
+            g_BH.t() @ i_BD,
             g_CH.sum(0),
             None,
         )
@@ -134,11 +134,12 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BD, weight, out_BH = ctx.saved_tensors
         g_BH = torch.ops.aten.threshold_backward(gradients[0], out_BH, 0) if ctx.relu else gradients[0]
-        return _times(g_BH, weight.t()), _outer(g_BH, x_BD), g_BH.sum(0), None
+        return _times(g_BH, weight.t()), g_BH.t() @ x_BD, g_BH.sum(0), None
 
 
 # Matrix products. torch sends fp32 to MKL, which on AMD processors uses half of the machine's vector width; oneDNN,
-# which torch ships too, measured 150 GFLOP/s a core where MKL gave 65 (EPYC with AVX-512).
+# which torch ships too, measured 150 GFLOP/s a core where MKL gave 65 (EPYC with AVX-512). The gradients of weights stay
+# with MKL: oneDNN's linear wants both factors transposed in memory first, which costs what it gains.
 
 
 def _onednn(x: Tensor) -> bool:
@@ -163,10 +164,3 @@ def _times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
     if _onednn(x) and min(weight.shape) > 1:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
     return torch.addmm(other, x, weight.t())
-
-
-def _outer(g: Tensor, x: Tensor) -> Tensor:
-    """gᵀ·x, the gradient of a weight; as (xᵀ·g)ᵀ, which oneDNN does in half the time."""
-    if g.shape[1] == 1:
-        return g.t() @ x
-    return _times(x.t(), g.t()).t().contiguous()  # else DDP complains of the strides
