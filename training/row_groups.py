@@ -6,6 +6,7 @@ read. FBGEMM, left alone, would log "setting idx to zero" and train on.
 
 # Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), O fields of arity one, M of arity many, V values.
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -261,7 +262,7 @@ def _packed(source: _Source, columns: Columns, scope: str, first_K: np.ndarray, 
     ones = [entry for entry in fields if entry.arity == "one"]
     many = [entry for entry in fields if entry.arity == "many"]
     num_bags = int((last_K - first_K).sum())
-    ones_ON = np.empty((len(ones), num_bags), np.int32)
+    ones_ON = _empty((len(ones), num_bags), np.int32)
     for place, entry in enumerate(ones):
         values = source.whole(entry.name).to_numpy() if scope == "context" else source.parallel(entry.name)
         source.check_indices(entry, values)
@@ -272,8 +273,8 @@ def _packed(source: _Source, columns: Columns, scope: str, first_K: np.ndarray, 
     ends_M = np.cumsum([0, *num_values_M])
     if ends_M[-1] > np.iinfo(np.int32).max:
         raise source.error(many[0].name, f"{ends_M[-1]} values with the other fields', more than 2^31 - 1")
-    offsets_MN = np.zeros((len(many), num_bags + 1), np.int32)
-    values_V, weights_V = np.empty(ends_M[-1], np.int32), np.empty(ends_M[-1], np.float32)
+    offsets_MN = _empty((len(many), num_bags + 1), np.int32)
+    values_V, weights_V = _empty((int(ends_M[-1]),), np.int32), _empty((int(ends_M[-1]),), np.float32)
     for place, (entry, (values, offsets, weights), (start_K, stop_K)) in enumerate(zip(many, bags, cuts, strict=True)):
         source.check_indices(entry, values)
         mine = slice(ends_M[place], ends_M[place + 1])
@@ -290,6 +291,12 @@ def _packed(source: _Source, columns: Columns, scope: str, first_K: np.ndarray, 
     slot = {entry.name: place for place, entry in enumerate(ones)}
     slot |= {entry.name: -1 - place for place, entry in enumerate(many)}
     return Packed(np.array([slot[entry.name] for entry in fields], np.int64), ones_ON, offsets_MN, values_V, weights_V)
+
+
+def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """np.empty from Arrow's memory pool, which keeps what it has: glibc gives large blocks back, to be faulted in again."""
+    buffer = pa.allocate_buffer(math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def _gathered(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray) -> np.ndarray:
@@ -313,6 +320,7 @@ def _gather(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out: np
 @njit(nogil=True, cache=True)
 def _gather_offsets(offsets: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out_N: np.ndarray) -> None:
     """out_N: 0, then the end of each bag of the runs first_K to last_K when they stand one after the other."""
+    out_N[0] = 0
     at = 1
     for run in range(len(first_K)):
         shift = out_N[at - 1] - offsets[first_K[run]]
