@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.entry import launch
-from pipeline.manifest import InputError, load_manifest
+from pipeline.manifest import SPLITS, InputError, load_manifest
 
 
 @dataclass
@@ -21,6 +21,7 @@ class DemoSettings:
     seed: int = 1
     ranks: int = 2
     model: str = "esmm"
+    batch_size: int = 1000
 
 
 def stages(settings: DemoSettings) -> list[tuple[str, list[str]]]:
@@ -32,7 +33,7 @@ def stages(settings: DemoSettings) -> list[tuple[str, list[str]]]:
     return [
         ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
         ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", f"out={dataset}"]),
-        ("train", [*torchrun, "-m", "jobs.train", f"data={dataset}", f"model={settings.model}", f"out={run}"]),
+        ("train", [*torchrun, "-m", "jobs.train", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
         ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),
     ]  # fmt: skip
 
@@ -52,11 +53,26 @@ def demo(settings: DemoSettings) -> None:
 
 
 def summary(out: Path) -> str:
-    """The closing table: what was read, what was set aside, and how close to the truth's ceiling the model came."""
+    """The closing table: what was read, what was set aside and why, and how close to the truth's ceiling the model came."""
     manifest = load_manifest(out / "dataset")
     metrics = json.loads((out / "run" / "metrics.json").read_text())
-    lines = [f"{'impressions':<26}{sum(total['impressions'] for total in manifest.totals.values()):>12,}"]
-    return "\n".join(lines) + str(metrics)
+    contexts = sum(lines["contexts"]["written"] for lines in manifest.audit["lines"].values())
+    impressions = {split: totals["impressions"] for split, totals in manifest.totals.items()}
+    per_split = " · ".join(f"{impressions[split]:,} {split}" for split in SPLITS if split in impressions)
+    rejected = {reason: count for reason, count in manifest.audit["quarantined"].items() if count}
+    lines = [
+        f"{'impressions':<12}{sum(impressions.values()):>11,}   {per_split}",
+        f"{'contexts':<12}{contexts:>11,}",
+        f"{'quarantined':<12}{sum(rejected.values()):>11,}   "
+        + " · ".join(f"{count} {reason}" for reason, count in rejected.items()),
+        "",
+        f"{'AUC on test':<12}{'model':>11}{'truth':>9}   of the way from 0.5 to the truth",
+    ]
+    for task in ("ctr", "cvr", "ctcvr"):
+        if f"{task}_auc" in metrics:
+            model, truth, share = (metrics[key] for key in (f"{task}_auc", f"true_{task}_auc", f"{task}_auc_share"))
+            lines.append(f"{task.upper():<12}{model:>11.4f}{truth:>9.4f}   {share:.0%}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
