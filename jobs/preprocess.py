@@ -1,5 +1,6 @@
 """python -m jobs.preprocess source=aliccp source.path=RAW out=DATASET, or the same behind spark-submit."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,16 +8,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
-from pipeline.manifest import Manifest
+from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
+
+_ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 
 
 def summary(manifest: Manifest) -> str:
     """What the dataset holds, in a line for each split and one for what was set aside."""
     lines = [
-        f"{split}: " + ", ".join(f"{number:,} {name}" for name, number in total.items())
-        for split, total in manifest.totals.items()
+        f"{split}: "
+        + ", ".join(f"{manifest.totals[split][name]:,} {name}" for name in _ORDER if name in manifest.totals[split])
+        for split in SPLITS
+        if split in manifest.totals
     ]
     set_aside = {reason: number for reason, number in manifest.audit["quarantined"].items() if number}
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in set_aside.items())
@@ -28,5 +33,11 @@ def run(settings: PreprocessSettings) -> None:
     print(summary(preprocess(settings)), flush=True)
 
 
+def quoted(argument: str) -> str:
+    """`spark.master=local[2]` as people type it, in the quotes that Hydra's grammar wants around brackets."""
+    return re.sub(r"\A(spark\.master)=([^'\"]+)\Z", r"\1='\2'", argument)
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     launch("preprocess", PreprocessSettings, run)

@@ -67,6 +67,20 @@ class RawLog:
         return end.join(lines) + (end if self.terminated and lines else b"")
 
 
+def small_log() -> RawLog:
+    """Two contexts of each period, one impression of which is bought without a click."""
+    log = RawLog()
+    for period in ("train", "test"):
+        features = [("205", 1, "1.0"), ("702", 3, "0.5")]
+        contexts = [context_line(key_of(number), [("101", number, "1.0")]) for number in (1, 2)]
+        lines = [(1, 1, 1, 1), (2, 0, 1, 1), (3, 1, 0, 2), (4, 0, 0, 2)]
+        log.lines[f"common_features_{period}"] = contexts
+        log.lines[f"sample_skeleton_{period}"] = [
+            impression_line(sample, click, buy, key_of(number), features) for sample, click, buy, number in lines
+        ]
+    return log
+
+
 def random_log(seed: int, num_contexts: int = 60, dirty: bool = True, interleaved: bool = False) -> RawLog:
     """A log of both periods whose features come in any order, with missing and unknown fields and repeated values."""
     draw = random.Random(seed)

@@ -1,131 +1,22 @@
-"""The whole chain on small logs, against tests/aliccp_reference.py."""
+"""The whole chain on small logs: every value, every line accounted for, every policy."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from aliccp_reference import Line, Period, is_validation, read_period
-from raw_log import random_log
+from dataset_checks import assert_dataset_equals_reference
+from raw_log import context_line, key_of, random_log, small_log
 
-from pipeline.fields import Catalogue, catalogue
-from pipeline.manifest import Manifest, load_manifest
+from pipeline.manifest import InputError
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
-PERIOD_OF = {"train": "train", "validation": "train", "test": "test"}
 
 pytestmark = pytest.mark.usefixtures("spark")
-
-
-def decoded_contexts(out: Path, split: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Context rows with raw ids instead of indices, -1 for an id out of vocabulary; one dict a row."""
-    raw_ids = {}
-    for entry in manifest.fields:
-        table = pq.read_table(out / entry.vocabulary)
-        assert table.column("index").to_pylist() == list(range(2, entry.num_rows))
-        raw_ids[entry.name] = [None, -1, *table.column("raw_id").to_pylist()]
-    for file in manifest.files:
-        for row in pq.read_table(out / file.path).to_pylist() if file.split == split else ():
-            for entry in manifest.fields:
-                ids = raw_ids[entry.name]
-                value = row[entry.name]
-                row[entry.name] = [ids[index] for index in value] if isinstance(value, list) else ids[value]
-            yield row
-
-
-def expected_values(line: Line, raw_id: str, kept: dict[str, set[int]]) -> list[tuple[int, float]]:
-    return [(value if value in kept[raw_id] else -1, weight) for name, value, weight in line.values if name == raw_id]
-
-
-def kept_ids(period: Period, fields: Catalogue, validation: float, seed: int) -> dict[str, Counter[int]]:
-    """raw name → id → count over the lines of train contexts, where it reaches the minimum."""
-    counts: dict[str, Counter[int]] = {entry.raw_id: Counter() for entry in fields.fields}
-    for line in period.parsed:
-        assert line.key is not None
-        if not is_validation(line.key, validation, seed):
-            for name, value, _ in line.values:
-                counts[name][value] += 1
-    return {
-        entry.raw_id: Counter({value: n for value, n in counts[entry.raw_id].items() if n >= entry.min_count})
-        for entry in fields.fields
-    }
-
-
-def assert_dataset_equals_reference(raw: Path, out: Path, settings: PreprocessSettings) -> None:
-    manifest = load_manifest(out)
-    fields = catalogue(settings.features, settings.vocabulary.min_count)
-    periods = {period: read_period(raw, period, fields) for period in ("train", "test")}
-    validation, seed = settings.split.validation, settings.seed
-    counts = kept_ids(periods["train"], fields, validation, seed)
-    for entry in manifest.fields:
-        table = pq.read_table(out / entry.vocabulary)
-        order = sorted(counts[entry.raw_id].items(), key=lambda pair: (-pair[1], pair[0]))
-        assert list(zip(table["raw_id"].to_pylist(), table["count"].to_pylist(), strict=True)) == order
-    kept = {raw_id: set(counter) for raw_id, counter in counts.items()}
-    for split, name in PERIOD_OF.items():
-        period = periods[name]
-        wanted = {
-            key: lines
-            for key, lines in period.rows().items()
-            if split == "test" or is_validation(key, validation, seed) == (split == "validation")
-        }
-        seen: dict[str, list[int]] = {}
-        for row in decoded_contexts(out, split, manifest):
-            key = row["context_id"]
-            start = len(seen.setdefault(key, []))
-            lines = wanted[key][start : start + settings.rows.max_impressions]
-            assert_row_equals(row, period.contexts[key], lines, fields, kept)
-            seen[key] += row["impression_id"]
-        assert {key: [line.sample_id for line in lines] for key, lines in wanted.items()} == seen
-    assert_quarantine_equals(out, manifest, periods)
-
-
-def assert_row_equals(
-    row: dict[str, Any], context: Line, lines: list[Line], fields: Catalogue, kept: dict[str, set[int]]
-) -> None:
-    assert row["impression_id"] == [line.sample_id for line in lines]
-    assert row["click"] == [line.click for line in lines]
-    assert row["conversion"] == [line.click & line.buy for line in lines]
-    users = [value for name, value, _ in context.values if name == "101"]
-    assert row["group_id"] == (users[0] if users else None)
-    for entry in fields.fields:
-        owners = [context] if entry.scope == "context" else lines
-        expected = [expected_values(line, entry.raw_id, kept) for line in owners]
-        if entry.arity == "one":
-            values = [bag[0][0] if bag else None for bag in expected]
-            assert row[entry.name] == (values[0] if entry.scope == "context" else values), entry.name
-            continue
-        assert row[entry.name] == [value for bag in expected for value, _ in bag], entry.name
-        if entry.weighted:
-            assert row[f"{entry.name}__weight"] == [weight for bag in expected for _, weight in bag], entry.name
-        if entry.scope == "impression":
-            assert row[f"{entry.name}__length"] == [len(bag) for bag in expected], entry.name
-
-
-def assert_quarantine_equals(out: Path, manifest: Manifest, periods: dict[str, Period]) -> None:
-    expected = sorted(
-        (rejected.source, rejected.offset, rejected.reason, rejected.raw)
-        for period in periods.values()
-        for rejected in period.rejected
-    )
-    found = sorted(
-        (row["source"], row["offset"], row["reason"], row["line"])
-        for file in manifest.audit["quarantine"]
-        for row in pq.read_table(out / file["path"]).to_pylist()
-    )
-    assert found == expected
-    by_reason = Counter(reason for _, _, reason, _ in expected)
-    assert {reason: n for reason, n in manifest.audit["quarantined"].items() if n} == dict(by_reason)
-    for grain, table in (("contexts", "common_features"), ("impressions", "sample_skeleton")):
-        lines = manifest.audit["lines"]
-        read = {split: lines[split][grain]["read"] for split in lines}
-        assert read["train"] + read["validation"] == periods["train"].num_lines[table]
-        assert read["test"] == periods["test"].num_lines[table]
 
 
 def test_every_value_of_every_surviving_row_equals_the_reference_and_every_other_line_is_in_quarantine(
@@ -159,3 +50,98 @@ def test_directories_of_parts_read_in_splits_of_a_kilobyte(tmp_path: Path, prepr
     manifest = preprocess(settings)
     assert len(manifest.sources) == 12
     assert_dataset_equals_reference(raw, tmp_path / "out", settings)
+
+
+def test_row_groups_hold_a_fixed_number_of_impressions_give_or_take_a_row_and_their_counts_are_true(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    raw = random_log(5).write(tmp_path / "raw")
+    manifest = preprocess(preprocess_settings(raw, tmp_path / "out", *SMALL))
+    for file in manifest.files:
+        parquet = pq.ParquetFile(tmp_path / "out" / file.path)
+        assert parquet.num_row_groups == len(file.row_groups)
+        for number, group in enumerate(file.row_groups):
+            table = parquet.read_row_group(number)
+            lengths = [len(ids) for ids in table["impression_id"].to_pylist()]
+            assert (group.rows, group.impressions) == (len(lengths), sum(lengths))
+            assert group.clicks == sum(map(sum, table["click"].to_pylist()))
+            assert group.conversions == sum(map(sum, table["conversion"].to_pylist()))
+            assert max(lengths) <= 8
+            assert group.impressions < 50 + 8
+            assert group.impressions >= 50 or number == len(file.row_groups) - 1
+
+
+def test_a_conversion_without_a_click_is_kept_quarantined_or_stops_the_job_as_the_policy_says(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    kept = preprocess(preprocess_settings(raw, tmp_path / "keep", "split.validation=0"))
+    assert kept.totals["train"] == {"rows": 2, "impressions": 4, "clicks": 2, "conversions": 1}
+    assert kept.audit["kept"]["train"]["conversion_without_click"] == 1
+    policy = "checks.conversion_without_click"
+    aside = preprocess(preprocess_settings(raw, tmp_path / "aside", "split.validation=0", f"{policy}=quarantine"))
+    assert aside.totals["train"] == {"rows": 2, "impressions": 3, "clicks": 2, "conversions": 1}
+    assert aside.audit["quarantined"]["conversion_without_click"] == 2
+    with pytest.raises(InputError, match=r"sample_skeleton_train.csv, byte \d+: conversion_without_click.*=keep"):
+        preprocess(preprocess_settings(raw, tmp_path / "fail", f"{policy}=fail"))
+    assert not (tmp_path / "fail" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("reason", ["duplicate_impression", "bad_feature"])
+def test_a_policy_of_fail_names_the_first_such_line(tmp_path: Path, preprocess_settings: Settings, reason: str) -> None:
+    log = small_log()
+    lines = log.lines["sample_skeleton_test"]
+    lines.append(lines[0] if reason == "duplicate_impression" else lines[0].replace(b"\x03", b"\x03?"))
+    raw = log.write(tmp_path / "raw")
+    offset = sum(len(line) + 1 for line in lines[:-1])
+    with pytest.raises(InputError, match=f"sample_skeleton_test.csv, byte {offset}: {reason}"):
+        preprocess(preprocess_settings(raw, tmp_path / "out", f"checks.{reason}=fail"))
+
+
+def test_a_count_that_disagrees_with_the_features_can_be_quarantined(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    log = small_log()
+    log.lines["common_features_test"][0] = context_line(key_of(1), [("101", 1, "1.0")], count=9)
+    raw = log.write(tmp_path / "raw")
+    settings = preprocess_settings(raw, tmp_path / "out", "checks.feature_count_mismatch=quarantine")
+    manifest = preprocess(settings)
+    test = manifest.audit["lines"]["test"]
+    assert test["contexts"]["quarantined"] == {"feature_count_mismatch": 1}
+    assert test["impressions"]["quarantined"] == {"missing_context": 2}
+
+
+def test_a_daction_is_a_click_that_a_chosen_action_followed(tmp_path: Path, preprocess_settings: Settings) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    (raw / "actions_train.csv").write_text("1,wish,3.5\n3,cart,60\n4,cart,9\n3,cart,61\n")
+    (raw / "actions_test.csv").write_text("1,cart,5\n")
+    settings = preprocess_settings(raw, tmp_path / "out", "labels.daction=[cart]", "split.validation=0")
+    manifest = preprocess(settings)
+    found = {}
+    for file in manifest.files:
+        for row in pq.read_table(tmp_path / "out" / file.path).to_pylist():
+            found |= {(file.split, i): d for i, d in zip(row["impression_id"], row["daction"], strict=True) if d}
+    assert found == {("train", 3): 1, ("test", 1): 1}
+    assert manifest.totals["train"]["dactions"] == 1
+    assert "cart" in manifest.labels["daction"]
+    assert [source.name for source in manifest.sources][-2:] == ["actions_train.csv", "actions_test.csv"]
+
+
+def test_a_gzip_file_that_breaks_off_is_named(tmp_path: Path, preprocess_settings: Settings) -> None:
+    raw = random_log(6, num_contexts=150, dirty=False).write(tmp_path / "raw", compressed=True)
+    path = raw / "sample_skeleton_test.csv.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match=r"sample_skeleton_test.csv.gz cannot be read to its end"):
+        preprocess(preprocess_settings(raw, tmp_path / "out"))
+
+
+def test_the_audit_counts_values_and_the_share_out_of_vocabulary(tmp_path: Path, preprocess_settings: Settings) -> None:
+    log = small_log()
+    lines = log.lines["sample_skeleton_test"]
+    lines[0] = lines[0].replace(b"205\x021\x03", b"205\x0277\x03")
+    raw = log.write(tmp_path / "raw")
+    preprocess(preprocess_settings(raw, tmp_path / "out", "split.validation=0"))
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert audit["fields"]["item_id"]["test"] == {"values": 4, "out_of_vocabulary": 1}
+    assert audit["fields"]["user_item_brands"]["train"] == {"values": 4, "out_of_vocabulary": 0}
+    assert audit["funnel"]["test"] == {"impressions": 4, "clicks": 2, "conversions": 1}
