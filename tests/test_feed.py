@@ -116,6 +116,8 @@ def test_closing_the_feed_or_dropping_its_batches_early_ends_every_thread(datase
     next(batches)
     feed.close()
     assert threading.active_count() == before
+    with pytest.raises(AssertionError, match="the feed was closed"):
+        next(batches)
     for batch in feed.batches(0):
         assert batch.num_impressions
         break

@@ -154,6 +154,9 @@ class _Ahead:
 
     def get(self) -> Batch | None:
         """The next item, None after the last; raises what the iterator raised."""
+        assert not self._stopped.is_set(), (
+            "the feed was closed, or asked for another epoch, while this one was going on"
+        )
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item
