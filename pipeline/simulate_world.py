@@ -88,7 +88,7 @@ def build_world(seed: int, impressions: int, train_share: float) -> World:
         profile=profile,
         user_effect_U=USER_SCALE * by_group[gender, age],
         bias_T=bias_T,
-        buyer_U=0.35 * (profile["user_consumption_1"] - 1.5),
+        buyer_U=0.4 * (profile["user_consumption_1"] - 1.5) + 0.3 * rng.standard_normal(users),
         window_S=windows,
     )
 
@@ -172,8 +172,5 @@ def click_parts(world: World, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def buying_score(world: World, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
-    """What moves the logits of daction and conversion after a click: the click's own interaction first of all.
-
-    What she can spend comes second; and categories that are clicked for their own sake are bought less.
-    """
-    return 0.9 * interaction_B + world.buyer_U[scores.user] - world.bias_T[scores.taxa_4[0]]
+    """What moves the logits of daction and conversion after a click: the click's own interaction among it."""
+    return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]
