@@ -1,0 +1,32 @@
+"""The catalogue refuses what it cannot mean, in one sentence."""
+
+import pytest
+
+from pipeline.fields import FeaturesSettings, FieldSettings, catalogue
+from pipeline.manifest import InputError
+
+
+def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_count_may_be_a_fields_own() -> None:
+    entries = {"item": FieldSettings("205", "impression", min_count=5), "user": FieldSettings("101", "context")}
+    found = catalogue(FeaturesSettings(entries, group="user"), 2)
+    assert [(entry.name, entry.min_count) for entry in found.fields] == [("item", 5), ("user", 2)]
+    assert [entry.name for entry in found.of_scope("context")] == ["user"]
+    assert found["item"].raw_id == "205"
+
+
+@pytest.mark.parametrize(
+    ("entries", "group", "sentence"),
+    [
+        ({}, "", "features.fields is empty"),
+        ({"Item": FieldSettings("1", "context")}, "", "has the name 'Item'"),
+        ({"a": FieldSettings("1", "page")}, "", "features.fields.a.scope=page is not one of context, impression"),
+        ({"a": FieldSettings("1", "context", "two")}, "", "features.fields.a.arity=two is not one of one, many"),
+        ({"a": FieldSettings("1", "context", weighted=True)}, "", "is weighted with arity one"),
+        ({"a": FieldSettings("1", "context", min_count=0)}, "", "min_count=0 is below 1"),
+        ({"a": FieldSettings("1", "context"), "b": FieldSettings("1", "context")}, "", "raw_id=1 already belongs to a"),
+        ({"a": FieldSettings("1", "context"), "b": FieldSettings("2", "impression")}, "b", "choose one of a"),
+    ],
+)
+def test_a_mistake_in_the_catalogue_is_named(entries: dict[str, FieldSettings], group: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        catalogue(FeaturesSettings(entries, group), 2)
