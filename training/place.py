@@ -52,7 +52,7 @@ class EmbeddingOptimizerSettings:
     """The group `optimizer.embeddings`."""
 
     name: str = "rowwise_adagrad"
-    lr: float = 0.02
+    lr: float = 0.05
     eps: float = 1e-8
 
 
