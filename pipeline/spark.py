@@ -78,7 +78,9 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     for key, value in (chosen | _flat(settings.conf)).items():
         builder = builder.config(key, value)
     try:
-        return builder.getOrCreate()
+        session = builder.getOrCreate()
+        session.sparkContext.setLogLevel("ERROR")  # spark-submit brings its own log settings
+        return session
     except (PySparkException, RuntimeError) as error:
         raise InputError(f"Spark does not start with spark.master={settings.master}: {_first_line(error)}") from error
     except Exception as error:

@@ -90,7 +90,7 @@ def random_log(seed: int, num_contexts: int = 60, dirty: bool = True, interleave
         for number in range(num_contexts):
             key = key_of(number if period == "train" else number + num_contexts // 2)
             contexts.append(context_line(key, _features(draw, CONTEXT_ONES, CONTEXT_MANY, 12)))
-            for _ in range(draw.choice([0, 1, 2, 3, 7, 40]) if number else 150):
+            for _ in range(draw.choice([0, 1, 2, 3, 7, 40]) if number else 70):
                 click = int(draw.random() < 0.3)
                 buy = int(draw.random() < (0.3 if click else 0.03))
                 features = _features(draw, IMPRESSION_ONES, IMPRESSION_MANY, 6)
