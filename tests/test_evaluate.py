@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ranks import Arrays, run_ranks
+from test_graph import ESM2
 from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
 from pipeline.manifest import InputError, Manifest
 from training import metrics
 from training.evaluate import evaluate
+from training.graph import GraphSettings
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import join
@@ -135,3 +137,33 @@ def test_what_cannot_be_evaluated_is_refused(trained: tuple[TrainSettings, Manif
     write_tiny_dataset(tmp_path / "other", num_contexts=120, seed=2)
     with pytest.raises(InputError, match="is not the dataset that"):
         judged(replace(settings, data=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("graph", "train_on", "columns"),
+    [
+        (ESM2, "impressions", ["p_ctr", "p_ctavr", "p_cvr", "p_ctcvr"]),
+        (
+            GraphSettings(["conversion | click"], ["conversion | click"], {"p_cvr": "conversion | click"}),
+            "clicks",
+            ["p_cvr"],
+        ),
+    ],
+)
+def test_esm2_and_base_train_and_predict_what_their_graphs_name(
+    tmp_path: Path, graph: GraphSettings, train_on: str, columns: list[str]
+) -> None:
+    manifest = write_tiny_dataset(tmp_path / "data", num_contexts=80, daction=True)
+    settings = tiny_settings(tmp_path / "data", tmp_path / "run", batch_size=16, epochs=2)
+    settings.model.graph, settings.model.train_on = graph, train_on
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        trainer.fit()
+        assert sum(map(trainer.plan.step_size, range(trainer.plan.num_steps))) == manifest.totals["train"][train_on]
+    figures = judged(settings)
+    rows = rows_of(tmp_path / "run")
+    assert [name for name in rows if name.startswith("p_")] == columns
+    assert "daction" in rows
+    assert len(rows["p_cvr"]) == manifest.totals["test"]["impressions"]
+    assert figures is not None
+    assert [f"{name.removeprefix('p_')}_auc" in figures for name in columns] == [True] * len(columns)

@@ -146,6 +146,19 @@ def test_a_run_begun_with_other_settings_is_refused(data: Path, tmp_path: Path) 
     assert "was begun with model.towers.hidden=[16, 8] and this command says [16, 4]" in refusal(other)
 
 
+def test_settings_may_change_as_long_as_there_is_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    settings.optimizer.embeddings.name = "adam"
+    assert "is not there on cpu" in refusal(settings)
+    assert not (tmp_path / "run").exists()
+    for width in (4, 5):
+        settings = tiny_settings(data, tmp_path / "run")
+        settings.model.towers.hidden = [width]
+        with join(settings.world) as world:
+            Trainer(settings, world)
+        assert load(tmp_path / "run") == settings
+
+
 def test_a_run_begun_on_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
     fit(tiny_settings(data, tmp_path / "run"))
     write_tiny_dataset(tmp_path / "other", num_contexts=150, seed=2)

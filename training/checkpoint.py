@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.manifest import InputError
 from training.place import Placed, Shard
+from training.settings import CHECKPOINTS
 from training.world import World
 
 FORMAT_VERSION = 1
@@ -54,7 +55,7 @@ class Checkpoint:
 
 def folder(run: Path) -> Path:
     """Where the checkpoints of `run` are."""
-    return run / "checkpoints"
+    return run / CHECKPOINTS
 
 
 def save(run: Path, placed: Placed, position: Position, total_steps: int, manifest_xxh3: str, world: World) -> Path:

@@ -53,7 +53,7 @@ def predict_split(run: Path, settings: TrainSettings, split: str, truth: Path | 
     """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; they appear together or not at all."""
     manifest = load_manifest(settings.data)
     files = manifest.files_of(split)
-    graph = check(settings, manifest)
+    graph = check(settings, manifest, world.device)
     found = checkpoint.agreed_newest(run, world, say)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")

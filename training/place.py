@@ -109,7 +109,6 @@ def place(
     world: World,
 ) -> Placed:
     """Shard the tables of `model` over `world`, fill them with their initial values, and wrap the towers in DDP."""
-    optimizer.check_device(world.device)
     _fuse_optimizers(model, embedding, optimizer.embeddings)
     owners = assign(fields, embedding, world.size)
     plan = ShardingPlan(

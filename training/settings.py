@@ -19,6 +19,7 @@ from training.plan import PlanSettings
 from training.world import WorldSettings
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
 _MAY_DIFFER = ("data", "out", "epochs", "feed", "log", "world")
 
@@ -47,10 +48,10 @@ class TrainSettings:
 def claim(run: Path, settings: TrainSettings) -> None:
     """Write RUN/config.yaml, or find there the settings of the same run.
 
-    Raises InputError where `run` was begun with settings that would give other weights.
+    Raises InputError where `run` has come to a checkpoint with settings that would give other weights.
     """
     wanted = asdict(settings)
-    if (run / CONFIG).exists():
+    if (run / CONFIG).exists() and any((run / CHECKPOINTS).glob("step-*")):
         before = asdict(load(run))
         for key in _differences(before, wanted):
             raise InputError(

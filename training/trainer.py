@@ -33,7 +33,7 @@ class Trainer:
         """
         self.settings, self.world, self.run = settings, world, Path(settings.out)
         self.manifest = load_manifest(settings.data)
-        self.graph = check(settings, self.manifest)
+        self.graph = check(settings, self.manifest, world.device)
         self.plan = Plan(
             self.manifest.files_of("train"),
             batch_size=settings.plan.batch_size,
@@ -147,8 +147,9 @@ class Trainer:
             say(line)
 
 
-def check(settings: TrainSettings, manifest: Manifest) -> Graph:
-    """The behaviour graph, once the settings are known to fit the dataset; InputError where they do not."""
+def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
+    """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
+    settings.optimizer.check_device(device)
     settings.embedding.check_fields(manifest.fields)
     return Graph(settings.model.graph, list(manifest.labels))
 
