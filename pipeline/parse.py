@@ -42,7 +42,7 @@ MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
 #: What is known of a line: the columns of `Parsed.line_LC`. END excludes the line feed.
 START, END, REASON, KEY, HAS_KEY, SAMPLE_ID, LABELS, MISMATCH, VALUES_END, UNKNOWN, REPEATED = range(11)
 LINE_COLUMNS = 11
-CLICK_BIT, BUY_BIT = 1, 2
+CLICK_BIT, BUY_BIT, DACTION_BIT = 1, 2, 4  # the last in event logs only: Ali-CCP's dactions lie in a file of their own
 
 _LF, _CR, _COMMA, _MINUS, _PLUS, _DOT, _ZERO = 10, 13, 44, 45, 43, 46, 48
 _JOIN, _ID, _VALUE = 1, 2, 3  # \x01 between features, \x02 before the id, \x03 before the weight
@@ -198,17 +198,27 @@ def _features(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Read features up to the end of the line; (position of the line feed or -1, number of values)."""
     num_features = 0
+    slot = last_name = last_length = 0
     if not _at_end(buffer, position):
         while True:
-            name = position
-            hashed = 0
-            while not _IS_BREAK[buffer[position]]:
-                hashed = hashed * 31 + np.int64(buffer[position])
+            # Values of one field mostly stand together: first see whether the name before comes again.
+            same = 0
+            while same < last_length and buffer[position + same] == buffer[last_name + same]:
+                same += 1
+            if last_length > 0 and same == last_length:
+                position += last_length
+            else:
+                last_name = position
+                hashed = 0
+                while not _IS_BREAK[buffer[position]]:
+                    hashed = hashed * 31 + np.int64(buffer[position])
+                    position += 1
+                if buffer[position] != _ID or position == last_name:
+                    return -1, num_values
+                slot = _find(buffer, last_name, position - last_name, hashed, slot_S, bytes_FN, length_F)
                 position += 1
-            if buffer[position] != _ID or position == name:
-                return -1, num_values
-            slot = _find(buffer, name, position - name, hashed, slot_S, bytes_FN, length_F)
-            raw_id, position = _integer(buffer, position + 1, False)
+                last_length = position - last_name  # with its \x02, so that no name passes for a longer one
+            raw_id, position = _integer(buffer, position, False)
             if position < 0 or buffer[position] != _VALUE:
                 return -1, num_values
             weight, position = _number(buffer, position + 1)
