@@ -30,7 +30,10 @@ def summary(manifest: Manifest) -> str:
 
 def run(settings: PreprocessSettings) -> None:
     """Preprocess and say what came of it."""
-    print(summary(preprocess(settings)), flush=True)
+    try:
+        print(summary(preprocess(settings)), flush=True)
+    finally:
+        stop_spark()
 
 
 def quoted(argument: str) -> str:

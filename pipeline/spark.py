@@ -91,6 +91,14 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         raise
 
 
+def stop_spark() -> None:
+    """End the session, if one was started: executors that lose their driver at its exit would say so at length."""
+    if pyspark := sys.modules.get("pyspark.sql"):
+        session = pyspark.SparkSession.getActiveSession()
+        if session is not None:
+            session.stop()
+
+
 def numbers(spark: "SparkSession", count: int) -> "DataFrame":
     """The numbers [0, count), one in each partition: a task finds its work by its number. One column, id."""
     return spark.range(0, count, 1, count)
