@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from hydra import compose, initialize_config_module
 
@@ -16,6 +17,10 @@ from pipeline.settings import PreprocessSettings, SparkSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+# CI judges a change, so it tries the same examples each time; a developer's machine goes on looking for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_calibration_bins_hold_equal_mass_up_to_ties_and_ignore_the_order_of_row
         members.setdefault(sum(edge < value for edge in edges), []).append(row)
     assert list(curve.count) == [len(members[b]) for b in sorted(members)]
     assert list(curve.observed) == pytest.approx([label[members[b]].mean() for b in sorted(members)])
-    assert list(curve.predicted) == pytest.approx([score[members[b]].mean() for b in sorted(members)], rel=1e-6)
+    assert list(curve.predicted) == pytest.approx([score[members[b]].mean(dtype=np.float64) for b in sorted(members)])
 
 
 def test_ece_of_a_model_that_is_off_by_a_tenth_everywhere_is_a_tenth():
