@@ -21,7 +21,9 @@ def test_esmm_loss_and_gradients_equal_a_float64_reference_also_at_logits_of_40(
     p, not_p = sigmoid(A) * sigmoid(B), sigmoid(-A) + sigmoid(A) * sigmoid(-B)
     click_loss = np.where(CLICK > 0, np.logaddexp(0, -A), np.logaddexp(0, A)).sum()
     conversion_loss = np.where(CONVERSION > 0, np.logaddexp(0, -A) + np.logaddexp(0, -B), -np.log(not_p)).sum()
-    grad_a = np.where(CLICK > 0, -sigmoid(-A), sigmoid(A)) + np.where(CONVERSION > 0, -sigmoid(-A), sigmoid(-A) * p / not_p)
+    grad_a = np.where(CLICK > 0, -sigmoid(-A), sigmoid(A)) + np.where(
+        CONVERSION > 0, -sigmoid(-A), sigmoid(-A) * p / not_p
+    )
     grad_b = np.where(CONVERSION > 0, -sigmoid(-B), sigmoid(-B) * p / not_p)
 
     graph = Graph(ESMM, LABELS)
