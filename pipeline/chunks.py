@@ -25,6 +25,7 @@ class Chunk:
     text: bytes
     parsed: parse.Parsed
     split_L: np.ndarray  # positions in manifest.SPLITS; TRAIN or TEST for a line without a readable key
+    timestamp_L: np.ndarray | None = None  # int64, of the impressions of a timed log
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _records(
     else:
         order, is_first = good, np.ones(len(good), np.bool_)
     label_L = _labels(line_LC[order], actions) if is_skeleton else np.zeros(len(order), np.int64)
-    word_W, begin_L = _encode(chunk.parsed, order, is_first, label_L, layout, lookup, is_skeleton)
+    word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
     first_R = np.flatnonzero(is_first)
     lines = order[first_R]
     bucket_R, hash_R = buckets.of_contexts(line_LC[lines, parse.KEY], chunk.split_L[lines])
@@ -67,7 +67,8 @@ def _labels(line_LC: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
     """The label bits of records; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
     raw_L = line_LC[:, parse.LABELS]
     click_L = raw_L & parse.CLICK_BIT > 0
-    label_L = click_L * records.CLICK + (raw_L == parse.CLICK_BIT | parse.BUY_BIT) * records.CONVERSION
+    label_L = click_L * records.CLICK + (click_L & (raw_L & parse.BUY_BIT > 0)) * records.CONVERSION
+    label_L += (click_L & (raw_L & parse.DACTION_BIT > 0)) * records.DACTION
     if actions is not None and len(actions):
         clicked = np.flatnonzero(click_L)
         sample_id = line_LC[clicked, parse.SAMPLE_ID]
@@ -92,21 +93,18 @@ def _rejects(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
 
 
 def _encode(
-    parsed: parse.Parsed,
-    order: np.ndarray,
-    is_first: np.ndarray,
-    label_L: np.ndarray,
-    layout: Layout,
-    lookup: Lookup,
-    is_skeleton: bool,
+    chunk: Chunk, order: np.ndarray, is_first: np.ndarray, label_L: np.ndarray, layout: Layout, lookup: Lookup
 ) -> tuple[np.ndarray, np.ndarray]:
     """(words, first word of each line and the end) of the lines `order`."""
-    per_line = HEADER + len(layout.fields)
+    parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
+    assert layout.header == HEADER or timestamp_L is not None
+    per_line = layout.header + len(layout.fields)
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     _encode_lines(
         order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V, parsed.weight_V.view(np.int32),
-        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), layout.group, is_skeleton,
+        np.empty(0, np.int64) if timestamp_L is None else timestamp_L, layout.header,
+        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), layout.group, chunk.source.table == SKELETON,
         lookup.place_F3, lookup.direct_D, lookup.key_S, lookup.index_S, word_W, begin_L,
     )  # fmt: skip
     return word_W[: begin_L[-1]], begin_L
@@ -114,7 +112,7 @@ def _encode(
 
 @nb.njit(cache=True)
 def _encode_lines(  # type: ignore[no-untyped-def]
-    order, is_first, label_L, line_LC, field_V, id_V, weight_bits_V,
+    order, is_first, label_L, line_LC, field_V, id_V, weight_bits_V, timestamp_L, header,
     one_F, many_F, is_weighted_M, num_ones, group, is_skeleton,
     place_F3, direct_D, key_S, index_S, word_W, begin_L,
 ):  # fmt: skip
@@ -127,8 +125,8 @@ def _encode_lines(  # type: ignore[no-untyped-def]
         line = order[i]
         first = line_LC[line - 1, parse.VALUES_END] if line else 0
         last = line_LC[line, parse.VALUES_END]
-        lengths = begin + HEADER + num_ones
-        word_W[begin + HEADER : lengths + num_many] = 0
+        lengths = begin + header + num_ones
+        word_W[begin + header : lengths + num_many] = 0
         for v in range(first, last):
             many = many_F[field_V[v]]
             if many >= 0:
@@ -147,7 +145,7 @@ def _encode_lines(  # type: ignore[no-untyped-def]
             index = index_of(id_V[v], field, place_F3, direct_D, key_S, index_S)
             many = many_F[field]
             if many < 0:
-                word_W[begin + HEADER + one_F[field]] = index
+                word_W[begin + header + one_F[field]] = index
                 if field == group:
                     id_ = id_V[v]
             else:
@@ -164,6 +162,9 @@ def _encode_lines(  # type: ignore[no-untyped-def]
         if is_skeleton:
             word_W[begin + records.OFFSET] = line_LC[line, parse.START] - run_start
             word_W[begin + records.LABELS] = label_L[i]
+            if header > HEADER:
+                word_W[begin + records.TIME] = timestamp_L[line]
+                word_W[begin + records.TIME + 1] = timestamp_L[line] >> 32
         else:
             word_W[begin + records.KEY] = line_LC[line, parse.KEY]
             word_W[begin + records.KEY + 1] = line_LC[line, parse.KEY] >> 32

@@ -51,6 +51,7 @@ class Catalogue:
 
     fields: tuple[Field, ...]
     group: str
+    timed: bool = False  # impressions have a timestamp
 
     def of_scope(self, scope: str) -> tuple[Field, ...]:
         """The fields of one scope, in catalogue order."""
@@ -60,7 +61,7 @@ class Catalogue:
         return next(entry for entry in self.fields if entry.name == name)
 
 
-def catalogue(settings: FeaturesSettings, min_count: int) -> Catalogue:
+def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False) -> Catalogue:
     """Check `settings` and give the catalogue; `min_count` serves fields that set none of their own.
 
     Raises InputError for an unknown word, a name that is no identifier, a raw id used twice, a weight on a field of
@@ -82,7 +83,7 @@ def catalogue(settings: FeaturesSettings, min_count: int) -> Catalogue:
         raise InputError(
             f"features.group={settings.group} is not a context field of arity one; choose one of {', '.join(contexts)}."
         )
-    return Catalogue(tuple(entries), settings.group)
+    return Catalogue(tuple(entries), settings.group, timed)
 
 
 def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:

@@ -5,6 +5,7 @@
 
     id       raw id of the group field (-1 missing) | sample id; 64 bits, the lower word first
     offset   of the line, from the first line of its run
+    time     in a timed log an impression's timestamp, 64 bits, stands before the ones
     ones     index of each field of arity one;  lengths: of each field of arity many, in catalogue order
     values   the indices of all fields of arity many, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.fields import Catalogue, Field
 
-NUM_WORDS, ID, KEY, OFFSET, LABELS, HEADER = 0, 1, 3, 3, 4, 5
+NUM_WORDS, ID, KEY, OFFSET, LABELS, HEADER, TIME = 0, 1, 3, 3, 4, 5, 5
 #: Bits of LABELS.
 CLICK, CONVERSION, DACTION = 1, 2, 4
 NO_GROUP = -1
@@ -51,6 +52,7 @@ class Layout:
     many_F: np.ndarray  # int64: its place among those of arity many, -1 if it is none
     is_weighted_M: np.ndarray  # bool
     group: int  # number of the group field in the catalogue, -1 where the scope has none
+    header: int = HEADER  # words before the ones
 
     @property
     def ones(self) -> list[Field]:
@@ -73,7 +75,8 @@ def layout_of(catalogue: Catalogue, scope: str) -> Layout:
     is_weighted_M = np.array([entry.weighted for entry in entries if entry.arity == "many"], np.bool_)
     names = [entry.name for entry in catalogue.fields]
     group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
-    return Layout(entries, places["one"], places["many"], is_weighted_M, group)
+    header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
+    return Layout(entries, places["one"], places["many"], is_weighted_M, group, header)
 
 
 def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:

@@ -16,7 +16,7 @@ from pipeline import records
 from pipeline.contexts import Selected, wide
 from pipeline.fields import Catalogue
 from pipeline.manifest import LABELS
-from pipeline.records import HEADER, NO_GROUP, Layout
+from pipeline.records import NO_GROUP, Layout
 from pipeline.vocabulary import MISSING, OUT_OF_VOCABULARY
 
 _LABEL_BITS = {"click": records.CLICK, "daction": records.DACTION, "conversion": records.CONVERSION}
@@ -39,6 +39,7 @@ def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
         columns.append((entry.name, pa.int32() if entry.arity == "one" else int32s))
         columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
     columns.append(("impression_id", int64s))
+    columns += [("timestamp", int64s)] if catalogue.timed else []
     columns += [(label, int8s) for label in LABELS if with_daction or label != "daction"]
     for entry in catalogue.of_scope("impression"):
         columns.append((entry.name, int32s))
@@ -59,6 +60,8 @@ def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows
         "group_id": _group_ids(_wides(word_W, selected.context_N, records.ID)),
         "impression_id": _lists(pa.int64(), row_offsets, _wides(word_W, selected.impression_I, records.ID)),
     }
+    if catalogue.timed:
+        columns["timestamp"] = _lists(pa.int64(), row_offsets, _wides(word_W, selected.impression_I, records.TIME))
     label_I = word_W[selected.impression_I + records.LABELS]
     count_NK = np.zeros((num_rows, 1 + len(LABELS)), np.int64)
     count_NK[:, 0] = np.diff(first_N)
@@ -107,21 +110,21 @@ def _counts(value_V: np.ndarray) -> tuple[int, int]:
 def _gather(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:
     one_OP = np.empty((len(layout.ones), len(position_P)), np.int32)
     length_MP = np.empty((len(layout.many), len(position_P)), np.int32)
-    _gather_fixed(word_W, position_P, one_OP, length_MP)
+    _gather_fixed(word_W, position_P, layout.header, one_OP, length_MP)
     begin_M = np.r_[0, np.cumsum(length_MP.sum(axis=1, dtype=np.int64))]
     value_V, weight_V = np.empty(begin_M[-1], np.int32), np.empty(begin_M[-1], np.float32)
     _gather_values(
-        word_W, position_P, HEADER + len(one_OP), layout.is_weighted_M, begin_M[:-1].copy(), value_V,
+        word_W, position_P, layout.header + len(one_OP), layout.is_weighted_M, begin_M[:-1].copy(), value_V,
         weight_V.view(np.int32),
     )  # fmt: skip
     return _Gathered(layout, one_OP, length_MP, begin_M, value_V, weight_V)
 
 
 @nb.njit(cache=True)
-def _gather_fixed(word_W, position_P, one_OP, length_MP):  # type: ignore[no-untyped-def]
+def _gather_fixed(word_W, position_P, header, one_OP, length_MP):  # type: ignore[no-untyped-def]
     num_ones = len(one_OP)
     for p in range(len(position_P)):
-        word = position_P[p] + HEADER
+        word = position_P[p] + header
         for one in range(num_ones):
             one_OP[one, p] = word_W[word + one]
         for many in range(len(length_MP)):

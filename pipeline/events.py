@@ -1,0 +1,173 @@
+"""Attribution: which impression each action belongs to, in Spark, at a cost that grows with the log and no faster.
+
+    impressions ∪ actions of a (user, item), in order of time
+        ─▶ a click goes to the latest impression before it, within the click's window
+        ─▶ any other action goes where the latest attributed click before it went, within its own window after that click
+
+Everything is a running "last value" over one sort: no range join, so a user with a million events costs a million
+steps. docs/events.md says what is decided for ties, duplicates, clock skew and named impressions, and why.
+tests/events_reference.py is the slow twin.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, Window, WindowSpec
+from pyspark.sql import functions as F
+
+from pipeline.events_read import GOOD
+from pipeline.events_settings import CLICK, PURCHASE
+
+#: What becomes of an action.
+ATTRIBUTED = "attributed"
+OUTCOMES = (ATTRIBUTED, "no_impression", "unknown_impression", "no_click", "outside_window")
+_SHOWN, _CLICK, _LATER = 0, 1, 2  # at one moment, an impression comes before a click, and that before what follows it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How actions are attributed."""
+
+    windows_ms: Mapping[str, int]  # by kind: after the impression for a click, after the click for any other
+    skew_ms: int = 0
+    names_impressions: bool = False  # some actions say which impression they mean
+
+
+def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
+    """One row an action: kind, at, outcome, and the impression that it was attributed to (context_key, impression_id).
+
+    `impressions` has user, item, at, impression_id, context_key, clicked; `actions` has user, item, at, kind, named_id
+    (null where it names none). One shuffle by (user, item) and one sort; two more sorts where impressions are named.
+    """
+    events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
+    in_time = _until_now(Window.partitionBy("user", "item").orderBy("position", "rank", "own_id", "context_key"))
+    is_action = F.col("rank") != _SHOWN
+    shown = F.when(~is_action, F.struct("at", "context_key", F.col("own_id").alias("impression_id")))
+    if rules.names_impressions:
+        of_name = _until_now(Window.partitionBy("user", "item", "own_id").orderBy("position", "rank", "context_key"))
+        events = events.withColumn("named", F.last(shown, ignorenulls=True).over(of_name))
+        names = F.col("own_id").isNotNull()
+    else:
+        events = events.withColumn("named", F.lit(None).cast("struct<at:long,context_key:long,impression_id:long>"))
+        names = F.lit(False)
+    events = events.withColumn("latest", F.last(shown, ignorenulls=True).over(in_time))
+    meant = F.when(names, F.col("named")).otherwise(F.col("latest"))
+    is_in_time = F.col("at") - meant["at"] <= rules.windows_ms[CLICK]
+    clicked = F.when(
+        F.when(F.col("rank") == _SHOWN, F.col("clicked")).otherwise((F.col("rank") == _CLICK) & is_in_time),
+        F.struct(F.col("at"), meant["context_key"].alias("context_key"), meant["impression_id"].alias("impression_id")),
+    )
+    events = events.withColumn("own_click", clicked)
+    events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
+    if rules.names_impressions:
+        events = _clicks_of_named(events, names)
+    return events.where(is_action).select("kind", "at", *_decided(rules, meant, names))
+
+
+def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
+    """One row an attributed action that makes a label: context_key, impression_id, and its time under its label.
+
+    click_at, daction_at (any of the kinds between click and purchase), conversion_at: milliseconds, null but one.
+    """
+    dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
+    kind, at = F.col("kind"), F.col("at")
+    return attributed.where(F.col("outcome") == ATTRIBUTED).select(
+        "context_key",
+        "impression_id",
+        F.when(kind == CLICK, at).alias("click_at"),
+        F.when(kind.isin(dactions), at).alias("daction_at"),
+        F.when(kind == PURCHASE, at).alias("conversion_at"),
+    )
+
+
+def labelled(impressions: DataFrame, labels: DataFrame, num_partitions: int) -> DataFrame:
+    """One row an impression as events_read.impressions_of gives it, with click_at, daction_at, conversion_at, in_context.
+
+    The times are of the first action each, null without one. A good impression whose id came before in its context gets
+    the status duplicate_impression. The others of a context and a split are numbered from 1 by in_context, in the
+    order (at, impression_id), and stand together in this order. One shuffle of the full rows.
+    """
+    times = ("click_at", "daction_at", "conversion_at")
+    shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
+    shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
+    told = labels.withColumn("is_label", F.lit(True)).withColumn("status", F.lit(GOOD))
+    # What has no context is no more than counted, and need not crowd in one partition.
+    place = F.coalesce(F.col("context_key"), F.col("tie"))
+    rows = shown.unionByName(told, allowMissingColumns=True).withColumn("place", place)
+    rows = rows.repartition(num_partitions, "place")
+    same_id = Window.partitionBy("place", "status", "impression_id").orderBy("is_label", "at", "tie")
+    everywhere = same_id.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    number = F.row_number().over(same_id)
+    rows = rows.select(
+        *(name for name in rows.columns if name not in times),
+        *(F.min(name).over(everywhere).alias(name) for name in times),
+        number.alias("number"),
+    ).where(~F.col("is_label"))
+    repeated = (F.col("status") == GOOD) & (F.col("number") > 1)
+    rows = rows.withColumn("status", F.when(repeated, "duplicate_impression").otherwise(F.col("status")))
+    of_context = Window.partitionBy("place", "split", "status").orderBy("at", "impression_id")
+    return rows.select(
+        *impressions.columns,
+        *(F.when(F.col("status") == GOOD, F.col(name)).alias(name) for name in times),
+        F.row_number().over(of_context).alias("in_context"),
+    )
+
+
+def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFrame:
+    """Both tables in one: `position` is when a row takes its place in the order, `own_id` the id that it is or names."""
+    shown = impressions.select(
+        "user", "item", F.col("at").alias("position"), F.lit(_SHOWN).alias("rank"), "at",
+        F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
+        F.coalesce("context_key", F.lit(0)).alias("context_key"), "clicked",
+    )  # fmt: skip
+    acted = actions.select(
+        "user", "item", (F.col("at") + rules.skew_ms).alias("position"),
+        F.when(F.col("kind") == CLICK, _CLICK).otherwise(_LATER).alias("rank"), "at", "kind",
+        F.col("named_id").alias("own_id"), F.lit(None).cast("long").alias("context_key"),
+        F.lit(False).alias("clicked"),
+    )  # fmt: skip
+    return shown.unionByName(acted)
+
+
+def _clicks_of_named(events: DataFrame, names: Column) -> DataFrame:
+    """Where an action names its impression, the click that counts is the latest of that impression, not of any."""
+    owner = F.coalesce(F.col("own_click")["impression_id"], F.col("own_id"))
+    events = events.withColumn("owner", owner)
+    of_owner = _until_now(Window.partitionBy("user", "item", "owner").orderBy("position", "rank", "context_key"))
+    own = F.last("own_click", ignorenulls=True).over(of_owner)
+    return events.withColumn("own_latest", own).withColumn(
+        "click", F.when(names, F.col("own_latest")).otherwise(F.col("click"))
+    )
+
+
+def _decided(rules: Rules, meant: Column, names: Column) -> list[Column]:
+    """The columns outcome, context_key, impression_id of an action."""
+    is_click = F.col("kind") == CLICK
+    since = F.when(is_click, F.col("at") - meant["at"]).otherwise(F.col("at") - F.col("click")["at"])
+    window = reduce(
+        lambda found, pair: F.when(F.col("kind") == pair[0], pair[1]).otherwise(found),
+        rules.windows_ms.items(),
+        F.lit(-1),
+    )
+    outcome = (
+        F.when(meant.isNull(), F.when(names, "unknown_impression").otherwise("no_impression"))
+        .when(~is_click & F.col("click").isNull(), "no_click")
+        .when(since > window, "outside_window")
+        .otherwise(ATTRIBUTED)
+    )
+    target = F.when(outcome == ATTRIBUTED, F.when(is_click, _without_time(meant)).otherwise(_without_time(F.col("click"))))  # fmt: skip
+    return [
+        outcome.alias("outcome"),
+        target["context_key"].alias("context_key"),
+        target["impression_id"].alias("impression_id"),
+    ]
+
+
+def _without_time(target: Column) -> Column:
+    return F.struct(target["context_key"].alias("context_key"), target["impression_id"].alias("impression_id"))
+
+
+def _until_now(window: WindowSpec) -> WindowSpec:
+    # Never the mirror image, current row to unbounded following: Spark computes that anew for each row, in n² steps.
+    return window.rowsBetween(Window.unboundedPreceding, Window.currentRow)
