@@ -11,6 +11,7 @@ from jobs.entry import launch
 from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
+from pipeline.spark import stop_spark
 
 _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 
