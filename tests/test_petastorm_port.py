@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+import unittest
+from types import ModuleType
 
 import pytest
 
 from training.petastorm_port import OrderedPool, PlannedReader
 
-from petastorm.workers_pool.worker_base import WorkerBase  # isort: skip  (importable after the port alone)
+from petastorm.workers_pool.tests import test_ventilator, test_workers_pool  # isort: skip  (after the port alone)
+from petastorm.workers_pool.worker_base import WorkerBase  # isort: skip
 
 
 def test_importing_petastorm_leaves_pyarrow_as_it_was():
@@ -113,3 +116,30 @@ def test_a_thread_that_dies_without_a_word_is_an_error_and_not_a_wait():
     with pytest.raises(RuntimeError, match="ended without a word"):
         next(reader)
     reader.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (test_workers_pool, "test_passing_args_threads"),
+        (test_workers_pool, "test_return_none_on_get_results_threads"),
+        (test_workers_pool, "test_stop_when_result_queue_is_full"),
+        (test_workers_pool, "test_exception_in_worker_thread"),
+        (test_workers_pool, "test_exception_reusing_thread_pool"),
+        (test_workers_pool, "test_worker_produces_no_results"),
+        (test_workers_pool, "test_worker_produces_some_results"),
+        (test_ventilator, "test_ventilator_threads"),
+        (test_ventilator, "test_reset_in_the_middle_of_ventilation"),
+        (test_ventilator, "test_reset_ventilator"),
+    ],
+)
+def test_petastorms_own_tests_of_its_thread_pool_hold_for_the_ordered_pool(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ordered_pool(workers_count: int, results_queue_size: int = 50) -> OrderedPool:
+        return OrderedPool(workers_count, results_queue_size)
+
+    monkeypatch.setattr(module, "ThreadPool", ordered_pool)
+    result = unittest.TestResult()
+    module.TestWorkersPool(name).run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
