@@ -12,7 +12,6 @@ from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 from pipeline.spark import stop_spark
-from pipeline.spark import stop_spark
 
 _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 
