@@ -63,7 +63,7 @@ def _sentence(error: Exception, schema: type[Any]) -> str:
         near = difflib.get_close_matches(key, _known_keys(schema), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists every setting."
         return f"{key} is not a setting of this job; {hint}"
-    first = re.sub(r"\s+", " ", text.split("\n    full_key")[0]).strip()
+    first = re.sub(r"\s+", " ", re.split(r"\n    full_key|\nConfig search path", text)[0]).strip()
     full = re.search(r"full_key: (\S+)", text)
     return f"{full.group(1)}: {first}" if full else first
 

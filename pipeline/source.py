@@ -185,8 +185,10 @@ def _check_shape(source: SourceFile) -> None:
 
 
 def _has_features(line: bytes) -> bool:
-    features = line.rsplit(b",", 1)[1]
-    return not features.strip() or (b"\x02" in features and b"\x03" in features)
+    features = line.rsplit(b",", 1)[1].strip()
+    return not features or all(
+        feature.count(b"\x02") == feature.count(b"\x03") == 1 for feature in features.split(b"\x01")
+    )
 
 
 def read_line_at(stream: BinaryIO, offset: int) -> bytes:

@@ -102,6 +102,7 @@ def test_an_action_log_is_asked_for_only_where_labels_need_it(tmp_path: Path) ->
     [
         ("sample_skeleton_train", b"1;0;0;0000000000000001;1;205\x021\x031.0"),
         ("sample_skeleton_train", b"1,0,0,0000000000000001,1,205:1:1.0"),
+        ("sample_skeleton_train", b"1,0,0,0000000000000001,2,205\x021\x031.0;206\x025\x031.0"),
         ("common_features_test", b"0000000000000001\t1\t101\x021\x031.0"),
         ("common_features_test", b"\n\n"),
     ],
