@@ -91,12 +91,14 @@ def labelled(impressions: DataFrame, labels: DataFrame, num_partitions: int) -> 
     times = ("click_at", "daction_at", "conversion_at")
     shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
     shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
-    told = labels.withColumn("is_label", F.lit(True)).withColumn("status", F.lit(GOOD))
+    told = labels.withColumn("is_label", F.lit(True))
     # What has no context is no more than counted, and need not crowd in one partition.
     place = F.coalesce(F.col("context_key"), F.col("tie"))
     rows = shown.unionByName(told, allowMissingColumns=True).withColumn("place", place)
     rows = rows.repartition(num_partitions, "place")
-    same_id = Window.partitionBy("place", "status", "impression_id").orderBy("is_label", "at", "tie")
+    is_good = F.col("status") == GOOD
+    copies = Window.partitionBy("place", "impression_id")
+    same_id = copies.orderBy("is_label", ~is_good, "at", "user", "item", "tie")
     everywhere = same_id.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     number = F.row_number().over(same_id)
     rows = rows.select(
@@ -104,12 +106,19 @@ def labelled(impressions: DataFrame, labels: DataFrame, num_partitions: int) -> 
         *(F.min(name).over(everywhere).alias(name) for name in times),
         number.alias("number"),
     ).where(~F.col("is_label"))
-    repeated = (F.col("status") == GOOD) & (F.col("number") > 1)
-    rows = rows.withColumn("status", F.when(repeated, "duplicate_impression").otherwise(F.col("status")))
+    is_repeat = is_good & (F.col("number") > 1)
+    # The text of every row that might turn out to be one is not worth a place in the shuffle: this is what was read of it.
+    as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
+    rows = rows.withColumns(
+        {
+            "line": F.when(is_repeat, as_read).otherwise(F.col("line")),
+            "status": F.when(is_repeat, "duplicate_impression").otherwise(F.col("status")),
+        }
+    )
     of_context = Window.partitionBy("place", "split", "status").orderBy("at", "impression_id")
     return rows.select(
         *impressions.columns,
-        *(F.when(F.col("status") == GOOD, F.col(name)).alias(name) for name in times),
+        *(F.when(is_good, F.col(name)).alias(name) for name in times),
         F.row_number().over(of_context).alias("in_context"),
     )
 

@@ -29,6 +29,7 @@ from pipeline.manifest import InputError
 
 GOOD, OUTSIDE, IMMATURE = "good", "outside_split", "immature"
 _CORRUPT = "_corrupt"
+_CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that make one thing
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
@@ -94,10 +95,10 @@ def impressions_of(
     own_id = texts.tuple_of(entry.id) if entry.id else F.concat_ws(_TUPLE, user, item, context, at.cast("string"))
     columns, bad_features = _features(fields.fields, texts)
     split = periods.split(at)
+    broken = F.col(_CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | item.isNull() | own_id.isNull()
     status = (
-        F.when(F.col(_CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | item.isNull() | own_id.isNull(),
-               "malformed_line")
-        .when(~F.coalesce(flag.isin("0", "1"), F.lit(False)), "bad_label")
+        F.when(broken, "malformed_line")
+        .when(~F.coalesce(flag.isin(*_CLICKED, *_NOT_CLICKED), F.lit(False)), "bad_label")
         .when(context.isNull(), "bad_context_key")
         .when(reduce(Column.__or__, bad_features, F.lit(False)), "bad_feature")
         .when(split.isNull(), OUTSIDE)
@@ -108,7 +109,7 @@ def impressions_of(
     slim = frame.select(
         status.alias("status"), split.alias("split"), F.when(~broken, user).alias("user"), item.alias("item"),
         at.alias("at"), raw_id(own_id).alias("impression_id"), raw_id(context).alias("context_key"),
-        F.coalesce(flag == "1", F.lit(False)).alias("clicked"), *columns,
+        F.coalesce(flag.isin(*_CLICKED), F.lit(False)).alias("clicked"), *columns,
         F.coalesce(F.col(_CORRUPT), raw).alias("line"),
     )  # fmt: skip
     aside = ~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)

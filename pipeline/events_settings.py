@@ -157,6 +157,19 @@ class EventsSettings:
         """How long after an impression an action can still make a label of it."""
         return self.window_ms(CLICK) + max(self.window_ms(kind) for kind in kinds if kind != CLICK)
 
+    def label_definitions(self, daction: list[str]) -> dict[str, str]:
+        """Each label in words, for the manifest."""
+        after = {kind: f"{self.window_ms(kind) // MS_PER_S} s" for kind in (CLICK, *daction, PURCHASE)}
+        is_click = "the log's column says" if self.impressions.click else f"it came within {after[CLICK]}"
+        labels = {
+            "click": f"the impression was clicked ({is_click})",
+            "conversion": f"the impression was clicked and bought within {after[PURCHASE]} of the click",
+        }
+        if daction:
+            within = " or ".join(f"{kind} within {after[kind]}" for kind in daction)
+            labels["daction"] = f"the impression was clicked and followed by {within} of the click"
+        return labels
+
     def determining(self) -> dict[str, Any]:
         """What decides the content of the dataset, for the manifest: everything, times as one writes them canonically."""
         return asdict(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}

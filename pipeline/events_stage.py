@@ -113,7 +113,7 @@ def _outcomes(attributed: DataFrame) -> dict[str, dict[str, int]]:
 
 def _set_aside(counts: Sequence[Row]) -> dict[str, Any]:
     """How many impressions were read, and are no rows of the dataset though nothing is wrong with them."""
-    immature = {split: 0 for split in SPLITS}
+    immature = dict.fromkeys(SPLITS, 0)
     for row in counts:
         if row["status"] == IMMATURE:
             immature[SPLITS[row["split"]]] += row["rows"]
@@ -165,7 +165,7 @@ def _as_sources(staging: Path, catalogue: Catalogue, audit: Mapping[str, Any]) -
     All files of a table share one ordinal: the order of a context's rows is theirs in time (in_context), not the files'.
     """
     files = sorted((staging / "labelled").glob("*.parquet"))
-    (aside,) = sorted((staging / "aside").glob("*.parquet")) or [None]
+    aside = next((staging / "aside").glob("*.parquet"), None)
     tables = [(CONTEXT, "impressions", ""), (SKELETON, "impressions", ""), (SKELETON, "impressions", str(aside))]
     sources = tuple(
         SourceFile(ordinal, name, path, 0, table, "train", False) for ordinal, (table, name, path) in enumerate(tables)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
 from pipeline.chunks import ChunkReader
 from pipeline.dataset import HashedFile
+from pipeline.events_chunks import EventReader
+from pipeline.events_tables import EventLog, find_log
 from pipeline.fields import Catalogue, catalogue
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, DatasetFile, InputError, Manifest, ManifestField, RowGroup, Source, totals_of
@@ -35,8 +37,11 @@ from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies, write_vocabu
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from pipeline.events_stage import Labelled
+
 _BYTES_PER_VOCABULARY_PART = 1 << 30
 _REJECTS_PER_SLICE = 1_000_000
+_IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "events")  # of audit.json
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,42 @@ class Job:
 
     settings: PreprocessSettings
     catalogue: Catalogue
-    sources: tuple[SourceFile, ...]
+    sources: tuple[SourceFile, ...]  # as the manifest lists them
     out: Path
+    events: EventLog | None = None  # of source=events
+    labelled: "Labelled | None" = None  # what source=events makes of it, once it has
+
+    @classmethod
+    def of(cls, settings: PreprocessSettings) -> "Job":
+        """The job, with its raw files found and looked at."""
+        out = Path(settings.out).expanduser().resolve()
+        events = settings.source.events
+        fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
+        if events is None:
+            found = find_sources(settings.source.path, bool(settings.labels.daction))
+            return cls(settings, fields, tuple(found), out)
+        events.checked(settings.labels.daction)
+        log = find_log(settings.source.path, events, fields)
+        return cls(settings, fields, log.files, out, log)
+
+    @property
+    def logs(self) -> tuple[SourceFile, ...]:
+        """What the passes read, by ordinal."""
+        return self.labelled.sources if self.labelled else self.sources
 
     @property
     def splits(self) -> tuple[InputSplit, ...]:
         """The input splits of the log itself; the action log is read by the driver."""
+        if self.labelled:
+            return self.labelled.splits
         logs = [source for source in self.sources if source.table != ACTIONS]
         return tuple(input_splits(logs, self.settings.source.split_bytes))
 
     @property
-    def reader(self) -> ChunkReader:
+    def reader(self) -> ChunkReader | EventReader:
         """How the log is read."""
+        if self.labelled:
+            return self.labelled.reader
         return ChunkReader.of(self.catalogue, self.settings)
 
     @property
@@ -72,12 +101,7 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
     """
     if "://" in settings.out:
         raise InputError(f"out={settings.out} is an address; give a directory that all workers can write to.")
-    job = Job(
-        settings,
-        catalogue(settings.features, settings.vocabulary.min_count),
-        tuple(find_sources(settings.source.path, bool(settings.labels.daction))),
-        Path(settings.out).expanduser().resolve(),
-    )
+    job = Job.of(settings)
     if done := _finished(job):
         return done
     try:
@@ -116,6 +140,8 @@ def _written(job: Job) -> Manifest:
     seconds: dict[str, float] = {}
     with _clocked(seconds, "spark"):
         spark = sparks.start_spark(job.settings.spark)
+    with _clocked(seconds, "label"):
+        job = labelled(spark, job, staging)
     with _clocked(seconds, "count"):
         scanned, vocabulary = count(spark, job)
     _stop_at_failures(job, scanned)
@@ -134,6 +160,22 @@ def _written(job: Job) -> Manifest:
     commit.publish(job.out, manifest)
     commit.sweep(job.out, [manifest, *([previous] if previous else [])])
     return manifest
+
+
+def labelled(spark: "SparkSession", job: Job, staging: Path) -> Job:
+    """Before the passes over an event log: which impression each action belongs to. Other logs come with their labels."""
+    settings, events = job.settings, job.settings.source.events
+    if job.events is None or events is None:
+        return job
+    from pipeline.events_stage import label  # it imports pyspark
+
+    num_bytes = sum(source.bytes for source in job.sources)
+    num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
+    found = label(
+        spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
+        num_partitions, staging,
+    )  # fmt: skip
+    return replace(job, labelled=found)
 
 
 def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary]]:
@@ -160,7 +202,7 @@ def write(
     """The second pass: encode, group, write; the report of each file."""
     rows = job.settings.rows
     writing = Writing(
-        job.splits, job.reader, _buckets(job, scanned), job.sources, tables, str(staging),
+        job.splits, job.reader, _buckets(job, scanned), job.logs, tables, str(staging),
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
     frame = records_of(spark, writing).mapInArrow(writing.write, REPORT)
@@ -191,7 +233,7 @@ def quarantine(
         for ordinal, number in enumerate(num_X)
         for begin in range(0, number, _REJECTS_PER_SLICE)
     )
-    rereading = Rereading(job.sources, slices, rejects, str(staging))
+    rereading = Rereading(job.logs, slices, rejects, str(staging))
     frame = sparks.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
     table = sparks.collect(frame, "quarantine", len(slices), "tasks")
     found = [json.loads(report.as_py()) for report in table.column("report")]
@@ -247,7 +289,7 @@ def _stop_at_failures(job: Job, tally: Tally) -> None:
         (ordinal, offset), reason = min(failing)
         mild = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
         raise InputError(
-            f"{job.sources[ordinal].path}, byte {offset}: {reason}, and checks.{reason}=fail stops there; "
+            f"{job.logs[ordinal].path}, byte {offset}: {reason}, and checks.{reason}=fail stops there; "
             f"mend the line, or set checks.{reason}={mild}."
         )
 
@@ -277,6 +319,8 @@ def _committed(
             values[report["split"]] += np.array(report["values"], np.int64)
     statistics = audit.field_statistics(job.catalogue, values)
     balanced = audit.balanced(scanned, written, totals, statistics, set_aside)
+    if job.labelled:
+        balanced["events"] = job.labelled.audit
     commit.write_json(job.out / commit.AUDIT, balanced)
     determining = job.settings.determining()
     return Manifest(
@@ -284,10 +328,10 @@ def _committed(
         settings_xxh3=settings_xxh3(determining),
         sources=_manifest_sources(job),
         fields=fields,
-        labels=_label_definitions(job.settings.labels.daction),
+        labels=_label_definitions(job.settings),
         files=tuple(files),
         totals=totals,
-        audit={name: balanced[name] for name in ("lines", "quarantined", "kept", "left_out", "quarantine")},
+        audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
     )
 
 
@@ -312,7 +356,10 @@ def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Pa
     )
 
 
-def _label_definitions(daction: Sequence[str]) -> dict[str, str]:
+def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
+    daction = settings.labels.daction
+    if settings.source.events:
+        return settings.source.events.label_definitions(daction)
     labels = {
         "click": "the impression was clicked",
         "conversion": "the impression was clicked and bought (ESMM eq. 3)",

@@ -11,12 +11,14 @@ from typing import Any
 
 import xxhash
 
+from pipeline.events_settings import EventsSettings
 from pipeline.fields import FeaturesSettings
 from pipeline.manifest import InputError
 
 _MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 
 QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
+ALICCP, EVENTS = "aliccp", "events"
 
 
 @dataclass
@@ -26,10 +28,13 @@ class SourceSettings:
     name: str = "aliccp"
     path: str = _MISSING
     split_bytes: int = 64 << 20
+    events: EventsSettings | None = None  # of source=events
 
     def __post_init__(self) -> None:
-        if self.name != "aliccp":
-            raise InputError(f"source.name={self.name} is not a known layout; choose aliccp.")
+        if self.name not in (ALICCP, EVENTS):
+            raise InputError(f"source.name={self.name} is not a known layout; choose {ALICCP} or {EVENTS}.")
+        if (self.name == EVENTS) != (self.events is not None):
+            raise InputError(f"source.name={self.name} and source.events do not go together; choose source=events.")
         _at_least("source.split_bytes", self.split_bytes, 1)
 
 
@@ -125,7 +130,11 @@ class PreprocessSettings:
         """The settings that decide what the dataset holds, as they stand in the manifest."""
         everything = asdict(self)
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
-        return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
+        if self.source.events is None:
+            return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
+        del chosen["split"]  # an event log is split by time alone
+        events = self.source.events.determining()
+        return chosen | {"seed": self.seed, "source": {"name": self.source.name, "events": events}}
 
     def run_only(self) -> dict[str, Any]:
         """The settings that do not decide it, for run.json."""

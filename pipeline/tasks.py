@@ -21,6 +21,7 @@ from pipeline.chunks import SCOPE_OF, ChunkReader
 from pipeline.contexts import Selected, grouped, select
 from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
 from pipeline.encode import encode
+from pipeline.events_chunks import EventReader
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
 from pipeline.manifest import SPLITS
@@ -48,7 +49,7 @@ class Counting:
     """The first pass: count lines and ids."""
 
     splits: tuple[InputSplit, ...]
-    reader: ChunkReader
+    reader: ChunkReader | EventReader
     part_keys: tuple[int, ...]
 
     def count(self, batches: Batches) -> Batches:
@@ -89,7 +90,7 @@ class Writing:
     """The second pass: encode, and behind the shuffle group and write."""
 
     splits: tuple[InputSplit, ...]
-    reader: ChunkReader
+    reader: ChunkReader | EventReader
     buckets: Buckets
     sources: tuple[SourceFile, ...]
     tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
