@@ -33,7 +33,7 @@ class Rows:
 
 def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
     """The columns of every data file of a dataset."""
-    int32s, int64s, int8s, floats = (pa.list_(kind()) for kind in (pa.int32, pa.int64, pa.int8, pa.float32))
+    int32s, int64s, int8s, floats = map(_list_of, (pa.int32(), pa.int64(), pa.int8(), pa.float32()))
     columns: list[tuple[str, pa.DataType]] = [("context_id", pa.string()), ("group_id", pa.int64())]
     for entry in catalogue.of_scope("context"):
         columns.append((entry.name, pa.int32() if entry.arity == "one" else int32s))
@@ -45,7 +45,8 @@ def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
         columns.append((entry.name, int32s))
         columns += [(f"{entry.name}__length", int32s)] if entry.arity == "many" else []
         columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
-    return pa.schema(columns)
+    # Required, but for the user: a column that cannot be null is read a sixth faster, for it has no level to decode.
+    return pa.schema([pa.field(name, kind, nullable=name == "group_id") for name, kind in columns])
 
 
 def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows:
@@ -187,9 +188,13 @@ def _impression_columns(
             columns[f"{entry.name}__weight"] = _lists(pa.float32(), value_offsets, weight_V)
 
 
+def _list_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
 def _lists(kind: pa.DataType, offsets: pa.Buffer, values: np.ndarray) -> pa.ListArray:
     flat = pa.array(np.ascontiguousarray(values), kind)
-    return pa.ListArray.from_buffers(pa.list_(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
+    return pa.ListArray.from_buffers(_list_of(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
 
 
 def _group_ids(id_N: np.ndarray) -> pa.Array:
