@@ -14,10 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.manifest import InputError
 
-Settings = TypeVar("Settings")
-
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
+
+try:
+    import pipeline.numba_cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
+except InputError as refused:
+    print(f"error: {refused}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_INPUT)
+
+Settings = TypeVar("Settings")
 
 
 def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:

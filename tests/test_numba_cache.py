@@ -1,6 +1,8 @@
 """Compiled kernels are machine code: they are kept where nobody else can write."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,14 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be used"):
         own_directory({VARIABLE: str(tmp_path / "file")})
+
+
+def test_a_job_says_in_one_sentence_that_its_cache_is_unsafe(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    environment = os.environ | {VARIABLE: str(tmp_path / "shared")}
+    command = [sys.executable, "-m", "jobs.preprocess", "source.path=raw", "out=out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {VARIABLE}={tmp_path}/shared may be written by other users")
+    assert result.stderr.count("\n") == 1
