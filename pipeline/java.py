@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -77,3 +78,10 @@ exec "{real}" "$@"
         fresh.replace(wrapper)  # another job may be starting it right now
     environment["JAVA_HOME"] = str(wrapper.parent.parent)
     return wrapper
+
+
+if __name__ == "__main__":  # `make install` asks whether this machine has one
+    try:
+        print(f"Java: {ensure_java(os.environ)}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
