@@ -222,7 +222,7 @@ def _joined(
                 f"source.events.joins[{number}].path={join.path} has the key {values} in {twice[0]['count']} rows; "
                 "one row a key is needed, or impressions would be doubled."
             )
-        matches = [F.col(_quoted(on)).cast("string") == F.col(key) for on, key in zip(join.on, keys, strict=True)]
+        matches = [F.col(_quoted(by)).cast("string") == F.col(key) for by, key in zip(join.by, keys, strict=True)]
         frame = frame.join(side, reduce(Column.__and__, matches), how="left").drop(*keys)
     return frame
 

@@ -49,7 +49,7 @@ class JoinSettings:
 
     path: str = ""
     format: str = CSV
-    on: list[str] = field(default_factory=list)  # columns of the impressions
+    by: list[str] = field(default_factory=list)  # columns of the impressions (not "on": YAML reads that as true)
     key: list[str] = field(default_factory=list)  # what the table calls them; empty: the same
 
 
@@ -200,7 +200,7 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 def _check_join(number: int, join: JoinSettings) -> None:
     where = f"source.events.joins[{number}]"
     _one_of(f"{where}.format", join.format, FORMATS)
-    if not join.path or not join.on:
-        raise InputError(f"{where} needs a path and the columns of the impressions to join on, on=[COLUMN].")
-    if join.key and len(join.key) != len(join.on):
-        raise InputError(f"{where}.key={list(join.key)} and on={list(join.on)} differ in length; give one for each.")
+    if not join.path or not join.by:
+        raise InputError(f"{where} needs a path and the columns of the impressions to join by, by=[COLUMN].")
+    if join.key and len(join.key) != len(join.by):
+        raise InputError(f"{where}.key={list(join.key)} and by={list(join.by)} differ in length; give one for each.")

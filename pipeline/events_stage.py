@@ -168,10 +168,10 @@ def _as_sources(staging: Path, catalogue: Catalogue, audit: Mapping[str, Any]) -
     aside = next((staging / "aside").glob("*.parquet"), None)
     tables = [(CONTEXT, "impressions", ""), (SKELETON, "impressions", ""), (SKELETON, "impressions", str(aside))]
     sources = tuple(
-        SourceFile(ordinal, name, path, 0, table, "train", False) for ordinal, (table, name, path) in enumerate(tables)
+        SourceFile(ordinal, name, path, 0, table, "", False) for ordinal, (table, name, path) in enumerate(tables)
     )
     splits = [
-        InputSplit(SourceFile(ordinal, "impressions", str(file), 0, table, "train", False), 0, 0)
+        InputSplit(SourceFile(ordinal, "impressions", str(file), 0, table, "", False), 0, 0)
         for ordinal, table in enumerate((CONTEXT, SKELETON))
         for file in files
     ]

@@ -76,7 +76,7 @@ def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog
 
 def key_of(join: JoinSettings) -> list[str]:
     """The key columns of a joined table, by its own names."""
-    return join.key or join.on
+    return join.key or join.by
 
 
 def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
@@ -84,12 +84,12 @@ def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str
     entry = settings.impressions
     singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context]
     singles += [entry.click] if entry.click else []
-    singles += [column for join in settings.joins for column in join.on]
+    singles += [column for join in settings.joins for column in join.by]
     needed = dict.fromkeys(singles, ONE)
     for field in fields.fields:
-        needed[field.raw_id] = ONE if field.arity == "one" else MANY
+        needed.setdefault(field.raw_id, ONE if field.arity == "one" else MANY)
         if field.weighted:
-            needed[weights_of(field.raw_id)] = MANY
+            needed.setdefault(weights_of(field.raw_id), MANY)
     return needed
 
 
@@ -110,7 +110,7 @@ def _check_actions(table: Table, settings: EventsSettings) -> None:
 def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogue) -> None:
     own = log.impressions.columns
     entry = settings.impressions
-    mapped = [entry.timestamp, *entry.user, *entry.id, *(join_on for join in settings.joins for join_on in join.on)]
+    mapped = [entry.timestamp, *entry.user, *entry.id, *(column for join in settings.joins for column in join.by)]
     for column in mapped:
         if column not in own:
             raise InputError(_missing(column, "source.events.impressions", [log.impressions]))
@@ -130,7 +130,8 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
             owner.setdefault(column, table)
     owners = {field.raw_id: f"features.fields.{field.name}.raw_id" for field in fields.fields}
     owners |= {weights_of(field.raw_id): f"features.fields.{field.name} is weighted, and its weights" for field in fields.fields}  # fmt: skip
-    for column, number_of_values in needed_columns(settings, fields).items():
+    many = [(field.raw_id, MANY) for field in fields.fields if field.arity == "many"]
+    for column, number_of_values in (*needed_columns(settings, fields).items(), *many):
         if column not in owner:
             raise InputError(_missing(column, owners.get(column, "source.events.impressions"), tables))
         kind = owner[column].columns[column]

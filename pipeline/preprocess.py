@@ -257,7 +257,7 @@ def _shared_tables(
     with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
         directory = Path(temporary)
         paths = lookup_of(vocabulary).save(directory)
-        for period in PERIODS if job.with_daction else ():
+        for period in PERIODS if job.with_daction and not job.labelled else ():
             paths.append(actions_path(directory, period))
             np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))
         if sparks.is_local(spark.sparkContext.master):

@@ -106,9 +106,9 @@ class Writing:
         layouts = {table: layout_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for number in _numbers(batches):
             split = self.splits[number]
-            actions = (
-                np.load(actions_path(directory, split.source.period), mmap_mode="r") if self.with_daction else None
-            )
+            path = actions_path(directory, split.source.period)
+            # Impressions of event logs, which have no period, come with all their labels.
+            actions = np.load(path, mmap_mode="r") if self.with_daction and split.source.period else None
             for chunk in self.reader.read(split):
                 yield from encode(chunk, layouts[split.source.table], lookup, self.buckets, actions)
 

@@ -13,7 +13,7 @@ import pytest
 import xxhash
 
 from pipeline.manifest import InputError, Manifest
-from pipeline.preprocess import preprocess
+from pipeline.preprocess import Job, preprocess
 from pipeline.settings import PreprocessSettings
 
 Settings = Callable[..., PreprocessSettings]
@@ -112,13 +112,21 @@ def rows_of(out: Path, manifest: Manifest) -> dict[str, list[Row]]:
     return found
 
 
-@pytest.mark.usefixtures("spark")
+@pytest.fixture(scope="module")
+def from_parquet(
+    spark: Any, tmp_path_factory: pytest.TempPathFactory, preprocess_settings: Settings
+) -> tuple[Path, Manifest]:
+    """The dataset of the log above, from Parquet."""
+    root = tmp_path_factory.mktemp("parquet")
+    overrides = written(root / "raw", "parquet")
+    return root / "out", preprocess(preprocess_settings(root / "raw", root / "out", *overrides))
+
+
 def test_labelled_impressions_become_context_rows_with_their_features_times_and_labels(
-    tmp_path: Path, preprocess_settings: Settings
+    from_parquet: tuple[Path, Manifest],
 ) -> None:
-    overrides = written(tmp_path / "raw", "parquet")
-    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
-    found = rows_of(tmp_path / "out", manifest)
+    out, manifest = from_parquet
+    found = rows_of(out, manifest)
     first = next(row for row in found["train"] if row["context_id"] == f"{text_id('v1'):016x}")
     assert first == {
         "context_id": f"{text_id('v1'):016x}", "group_id": text_id("ada"),
@@ -141,20 +149,21 @@ def test_labelled_impressions_become_context_rows_with_their_features_times_and_
     assert "259200 s" in manifest.labels["conversion"]
 
 
-@pytest.mark.usefixtures("spark")
-def test_parquet_json_lines_and_csv_of_one_log_give_the_same_files_whatever_the_splits(
-    tmp_path: Path, preprocess_settings: Settings
+@pytest.mark.parametrize(("form", "split_bytes"), [("jsonl", 1 << 20), ("csv", 300)])
+def test_json_lines_and_csv_give_the_same_files_as_parquet_whatever_the_number_of_partitions(
+    tmp_path: Path,
+    preprocess_settings: Settings,
+    from_parquet: tuple[Path, Manifest],
+    form: str,
+    split_bytes: int,
 ) -> None:
-    manifests = []
-    for form in WRITERS:
-        overrides = written(tmp_path / form, form)
-        split_bytes = "source.split_bytes=300" if form == "csv" else "source.split_bytes=100000"
-        settings = preprocess_settings(tmp_path / form, tmp_path / f"out-{form}", *overrides, split_bytes)
-        manifests.append(preprocess(settings))
-    assert manifests[0].files
-    for manifest in manifests[1:]:
-        assert manifest.files == manifests[0].files
-        assert manifest.fields == manifests[0].fields
+    overrides = [*written(tmp_path / "raw", form), f"source.split_bytes={split_bytes}"]
+    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    _, wanted = from_parquet
+    assert wanted.files
+    assert manifest.files == wanted.files
+    assert manifest.fields == wanted.fields
+    assert [source.name for source in manifest.sources] == ["impressions", "actions"]
 
 
 @pytest.mark.usefixtures("spark")
@@ -191,3 +200,93 @@ def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_balances(
         InputError, match=r'bad_feature in the row \{"impression_id":"14".*checks.bad_feature=quarantine'
     ):
         preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "other", *overrides, "checks.bad_feature=fail"))
+
+
+@pytest.mark.usefixtures("spark")
+def test_the_shape_of_alibabas_display_ads_clicks_in_the_impressions_and_actions_by_category_and_brand(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    day = 1494000000  # 2017-05-06 00:00 in Hangzhou
+    shown = [(1, day + 60, 11, 1), (1, day + 60, 12, 0), (2, day + 90, 11, 0), (1, day + 400_000, 12, 1)]
+    for name, header, rows in (
+        ("raw_sample", "user,time_stamp,adgroup_id,pid,nonclk,clk", [(u, t, ad, "430548_1007", 1 - c, c) for u, t, ad, c in shown]),
+        ("behavior_log", "user,time_stamp,btag,cate,brand", [
+            (1, day + 100, "buy", 6, 7), (1, day + 120, "pv", 6, 8), (2, day + 95, "cart", 6, 7), (1, day + 50, "fav", 6, 7)]),
+        ("ad_feature", "adgroup_id,cate_id,campaign_id,customer,brand,price", [(11, 6, 3, 4, 7, 9.5), (12, 6, 3, 4, 8, 1.0)]),
+        ("user_profile", "userid,cms_segid,cms_group_id,final_gender_code,age_level,pvalue_level,shopping_level,occupation,new_user_class_level ",
+         [(1, 0, 5, 2, 5, "", 3, 0, 4)]),
+    ):  # fmt: skip
+        lines = [header, *(",".join(map(str, row)) for row in rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    overrides = ["source=taobao_display", "features=taobao_display", "labels=cart_wish", "vocabulary.min_count=1"]
+    settings = preprocess_settings(tmp_path, tmp_path / "out", *overrides, f"source.events.actions_end={day + 700_000}")
+    manifest = preprocess(settings)
+    found = rows_of(tmp_path / "out", manifest)
+    first, second = sorted(found["train"], key=lambda row: row["group_id"])
+    by_ad = dict(
+        zip(first["ad_id"], zip(first["click"], first["daction"], first["conversion"], strict=True), strict=True)
+    )
+    assert by_ad == {11: (1, 0, 1), 12: (0, 0, 0)}
+    assert (first["user_age"], first["user_spending"], first["item_brand"]) == (
+        5,
+        None,
+        [7, 8] if first["ad_id"] == [11, 12] else [8, 7],
+    )
+    assert (second["user_age"], second["click"], second["daction"]) == (None, [0], [0])
+    assert [row["click"] for row in found["test"]] == [[1]]
+    assert manifest.audit["events"]["actions"]["outcomes"] == {
+        "cart": {"no_click": 1}, "purchase": {"attributed": 1}, "wish": {"no_impression": 1},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("source.events.boundaries=[0,5,4,9]", "boundaries.*do not increase; give t0 < t1"),
+        ("source.events.boundaries=[0,5,9]", "are 3 times, not the four t0,t1,t2,t3"),
+        ("source.events.boundaries=[0,soon,9,10]", "'soon', which is no time; write it as 2017-05-06"),
+        (
+            "source.events.impressions.user=[uid]",
+            "impressions names the column 'uid', which is not there.*user_id, item_id",
+        ),
+        (
+            "source.events.actions.action=kind",
+            "actions names the column 'kind', which is not there.*timestamp, user_id",
+        ),
+        (
+            "+features.fields.price={raw_id: price, scope: impression}",
+            "features.fields.price.raw_id names the column 'price'",
+        ),
+        ("source.events.actions.path=acts", "path=acts is not in source.path=.*there is: actions, impressions"),
+        ("source.events.impressions.format=csv", "impressions/0.parquet cannot be read as csv"),
+        ("source.events.names.cart=[]", "names has no cart .*source.events.names.cart="),
+        ("source.events.names.wish=[cart]", "gives 'cart' to both cart and wish"),
+        ("labels.daction=[hug]", "names has no hug"),
+        ("labels.daction=[purchase]", "daction names purchase, which is a label of its own"),
+        ("source.events.windows_s.cart=-1", "windows_s.cart=-1 is negative"),
+        ("source.events.clock_skew_s=-2", "clock_skew_s=-2 is below 0"),
+        ("source.events.time_unit=h", "time_unit=h is not one of s, ms, us, iso"),
+        ("source.events.impressions.click=clk", "both say what a click is"),
+        ("source.events.impressions.item=[tags]", "'tags', where one value is needed"),
+        ("features.fields.item_id.arity=many", "'item_id', where many values are needed"),
+    ],
+)
+def test_a_mistake_stops_before_spark_starts_in_one_sentence(
+    tmp_path: Path, preprocess_settings: Settings, override: str, sentence: str
+) -> None:
+    overrides = written(tmp_path / "raw", "parquet")
+    with pytest.raises(InputError, match=sentence):
+        Job.of(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides, override))
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_log_outside_its_boundaries_says_where_it_lies(tmp_path: Path, preprocess_settings: Settings) -> None:
+    overrides = [*written(tmp_path / "raw", "parquet"), "source.events.time_unit=ms"]
+    with pytest.raises(
+        InputError, match=r"No impression is left: .* They lie from 1970-01-01T00:00:03Z to 1970-01-01T00:03:00Z"
+    ):
+        preprocess(
+            preprocess_settings(
+                tmp_path / "raw", tmp_path / "out", *overrides, "source.events.boundaries=[500,600,700,800]"
+            )
+        )
