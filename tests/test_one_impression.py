@@ -15,7 +15,7 @@ from pipeline.fields import catalogue
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 from training.batch import Bags, Batch
-from training.place import EmbeddingOptimizerSettings
+from training.optimizers import EmbeddingOptimizerSettings
 from training.trainer import Trainer
 from training.world import join
 

@@ -7,11 +7,11 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
-from pipeline.manifest import InputError, ManifestField
+from pipeline.manifest import InputError
 from training.batch import Bags, Batch
 from training.embeddings import EmbeddingSettings
 from training.init_values import uniform_rows
-from training.place import EmbeddingOptimizerSettings, OptimizerSettings, assign
+from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import join
@@ -95,17 +95,6 @@ def test_rowwise_adagrad_on_20_columns_equals_one_on_the_18_that_are_used(tmp_pa
         table -= lr * gradient / (np.sqrt(momentum) + eps)[:, None]
         np.testing.assert_allclose(found["tables"][step + 1][:, :dim], table, rtol=2e-5, atol=2e-6)
     assert (found["tables"][:, :, dim:] == 0).all()
-
-
-def test_tables_are_spread_so_that_memory_and_lookups_balance() -> None:
-    fields = [
-        ManifestField(name, name, "impression", "one", False, rows, "", "")
-        for name, rows in (("big", 1000), ("large", 900), ("small", 40), ("tiny", 30))
-    ]
-    owners = assign(fields, EmbeddingSettings(), 2)
-    assert owners["big"] != owners["large"]
-    assert sorted(owners[name] for name in ("small", "tiny")) == [0, 1]
-    assert set(assign(fields, EmbeddingSettings(), 1).values()) == {0}
 
 
 def test_an_optimizer_that_a_cpu_lacks_is_refused_with_the_list_of_what_it_has() -> None:

@@ -9,7 +9,7 @@ from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import typed
 from training.graph import Graph
-from training.place import EMBEDDING_OPTIMIZERS
+from training.optimizers import EMBEDDING_OPTIMIZERS
 from training.settings import TrainSettings, load
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import torch
 
 from training.graph import GraphSettings
 from training.model import ModelSettings
-from training.place import EmbeddingOptimizerSettings, OptimizerSettings
+from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
 from training.plan import PlanSettings
 from training.settings import TrainSettings
 from training.towers import TowerSettings

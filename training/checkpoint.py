@@ -179,7 +179,7 @@ def _check_shape(name: str, saved: Tensor | None, wanted: Tensor, checkpoint: Ch
 
 
 def _shard_tensors(shards: list[Shard]) -> Iterator[tuple[str, Tensor]]:
-    for shard in shards:
+    for shard in (shard for shard in shards if shard.saved):
         for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
             yield f"{shard.table}/{shard.first_row}/{part}", rows
 

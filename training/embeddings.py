@@ -103,10 +103,13 @@ class Embeddings(nn.Module):
         """D."""
         return sum(self.dims)
 
-    def forward(self, bags: Bags) -> Tensor:
-        """Look `bags` up."""
-        features = KeyedJaggedTensor(keys=self.names, values=bags.values, lengths=bags.lengths, weights=bags.weights)
-        return self.in_catalogue_order(self.tables(features))
+    def forward(self, bags: Bags, num_rows: int, padded_rows: int) -> Tensor:
+        """Look up `bags` of `num_rows` rows, as if they were `padded_rows`: the rest are empty bags, and get no loss."""
+        lengths = bags.lengths
+        if padded_rows > num_rows:
+            lengths = nn.functional.pad(lengths.view(-1, num_rows), (0, padded_rows - num_rows)).flatten()
+        features = KeyedJaggedTensor(keys=self.names, values=bags.values, lengths=lengths, weights=bags.weights)
+        return self.in_catalogue_order(self.tables(features))[:num_rows]
 
     def in_catalogue_order(self, pooled: KeyedTensor) -> Tensor:
         """The used columns, by field name.

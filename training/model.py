@@ -1,5 +1,6 @@
 """The whole model: a batch in, one logit per impression and edge of the behaviour graph out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,8 @@ class EntireSpaceModel(nn.Module):
         self.edges = graph.edges
         self.context = Embeddings(manifest.fields_of("context"), embedding)
         self.impression = Embeddings(manifest.fields_of("impression"), embedding)
+        #: [C, B] of this rank → the most of any rank, where the sharding wants all ranks to look up as many rows.
+        self.most_rows: Callable[[list[int]], list[int]] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
             self.towers = nn.ModuleList(
@@ -46,7 +49,10 @@ class EntireSpaceModel(nn.Module):
 
     def forward(self, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """edge → logit [B]; `step` (of the run) keys the dropout masks, and is None outside training."""
-        context_CD, impression_BD = self.context(batch.context), self.impression(batch.impression)
+        num_rows = [batch.num_contexts, batch.num_impressions]
+        most_contexts, most_impressions = self.most_rows(num_rows) if self.most_rows else num_rows
+        context_CD = self.context(batch.context, batch.num_contexts, most_contexts)
+        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
         return {
             edge: tower(context_CD, impression_BD, batch.context_of_impression, key)

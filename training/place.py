@@ -1,84 +1,33 @@
 """Where everything lives: tables sharded over the ranks by TorchRec, towers replicated under DDP, and their optimizers.
 
-Tables are placed whole (table-wise) by a plan made here, since TorchRec's planner needs a GPU topology; they update
-inside the backward pass (FBGEMM's fused optimizers), the towers by Adam after it. One rank takes the same road.
+Sharded tables update inside the backward pass (FBGEMM's fused optimizers), towers and replicated tables after it. One
+rank takes the same road.
 """
 
-import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
-    EnumerableShardingSpec,
-    ParameterSharding,
-    ShardingEnv,
-    ShardingPlan,
-    ShardMetadata,
-)
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
-from pipeline.manifest import InputError, ManifestField
-from training.embeddings import EmbeddingSettings, allocated, rowwise_lr
+from pipeline.manifest import ManifestField
+from training import optimizers
+from training.embeddings import EmbeddingSettings
 from training.init_values import uniform_rows
 from training.model import EntireSpaceModel
+from training.optimizers import OptimizerSettings
+from training.sharding import ShardingSettings, plan_of
 from training.world import World
-
-#: What FBGEMM's fused kernels have, by device.
-EMBEDDING_OPTIMIZERS = {
-    "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
-    "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
-}
-_CLASSES = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-}
-
-
-@dataclass
-class EmbeddingOptimizerSettings:
-    """The group `optimizer.embeddings`."""
-
-    name: str = "rowwise_adagrad"
-    lr: float = 0.05
-    eps: float = 1e-8
-
-
-@dataclass
-class TowerOptimizerSettings:
-    """The group `optimizer.towers`: Adam."""
-
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-
-
-@dataclass
-class OptimizerSettings:
-    """The group `optimizer`."""
-
-    embeddings: EmbeddingOptimizerSettings = field(default_factory=EmbeddingOptimizerSettings)
-    towers: TowerOptimizerSettings = field(default_factory=TowerOptimizerSettings)
-
-    def check_device(self, device: torch.device) -> None:
-        """InputError where `device` has no fused kernel for the embeddings' optimizer."""
-        have = EMBEDDING_OPTIMIZERS[device.type]
-        if self.embeddings.name not in have:
-            raise InputError(
-                f"optimizer.embeddings.name={self.embeddings.name} is not there on {device.type}; it has {', '.join(have)}."
-            )
 
 
 @dataclass(frozen=True)
@@ -89,6 +38,7 @@ class Shard:
     first_row: int
     weight: Tensor  # [rows, allocated columns]
     optimizer: dict[str, Tensor]  # state name → [rows, …]
+    saved: bool = True  # by this rank; rank 0 saves what all ranks hold
 
 
 @dataclass
@@ -99,6 +49,18 @@ class Placed:
     towers: nn.ModuleList  # the replicated part
     shards: list[Shard]  # this rank's
     tower_optimizer: torch.optim.Optimizer
+    table_optimizer: torch.optim.Optimizer | None = None  # of the replicated tables, where there are any
+
+    def learn(self, loss: Tensor) -> None:
+        """One step down the gradient of `loss`."""
+        self.tower_optimizer.zero_grad(set_to_none=True)
+        for kernel in _kernels(self.network) if self.table_optimizer else ():
+            if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen):
+                kernel.weights.grad = None  # the tables are views of it
+        loss.backward()  # sharded tables update in here
+        self.tower_optimizer.step()
+        if self.table_optimizer:
+            self.table_optimizer.step()
 
 
 def place(
@@ -106,23 +68,12 @@ def place(
     fields: Sequence[ManifestField],
     embedding: EmbeddingSettings,
     optimizer: OptimizerSettings,
+    sharding: ShardingSettings,
     world: World,
 ) -> Placed:
     """Shard the tables of `model` over `world`, fill them with their initial values, and wrap the towers in DDP."""
-    _fuse_optimizers(model, embedding, optimizer.embeddings)
-    owners = assign(fields, embedding, world.size)
-    plan = ShardingPlan(
-        {
-            f"{scope}.tables": EmbeddingModuleShardingPlan(
-                {
-                    entry.name: _whole(entry, allocated(embedding.dim_of(entry.name)), owners[entry.name], world)
-                    for entry in fields
-                    if entry.scope == scope
-                }
-            )
-            for scope in ("context", "impression")
-        }
-    )
+    optimizers.fuse(model, embedding, optimizer.embeddings)
+    plan = plan_of(fields, embedding, sharding, world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchRec passes DDP a deprecated option
         network = DistributedModelParallel(
@@ -133,7 +84,17 @@ def place(
             sharders=[EmbeddingBagCollectionSharder()],
         )
         shards = _shards(network)
+    replicated = _replicated(network)
+    table_optimizer = optimizers.dense(replicated, embedding, optimizer.embeddings) if replicated else None
+    if table_optimizer:
+        shards += [
+            Shard(name, 0, table.detach(), optimizers.state_of(table_optimizer, table), saved=world.rank == 0)
+            for name, table in replicated.items()
+        ]
     _leave_weights_without_gradient(network)
+    if world.size > 1 and world.device.type == "cpu" and _cuts_rows(plan):
+        # Gloo's reduce-scatter needs equal batch sizes.
+        model.most_rows = world.max
     for shard in shards:
         dim = embedding.dim_of(shard.table)
         values = uniform_rows(
@@ -141,83 +102,35 @@ def place(
         )
         shard.weight.zero_()
         shard.weight[:, :dim] = torch.from_numpy(values)
-    towers = optimizer.towers
-    adam = torch.optim.Adam(
-        model.towers.parameters(), lr=towers.lr, betas=(towers.betas[0], towers.betas[1]), eps=towers.eps, fused=True
-    )
-    return Placed(network, model.towers, shards, adam)
+    adam = optimizers.adam(model.towers.parameters(), optimizer.towers)
+    return Placed(network, model.towers, shards, adam, table_optimizer)
 
 
-def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_size: int) -> dict[str, int]:
-    """field → rank: the most expensive table first, each to the rank that has least so far.
-
-    A table's cost is its share of all memory (rows x columns) plus its share of all lookups.
-    """
-    columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
-    memory = {entry.name: entry.num_rows * columns[entry.name] for entry in fields}
-    lookups = {entry.name: _lookups_per_impression(entry) * columns[entry.name] for entry in fields}
-    cost = {
-        entry.name: memory[entry.name] / sum(memory.values()) + lookups[entry.name] / sum(lookups.values())
-        for entry in fields
-    }
-    load = [0.0] * world_size
-    owners: dict[str, int] = {}
-    for name in sorted(cost, key=lambda name: (-cost[name], name)):
-        owners[name] = min(range(world_size), key=load.__getitem__)
-        load[owners[name]] += cost[name]
-    return owners
+def _cuts_rows(plan: ShardingPlan) -> bool:
+    modules = [module for module in plan.plan.values() if isinstance(module, EmbeddingModuleShardingPlan)]
+    return any(table.sharding_type == "row_wise" for module in modules for table in module.values())
 
 
-def _lookups_per_impression(entry: ManifestField) -> float:
-    """Ali-CCP's means (DESIGN §2): 518 values a context, 58 impressions a context, 13.4 values an impression."""
-    if entry.scope == "context":
-        return 1 / 58 if entry.arity == "one" else 125 / 58
-    return 1.0 if entry.arity == "one" else 1.7
-
-
-def _fuse_optimizers(
-    model: EntireSpaceModel, embedding: EmbeddingSettings, settings: EmbeddingOptimizerSettings
-) -> None:
-    for scope in (model.context, model.impression):
-        for name, parameter in zip(scope.names, scope.tables.parameters(), strict=True):
-            options: dict[str, Any] = {"lr": settings.lr}
-            if settings.name != "sgd":
-                options["eps"] = settings.eps
-            if settings.name == "rowwise_adagrad":
-                dim = embedding.dim_of(name)
-                options["lr"] = rowwise_lr(settings.lr, dim)
-                # eps stands beside the root of the same mean.
-                options["eps"] = settings.eps * math.sqrt(dim / allocated(dim))
-            apply_optimizer_in_backward(_CLASSES[settings.name], [parameter], options)
+def _kernels(network: nn.Module) -> Iterator[nn.Module]:
+    """FBGEMM's kernels: each holds the tables that share a scope, a sharding and an optimizer's options."""
+    for module in network.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            for lookup in module._lookups:
+                for kernel in lookup.modules():
+                    if isinstance(
+                        kernel, SplitTableBatchedEmbeddingBagsCodegen | DenseTableBatchedEmbeddingBagsCodegen
+                    ):
+                        yield kernel
 
 
 def _leave_weights_without_gradient(network: nn.Module) -> None:
     """FBGEMM computes the gradient of the log's weights on every backward pass, unless told that nobody wants it
     (measured: a tenth of a step)."""
-    sharded = [module for module in network.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
-    lookups = [lookup for module in sharded for lookup in module._lookups]
-    for kernel in (module for lookup in lookups for module in lookup.modules()):
-        if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
-            unwanted = torch.zeros(len(kernel.feature_table_map), dtype=torch.int32, device=kernel.current_device)
-            kernel.forward = partial(kernel.forward, feature_requires_grad=unwanted)
-
-
-def _whole(entry: ManifestField, columns: int, owner: int, world: World) -> ParameterSharding:
-    shard = ShardMetadata(
-        shard_offsets=[0, 0],
-        shard_sizes=[entry.num_rows, columns],
-        placement=f"rank:{owner}/{_placement(owner, world)}",
-    )
-    return ParameterSharding(
-        sharding_type="table_wise",
-        compute_kernel="fused",
-        ranks=[owner],
-        sharding_spec=EnumerableShardingSpec([shard]),
-    )
-
-
-def _placement(owner: int, world: World) -> str:
-    return "cpu" if world.device.type == "cpu" else f"cuda:{owner % max(1, torch.cuda.device_count())}"
+    for kernel in _kernels(network):
+        offsets = kernel.D_offsets  # one more than features
+        assert isinstance(offsets, Tensor)
+        unwanted = torch.zeros(len(offsets) - 1, dtype=torch.int32, device=offsets.device)
+        kernel.forward = partial(kernel.forward, feature_requires_grad=unwanted)
 
 
 def _shards(network: DistributedModelParallel) -> list[Shard]:
@@ -226,7 +139,7 @@ def _shards(network: DistributedModelParallel) -> list[Shard]:
     shards = []
     for name, weight in network.state_dict().items():
         table = _table_of(name)
-        if table is None:
+        if table is None or not hasattr(weight, "local_shards"):
             continue
         for number, local in enumerate(weight.local_shards()):
             state = {
@@ -236,6 +149,16 @@ def _shards(network: DistributedModelParallel) -> list[Shard]:
             }
             shards.append(Shard(table, local.metadata.shard_offsets[0], local.tensor.detach(), state))
     return shards
+
+
+def _replicated(network: DistributedModelParallel) -> dict[str, Tensor]:
+    """table → its rows, for those that every rank holds."""
+    sharded = {name for name, weight in network.state_dict().items() if hasattr(weight, "local_shards")}
+    return {
+        table: weight
+        for name, weight in network.named_parameters()
+        if (table := _table_of(name)) is not None and name not in sharded
+    }
 
 
 def _table_of(parameter: str) -> str | None:

@@ -14,14 +14,15 @@ from training.embeddings import EmbeddingSettings
 from training.feed import FeedSettings
 from training.journal import LogSettings
 from training.model import ModelSettings
-from training.place import OptimizerSettings
+from training.optimizers import OptimizerSettings
 from training.plan import PlanSettings
+from training.sharding import ShardingSettings
 from training.world import WorldSettings
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
-_MAY_DIFFER = ("data", "out", "epochs", "feed", "log", "world")
+_MAY_DIFFER = ("data", "out", "epochs", "feed", "log", "sharding", "world")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class TrainSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    sharding: ShardingSettings = field(default_factory=ShardingSettings)
     feed: FeedSettings = field(default_factory=FeedSettings)
     log: LogSettings = field(default_factory=LogSettings)
     world: WorldSettings = field(default_factory=WorldSettings)

@@ -116,9 +116,7 @@ class Trainer:
         return [total / self.plan.step_size(step) for total in totals]
 
     def _backward(self, sums: Tensor, step: int) -> None:
-        self.placed.tower_optimizer.zero_grad(set_to_none=True)
-        share_of_rank(sums, self.world.size, self.plan.step_size(step)).backward()  # the tables update in here
-        self.placed.tower_optimizer.step()
+        self.placed.learn(share_of_rank(sums, self.world.size, self.plan.step_size(step)))
 
     def _save(self) -> None:
         steps_done = self.position.epoch * self.plan.num_steps + self.position.step
@@ -151,6 +149,7 @@ def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> 
     """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
     settings.optimizer.check_device(device)
     settings.embedding.check_fields(manifest.fields)
+    settings.sharding.check_fields(manifest.fields)
     return Graph(settings.model.graph, list(manifest.labels))
 
 
@@ -171,7 +170,7 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
 def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
     """The model at its initial values, on its ranks."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model.towers, settings.seed)
-    return place(model, manifest.fields, settings.embedding, settings.optimizer, world)
+    return place(model, manifest.fields, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
 def xxh3_of(manifest: Manifest) -> str:

@@ -42,6 +42,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def max(self, values: list[int]) -> list[int]:
+        """The largest of each over the ranks."""
+        table = torch.tensor(values, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(table, dist.ReduceOp.MAX)
+        return table.tolist()
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
