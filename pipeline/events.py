@@ -81,14 +81,28 @@ def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
     )
 
 
-def labelled(impressions: DataFrame, labels: DataFrame, num_partitions: int) -> DataFrame:
+def reaches_ms(rules: Rules) -> dict[str, int]:
+    """How long after an impression each label can come: the click's window, and for the others their own on top."""
+    click = rules.windows_ms[CLICK]
+    dactions = [window for kind, window in rules.windows_ms.items() if kind not in (CLICK, PURCHASE)]
+    return {
+        "click_at": click,
+        "daction_at": click + max(dactions, default=0),
+        "conversion_at": click + rules.windows_ms[PURCHASE],
+    }
+
+
+def labelled(impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int) -> DataFrame:
     """One row an impression as events_read.impressions_of gives it, with click_at, daction_at, conversion_at, in_context.
 
     The times are of the first action each, null without one. A good impression whose id came before in its context gets
     the status duplicate_impression. The others of a context and a split are numbered from 1 by in_context, in the
     order (at, impression_id), and stand together in this order. One shuffle of the full rows.
+
+    The impression that stays gets the labels of its later copies too, but none beyond its own `reach_ms`: else a copy in
+    the next period would bring the future into training.
     """
-    times = ("click_at", "daction_at", "conversion_at")
+    times = tuple(reach_ms)
     shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
     shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
     told = labels.withColumn("is_label", F.lit(True))
@@ -115,10 +129,12 @@ def labelled(impressions: DataFrame, labels: DataFrame, num_partitions: int) -> 
             "status": F.when(is_repeat, "duplicate_impression").otherwise(F.col("status")),
         }
     )
+    in_reach = {name: is_good & (F.col(name) <= F.col("at") + reach) for name, reach in reach_ms.items()}
+    in_reach |= {name: reached & in_reach["click_at"] for name, reached in in_reach.items()}
     of_context = Window.partitionBy("place", "split", "status").orderBy("at", "impression_id")
     return rows.select(
         *impressions.columns,
-        *(F.when(is_good, F.col(name)).alias(name) for name in times),
+        *(F.when(reached, F.col(name)).alias(name) for name, reached in in_reach.items()),
         F.row_number().over(of_context).alias("in_context"),
     )
 

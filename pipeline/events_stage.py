@@ -67,7 +67,8 @@ def label(
         num_partitions,
     )
     attributed = _stored(attributed, staging / "attributed")
-    rows = events.labelled(impressions, events.labels_of(attributed, kinds), num_partitions)
+    labels = events.labels_of(attributed, kinds)
+    rows = events.labelled(impressions, labels, events.reaches_ms(rules), num_partitions)
     rows = _stored(rows, staging / "labelled")
     counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows"), F.min("at"), F.max("at")).collect()
     _stop_without_impressions(counts, periods, end_ms)

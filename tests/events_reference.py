@@ -37,9 +37,20 @@ class Labels:
     daction_at: list[int] = field(default_factory=list)
     conversion_at: list[int] = field(default_factory=list)
 
-    def first(self) -> tuple[Any, ...]:
-        times = (self.click_at, self.daction_at, self.conversion_at)
-        return (self.status, self.split, *(min(found) if found and self.status == "good" else None for found in times))
+    def first(self, at: int, windows: dict[str, int]) -> tuple[Any, ...]:
+        """(status, split, time of the first click, daction, conversion) within reach of an impression at `at`."""
+        last_click = at + windows["click"]
+        daction = max(window for kind, window in windows.items() if kind not in ("click", "purchase"))
+        reached = [
+            [time for time in times if time <= last]
+            for times, last in (
+                (self.click_at, last_click),
+                (self.daction_at, last_click + daction),
+                (self.conversion_at, last_click + windows["purchase"]),
+            )
+        ]
+        is_known = self.status == "good" and reached[0]
+        return (self.status, self.split, *(min(times) if times and is_known else None for times in reached))
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Reference:
                 if (shown.context, shown.id) in seen:
                     label.status = "duplicate_impression"
                 seen.add((shown.context, shown.id))
-            out.append((shown, label.first()))
+            out.append((shown, label.first(shown.at, self.windows)))
         return out
 
     def _latest(self, impressions: Sequence[Impression], action: Action) -> Impression | None:

@@ -119,6 +119,7 @@ def test_every_label_of_a_thousand_random_logs_is_that_of_the_reference(
     changes: dict[str, Any] = {"clock_skew_s": skew_s}
     changes |= {"click": "clk"} if clicked else {}
     changes |= {"impression": ["impression"]} if named else {}
+    reach_ms = max(reference.windows.values()) + reference.windows["click"]
     found = run_label(spark, tmp_path / "raw", settings_of(**changes), tmp_path / "staging")
     rows = pq.read_table(tmp_path / "staging" / "labelled").to_pylist()
     columns = (
@@ -134,6 +135,8 @@ def test_every_label_of_a_thousand_random_logs_is_that_of_the_reference(
         "conversion_at",
     )
     assert sorted(map(repr, expected)) == sorted(repr(tuple(row[name] for name in columns)) for row in rows)
+    train_times = [row[name] for row in rows if row["split"] == 0 for name in columns[-3:] if row[name] is not None]
+    assert max(train_times) < BOUNDARIES[1] + reach_ms
     assert found.audit["actions"]["outcomes"] == outcomes
     assert found.audit["actions"]["other"] == 3
     assert found.audit["actions"]["read"] == len(all_actions) + 3

@@ -41,7 +41,7 @@ IMPRESSIONS = [
     impression(2, 1, "ada", 42, "v1"),
     impression(3, 1.5, "ada", 31, "v1", categories=[8], categories__weight=[1.0]),
     impression(4, 2, "bob", 31, "v2"),
-    impression(5, 30, "ada", 42, "v3"),
+    impression(5, 30, "ada", 42, "v3", item_category=-4),
     impression(6, 40, "bob", 53, "v4"),
     impression(7, 40, "bob", 31, "v4"),
     impression(4, 2.2, "bob", 31, "v2"),  # delivered twice
