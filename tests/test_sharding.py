@@ -1,5 +1,6 @@
 """Each sharding on two gloo ranks against one model written with plain torch: embedding_bag, autograd, no TorchRec."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from tiny_run import take_steps, tiny_settings
 
 from pipeline.manifest import InputError, ManifestField
 from training import checkpoint
-from training.checkpoint import Position
 from training.embeddings import EmbeddingSettings
 from training.evaluate import predict_split
 from training.init_values import uniform_rows
@@ -68,9 +68,8 @@ def trained(sgd: TrainSettings, settings: TrainSettings) -> Arrays:
         found["losses"] = np.array(take_steps(trainer, NUM_STEPS))
         found |= tables_of(trainer)
         found |= {f"towers/{name}": value.detach().numpy() for name, value in trainer.placed.towers.named_parameters()}
-        checkpoint.save(
-            trainer.run, trainer.placed, Position(0, NUM_STEPS), NUM_STEPS, xxh3_of(trainer.manifest), world
-        )
+        position = replace(trainer.position, step=NUM_STEPS)
+        checkpoint.save(trainer.run, trainer.placed, position, NUM_STEPS, xxh3_of(trainer.manifest), world)
         predict_split(trainer.run, settings, "test", None, world)
     return found
 
@@ -178,7 +177,7 @@ def test_two_ranks_compute_what_one_unsharded_model_does(data: Path, tmp_path: P
         predict_split(tmp_path / "run", one, "test", None, world)
         trainer = Trainer(settings_of(data, tmp_path / "run", sharding), world)
         restored = whole([tables_of(trainer)])
-        assert trainer.position == Position(0, NUM_STEPS)
+        assert trainer.position.step == NUM_STEPS
     assert restored.keys() == found.keys()
     for name, rows in found.items():
         np.testing.assert_array_equal(restored[name], rows, err_msg=name)
