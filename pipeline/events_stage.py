@@ -4,7 +4,9 @@ actions ─scan()─▶ how far the log reaches ─▶ attribute() ─▶ stagin
 impressions ∪ labels ─labelled()─▶ staging/labelled ─▶ counts, and the rows set aside in an order of their own
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,10 @@ from pipeline.settings import FAIL, ChecksSettings
 from pipeline.source import CONTEXT, SKELETON, InputSplit, SourceFile
 
 _LINE_SHOWN = 200  # characters of a row in a message
+# In the text of Spark's exception, which may be wrapped in one of py4j's.
+_UNREADABLE = re.compile(
+    r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/*)?(/.+?)\.\s(.*?)\s*SQLSTATE"
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,20 @@ def label(
         "impressions": _set_aside(counts),
     }
     return _as_sources(staging, catalogue, audit)
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """Turn Spark's exception about a file that it cannot read into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if found := _UNREADABLE.search(str(error)):
+            why = found.group(2) or "it is damaged, or not of the format that source.events says"
+            raise InputError(
+                f"{found.group(1)} cannot be read ({why}); repair or replace the file, then run again."
+            ) from error
+        raise
 
 
 def scan(actions: DataFrame, settings: EventsSettings) -> tuple[int, dict[str, int]]:

@@ -167,14 +167,15 @@ def labelled(spark: "SparkSession", job: Job, staging: Path) -> Job:
     settings, events = job.settings, job.settings.source.events
     if job.events is None or events is None:
         return job
-    from pipeline.events_stage import label  # it imports pyspark
+    from pipeline.events_stage import damage_named, label  # it imports pyspark
 
     num_bytes = sum(source.bytes for source in job.sources)
     num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
-    found = label(
-        spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
-        num_partitions, staging,
-    )  # fmt: skip
+    with damage_named():
+        found = label(
+            spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
+            num_partitions, staging,
+        )  # fmt: skip
     return replace(job, labelled=found)
 
 

@@ -280,6 +280,15 @@ def test_a_mistake_stops_before_spark_starts_in_one_sentence(
 
 
 @pytest.mark.usefixtures("spark")
+def test_a_damaged_file_is_named(tmp_path: Path, preprocess_settings: Settings) -> None:
+    overrides = written(tmp_path / "raw", "parquet")
+    path = tmp_path / "raw" / "actions" / "1.parquet"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"actions/1.parquet cannot be read .*; repair or replace the file"):
+        preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+
+
+@pytest.mark.usefixtures("spark")
 def test_a_log_outside_its_boundaries_says_where_it_lies(tmp_path: Path, preprocess_settings: Settings) -> None:
     overrides = [*written(tmp_path / "raw", "parquet"), "source.events.time_unit=ms"]
     with pytest.raises(
