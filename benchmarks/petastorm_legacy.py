@@ -4,14 +4,16 @@ For the suite's own processes alone, which benchmarks/petastorm_suite.py starts:
 pyarrow themselves, since the test modules import them from there. The trainer needs none of them; what it needs is in
 training/petastorm_port.py, which touches neither package.
 
-- `np.unicode_` and `np.string_`, renamed in numpy 2;
+- `np.unicode_`, `np.string_`, `np.float`, `np.in1d` and Python's `inspect.getargspec`, renamed or removed;
 - pyarrow's file systems before pyarrow.fs, here over fsspec, whose methods have the same names;
 - `ParquetDataset`, `ParquetDatasetPiece` and `PartitionSet` as pyarrow had them before 15, written anew in as much as
   the suite uses: hive partitions, `_metadata` and `_common_metadata`, filters on partitions;
-- a stand-in for each package that is not installed (TensorFlow, s3fs, gcsfs), whose use skips the test.
+- a stand-in for each package that is not installed (TensorFlow, torchvision, s3fs, gcsfs), whose use skips the test.
 """
 
+import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import types
@@ -29,6 +31,7 @@ OPTIONAL = {
     "tensorflow": ("tensorflow", "tensorflow.compat", "tensorflow.compat.v1"),
     "s3fs": ("s3fs",),
     "gcsfs": ("gcsfs",),
+    "torchvision": ("torchvision",),
 }
 
 # fmt: off
@@ -39,16 +42,33 @@ _HDFS_METHODS = [
 # fmt: on
 
 
-class LocalFileSystem(FsspecLocalFileSystem):
-    """pyarrow.LocalFileSystem as it was: `open` and `rm` on local paths."""
+class LocalFileSystem:
+    """pyarrow.LocalFileSystem as it was. Not a subclass of fsspec's, whose classes hold locks and do not pickle."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(FsspecLocalFileSystem(), name)
 
 
 class HadoopFileSystem:
     """pyarrow.hdfs.HadoopFileSystem's method names; petastorm's client replaces every one of them."""
 
 
-for _method in _HDFS_METHODS:
-    setattr(HadoopFileSystem, _method, lambda self, *_args, **_kwargs: None)
+def _hdfs_method(name: str) -> Callable[..., None]:
+    def method(self: HadoopFileSystem, *_args: Any, **_kwargs: Any) -> None:
+        raise NotImplementedError(name)
+
+    method.__name__ = name  # petastorm asks for it
+    return method
+
+
+for _name in _HDFS_METHODS:
+    setattr(HadoopFileSystem, _name, _hdfs_method(_name))
+
+
+def _connect(host: str, *_args: Any, **_kwargs: Any) -> None:
+    raise OSError(f"There is no HDFS here to find {host} in.")
 
 
 class PartitionSet:
@@ -203,31 +223,36 @@ def _holds(operator: str, value: Any, wanted: Any) -> bool:
     return {"=": value == wanted, "==": value == wanted, "!=": value != wanted}[operator]
 
 
-class _Absent:
-    """Anything inside a package that is not here: may be named, passed around and looked into, but not called."""
+class _Absent(type):
+    """The type of anything inside a package that is not here: a class to name and look into, not to call or compare."""
 
-    _skipped: ClassVar[type[Exception]] = unittest.SkipTest
+    package: str
 
-    def __init__(self, package: str) -> None:
-        self.__dict__["package"] = package
-
-    def __getattr__(self, name: str) -> "_Absent":
+    def __getattr__(cls, name: str) -> "_Absent":
         if name.startswith("__"):
             raise AttributeError(name)
-        return self
+        return cls
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> None:
-        raise self._skipped(f"needs {self.package}, which is not installed")
+    def __call__(cls, *_args: Any, **_kwargs: Any) -> None:
+        raise unittest.SkipTest(f"needs {cls.package}, which is not installed")
+
+    def __eq__(cls, _other: object) -> bool:
+        raise unittest.SkipTest(f"needs {cls.package}, which is not installed")
+
+    __hash__ = type.__hash__
 
 
 class _AbsentModule(types.ModuleType):
     __path__: ClassVar[list[str]] = []
     __version__ = "2.0"  # petastorm asks TensorFlow's as it is imported
 
+    def __reduce__(self) -> tuple[Callable[[str], types.ModuleType], tuple[str]]:
+        return importlib.import_module, (self.__name__,)
+
     def __getattr__(self, name: str) -> _Absent:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Absent(self.__name__.split(".")[0])
+        return _Absent(name, (), {"package": self.__name__.split(".")[0]})
 
 
 def absent() -> Iterator[str]:
@@ -240,7 +265,8 @@ def absent() -> Iterator[str]:
 
 def install() -> None:
     """Give this process the names."""
-    np.unicode_, np.string_ = np.str_, np.bytes_
+    np.unicode_, np.string_, np.float, np.in1d = np.str_, np.bytes_, float, np.isin
+    inspect.getargspec = inspect.getfullargspec
     pa.LocalFileSystem, pa.localfs = LocalFileSystem, LocalFileSystem()
     pq.ParquetDataset, pq.ParquetDatasetPiece, pq.PartitionSet = ParquetDataset, ParquetDatasetPiece, PartitionSet
     for name, attribute in (("filesystem", LocalFileSystem), ("hdfs", HadoopFileSystem)):
@@ -248,6 +274,7 @@ def install() -> None:
         setattr(module, attribute.__name__, attribute)
         sys.modules[module.__name__] = module
         setattr(pa, name, module)
+    pa.hdfs.connect = _connect
     for package in list(absent()):
         for name in OPTIONAL[package]:
             sys.modules[name] = _AbsentModule(name)
