@@ -51,7 +51,7 @@ ACTIONS = [
     action(1.2, "ada", 31, "click"),
     action(1.9, "ada", 31, "click"),
     action(26, "ada", 31, "purchase"),  # 24.1 h after the second click, which 3 had
-    action(3.1, "bob", 31, "click"),  # 0.9 h after the copy of 4, 1.1 h after 4
+    action(2.9, "bob", 31, "click"),  # goes to the copy of 4, and so to 4
     action(4, "bob", 31, "cart"),
     action(40.5, "bob", 53, "wish"),  # not clicked
     action(200, "eve", 1, "click"),
