@@ -4,6 +4,10 @@ fields (the catalogue: what a raw id means) → source (byte ranges of files) �
 vocabulary (raw id → index) → encode (values → indices) → contexts (impressions grouped under their context) →
 dataset (Parquet files, manifest last) → audit (every line accounted for) → preprocess (the chain of them all).
 
+Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables
+(what is there) → events_read (one shape for every format) → events (attribution) → events_stage (all of it) →
+events_chunks, which the vocabulary and encode read instead of parsed lines.
+
 `simulate` writes raw logs of the same layout, with the truth beside them. `manifest` is the contract with
 `training/`; nothing here imports pyspark before a Spark step is called, so that reading a manifest needs no Spark.
 """
