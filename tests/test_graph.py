@@ -179,3 +179,19 @@ def test_a_repeated_edge_and_an_empty_graph_are_refused() -> None:
     assert "names an edge twice" in refusal(["click | impression", "click  |  impression"], ["click"])
     with pytest.raises(InputError, match="at least one entry in losses"):
         Graph(GraphSettings(), LABELS)
+
+
+def test_loss_weights_are_by_name_and_1_where_none_is_given() -> None:
+    chosen = GraphSettings(["click | impression", "conversion | click"], ["click", "conversion"], {"p": "click"})
+    labels = ["click", "conversion"]
+    assert Graph(chosen, labels).loss_weights == (1.0, 1.0)
+    chosen.loss_weights = {"conversion": 0.5}
+    assert Graph(chosen, labels).loss_weights == (1.0, 0.5)
+    chosen.loss_weights = {"cart": 0.5}
+    with pytest.raises(
+        InputError, match=r"loss_weights names 'cart', which is no loss of the graph; it has click, conv"
+    ):
+        Graph(chosen, labels)
+    chosen.loss_weights = {"click": -1.0}
+    with pytest.raises(InputError, match=r"loss_weights: click=-1\.0 is not a finite number of 0 or more"):
+        Graph(chosen, labels)

@@ -61,3 +61,11 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_the_global_mean() -> None:
     parts = [torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5])]
     shares = [share_of_rank(part, world_size=2, global_count=10) for part in parts]
     assert (sum(shares) / 2).item() == pytest.approx(7.5 / 10)
+
+
+def test_each_loss_has_its_weight_in_the_gradient() -> None:
+    sums = torch.tensor([3.0, 5.0], requires_grad=True)
+    share = share_of_rank(sums, 2, 10, (1.0, 0.25))
+    assert share.item() == pytest.approx((3 * 1.0 + 5 * 0.25) * 2 / 10)
+    share.backward()
+    torch.testing.assert_close(sums.grad, torch.tensor([0.2, 0.05]))

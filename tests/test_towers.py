@@ -67,3 +67,23 @@ def test_dropout_follows_the_impression_and_is_off_outside_training() -> None:
 def test_impossible_towers_are_refused(hidden: list[int], dropout: float) -> None:
     with pytest.raises(InputError, match=r"model\.towers"):
         TowerSettings(hidden, dropout)
+
+
+def test_bf16_products_keep_weights_gradients_and_logits_in_fp32_and_stay_near_them() -> None:
+    torch.manual_seed(1)
+    tower = Tower("t", 40, 30, TowerSettings([64, 32]))
+    u, i, index = torch.randn(20, 40), torch.randn(200, 30), torch.arange(200) // 10
+    found: dict[torch.dtype, list[torch.Tensor | None]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        tower.zero_grad()
+        inputs = [u.clone().requires_grad_(), i.clone().requires_grad_()]
+        logit = tower(inputs[0].to(dtype), inputs[1].to(dtype), index, None)
+        assert logit.dtype == torch.float32
+        logit.sigmoid().sum().backward()
+        found[dtype] = [logit.detach(), *(x.grad for x in inputs), *(weight.grad for weight in tower.parameters())]
+    for exact, rounded in zip(found[torch.float32], found[torch.bfloat16], strict=True):
+        assert exact is not None
+        assert rounded is not None
+        assert rounded.dtype == torch.float32
+        # units near 0 pass their gradient on in one precision and not in the other
+        assert (rounded - exact).norm() < 0.08 * exact.norm()

@@ -36,6 +36,7 @@ class GraphSettings:
     edges: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)  # `conversion`: over all impressions; `conversion | click`: clicked
     outputs: dict[str, str] = field(default_factory=dict)  # the name of a predicted column → what it is
+    loss_weights: dict[str, float] = field(default_factory=dict)  # by loss, where it is not 1
 
 
 class Event(NamedTuple):
@@ -101,6 +102,7 @@ class Graph:
         for query in self.outputs.values():
             self._edges_behind(query)
         self._check_labels(labels)
+        self.loss_weights = self._weights(settings.loss_weights)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -208,6 +210,17 @@ class Graph:
 
         node(query.node)
         return behind
+
+    def _weights(self, given: Mapping[str, float]) -> tuple[float, ...]:
+        for name, weight in given.items():
+            if name not in self.loss_names:
+                raise InputError(
+                    f"model.graph.loss_weights names {name!r}, which is no loss of the graph; it has "
+                    f"{', '.join(self.loss_names)}."
+                )
+            if not 0.0 <= weight < math.inf:
+                raise InputError(f"model.graph.loss_weights: {name}={weight} is not a finite number of 0 or more.")
+        return tuple(given.get(name, 1.0) for name in self.loss_names)
 
     def _check_labels(self, labels: Sequence[str]) -> None:
         for loss in self.losses:

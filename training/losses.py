@@ -2,7 +2,7 @@
 
 # Shapes: B impressions.
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,10 +35,11 @@ def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mappi
     return torch.stack(sums)
 
 
-def share_of_rank(sums: Tensor, world_size: int, global_count: int) -> Tensor:
-    """What this rank takes the gradient of: Σ sums · W / global count.
+def share_of_rank(sums: Tensor, world_size: int, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
+    """What this rank takes the gradient of: Σ weight · sum · W / global count; the weights are 1 where none are given.
 
     DDP and TorchRec both divide gradients by W, so after their sum over the ranks the gradient is that of the mean
     over the global batch, however unequal the ranks' shares are.
     """
-    return sums.sum() * (world_size / global_count)
+    weighted = sums if weights is None else sums * sums.new_tensor(weights)
+    return weighted.sum() * (world_size / global_count)

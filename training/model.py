@@ -13,6 +13,9 @@ from training.graph import Graph, GraphSettings, Query
 from training.plan import UNITS
 from training.towers import DropoutKey, Tower, TowerSettings
 
+#: Of the towers' matrix products.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass
 class ModelSettings:
@@ -32,10 +35,16 @@ class EntireSpaceModel(nn.Module):
     """Shared embeddings below one tower for each edge of `graph`."""
 
     def __init__(
-        self, manifest: Manifest, graph: Graph, embedding: EmbeddingSettings, towers: TowerSettings, seed: int
+        self,
+        manifest: Manifest,
+        graph: Graph,
+        embedding: EmbeddingSettings,
+        towers: TowerSettings,
+        seed: int,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.dtype = seed, PRECISIONS[precision]
         self.edges = graph.edges
         self.context = Embeddings(manifest.fields_of("context"), embedding)
         self.impression = Embeddings(manifest.fields_of("impression"), embedding)
@@ -51,8 +60,8 @@ class EntireSpaceModel(nn.Module):
         """edge → logit [B]; `step` (of the run) keys the dropout masks, and is None outside training."""
         num_rows = [batch.num_contexts, batch.num_impressions]
         most_contexts, most_impressions = self.most_rows(num_rows) if self.most_rows else num_rows
-        context_CD = self.context(batch.context, batch.num_contexts, most_contexts)
-        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions)
+        context_CD = self.context(batch.context, batch.num_contexts, most_contexts).to(self.dtype)
+        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
         return {
             edge: tower(context_CD, impression_BD, batch.context_of_impression, key)

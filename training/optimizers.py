@@ -17,6 +17,7 @@ EMBEDDING_OPTIMIZERS = {
     "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
     "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
 }
+DECAYS = ("none", "linear", "cosine")
 _CLASSES = {
     "rowwise_adagrad": RowWiseAdagrad,
     "adagrad": torch.optim.Adagrad,
@@ -26,21 +27,69 @@ _CLASSES = {
 
 
 @dataclass
+class ScheduleSettings:
+    """The groups `optimizer.towers.schedule` and `optimizer.embeddings.schedule`: what the rate is multiplied by.
+
+    It rises to 1 over `warmup_steps`, then falls to `final` over `decay_steps` and stays there. Steps, not epochs: a run
+    that is continued for more epochs keeps the rates that it had.
+    """
+
+    warmup_steps: int = 0
+    decay: str = "none"  # none | linear | cosine
+    decay_steps: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise InputError(f"optimizer: schedule.warmup_steps={self.warmup_steps} is below 0.")
+        if self.decay not in DECAYS:
+            raise InputError(f"optimizer: schedule.decay={self.decay} is not one of {', '.join(DECAYS)}.")
+        if (self.decay == "none") != (self.decay_steps == 0) or self.decay_steps < 0:
+            raise InputError(
+                f"optimizer: schedule.decay={self.decay} does not go with decay_steps={self.decay_steps}; "
+                "give decay_steps above 0 with linear or cosine, and 0 with none."
+            )
+        if not 0.0 <= self.final <= 1.0:
+            raise InputError(f"optimizer: schedule.final={self.final} is outside [0, 1].")
+
+    def factor(self, step: int) -> float:
+        """At `step` of the run, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "none":
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / self.decay_steps)
+        left = 1.0 - done if self.decay == "linear" else (1.0 + math.cos(math.pi * done)) / 2.0
+        return self.final + (1.0 - self.final) * left
+
+
+@dataclass
 class EmbeddingOptimizerSettings:
     """The group `optimizer.embeddings`."""
 
     name: str = "rowwise_adagrad"
     lr: float = 0.05
     eps: float = 1e-8
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
 
 
 @dataclass
 class TowerOptimizerSettings:
-    """The group `optimizer.towers`: Adam."""
+    """The group `optimizer.towers`: Adam.
+
+    `clip_norm` bounds the norm of all towers' gradients together. The tables' are not in it and are not clipped: they
+    move inside the backward pass, before a global norm could be known.
+    """
 
     lr: float = 1e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
+    clip_norm: float = 0.0  # 0: not clipped
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+    def __post_init__(self) -> None:
+        if not self.clip_norm >= 0.0:
+            raise InputError(f"optimizer.towers.clip_norm={self.clip_norm} is below 0; 0 does not clip.")
 
 
 @dataclass

@@ -6,8 +6,9 @@ rank takes the same road.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,17 +51,49 @@ class Placed:
     shards: list[Shard]  # this rank's
     tower_optimizer: torch.optim.Optimizer
     table_optimizer: torch.optim.Optimizer | None = None  # of the replicated tables, where there are any
+    settings: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        self._kernel_rates = [
+            (kernel, kernel.get_learning_rate())
+            for kernel in _kernels(self.network)
+            if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)
+        ]
+        groups = self.table_optimizer.param_groups if self.table_optimizer else []
+        self._group_rates = [(group, group["lr"]) for group in groups]
+        self._factor = 1.0
+        self.network.register_forward_pre_hook(self._before_forward)
 
     def learn(self, loss: Tensor) -> None:
-        """One step down the gradient of `loss`."""
+        """One step down the gradient of `loss`, at the rates of the step that the network was called with."""
         self.tower_optimizer.zero_grad(set_to_none=True)
         for kernel in _kernels(self.network) if self.table_optimizer else ():
             if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen):
                 kernel.weights.grad = None  # the tables are views of it
         loss.backward()  # sharded tables update in here
+        if self.settings.towers.clip_norm:
+            nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
         self.tower_optimizer.step()
         if self.table_optimizer:
             self.table_optimizer.step()
+
+    def _before_forward(self, _network: nn.Module, batch_and_step: tuple[Any, ...]) -> None:
+        """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards."""
+        run_step = batch_and_step[1]
+        if run_step is not None:
+            self._set_rates(run_step)
+
+    def _set_rates(self, run_step: int) -> None:
+        towers, embeddings = self.settings.towers, self.settings.embeddings
+        for group in self.tower_optimizer.param_groups:
+            group["lr"] = towers.lr * towers.schedule.factor(run_step)
+        factor = embeddings.schedule.factor(run_step)
+        if factor != self._factor:
+            for kernel, rate in self._kernel_rates:
+                kernel.set_learning_rate(rate * factor)
+            for group, rate in self._group_rates:
+                group["lr"] = rate * factor
+            self._factor = factor
 
 
 def place(
@@ -87,6 +120,8 @@ def place(
     replicated = _replicated(network)
     table_optimizer = optimizers.dense(replicated, embedding, optimizer.embeddings) if replicated else None
     if table_optimizer:
+        # Its gradient is registered in an old way, and right: tests compare it with torch's own.
+        warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen")
         shards += [
             Shard(name, 0, table.detach(), optimizers.state_of(table_optimizer, table), saved=world.rank == 0)
             for name, table in replicated.items()
@@ -103,7 +138,7 @@ def place(
         shard.weight.zero_()
         shard.weight[:, :dim] = torch.from_numpy(values)
     adam = optimizers.adam(model.towers.parameters(), optimizer.towers)
-    return Placed(network, model.towers, shards, adam, table_optimizer)
+    return Placed(network, model.towers, shards, adam, table_optimizer, optimizer)
 
 
 def _cuts_rows(plan: ShardingPlan) -> bool:

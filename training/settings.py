@@ -13,7 +13,7 @@ from pipeline.manifest import InputError
 from training.embeddings import EmbeddingSettings
 from training.feed import FeedSettings
 from training.journal import LogSettings
-from training.model import ModelSettings
+from training.model import PRECISIONS, ModelSettings
 from training.optimizers import OptimizerSettings
 from training.plan import PlanSettings
 from training.sharding import ShardingSettings
@@ -33,6 +33,7 @@ class TrainSettings:
     out: str = MISSING  # the run
     seed: int = 1  # of the initial values and of dropout
     epochs: int = 1
+    precision: str = "fp32"  # of the towers' products: fp32 | bf16
     plan: PlanSettings = field(default_factory=PlanSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
@@ -45,6 +46,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InputError(f"epochs={self.epochs} is below 1.")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}.")
 
 
 def claim(run: Path, settings: TrainSettings) -> None:

@@ -60,7 +60,8 @@ class Tower(nn.Module):
     def forward(
         self, context_CD: Tensor, impression_BD: Tensor, context_of_impression_B: Tensor, key: DropoutKey | None
     ) -> Tensor:
-        """`key` is None outside training, where nothing is dropped."""
+        """`key` is None outside training, where nothing is dropped. Inputs in bfloat16 mean products in bfloat16; the
+        weights, their gradients and the logit stay as they are."""
         hidden_BH = _SplitLayer.apply(
             context_CD,
             impression_BD,
@@ -74,9 +75,9 @@ class Tower(nn.Module):
             if self.dropout and key is not None:
                 what = f"{self.name}/{layer}"
                 mask = dropout_mask(key.seed, key.step, what, key.impression_id_B, hidden_BH.shape[1], self.dropout)
-                hidden_BH = hidden_BH * mask
+                hidden_BH = hidden_BH * mask.to(hidden_BH.dtype)
             hidden_BH = _Layer.apply(hidden_BH, weight, bias, layer + 1 < len(self.weights))
-        return hidden_BH.squeeze(1)
+        return hidden_BH.squeeze(1).to(self.first_bias.dtype)
 
 
 def _parameter(*shape: int, fan_in: int) -> nn.Parameter:
@@ -92,6 +93,7 @@ class _SplitLayer(torch.autograd.Function):
     def forward(
         ctx: Any, u_CD: Tensor, i_BD: Tensor, index_B: Tensor, w_u: Tensor, w_i: Tensor, bias: Tensor, relu: bool
     ) -> Tensor:
+        w_u, w_i, bias = (parameter.to(u_CD.dtype) for parameter in (w_u, w_i, bias))
         gathered_BH = _times(u_CD, w_u, bias).index_select(0, index_B)
         out_BH = _times_plus(i_BD, w_i, gathered_BH)
         if relu:
@@ -105,14 +107,15 @@ class _SplitLayer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         u_CD, i_BD, index_B, w_u, w_i, out_BH = ctx.saved_tensors
         g_BH = torch.ops.aten.threshold_backward(gradients[0], out_BH, 0) if ctx.relu else gradients[0]
-        g_CH = g_BH.new_zeros(len(u_CD), g_BH.shape[1]).index_add_(0, index_B, g_BH)
+        sum_CH = _wide(g_BH).new_zeros(len(u_CD), g_BH.shape[1]).index_add_(0, index_B, _wide(g_BH))
+        g_CH = sum_CH.to(g_BH.dtype)
         return (
             _times(g_CH, w_u.t()),
             _times(g_BH, w_i.t()),
             None,
-            g_CH.t() @ u_CD,
-            g_BH.t() @ i_BD,
-            g_CH.sum(0),
+            _wide(g_CH.t() @ u_CD),
+            _wide(g_BH.t() @ i_BD),
+            sum_CH.sum(0),
             None,
         )
 
@@ -122,6 +125,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        weight, bias = weight.to(x_BD.dtype), bias.to(x_BD.dtype)
         out_BH = _times(x_BD, weight, bias)
         if relu:
             out_BH.relu_()  # oneDNN's own fused ReLU turns NaN into 0, and so hides it from the trainer
@@ -134,7 +138,12 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BD, weight, out_BH = ctx.saved_tensors
         g_BH = torch.ops.aten.threshold_backward(gradients[0], out_BH, 0) if ctx.relu else gradients[0]
-        return _times(g_BH, weight.t()), g_BH.t() @ x_BD, g_BH.sum(0), None
+        return _times(g_BH, weight.t()), _wide(g_BH.t() @ x_BD), _wide(g_BH).sum(0), None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In the precision that sums and the weights' gradients are kept in."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 # Matrix products. torch sends fp32 to MKL, which on AMD processors uses half of the machine's vector width; oneDNN,

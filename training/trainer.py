@@ -116,7 +116,8 @@ class Trainer:
         return [total / self.plan.step_size(step) for total in totals]
 
     def _backward(self, sums: Tensor, step: int) -> None:
-        self.placed.learn(share_of_rank(sums, self.world.size, self.plan.step_size(step)))
+        weights = self.graph.loss_weights
+        self.placed.learn(share_of_rank(sums, self.world.size, self.plan.step_size(step), weights))
 
     def _save(self) -> None:
         steps_done = self.position.epoch * self.plan.num_steps + self.position.step
@@ -169,7 +170,9 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
 
 def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
     """The model at its initial values, on its ranks."""
-    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model.towers, settings.seed)
+    model = EntireSpaceModel(
+        manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
+    )
     return place(model, manifest.fields, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
