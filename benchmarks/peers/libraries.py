@@ -20,7 +20,7 @@ from benchmarks.peers.inputs import Inputs
 from pipeline.manifest import ManifestField, load_manifest
 
 HIDDEN, DIM = (200, 80), 18
-#: Chosen among 1e-3, 3e-3 and 1e-2 by the AUC on held-out impressions, for each library and variant alike.
+#: Of 3e-3, 1e-2 and 2e-2 the best of both libraries by CTCVR AUC on validation impressions (18 fields, 30 steps).
 LEARNING_RATE = 1e-2
 SEED = 1
 
