@@ -121,7 +121,7 @@ def restore(checkpoint: Checkpoint, placed: Placed) -> None:
             for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
                 _fill(rows, shard.first_row, pieces.get((shard.table, part), []), f"{shard.table}/{part}", checkpoint)
         with safe_open(checkpoint.path / TOWERS, framework="pt") as reader:
-            _load_towers(placed, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
+            load_towers(placed, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
             f"{checkpoint.path} cannot be read ({error}); delete it to go on from the one before."
@@ -138,7 +138,8 @@ def tower_tensors(placed: Placed) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_towers(placed: Placed, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+def load_towers(placed: Placed, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Fill the towers and their optimizer from `saved`; InputError where a shape differs."""
     for name, parameter in placed.towers.named_parameters():
         _check_shape(name, saved.get(name), parameter, checkpoint)
         with torch.no_grad():

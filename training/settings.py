@@ -32,6 +32,7 @@ class TrainSettings:
     data: str = MISSING  # the dataset
     out: str = MISSING  # the run
     seed: int = 1  # of the initial values and of dropout
+    init_from: str | None = None  # a run whose model goes on here
     epochs: int = 1
     precision: str = "fp32"  # of the towers' products: fp32 | bf16
     plan: PlanSettings = field(default_factory=PlanSettings)

@@ -12,6 +12,7 @@ from pipeline.manifest import InputError, Manifest, load_manifest
 from training import checkpoint
 from training.batch import Batch
 from training.checkpoint import Checkpoint, Position
+from training.continuation import carry_over, check_same_schema
 from training.feed import Feed
 from training.graph import Graph
 from training.journal import Journal, say
@@ -19,7 +20,7 @@ from training.losses import log_loss_sums, share_of_rank
 from training.model import EntireSpaceModel, to_device, without_emptiness
 from training.place import Placed, place
 from training.plan import Plan
-from training.settings import TrainSettings, claim
+from training.settings import TrainSettings, claim, load
 from training.world import World
 
 
@@ -51,6 +52,8 @@ class Trainer:
             if found:
                 check_dataset(found, self.manifest, settings.data)
                 checkpoint.restore(found, self.placed)
+            elif settings.init_from:
+                self._continue(Path(settings.init_from))
 
     def fit(self) -> None:
         """Train to the end of the last epoch."""
@@ -140,6 +143,19 @@ class Trainer:
         if done:
             say(f"{self.run} goes on at step {done} of {num_steps}.")
         return Journal(self.run, self.settings.log, self.graph.loss_names, done, num_steps)
+
+    def _continue(self, run: Path) -> None:
+        """Start from the model that `run` came to, on this dataset."""
+        before = load(run)
+        old = load_manifest(before.data)
+        found = checkpoint.agreed_newest(run, self.world, say)
+        if found is None:
+            raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
+        check_dataset(found, old, before.data)
+        check_same_schema(before, old, self.settings, self.manifest)
+        data = self.settings.data
+        towers = carry_over(found.path, found.files, before.data, old, data, self.manifest, self.placed)
+        checkpoint.load_towers(self.placed, towers, found)
 
     def _say(self, line: str) -> None:
         if self.world.rank == 0:
