@@ -19,6 +19,7 @@ class EvaluateSettings:
     run: str = MISSING
     split: str = "test"
     truth: str | None = None
+    checkpoint: str = "newest"  # newest | best, by the validation
     data: str | None = None  # where the dataset lies now, if it has moved since the training
 
 
@@ -29,7 +30,7 @@ def run(settings: EvaluateSettings) -> None:
     trained.data = settings.data or trained.data
     truth = Path(settings.truth) if settings.truth else None
     with join(trained.world) as world:
-        figures = evaluate(folder, trained, settings.split, truth, world)
+        figures = evaluate(folder, trained, settings.split, truth, world, settings.checkpoint)
     if figures is not None:
         shown = {
             name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None

@@ -1,5 +1,7 @@
 """torchrun --nproc-per-node 2 -m jobs.train data=DATASET model=esmm out=RUN"""
 
+import sys
+
 from jobs.entry import launch
 from training.settings import TrainSettings
 from training.trainer import Trainer
@@ -7,9 +9,10 @@ from training.world import join, speaks
 
 
 def run(settings: TrainSettings) -> None:
-    """Join the world, build or resume, train."""
+    """Join the world, build or resume, train; a run that a signal has stopped ends with a status that says so."""
     with join(settings.world) as world:
-        Trainer(settings, world).fit()
+        status = Trainer(settings, world).fit()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

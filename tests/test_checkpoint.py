@@ -9,8 +9,9 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
 from pipeline.manifest import InputError
-from training import checkpoint
-from training.checkpoint import META, TOWERS, Position, newest, restore
+from training import checkpoint, checkpoint_files
+from training.checkpoint import restore
+from training.checkpoint_files import META, TOWERS, Judged, Position, newest
 from training.place import Placed, Shard
 from training.settings import TrainSettings
 from training.trainer import Trainer
@@ -84,10 +85,12 @@ def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path)
     """Three ranks' files, restored as rows 2 to 8: slices of each."""
     run = tmp_path / "run"
     save_steps(run, 1, rows=range(4))
-    path = checkpoint.folder(run) / "step-00000001"
+    path = checkpoint_files.folder(run) / "step-00000001"
     for rank, rows in ((1, range(4, 7)), (2, range(7, 10))):
-        checkpoint._write(path / f"rank-{rank:05d}.safetensors", dict(checkpoint._shard_tensors(fake(rows).shards)))
-    meta = checkpoint.Checkpoint(
+        checkpoint_files.write(
+            path / f"rank-{rank:05d}.safetensors", dict(checkpoint._shard_tensors(fake(rows).shards))
+        )
+    meta = checkpoint_files.Checkpoint(
         path, Position(), "", ("rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors", TOWERS)
     )
     target = fake(range(2, 9))
@@ -101,7 +104,7 @@ def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path)
 @pytest.mark.parametrize("harm", ["cut", "changed", "missing", "no meta", "meta cut", "staged", "other format"])
 def test_a_torn_checkpoint_is_never_picked_up(tmp_path: Path, harm: str) -> None:
     save_steps(tmp_path, 1, 2)
-    latest = checkpoint.folder(tmp_path) / "step-00000002"
+    latest = checkpoint_files.folder(tmp_path) / "step-00000002"
     victim = latest / "rank-00000.safetensors"
     content = victim.read_bytes()
     if harm == "cut":
@@ -128,18 +131,35 @@ def test_a_torn_checkpoint_is_never_picked_up(tmp_path: Path, harm: str) -> None
     again = newest(tmp_path, said.append)
     assert again is not None
     assert again.path == latest
-    assert not list(checkpoint.folder(tmp_path).glob(".*"))
+    assert not list(checkpoint_files.folder(tmp_path).glob(".*"))
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2, 3)
-    assert sorted(path.name for path in checkpoint.folder(tmp_path).iterdir()) == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in checkpoint_files.folder(tmp_path).iterdir()) == [
+        "step-00000002",
+        "step-00000003",
+    ]
     assert newest(tmp_path / "nothing", print) is None
+
+
+def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        judged = Judged(step, 0.7, best, step - best)
+        checkpoint.save(tmp_path, fake(range(10)), Position(0, step), step, "manifest", ALONE, keep=1, judged=judged)
+    kept = sorted(path.name for path in checkpoint_files.folder(tmp_path).iterdir())
+    assert kept == ["step-00000002", "step-00000004"]
+    found = [checkpoint.agreed(tmp_path, ALONE, print, which) for which in ("newest", "best")]
+    assert [one.path.name for one in found if one] == ["step-00000004", "step-00000002"]
+    assert found[0] is not None
+    assert found[0].judged == Judged(4, 0.7, 2, 2)
+    with pytest.raises(InputError, match="checkpoint=last is not one of newest, best"):
+        checkpoint.agreed(tmp_path, ALONE, print, "last")
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
-    files = sorted((checkpoint.folder(tmp_path) / "step-00000001").iterdir())
+    files = sorted((checkpoint_files.folder(tmp_path) / "step-00000001").iterdir())
     assert [file.name for file in files] == [META, "rank-00000.safetensors", TOWERS]
     json.loads(files[0].read_text())
     for file in files[1:]:
@@ -155,12 +175,13 @@ def test_a_disk_that_is_full_gives_one_sentence_and_leaves_the_last_checkpoint(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(checkpoint_files.os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot be written.*No space left on device.*goes on from the last whole"):
         save_steps(tmp_path, 2)
     found = newest(tmp_path, print)
     assert found is not None
     assert found.path.name == "step-00000001"
+    assert not list(checkpoint_files.folder(tmp_path).glob(".*"))  # the torn one no longer takes space
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def take_steps(trainer: Trainer, num_steps: int) -> list[float]:
         if step == num_steps:
             break
         sums = trainer._forward(batch, step)
-        losses.append(sum(trainer._agree_on(sums, step)))
+        losses.append(sum(trainer._agree_on(sums, step).losses))
         trainer._backward(sums, step)
     return losses
 

@@ -1,108 +1,92 @@
-"""Checkpoints: all that a run needs to go on, written beside it and renamed when whole; nothing in them is a pickle.
-
-    RUN/checkpoints/step-00001234/
-      rank-00000.safetensors   the rows that rank 0 held: <table>/<first row>/weight and its optimizer's state
-      towers.safetensors       the replicated parameters and Adam's state
-      checkpoint.json          position, tables, and size and checksum of each file; written last
+"""Checkpoints: all that a run needs to go on, from the live tensors to files and back; nothing in them is a pickle.
 
 A table's rows are found by their row numbers, so any number of ranks restores what any number saved. The masks of
 dropout and the order of the data are functions of the position, so there is no random state to keep.
+`training.checkpoint_files` has the files, and how they appear whole or not at all.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.manifest import InputError
+from training.checkpoint_files import (
+    TOWERS,
+    Checkpoint,
+    Judged,
+    Position,
+    chosen,
+    commit,
+    folder,
+    path_of,
+    read_meta,
+    steps_of,
+    sweep,
+    write,
+)
 from training.place import Placed, Shard
-from training.settings import CHECKPOINTS
 from training.world import World
 
-FORMAT_VERSION = 1
-META = "checkpoint.json"
-TOWERS = "towers.safetensors"
-KEEP = 2  # the newest whole one, and the one before in case the disk damages it
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
-_CHUNK_BYTES = 1 << 24
 
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: the next step to take is `step` of `epoch`."""
-
-    epoch: int = 0
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint."""
-
-    path: Path
-    position: Position
-    manifest_xxh3: str
-    files: tuple[str, ...]
-
-
-def folder(run: Path) -> Path:
-    """Where the checkpoints of `run` are."""
-    return run / CHECKPOINTS
-
-
-def save(run: Path, placed: Placed, position: Position, total_steps: int, manifest_xxh3: str, world: World) -> Path:
+def save(
+    run: Path,
+    placed: Placed,
+    position: Position,
+    total_steps: int,
+    manifest_xxh3: str,
+    world: World,
+    *,
+    keep: int = 2,
+    judged: Judged | None = None,
+) -> Path:
     """Write the state of all ranks after `total_steps` steps; the checkpoint appears whole or not at all.
 
     Every rank calls it. Raises InputError on all of them where one cannot write.
     """
-    final = folder(run) / f"step-{total_steps:08d}"
+    final = path_of(run, total_steps)
     staging = folder(run) / f".{final.name}.tmp"
     tensors = dict(_shard_tensors(placed.shards))
-    if world.rank == 0:
-        _sweep(staging)
-    world.barrier()
     mine = [0, 0, 0]
-    with _agreed(world, final):
-        mine = _write(staging / _rank_file(world.rank), tensors)
-        towers = _write(staging / TOWERS, tower_tensors(placed)) if world.rank == 0 else None
-    written = world.gather(mine)
-    with _agreed(world, final):
+    try:
+        with _agreed(world, final):
+            if world.rank == 0:
+                sweep(staging)
+        with _agreed(world, final):
+            mine = write(staging / _rank_file(world.rank), tensors)
+            towers = write(staging / TOWERS, tower_tensors(placed)) if world.rank == 0 else None
+        written = world.gather(mine)
+        with _agreed(world, final):
+            if world.rank == 0:
+                entries = {_rank_file(rank): row for rank, row in enumerate(written)}
+                assert towers is not None
+                entries[TOWERS] = towers
+                whole = Checkpoint(final, position, manifest_xxh3, tuple(entries), judged)
+                commit(staging, whole, world.size, entries, keep)
+    except InputError:
         if world.rank == 0:
-            entries = {_rank_file(rank): row for rank, row in enumerate(written)}
-            assert towers is not None
-            entries[TOWERS] = towers
-            _commit(staging, final, position, manifest_xxh3, world.size, entries)
-    world.barrier()
+            shutil.rmtree(staging, ignore_errors=True)  # what is left of it would keep the disk full
+        raise
     return final
 
 
-def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of `run`; each that is damaged is named to `say` and passed over."""
-    if not folder(run).is_dir():
-        return None
-    for path in sorted(folder(run).glob("step-*"), reverse=True):
+def agreed(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
+    """The `newest` or the `best` whole checkpoint of `run` as rank 0 sees it; it alone reads the files to check them."""
+    found, error = None, None
+    if world.rank == 0:
         try:
-            return _checked(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"{path} is not whole ({error}) and is passed over.")
-    return None
-
-
-def agreed_newest(run: Path, world: World, say: Callable[[str], None]) -> Checkpoint | None:
-    """`newest` as rank 0 sees it; it alone reads the files to check them."""
-    found = newest(run, say) if world.rank == 0 else None
-    total_steps = world.broadcast(int(found.path.name.removeprefix("step-")) if found else -1)
+            found = chosen(run, which, say)
+        except InputError as refused:
+            error = refused
+    world.agree(error)
+    total_steps = world.broadcast(steps_of(found.path) if found else -1)
     if total_steps < 0:
         return None
-    return found or _meta(folder(run) / f"step-{total_steps:08d}")
+    return found or read_meta(path_of(run, total_steps))
 
 
 def restore(checkpoint: Checkpoint, placed: Placed) -> None:
@@ -210,107 +194,3 @@ class _agreed:
             else None
         )
         return True
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
-    """Write a safetensors file straight from the tensors' memory, to disk and not only to the cache.
-
-    Returns its size and the halves of its xxh3. (The library's own writer would copy every table once, and refuses
-    tables that share a buffer, as FBGEMM's do.)
-    """
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = xxhash.xxh3_64()
-    with path.open("wb") as stream:
-        for part in (len(text).to_bytes(8, "little"), text):
-            digest.update(part)
-            stream.write(part)
-        for tensor in tensors.values():
-            memory = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            digest.update(memory)
-            stream.write(memory)
-        stream.flush()
-        os.fsync(stream.fileno())
-        size = stream.tell()
-    return [size, *divmod(digest.intdigest(), 1 << 32)]
-
-
-def _commit(
-    staging: Path,
-    final: Path,
-    position: Position,
-    manifest_xxh3: str,
-    world_size: int,
-    entries: Mapping[str, list[int]],
-) -> None:
-    files = {name: {"bytes": row[0], "xxh3": f"{(row[1] << 32) + row[2]:016x}"} for name, row in entries.items()}
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "position": asdict(position),
-        "manifest_xxh3": manifest_xxh3,
-        "world_size": world_size,
-        "files": files,
-    }
-    with (staging / META).open("w") as stream:
-        json.dump(meta, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _sync_folder(staging)
-    if final.exists():  # damaged, or it would have been resumed from
-        shutil.rmtree(final)
-    os.replace(staging, final)
-    _sync_folder(final.parent)
-    for old in sorted(final.parent.glob("step-*"), reverse=True)[KEEP:]:
-        shutil.rmtree(old)
-
-
-def _sweep(staging: Path) -> None:
-    """A fresh staging folder; what earlier kills left is removed."""
-    for left in staging.parent.glob(".step-*.tmp"):
-        shutil.rmtree(left)
-    staging.mkdir(parents=True)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _meta(path: Path) -> Checkpoint:
-    raw = json.loads((path / META).read_text())
-    if raw["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
-    return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])))
-
-
-def _checked(path: Path) -> Checkpoint:
-    """The checkpoint at `path`; ValueError or OSError where a file is missing, cut or changed."""
-    checkpoint = _meta(path)
-    for name, expected in json.loads((path / META).read_text())["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"it names {name!r}, which is not a file of its own folder")
-        if (path / name).stat().st_size != expected["bytes"]:
-            raise ValueError(f"{name} has another size than {META} says")
-        with (path / name).open("rb") as stream:
-            if _digest(stream) != expected["xxh3"]:
-                raise ValueError(f"{name} has another checksum than {META} says")
-    return checkpoint
-
-
-def _digest(stream: BinaryIO) -> str:
-    digest = xxhash.xxh3_64()
-    while chunk := stream.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()

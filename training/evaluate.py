@@ -25,15 +25,15 @@ _ROWS_PER_GROUP = 1 << 19
 
 
 def evaluate(
-    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World
+    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
 ) -> metrics.Metrics | None:
     """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
     RUN/report.html; the figures on rank 0, None elsewhere.
 
-    `truth` is the simulator's file of true probabilities for the split. Raises InputError for a run without a
+    `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest or best. Raises InputError for a run without a
     checkpoint and for a dataset other than the one it was trained on.
     """
-    predict_split(run, settings, split, truth, world)
+    predict_split(run, settings, split, truth, world, which)
     if world.rank:
         return None
     columns = read_predictions(run / "predictions" / split)
@@ -49,12 +49,14 @@ def evaluate(
     return figures
 
 
-def predict_split(run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World) -> None:
+def predict_split(
+    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
+) -> None:
     """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; they appear together or not at all."""
     manifest = load_manifest(settings.data)
     files = manifest.files_of(split)
     graph = check(settings, manifest, world.device)
-    found = checkpoint.agreed_newest(run, world, say)
+    found = checkpoint.agreed(run, world, say, which)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, settings.data)

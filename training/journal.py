@@ -1,10 +1,11 @@
 """What a run says while it trains: a progress bar or plain lines, RUN/log.jsonl, and TensorBoard scalars."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Journal:
         )
         self._start_window(0.0)
         self._last_line_s = time.monotonic()
+        #: Why the journal can no longer be written; the run stops for it at the next step, on all ranks.
+        self.error: InputError | None = None
 
     def _start_window(self, wait_s: float) -> None:
         self._since_s, self._wait_s = time.monotonic(), wait_s
@@ -59,6 +62,33 @@ class Journal:
         if self._steps >= self.settings.every_steps or steps_done == self.num_steps:
             self._write(epoch, steps_done, wait_s)
 
+    def validated(self, epoch: int, steps_done: int, figures: Mapping[str, float | None]) -> None:
+        """After a validation: its figures, each as validation_<name>."""
+        entry = {f"validation_{name}": value for name, value in figures.items()}
+        self._append({"epoch": epoch, "step": steps_done, **entry})
+        shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        self.say(f"validation after step {steps_done}: {shown}")
+
+    def say(self, line: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._bar.disable:
+            say(line)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            self._log.write(json.dumps(entry) + "\n")
+            self._log.flush()
+            for name, value in entry.items():
+                if name not in ("epoch", "step") and value is not None:
+                    self._board.add_scalar(name, value, entry["step"])
+        except OSError as error:
+            self.error = InputError(
+                f"{self._log.name} cannot be written ({error}); free some space and run the same command again: "
+                "it goes on from the last checkpoint."
+            )
+
     def _write(self, epoch: int, steps_done: int, wait_s: float) -> None:
         elapsed_s = max(time.monotonic() - self._since_s, 1e-9)
         means = {name: total / self._steps for name, total in zip(self.losses, self._sums, strict=True)}
@@ -70,11 +100,7 @@ class Journal:
             "impressions_per_s": self._count / elapsed_s,
             "waiting_share": (wait_s - self._wait_s) / elapsed_s,
         }
-        self._log.write(json.dumps(entry) + "\n")
-        self._log.flush()
-        for name, value in entry.items():
-            if name not in ("epoch", "step"):
-                self._board.add_scalar(name, value, steps_done)
+        self._append(entry)
         shown = " · ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         text = f"{shown} · {entry['impressions_per_s']:,.0f} impressions/s · waiting {entry['waiting_share']:.1%}"
         self._bar.set_postfix_str(text, refresh=False)
@@ -89,8 +115,9 @@ class Journal:
     def close(self) -> None:
         """Flush and close what is open."""
         self._bar.close()
-        self._log.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # of what it could not write before either
+            self._log.close()
+            self._board.close()
 
 
 def say(line: str) -> None:

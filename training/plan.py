@@ -137,6 +137,11 @@ class Plan:
                 place += 1
         return sorted(reads, key=lambda read: (read.first_step, read.lane))  # stable: by position within a lane
 
+    def row_groups_of(self, epoch: int, step: int) -> list[tuple[str, int]]:
+        """(file, row group) of all that the global batch of `step` is taken from."""
+        reads = self.reads(epoch, 0, 1, step)
+        return sorted({(read.file.path, read.row_group) for read in reads if read.first_step == step})
+
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
             return np.arange(len(self._groups))

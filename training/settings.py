@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipeline.manifest import InputError
+from training.checkpoint_files import CHECKPOINTS, CheckpointSettings
 from training.embeddings import EmbeddingSettings
 from training.feed import FeedSettings
 from training.journal import LogSettings
@@ -17,12 +18,23 @@ from training.model import PRECISIONS, ModelSettings
 from training.optimizers import OptimizerSettings
 from training.plan import PlanSettings
 from training.sharding import ShardingSettings
+from training.validation import EarlyStoppingSettings, ValidationSettings
 from training.world import WorldSettings
 
 CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
-_MAY_DIFFER = ("data", "out", "epochs", "feed", "log", "sharding", "world")
+_MAY_DIFFER = (
+    "data",
+    "out",
+    "epochs",
+    "feed",
+    "log",
+    "sharding",
+    "checkpoint",
+    "validation",
+    "early_stopping",
+    "world",
+)
 
 
 @dataclass
@@ -41,6 +53,9 @@ class TrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     sharding: ShardingSettings = field(default_factory=ShardingSettings)
     feed: FeedSettings = field(default_factory=FeedSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
     log: LogSettings = field(default_factory=LogSettings)
     world: WorldSettings = field(default_factory=WorldSettings)
 

@@ -1,7 +1,10 @@
 """The trainer: the dataset, the model on its ranks, and the loop between them."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,17 +14,34 @@ from torch import Tensor
 from pipeline.manifest import InputError, Manifest, load_manifest
 from training import checkpoint
 from training.batch import Batch
-from training.checkpoint import Checkpoint, Position
+from training.checkpoint_files import Checkpoint, Position
 from training.continuation import carry_over, check_same_schema
 from training.feed import Feed
 from training.graph import Graph
+from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.journal import Journal, say
 from training.losses import log_loss_sums, share_of_rank
 from training.model import EntireSpaceModel, to_device, without_emptiness
 from training.place import Placed, place
 from training.plan import Plan
 from training.settings import TrainSettings, claim, load
+from training.validation import Validation
 from training.world import World
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks found together in a step."""
+
+    losses: list[float]  # the mean of each over the global batch
+    save: bool  # the clock says so
+    requeue: bool  # a rank got SIGTERM or SIGUSR1
+    ctrl_c: bool
+
+    @property
+    def stops(self) -> bool:
+        """Whether a signal ends the run after this step."""
+        return self.requeue or self.ctrl_c
 
 
 class Trainer:
@@ -44,10 +64,13 @@ class Trainer:
         )
         self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
         self._claim()
-        found = checkpoint.agreed_newest(self.run, world, say)
-        self.position = found.position if found else Position()
-        self.finished = self.position.epoch >= settings.epochs
+        found = checkpoint.agreed(self.run, world, say)
+        self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
+        self._saved_steps, self._saved_s = self.steps_done, time.monotonic()
+        self._interrupts = Interrupts()
+        self._journal: Journal | None = None
         if not self.finished:
+            self.validation = self._open_validation()
             self.placed = build(settings, self.manifest, self.graph, world)
             if found:
                 check_dataset(found, self.manifest, settings.data)
@@ -55,28 +78,38 @@ class Trainer:
             elif settings.init_from:
                 self._continue(Path(settings.init_from))
 
-    def fit(self) -> None:
-        """Train to the end of the last epoch."""
+    @property
+    def steps_done(self) -> int:
+        """The steps of the run so far, over all epochs."""
+        return self.position.epoch * self.plan.num_steps + self.position.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or early stopping has ended them."""
+        return self.position.epoch >= self.settings.epochs or self.settings.early_stopping.is_over(self.judged)
+
+    def fit(self) -> int:
+        """Train to the end, or until a signal asks to stop; the exit status of the process (`training.interrupts`)."""
         if self.finished:
-            self._say(f"{self.run} has its {self.settings.epochs} epochs already; nothing to do.")
-            return
-        journal = self._journal()
-        try:
-            while self.position.epoch < self.settings.epochs:
-                epoch = self.position.epoch
+            self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
+            return 0
+        with self._journal_open(), self._interrupts:
+            self._validate()  # what a signal kept the last start from
+            while not self.finished:
                 for step, batch in self._batches():
                     sums = self._forward(batch, step)
-                    means = self._agree_on(sums, step)  # raises before a weight has changed
+                    agreed = self._agree_on(sums, step)  # raises before a weight has changed
                     self._backward(sums, step)
-                    if journal:
-                        done = epoch * self.plan.num_steps + step + 1
-                        journal.step(epoch, done, means, self.plan.step_size(step), self.feed.wait_s)
-                self.position = Position(epoch + 1, 0)
-                self._save()
-        finally:
-            if journal:
-                journal.close()
+                    self._count(step, agreed)
+                    if agreed.stops and not self.finished:
+                        return self._stop(agreed)
+                    self._validate()
+                    if self._save_is_due(agreed):
+                        self._save()
+                    if self.finished:
+                        break
         self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
+        return 0
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """(step of the epoch, this rank's batch) from the position on; another rank's error is raised here too."""
@@ -99,32 +132,83 @@ class Trainer:
         sums = log_loss_sums(self.graph, self.placed.network(whole, run_step), whole.labels)
         return sums if batch.num_impressions else sums * 0.0
 
-    def _agree_on(self, sums: Tensor | None, step: int, error: InputError | None = None) -> list[float]:
-        """The mean of each loss over the global batch; InputError on every rank where one failed or it is not finite."""
-        table = torch.zeros(len(self.graph.losses) + 1, dtype=torch.float64, device=self.world.device)
-        if sums is None:
-            table[-1] = 1.0
-        else:
-            table[:-1] = sums.detach()
-        *totals, num_failed = self.world.sum(table).tolist()
+    def _agree_on(self, sums: Tensor | None, step: int, error: InputError | None = None) -> Agreed:
+        """What the ranks find together; InputError on every rank where one failed or a loss is not finite."""
+        error = error or (self._journal.error if self._journal else None)
+        flags = (error is not None, self._clock_is_due(), self._interrupts.requeue, self._interrupts.ctrl_c)
+        table = torch.tensor([0.0] * len(self.graph.losses) + [float(flag) for flag in flags], dtype=torch.float64)
+        if sums is not None:
+            table[: len(sums)] = sums.detach()
+        *totals, num_failed, save, requeue, ctrl_c = self.world.sum(table.to(self.world.device)).tolist()
         if num_failed:
             self.world.agree(error)
         bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
         if bad:
+            groups = self.plan.row_groups_of(self.position.epoch, step)
             raise InputError(
-                f"The loss `{bad[0]}` is not finite at step {step} of epoch {self.position.epoch}; no weight was "
+                f"The loss `{bad[0]}` is not finite at step {step} of epoch {self.position.epoch}, which reads "
+                f"{_listed([f'{file} row group {number}' for file, number in groups])}; no weight was "
                 "touched by that step, and the last checkpoint is good. Lower optimizer.embeddings.lr or "
                 "optimizer.towers.lr, and start again in another out=…."
             )
-        return [total / self.plan.step_size(step) for total in totals]
+        means = [total / self.plan.step_size(step) for total in totals]
+        return Agreed(means, bool(save), bool(requeue), bool(ctrl_c))
 
     def _backward(self, sums: Tensor, step: int) -> None:
         weights = self.graph.loss_weights
         self.placed.learn(share_of_rank(sums, self.world.size, self.plan.step_size(step), weights))
 
+    def _count(self, step: int, agreed: Agreed) -> None:
+        """`step` of the epoch is done."""
+        epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
+        self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
+        if self._journal:
+            self._journal.step(epoch, self.steps_done, agreed.losses, self.plan.step_size(step), self.feed.wait_s)
+
+    def _validate(self) -> None:
+        """Judge the model if that is due after the steps done and has not been done."""
+        is_due = self.settings.validation.is_due(self.steps_done, self.position.step == 0)
+        if not is_due or self.validation is None or (self.judged and self.judged.total_steps == self.steps_done):
+            return
+        figures = self.validation.figures(self.placed, self.world)
+        self.judged = self.validation.judge(figures, self.steps_done, self.judged)
+        if self._journal:
+            self._journal.validated(self.position.epoch, self.steps_done, figures)
+        if self.judged.best_steps == self.steps_done:
+            self._save()
+
+    def _clock_is_due(self) -> bool:
+        every_s = self.settings.checkpoint.every_minutes * 60.0
+        return self.world.rank == 0 and 0.0 < every_s <= time.monotonic() - self._saved_s
+
+    def _save_is_due(self, agreed: Agreed) -> bool:
+        every = self.settings.checkpoint.every_steps
+        by_steps = every > 0 and self.steps_done % every == 0
+        is_due = agreed.save or by_steps or self.position.step == 0 or self.finished
+        return is_due and self._saved_steps != self.steps_done
+
     def _save(self) -> None:
-        steps_done = self.position.epoch * self.plan.num_steps + self.position.step
-        checkpoint.save(self.run, self.placed, self.position, steps_done, xxh3_of(self.manifest), self.world)
+        checkpoint.save(
+            self.run,
+            self.placed,
+            self.position,
+            self.steps_done,
+            xxh3_of(self.manifest),
+            self.world,
+            keep=self.settings.checkpoint.keep,
+            judged=self.judged,
+        )
+        self._saved_steps, self._saved_s = self.steps_done, time.monotonic()
+
+    def _stop(self, agreed: Agreed) -> int:
+        """Save, leave word for the scheduler, and give the exit status."""
+        if self._saved_steps != self.steps_done:
+            self._save()
+        line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command goes on from there."
+        if agreed.requeue and self.world.rank == 0:
+            ask_to_go_on(self.run, line)
+        self._say(line)
+        return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
 
     def _claim(self) -> None:
         error = None
@@ -135,20 +219,38 @@ class Trainer:
                 error = found
         self.world.agree(error)
 
-    def _journal(self) -> Journal | None:
+    @contextmanager
+    def _journal_open(self) -> Iterator[None]:
+        """Write the journal on rank 0 for the length of the block."""
         if self.world.rank:
-            return None
+            yield
+            return
+        nothing_asked(self.run)
         num_steps = self.settings.epochs * self.plan.num_steps
-        done = self.position.epoch * self.plan.num_steps + self.position.step
-        if done:
-            say(f"{self.run} goes on at step {done} of {num_steps}.")
-        return Journal(self.run, self.settings.log, self.graph.loss_names, done, num_steps)
+        if self.steps_done:
+            say(f"{self.run} goes on at step {self.steps_done} of {num_steps}.")
+        journal = Journal(self.run, self.settings.log, self.graph.loss_names, self.steps_done, num_steps)
+        self._journal = journal
+        try:
+            yield
+        finally:
+            journal.close()
+            self._journal = None
+
+    def _open_validation(self) -> Validation | None:
+        split = self.settings.validation.split
+        if split is None or self.manifest.totals.get(split, {}).get("impressions", 0) == 0:
+            return None
+        files, plan = self.manifest.files_of(split), self.settings.plan
+        in_order = Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
+        feed = open_feed(self.settings, self.manifest, split, in_order, self.world)
+        return Validation(self.manifest, self.graph, in_order, feed, self.settings.early_stopping)
 
     def _continue(self, run: Path) -> None:
         """Start from the model that `run` came to, on this dataset."""
         before = load(run)
         old = load_manifest(before.data)
-        found = checkpoint.agreed_newest(run, self.world, say)
+        found = checkpoint.agreed(run, self.world, say)
         if found is None:
             raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
         check_dataset(found, old, before.data)
@@ -190,6 +292,11 @@ def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: Worl
         manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
     )
     return place(model, manifest.fields, settings.embedding, settings.optimizer, settings.sharding, world)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def xxh3_of(manifest: Manifest) -> str:

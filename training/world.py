@@ -67,6 +67,19 @@ class World:
         table[self.rank] = torch.tensor(row, dtype=torch.int64)
         return self.sum(table).tolist()
 
+    def collect(self, values_CN: Tensor) -> Tensor | None:
+        """The columns of all ranks side by side in the order of the ranks, on rank 0 and in memory; None elsewhere."""
+        if self.size == 1:
+            return values_CN
+        counts = [row[0] for row in self.gather([values_CN.shape[1]])]
+        padded_CN = torch.zeros((len(values_CN), max(counts)), dtype=values_CN.dtype, device=self.device)
+        padded_CN[:, : values_CN.shape[1]] = values_CN
+        parts = [torch.empty_like(padded_CN) for _ in counts] if self.rank == 0 else None
+        dist.gather(padded_CN, parts, dst=0)
+        if parts is None:
+            return None
+        return torch.cat([part[:, :count] for part, count in zip(parts, counts, strict=True)], dim=1).cpu()
+
     def agree(self, error: InputError | None) -> None:
         """Raise the first failing rank's error on every rank; nothing happens where no rank brings one.
 
@@ -95,7 +108,8 @@ def speaks() -> bool:
 def join(settings: WorldSettings) -> Iterator[World]:
     """Meet the other ranks (gloo on CPU, NCCL on GPU) for the length of the block.
 
-    Raises InputError for an unknown device, or `world.device=cuda` where there is none.
+    Raises InputError for an unknown device, or `world.device=cuda` where there is none, and where a rank is lost or
+    silent for longer than `timeout_s` inside the block.
     """
     device = _device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
     # What TorchRec does with torch's deprecated parts is no news for the user.
@@ -109,8 +123,21 @@ def join(settings: WorldSettings) -> Iterator[World]:
         dist.init_process_group(backend, store=_store(), rank=0, world_size=1, timeout=timeout)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
+    except RuntimeError as error:
+        if not _means_a_lost_rank(error):
+            raise
+        raise InputError(
+            f"Another rank was lost, or was silent for longer than world.timeout_s={settings.timeout_s:g} "
+            f"({str(error).splitlines()[0]}); its own output says why. The last checkpoint is good: run the same command "
+            "again to go on from it."
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _means_a_lost_rank(error: RuntimeError) -> bool:
+    """Gloo raises plain RuntimeErrors that begin with its source file; NCCL and the store have types."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error) or "Gloo" in str(error)
 
 
 def _store() -> Any:

@@ -1,0 +1,58 @@
+"""What asks a run to save and stop: SIGTERM, SIGUSR1 and Ctrl-C, noted here and agreed on by the ranks at the next step.
+
+    signal            after the step that the ranks agree on            exit status
+    SIGTERM, SIGUSR1  a checkpoint, and RUN/REQUEUE: it wants to go on  75 (EX_TEMPFAIL: try again)
+    Ctrl-C            a checkpoint                                      130
+
+torchrun passes the signals on, but ends with a status of its own: there the REQUEUE file is what tells. A second Ctrl-C
+ends the process at once.
+"""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+#: In the run's folder while it has been stopped by a scheduler and waits to be started again.
+REQUEUE = "REQUEUE"
+EXIT_REQUEUE = os.EX_TEMPFAIL
+EXIT_CTRL_C = 128 + signal.SIGINT
+_REQUEUES = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupts:
+    """Notes the signals that come to this process while the block runs."""
+
+    def __init__(self) -> None:
+        self.requeue = False
+        self.ctrl_c = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in (*_REQUEUES, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self.ctrl_c = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        else:
+            self.requeue = True
+
+
+def ask_to_go_on(run: Path, line: str) -> None:
+    """Leave RUN/REQUEUE behind, saying `line`."""
+    (run / REQUEUE).write_text(line + "\n", encoding="utf-8")
+
+
+def nothing_asked(run: Path) -> None:
+    """The run has started again, or has ended."""
+    (run / REQUEUE).unlink(missing_ok=True)
