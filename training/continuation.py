@@ -22,9 +22,11 @@ from training.settings import TrainSettings
 
 def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
     """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
-    found = [*_field_differences(old, new)]
+    found = _field_differences(old, new)
     both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
-    pairs = [(f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both]
+    pairs: list[tuple[str, object, object]] = [
+        (f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both
+    ]
     pairs += [
         ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
         ("model.graph.edges", list(before.model.graph.edges), list(now.model.graph.edges)),
