@@ -43,6 +43,9 @@ def demo(settings: DemoSettings) -> None:
     begin = time.monotonic()
     for name, command in stages(settings):
         print(f"\n── {name} ──\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+        if name == "evaluate" and is_evaluated(Path(settings.out) / "run"):
+            print("the newest checkpoint is evaluated already; nothing to do.", flush=True)
+            continue
         started = time.monotonic()
         status = subprocess.run(command, check=False).returncode
         if status != 0:
@@ -50,6 +53,12 @@ def demo(settings: DemoSettings) -> None:
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
     print(f"\n{summary(Path(settings.out))}\n\nall stages: {time.monotonic() - begin:.0f} s")
     print(f"report: {(Path(settings.out) / 'run' / 'report.html').resolve()}")
+
+
+def is_evaluated(run: Path) -> bool:
+    """Whether the report, which is written last, came after the newest checkpoint."""
+    report, checkpoints = run / "report.html", run.glob("checkpoints/*/checkpoint.json")
+    return report.exists() and report.stat().st_mtime > max(path.stat().st_mtime for path in checkpoints)
 
 
 def summary(out: Path) -> str:
