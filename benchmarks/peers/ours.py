@@ -23,7 +23,7 @@ from training.settings import TrainSettings
 from training.trainer import Trainer, open_feed
 from training.world import join
 
-#: The best of six pairs by CTCVR AUC on validation impressions after 30 steps: the peers' rate is chosen so too.
+#: The best of six pairs by CTCVR AUC on validation impressions after 30 steps: the peers' is the best of three.
 RATES = ("optimizer.towers.lr=2e-2", "optimizer.embeddings.lr=0.05")
 
 
