@@ -39,9 +39,13 @@ class ManifestField:
     scope: str  # context | impression
     arity: str  # one | many
     weighted: bool
-    num_rows: int  # rows of the embedding table, the reserved ones included
-    vocabulary: str  # path of its Parquet file relative to the dataset
+    num_rows: int  # rows of the embedding table, the reserved ones included; 0 for a numeric field
+    vocabulary: str  # path of its Parquet file relative to the dataset; empty for hashed and numeric fields
     vocabulary_xxh3: str
+    kind: str = "categorical"  # categorical | numeric
+    hash_buckets: int = 0  # index = 2 + hash(raw id) mod hash_buckets where it is not 0
+    mean: float | None = None  # µ and σ of a numeric field over the train split, for tanh((v − µ)/σ) (ESM² eq. 17)
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Manifest:
     files: tuple[DatasetFile, ...]
     totals: Mapping[str, Mapping[str, int]]  # split → rows, impressions, clicks, dactions, conversions
     audit: Mapping[str, Any]
+    lineage: tuple[str, ...] = ()  # xxh3 of the manifests whose vocabularies this one extends, the nearest first
     format_version: int = FORMAT_VERSION
 
     def files_of(self, split: str) -> tuple[DatasetFile, ...]:
@@ -131,6 +136,7 @@ class Manifest:
                 files=tuple(_file_from_json(file, where) for file in raw["files"]),
                 totals=raw["totals"],
                 audit=raw["audit"],
+                lineage=tuple(raw.get("lineage", ())),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{where} is damaged ({error}); run jobs.preprocess again.") from error
