@@ -1,10 +1,6 @@
 """The chain: raw logs → dataset. Each step is a function below, called in order by `preprocess`."""
 
 import json
-import os
-import platform
-import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,80 +14,24 @@ import numpy as np
 from pipeline import audit, commit
 from pipeline import spark as sparks
 from pipeline.actions import acted_ids
+from pipeline.assemble import assembled, write_run
 from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
-from pipeline.chunks import ChunkReader
-from pipeline.dataset import HashedFile
-from pipeline.events_chunks import EventReader
-from pipeline.events_tables import EventLog, find_log
-from pipeline.fields import Catalogue, catalogue
+from pipeline.job import Job
 from pipeline.lookup import lookup_of
-from pipeline.manifest import SPLITS, DatasetFile, InputError, Manifest, ManifestField, RowGroup, Source, totals_of
+from pipeline.manifest import SPLITS, InputError, Manifest
 from pipeline.parse import REASONS
 from pipeline.records import SPARK_SCHEMA
 from pipeline.settings import FAIL, PreprocessSettings, settings_xxh3
-from pipeline.source import ACTIONS, PERIODS, InputSplit, SourceFile, find_sources, input_splits
+from pipeline.source import PERIODS
 from pipeline.tasks import COUNTED, NO_PART, REPORT, Counting, Rereading, Writing, actions_path
-from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies, write_vocabulary
+from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from pipeline.events_stage import Labelled
-
 _BYTES_PER_VOCABULARY_PART = 1 << 30
 _REJECTS_PER_SLICE = 1_000_000
-_IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "events")  # of audit.json
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every step needs."""
-
-    settings: PreprocessSettings
-    catalogue: Catalogue
-    sources: tuple[SourceFile, ...]  # as the manifest lists them
-    out: Path
-    events: EventLog | None = None  # of source=events
-    labelled: "Labelled | None" = None  # what source=events makes of it, once it has
-
-    @classmethod
-    def of(cls, settings: PreprocessSettings) -> "Job":
-        """The job, with its raw files found and looked at."""
-        out = Path(settings.out).expanduser().resolve()
-        events = settings.source.events
-        fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
-        if events is None:
-            found = find_sources(settings.source.path, bool(settings.labels.daction))
-            return cls(settings, fields, tuple(found), out)
-        events.checked(settings.labels.daction)
-        log = find_log(settings.source.path, events, fields)
-        return cls(settings, fields, log.files, out, log)
-
-    @property
-    def logs(self) -> tuple[SourceFile, ...]:
-        """What the passes read, by ordinal."""
-        return self.labelled.sources if self.labelled else self.sources
-
-    @property
-    def splits(self) -> tuple[InputSplit, ...]:
-        """The input splits of the log itself; the action log is read by the driver."""
-        if self.labelled:
-            return self.labelled.splits
-        logs = [source for source in self.sources if source.table != ACTIONS]
-        return tuple(input_splits(logs, self.settings.source.split_bytes))
-
-    @property
-    def reader(self) -> ChunkReader | EventReader:
-        """How the log is read."""
-        if self.labelled:
-            return self.labelled.reader
-        return ChunkReader.of(self.catalogue, self.settings)
-
-    @property
-    def with_daction(self) -> bool:
-        """Whether the dataset has that label."""
-        return bool(self.settings.labels.daction)
 
 
 def preprocess(settings: PreprocessSettings) -> Manifest:
@@ -121,7 +61,7 @@ def _finished(job: Job) -> Manifest | None:
     if existing is None:
         return None
     wanted = settings_xxh3(job.settings.determining())
-    same_sources = existing.sources == _manifest_sources(job)
+    same_sources = existing.sources == job.manifest_sources
     if existing.settings_xxh3 == wanted and same_sources:
         print(f"{job.out} is already there, with these settings and sources; nothing to do.", flush=True)
         return existing
@@ -153,9 +93,9 @@ def _written(job: Job) -> Manifest:
     _stop_at_failures(job, written)
     with _clocked(seconds, "quarantine"):
         reread = quarantine(spark, job, reports, staging)
-    manifest = _committed(job, scanned, written, vocabulary, reports, reread, staging)
+    manifest = assembled(job, scanned, written, vocabulary, reports, reread, staging)
     seconds["all"] = time.monotonic() - begun_at
-    _write_run(job, spark, started, seconds)
+    write_run(job, spark, started, seconds)
     previous = commit.existing_manifest(job.out)
     commit.publish(job.out, manifest)
     commit.sweep(job.out, [manifest, *([previous] if previous else [])])
@@ -293,99 +233,6 @@ def _stop_at_failures(job: Job, tally: Tally) -> None:
             f"{job.logs[ordinal].path}, byte {offset}: {reason}, and checks.{reason}=fail stops there; "
             f"mend the line, or set checks.{reason}={mild}."
         )
-
-
-def _committed(
-    job: Job,
-    scanned: Tally,
-    written: Tally,
-    vocabulary: Sequence[Vocabulary],
-    reports: Sequence[dict[str, Any]],
-    reread: Sequence[dict[str, Any]],
-    staging: Path,
-) -> Manifest:
-    """Move every file to its place and describe them; all but the last act of the commit."""
-    files = _place_data(job, reports)
-    fields = tuple(_place_vocabulary(job, number, entry, staging) for number, entry in enumerate(vocabulary))
-    early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
-    set_aside = [
-        {"path": commit.place(job.out, report, commit.QUARANTINE, f"part-{number:05d}"), "lines": report["lines"],
-         "bytes": report["bytes"], "xxh3": report["xxh3"]}
-        for number, report in enumerate([*early, *reread])
-    ]  # fmt: skip
-    totals = totals_of(files)
-    values = {split: np.zeros((len(job.catalogue.fields), 2), np.int64) for split in SPLITS}
-    for report in reports:
-        if "values" in report:
-            values[report["split"]] += np.array(report["values"], np.int64)
-    statistics = audit.field_statistics(job.catalogue, values)
-    balanced = audit.balanced(scanned, written, totals, statistics, set_aside)
-    if job.labelled:
-        balanced["events"] = job.labelled.audit
-    commit.write_json(job.out / commit.AUDIT, balanced)
-    determining = job.settings.determining()
-    return Manifest(
-        settings=determining,
-        settings_xxh3=settings_xxh3(determining),
-        sources=_manifest_sources(job),
-        fields=fields,
-        labels=_label_definitions(job.settings),
-        files=tuple(files),
-        totals=totals,
-        audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
-    )
-
-
-def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:
-    data = [report for report in reports if report.get("file")]
-    files = []
-    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
-        staged, split = report["file"], report["split"]
-        name = commit.place(job.out, staged, split, f"part-{report['number']:05d}")
-        groups = tuple(RowGroup(**group) for group in staged["row_groups"])
-        files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
-    return files
-
-
-def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Path) -> ManifestField:
-    entry = job.catalogue.fields[number]
-    file = HashedFile(staging / f"vocabulary-{entry.name}")
-    write_vocabulary(vocabulary, file)
-    name = commit.place(job.out, file.staged(), commit.VOCABULARY, entry.name)
-    return ManifestField(
-        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, name, file.xxh3
-    )
-
-
-def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
-    daction = settings.labels.daction
-    if settings.source.events:
-        return settings.source.events.label_definitions(daction)
-    labels = {
-        "click": "the impression was clicked",
-        "conversion": "the impression was clicked and bought (ESMM eq. 3)",
-    }
-    if daction:
-        labels["daction"] = f"the impression was clicked and followed by {' or '.join(daction)}"
-    return labels
-
-
-def _manifest_sources(job: Job) -> tuple[Source, ...]:
-    return tuple(Source(source.name, source.bytes) for source in job.sources)
-
-
-def _write_run(job: Job, spark: "SparkSession", started: float, seconds: Mapping[str, float]) -> None:
-    run = {
-        "settings": job.settings.run_only(),
-        "host": socket.gethostname(),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "spark": {"version": spark.version, "master": spark.sparkContext.master},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }
-    commit.write_json(job.out / commit.RUN, run)
 
 
 @contextmanager

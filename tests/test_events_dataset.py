@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from pipeline.job import Job
 from pipeline.manifest import InputError, Manifest
-from pipeline.preprocess import Job, preprocess
+from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
 Settings = Callable[..., PreprocessSettings]

@@ -1,0 +1,118 @@
+"""Assemble: staged files get the names that their content gives them, and the manifest that names them is made.
+
+The last step before the commit: after it, everything lies in its place and nothing is visible yet.
+"""
+
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import audit, commit
+from pipeline.audit import Tally
+from pipeline.dataset import HashedFile
+from pipeline.job import Job
+from pipeline.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
+from pipeline.settings import PreprocessSettings, settings_xxh3
+from pipeline.vocabulary import Vocabulary, write_vocabulary
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "events")  # of audit.json
+
+
+def assembled(
+    job: Job,
+    scanned: Tally,
+    written: Tally,
+    vocabulary: Sequence[Vocabulary],
+    reports: Sequence[dict[str, Any]],
+    reread: Sequence[dict[str, Any]],
+    staging: Path,
+) -> Manifest:
+    """Move every file to its place and describe them; all but the last act of the commit."""
+    files = _place_data(job, reports)
+    fields = tuple(_place_vocabulary(job, number, entry, staging) for number, entry in enumerate(vocabulary))
+    early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
+    set_aside = [
+        {"path": commit.place(job.out, report, commit.QUARANTINE, f"part-{number:05d}"), "lines": report["lines"],
+         "bytes": report["bytes"], "xxh3": report["xxh3"]}
+        for number, report in enumerate([*early, *reread])
+    ]  # fmt: skip
+    totals = totals_of(files)
+    values = {split: np.zeros((len(job.catalogue.fields), 2), np.int64) for split in SPLITS}
+    for report in reports:
+        if "values" in report:
+            values[report["split"]] += np.array(report["values"], np.int64)
+    statistics = audit.field_statistics(job.catalogue, values)
+    balanced = audit.balanced(scanned, written, totals, statistics, set_aside)
+    if job.labelled:
+        balanced["events"] = job.labelled.audit
+    commit.write_json(job.out / commit.AUDIT, balanced)
+    determining = job.settings.determining()
+    return Manifest(
+        settings=determining,
+        settings_xxh3=settings_xxh3(determining),
+        sources=job.manifest_sources,
+        fields=fields,
+        labels=_label_definitions(job.settings),
+        files=tuple(files),
+        totals=totals,
+        audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
+    )
+
+
+def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:
+    data = [report for report in reports if report.get("file")]
+    files = []
+    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
+        staged, split = report["file"], report["split"]
+        name = commit.place(job.out, staged, split, f"part-{report['number']:05d}")
+        groups = tuple(RowGroup(**group) for group in staged["row_groups"])
+        files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
+    return files
+
+
+def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Path) -> ManifestField:
+    entry = job.catalogue.fields[number]
+    file = HashedFile(staging / f"vocabulary-{entry.name}")
+    write_vocabulary(vocabulary, file)
+    name = commit.place(job.out, file.staged(), commit.VOCABULARY, entry.name)
+    return ManifestField(
+        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, name, file.xxh3
+    )
+
+
+def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
+    daction = settings.labels.daction
+    if settings.source.events:
+        return settings.source.events.label_definitions(daction)
+    labels = {
+        "click": "the impression was clicked",
+        "conversion": "the impression was clicked and bought (ESMM eq. 3)",
+    }
+    if daction:
+        labels["daction"] = f"the impression was clicked and followed by {' or '.join(daction)}"
+    return labels
+
+
+def write_run(job: Job, spark: "SparkSession", started: float, seconds: Mapping[str, float]) -> None:
+    """Write run.json: what may differ between two runs that give the same dataset."""
+    run = {
+        "settings": job.settings.run_only(),
+        "host": socket.gethostname(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "spark": {"version": spark.version, "master": spark.sparkContext.master},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    commit.write_json(job.out / commit.RUN, run)

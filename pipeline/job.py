@@ -1,0 +1,71 @@
+"""The job: the settings of a run of jobs.preprocess, the catalogue and the raw files that they name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.chunks import ChunkReader
+from pipeline.events_chunks import EventReader
+from pipeline.events_tables import EventLog, find_log
+from pipeline.fields import Catalogue, catalogue
+from pipeline.manifest import Source
+from pipeline.settings import PreprocessSettings
+from pipeline.source import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
+
+if TYPE_CHECKING:
+    from pipeline.events_stage import Labelled
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step needs."""
+
+    settings: PreprocessSettings
+    catalogue: Catalogue
+    sources: tuple[SourceFile, ...]  # as the manifest lists them
+    out: Path
+    events: EventLog | None = None  # of source=events
+    labelled: "Labelled | None" = None  # what source=events makes of it, once it has
+
+    @classmethod
+    def of(cls, settings: PreprocessSettings) -> "Job":
+        """The job, with its raw files found and looked at."""
+        out = Path(settings.out).expanduser().resolve()
+        events = settings.source.events
+        fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
+        if events is None:
+            found = find_sources(settings.source.path, bool(settings.labels.daction))
+            return cls(settings, fields, tuple(found), out)
+        events.checked(settings.labels.daction)
+        log = find_log(settings.source.path, events, fields)
+        return cls(settings, fields, log.files, out, log)
+
+    @property
+    def logs(self) -> tuple[SourceFile, ...]:
+        """What the passes read, by ordinal."""
+        return self.labelled.sources if self.labelled else self.sources
+
+    @property
+    def splits(self) -> tuple[InputSplit, ...]:
+        """The input splits of the log itself; the action log is read by the driver."""
+        if self.labelled:
+            return self.labelled.splits
+        logs = [source for source in self.sources if source.table != ACTIONS]
+        return tuple(input_splits(logs, self.settings.source.split_bytes))
+
+    @property
+    def reader(self) -> ChunkReader | EventReader:
+        """How the log is read."""
+        if self.labelled:
+            return self.labelled.reader
+        return ChunkReader.of(self.catalogue, self.settings)
+
+    @property
+    def with_daction(self) -> bool:
+        """Whether the dataset has that label."""
+        return bool(self.settings.labels.daction)
+
+    @property
+    def manifest_sources(self) -> tuple[Source, ...]:
+        """The raw files as the manifest lists them."""
+        return tuple(Source(source.name, source.bytes) for source in self.sources)
