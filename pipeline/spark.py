@@ -30,6 +30,7 @@ _EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
     "spark.python.unix.domain.socket.enabled": "true",  # cheaper than TCP between the JVM and Python
     "spark.buffer.size": str(1 << 20),
+    "spark.driver.maxResultSize": "0",  # vocabularies come to the driver: 16 bytes for each id that is kept
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -42,6 +43,13 @@ _LOCAL = {
 # The JVM only moves blobs here: compiling it harder, and collecting in parallel, cost 12 CPU s of a small job's 27.
 _LOCAL_JAVA = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _SENTENCE = re.compile(r"pipeline\.manifest\.InputError: (.+)")
+#: What Spark says at length where a limit of its own was met → the sentence for it.
+_LIMITS = {
+    "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
+    "enters a vocabulary: raise spark.driver.memory ('+spark.conf={spark.driver.memory: 8g}'), or vocabulary.min_count.",
+    "is bigger than spark.driver.maxResultSize": "The vocabularies are larger than spark.driver.maxResultSize, which "
+    "spark.conf or spark-submit has set; leave it out, or raise it.",
+}
 
 
 def is_local(master: str) -> bool:
@@ -119,6 +127,9 @@ def sentences() -> Iterator[None]:
     except Exception as error:
         if found := _SENTENCE.search(str(error)):
             raise InputError(found.group(1).strip()) from None
+        for sign, sentence in _LIMITS.items():
+            if sign in str(error):
+                raise InputError(sentence) from error
         raise
 
 

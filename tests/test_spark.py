@@ -1,0 +1,28 @@
+"""What Spark says at length reaches the user as one sentence."""
+
+import pytest
+
+from pipeline.manifest import InputError
+from pipeline.spark import sentences
+
+# The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
+_TOO_LARGE = """[UNKNOWN] Job aborted due to stage failure: Total size of serialized results of 1 tasks (324.8 KiB) is bigger than spark.driver.maxResultSize (10.0 KiB)
+\tat org.apache.spark.scheduler.DAGScheduler.abortStage(DAGScheduler.scala:2935)"""
+_NO_HEAP = "An error occurred while calling o71.collectAsArrowToPython.\n: java.lang.OutOfMemoryError: Java heap space"
+_OF_A_TASK = "Traceback …\n  File x\npipeline.manifest.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [(_TOO_LARGE, "leave it out, or raise it"), (_NO_HEAP, "raise spark.driver.memory"), (_OF_A_TASK, "a.csv, byte 7")],
+)
+def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught, sentences():
+        raise RuntimeError(said)
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_other_failure_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="something else"), sentences():
+        raise RuntimeError("something else")
