@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from pipeline.manifest import InputError, Manifest, ManifestField, load_manifest, open_location
+from pipeline.manifest import NUMERIC, InputError, Manifest, ManifestField, load_manifest, open_location
 from training.calibration import log_loss
 from training.metrics import evaluate
+from training.numeric import squashed
 
 Array = NDArray[Any]
 
@@ -103,7 +104,10 @@ def _flat(table: pa.Table, name: str) -> Array:
 
 
 def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.csr_matrix:
-    """[N, rows of the field's table]: one-hot for arity one, else each bag's weights divided by the sum of their sizes."""
+    """[N, rows of the field's table]: one-hot for arity one, else each bag's weights divided by the sum of their sizes;
+    of a numeric field one column, as the towers take it."""
+    if field.kind == NUMERIC:
+        return sp.csr_matrix(np.nan_to_num(squashed(_flat(table, field.name), field))[:, None])
     index_V = _flat(table, field.name)
     if field.arity == "one":
         length_N = np.ones(num_bags, np.int64)

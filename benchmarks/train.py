@@ -85,7 +85,7 @@ def measure(settings: TrainSettings, num_rounds: int) -> list[dict[str, float]]:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         network = trainer.placed.network.module
-        widths, hidden = (network.context.width, network.impression.width), settings.model.towers.hidden
+        widths, hidden = network.widths, settings.model.towers.hidden
         ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.edges], *widths)
         plain = Floor([PlainTower(*widths, hidden) for _ in network.edges], *widths)
         batches, rounds = endless(trainer), []

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 LABELS = ("click", "daction", "conversion")
+CATEGORICAL, NUMERIC = "categorical", "numeric"
 #: Table rows that every field has before its first id: 0 missing, 1 out of vocabulary.
 NUM_RESERVED_ROWS = 2
 
@@ -42,7 +43,7 @@ class ManifestField:
     num_rows: int  # rows of the embedding table, the reserved ones included; 0 for a numeric field
     vocabulary: str  # path of its Parquet file relative to the dataset; empty for hashed and numeric fields
     vocabulary_xxh3: str
-    kind: str = "categorical"  # categorical | numeric
+    kind: str = CATEGORICAL  # categorical | numeric
     hash_buckets: int = 0  # index = 2 + hash(raw id) mod hash_buckets where it is not 0
     mean: float | None = None  # µ and σ of a numeric field over the train split, for tanh((v − µ)/σ) (ESM² eq. 17)
     std: float | None = None
@@ -105,9 +106,14 @@ class Manifest:
             )
         return files
 
-    def fields_of(self, scope: str) -> tuple[ManifestField, ...]:
-        """The fields of scope "context" or "impression", in catalogue order."""
-        return tuple(field for field in self.fields if field.scope == scope)
+    def fields_of(self, scope: str | None = None, kind: str | None = None) -> tuple[ManifestField, ...]:
+        """The fields of scope "context" or "impression" and of kind "categorical" or "numeric" (None: of any), in
+        catalogue order."""
+        return tuple(
+            field
+            for field in self.fields
+            if (scope is None or field.scope == scope) and (kind is None or field.kind == kind)
+        )
 
     def to_json(self) -> str:
         """The canonical text: the same dataset gives the same bytes."""

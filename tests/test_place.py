@@ -78,6 +78,8 @@ def test_rowwise_adagrad_on_20_columns_equals_one_on_the_18_that_are_used(tmp_pa
     batch = Batch(
         context=Bags(torch.tensor([1, 2]), torch.tensor([1, 1, 0, 0], dtype=torch.int32), torch.ones(2)),
         impression=Bags(items, torch.cat([torch.ones(5, dtype=torch.int32), nothing, nothing]), torch.ones(5)),
+        context_numeric=torch.empty(2, 0),
+        impression_numeric=torch.empty(5, 0),
         context_of_impression=torch.tensor([0, 0, 0, 1, 1]),
         labels={"click": torch.tensor([1.0, 0, 1, 0, 1]), "conversion": torch.tensor([1.0, 0, 0, 0, 0])},
         impression_id=torch.arange(5),

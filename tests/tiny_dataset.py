@@ -27,6 +27,8 @@ FIELDS = {
     "item_intention": ("210", "impression", "many", False, 20),
     "user_item_brands": ("702", "impression", "many", True, 25),
 }
+#: Numeric fields, where asked for: name → (raw id, scope, the field that it stands before)
+NUMERIC_FIELDS = {"user_spend": ("900", "context", "user_brands"), "item_price": ("901", "impression", "item_id")}
 SPLITS: Mapping[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
@@ -44,6 +46,7 @@ def write_tiny_dataset(
     num_contexts: int = 200,
     seed: int = 1,
     daction: bool = False,
+    numeric: bool = False,
     max_impressions: int = 8,
     impressions_per_row_group: int = 64,
     row_groups_per_file: int = 3,
@@ -57,19 +60,22 @@ def write_tiny_dataset(
     random = np.random.default_rng(seed)
     truth = {name: random.normal(0, 1, rows) for name, (_, _, _, _, rows) in FIELDS.items()}
     contexts = [_context(random, truth, number, max_impressions, daction) for number in range(num_contexts)]
+    if numeric:
+        for context in contexts:
+            context.columns |= _numbers(random, context)
     bounds = np.rint(np.cumsum([0, *splits.values()]) * num_contexts).astype(int)
     files: list[DatasetFile] = []
     for split, start, stop in zip(splits, bounds[:-1], bounds[1:], strict=True):
         groups = _grouped(contexts[start:stop], impressions_per_row_group)
         for number, first in enumerate(range(0, len(groups), row_groups_per_file)):
             part = groups[first : first + row_groups_per_file]
-            files.append(write_file(path, split, number, part, daction=daction))
+            files.append(write_file(path, split, number, part, daction=daction, numeric=numeric))
     labels = {"click": "tiny", "conversion": "tiny"} | ({"daction": "tiny"} if daction else {})
     manifest = Manifest(
         settings={"tiny": True, "seed": seed},
         settings_xxh3="0" * 16,
         sources=(Source("tiny.csv", 0),),
-        fields=tuple(_field(path, name) for name in FIELDS),
+        fields=_fields(path, contexts[: bounds[1]] if numeric else None),
         labels=labels,
         files=tuple(files),
         totals=totals_of(files),
@@ -84,12 +90,14 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     (path / MANIFEST).write_text(manifest.to_json())
 
 
-def write_file(path: Path, split: str, number: int, groups: list[list[Context]], *, daction: bool) -> DatasetFile:
+def write_file(
+    path: Path, split: str, number: int, groups: list[list[Context]], *, daction: bool, numeric: bool = False
+) -> DatasetFile:
     """One Parquet file with one row group for each list of `groups`, named by its content."""
     folder = path / split
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f"_staged-{number}"
-    schema = tiny_schema(daction)
+    schema = tiny_schema(daction, numeric)
     with pq.ParquetWriter(staged, schema, compression="zstd", use_dictionary=False) as writer:
         for group in groups:
             rows = [context.columns for context in group]
@@ -101,7 +109,7 @@ def write_file(path: Path, split: str, number: int, groups: list[list[Context]],
     return DatasetFile(name, split, len(content), digest, tuple(_counts(group, daction) for group in groups))
 
 
-def tiny_schema(daction: bool) -> pa.Schema:
+def tiny_schema(daction: bool, numeric: bool = False) -> pa.Schema:
     """The columns of DESIGN §4 for the fields above."""
     columns: list[tuple[str, pa.DataType]] = [("context_id", pa.string()), ("group_id", pa.int64())]
     columns += [("impression_id", INT64_LIST), ("click", INT8_LIST)]
@@ -113,6 +121,8 @@ def tiny_schema(daction: bool) -> pa.Schema:
             columns.append((f"{name}__length", INT32_LIST))
         if weighted:
             columns.append((f"{name}__weight", FLOAT_LIST))
+    for name, (_, scope, _) in NUMERIC_FIELDS.items() if numeric else ():
+        columns.append((name, pa.float32() if scope == "context" else FLOAT_LIST))
     return pa.schema(columns)
 
 
@@ -152,6 +162,17 @@ def _context(
     return Context(columns, count)
 
 
+def _numbers(random: np.random.Generator, context: Context) -> dict[str, Any]:
+    """A tenth is missing; prices are higher where the item was clicked, so that they can be learned from."""
+    spend = None if random.random() < 0.1 else float(np.float32(random.normal(50, 20)))
+    prices = random.normal(10, 3, context.impressions) + 4 * np.array(context.columns["click"])
+    kept = random.random(context.impressions) < 0.9
+    return {
+        "user_spend": spend,
+        "item_price": [float(np.float32(price)) if known else None for price, known in zip(prices, kept, strict=True)],
+    }
+
+
 def _bag(random: np.random.Generator, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     """None to `most` ids of a field with log counts as weights; ids of fields of arity many start at 1."""
     count = int(random.integers(0, most + 1))
@@ -175,6 +196,21 @@ def _counts(group: list[Context], daction: bool) -> RowGroup:
     impressions = sum(context.impressions for context in group)
     dactions = total("daction") if daction else None
     return RowGroup(len(group), impressions, total("click"), total("conversion"), dactions)
+
+
+def _fields(path: Path, train: list[Context] | None) -> tuple[ManifestField, ...]:
+    """In catalogue order; the numeric ones only where `train` is given, for their means and deviations."""
+    fields = []
+    for name in FIELDS:
+        for numeric, (raw_id, scope, before) in NUMERIC_FIELDS.items() if train else ():
+            if before == name:
+                values = [context.columns[numeric] for context in train or ()]
+                flat = [value for row in values for value in (row if isinstance(row, list) else [row])]
+                known = np.array([value for value in flat if value is not None])
+                moments = {"mean": float(known.mean()), "std": float(known.std())}
+                fields.append(ManifestField(numeric, raw_id, scope, "one", False, 0, "", "", kind="numeric", **moments))
+        fields.append(_field(path, name))
+    return tuple(fields)
 
 
 def _field(path: Path, name: str) -> ManifestField:

@@ -27,6 +27,8 @@ class Batch:
 
     context: Bags  # N = C
     impression: Bags  # N = B
+    context_numeric: Tensor  # float32 [C, numeric fields of the scope]: tanh((v - µ)/σ), 0 where missing
+    impression_numeric: Tensor  # float32 [B, numeric fields of the scope]
     context_of_impression: Tensor  # int64 [B], in [0, C)
     labels: dict[str, Tensor]  # click, conversion, and daction where the dataset has it: float32 [B]
     impression_id: Tensor  # int64 [B]

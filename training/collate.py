@@ -4,7 +4,8 @@ A piece is the impressions [start, stop) of a row group in the order in which it
 first and the last may be cut. A context that is cut stands in a batch once for each of its pieces.
 """
 
-# Shapes: P pieces, C contexts, B impressions, F fields of a scope, N bags of a scope (C or B), V values, L labels.
+# Shapes: P pieces, C contexts, B impressions, F fields of a scope, N bags of a scope (C or B), V values, L labels,
+# D numeric fields of a scope.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pipeline.numba_cache  # noqa: F401  (before numba)
 # isort: split
 from numba import njit
 
+from pipeline.manifest import NUMERIC
 from training.batch import Bags, Batch
 from training.row_groups import Columns, Packed, RowGroupData
 
@@ -55,11 +57,13 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
         context_id += data.context_id_R[first:last]
         group_id.append(data.group_id_R[first:last])
         at = mine.stop
+    contexts = [(piece.data.context, *piece.rows()) for piece in pieces]
+    impressions = [(piece.data.impression, piece.start, piece.stop) for piece in pieces]
     return Batch(
-        context=_bags([(piece.data.context, *piece.rows()) for piece in pieces], len(columns.of_scope("context"))),
-        impression=_bags(
-            [(piece.data.impression, piece.start, piece.stop) for piece in pieces], len(columns.of_scope("impression"))
-        ),
+        context=_bags(contexts, len(columns.of_scope("context"))),
+        impression=_bags(impressions, len(columns.of_scope("impression"))),
+        context_numeric=_numbers(contexts, len(columns.of_scope("context", NUMERIC))),
+        impression_numeric=_numbers(impressions, len(columns.of_scope("impression", NUMERIC))),
         context_of_impression=torch.from_numpy(context_of_impression),
         labels={label: torch.from_numpy(label_LB[place]) for place, label in enumerate(columns.labels)},
         impression_id=torch.from_numpy(impression_id),
@@ -95,6 +99,16 @@ def _bags(slices_P: Sequence[tuple[Packed, int, int]], num_fields: int) -> Bags:
         )
         bag += last - first
     return Bags(torch.from_numpy(values), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weights))
+
+
+def _numbers(slices_P: Sequence[tuple[Packed, int, int]], num_fields: int) -> torch.Tensor:
+    """float32 [N, D]: the numeric inputs [first, last) of each piece."""
+    out_ND = np.empty((sum(last - first for _, first, last in slices_P), num_fields), np.float32)
+    at = 0
+    for packed, first, last in slices_P:
+        out_ND[at : at + last - first] = packed.numeric_DN[:, first:last].T
+        at += last - first
+    return torch.from_numpy(out_ND)
 
 
 @njit(nogil=True, cache=True)

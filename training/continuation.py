@@ -96,7 +96,7 @@ def _field_differences(old: Manifest, new: Manifest) -> list[str]:
     found = [f"the field {name} is gone" for name in was if name not in is_now]
     found += [f"the field {name} is new" for name in is_now if name not in was]
     for name in was:
-        for key in ("scope", "arity", "weighted"):
+        for key in ("scope", "arity", "weighted", "kind"):
             if name in is_now and getattr(was[name], key) != getattr(is_now[name], key):
                 found.append(f"{name} was {key}={getattr(was[name], key)} and is {getattr(is_now[name], key)}")
     order = [name for name in was if name in is_now]

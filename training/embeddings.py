@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from pipeline.manifest import InputError, ManifestField
+from pipeline.manifest import NUMERIC, InputError, ManifestField
 from training.batch import Bags
 
 POOLINGS = ("sum", "mean")
@@ -44,13 +44,18 @@ class EmbeddingSettings:
                 raise InputError(f"embedding.{key}={how} is not one of {', '.join(POOLINGS)}.")
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """InputError where `dims` or `poolings` name a field that the dataset lacks."""
+        """InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
+        numeric = [entry.name for entry in fields if entry.kind == NUMERIC]
         for key, given in (("dims", self.dims), ("poolings", self.poolings)):
             for name in given:
                 if name not in names:
                     raise InputError(
                         f"embedding.{key}.{name}: the dataset has no field {name}; it has {', '.join(names)}."
+                    )
+                if name in numeric:
+                    raise InputError(
+                        f"embedding.{key}.{name}: {name} is numeric and goes to the towers as one number; leave it out."
                     )
 
     def dim_of(self, name: str) -> int:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.manifest import InputError, load_manifest
+from pipeline.manifest import CATEGORICAL, InputError, load_manifest
 from training import checkpoint, metrics, report
 from training.batch import NO_GROUP, Batch
 from training.journal import say
@@ -65,7 +65,7 @@ def predict_split(
     checkpoint.restore(found, placed)
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
     feed = open_feed(settings, manifest, split, plan, world)
-    scopes = (len(manifest.fields_of("context")), len(manifest.fields_of("impression")))
+    scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.manifest import InputError, Manifest
+from pipeline.manifest import CATEGORICAL, NUMERIC, InputError, Manifest
 from training.batch import Bags, Batch
 from training.embeddings import Embeddings, EmbeddingSettings
 from training.graph import Graph, GraphSettings, Query
@@ -46,22 +46,27 @@ class EntireSpaceModel(nn.Module):
         super().__init__()
         self.seed, self.dtype = seed, PRECISIONS[precision]
         self.edges = graph.edges
-        self.context = Embeddings(manifest.fields_of("context"), embedding)
-        self.impression = Embeddings(manifest.fields_of("impression"), embedding)
+        self.context = Embeddings(manifest.fields_of("context", CATEGORICAL), embedding)
+        self.impression = Embeddings(manifest.fields_of("impression", CATEGORICAL), embedding)
+        #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
+        self.widths = (
+            self.context.width + len(manifest.fields_of("context", NUMERIC)),
+            self.impression.width + len(manifest.fields_of("impression", NUMERIC)),
+        )
         #: [C, B] of this rank → the most of any rank, where the sharding wants all ranks to look up as many rows.
         self.most_rows: Callable[[list[int]], list[int]] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
-            self.towers = nn.ModuleList(
-                [Tower(str(edge), self.context.width, self.impression.width, towers) for edge in graph.edges]
-            )
+            self.towers = nn.ModuleList([Tower(str(edge), *self.widths, towers) for edge in graph.edges])
 
     def forward(self, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """edge → logit [B]; `step` (of the run) keys the dropout masks, and is None outside training."""
         num_rows = [batch.num_contexts, batch.num_impressions]
         most_contexts, most_impressions = self.most_rows(num_rows) if self.most_rows else num_rows
-        context_CD = self.context(batch.context, batch.num_contexts, most_contexts).to(self.dtype)
-        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions).to(self.dtype)
+        context_CD = self.context(batch.context, batch.num_contexts, most_contexts)
+        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions)
+        context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
+        impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
         return {
             edge: tower(context_CD, impression_BD, batch.context_of_impression, key)
@@ -69,8 +74,13 @@ class EntireSpaceModel(nn.Module):
         }
 
 
+def _beside(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
+    return torch.cat([embedded_ND, numeric_ND], dim=1) if numeric_ND.shape[1] else embedded_ND
+
+
 def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
-    """`batch`, or for an empty one a stand-in of one context with one impression, all bags empty.
+    """`batch`, or for an empty one a stand-in of one context with one impression, all bags of the (categorical) fields
+    empty.
 
     A rank without impressions still has to take part in every collective of the step; its loss counts zero times.
     """
@@ -83,6 +93,8 @@ def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fiel
     return Batch(
         context=empty(num_context_fields, batch.context),
         impression=empty(num_impression_fields, batch.impression),
+        context_numeric=batch.context_numeric.new_zeros((1, batch.context_numeric.shape[1])),
+        impression_numeric=batch.impression_numeric.new_zeros((1, batch.impression_numeric.shape[1])),
         context_of_impression=batch.context_of_impression.new_zeros(1),
         labels={name: label.new_zeros(1) for name, label in batch.labels.items()},
         impression_id=batch.impression_id.new_zeros(1),
@@ -105,6 +117,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(
         context=bags(batch.context),
         impression=bags(batch.impression),
+        context_numeric=moved(batch.context_numeric),
+        impression_numeric=moved(batch.impression_numeric),
         context_of_impression=moved(batch.context_of_impression),
         labels={name: moved(label) for name, label in batch.labels.items()},
         impression_id=moved(batch.impression_id),

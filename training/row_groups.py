@@ -4,7 +4,8 @@ Readers trust nothing (DESIGN §4): what a row group holds is compared with what
 read. FBGEMM, left alone, would log "setting idx to zero" and train on.
 """
 
-# Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), O fields of arity one, M of arity many, V values.
+# Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), O fields of arity one, M of arity many, V values,
+# D numeric fields.
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 import pipeline.numba_cache  # noqa: F401  (before numba)
-from pipeline.manifest import InputError, ManifestField, RowGroup
+from pipeline.manifest import CATEGORICAL, NUMERIC, InputError, ManifestField, RowGroup
 
 # isort: split
 from numba import njit
 
 from training.batch import NO_GROUP
+from training.numeric import check_moments, squashed
 from training.plan import permutation
 
 POOLINGS = ("sum", "mean")
@@ -40,15 +42,17 @@ class Columns:
     def __post_init__(self) -> None:
         for entry in self.fields:
             pooling = self.pooling.get(entry.name)
-            if entry.arity == "many" and pooling not in POOLINGS:
+            if entry.kind == NUMERIC:
+                check_moments(entry)
+            elif entry.arity == "many" and pooling not in POOLINGS:
                 raise InputError(
                     f"The pooling of {entry.name} is {pooling!r}; choose one of {', '.join(POOLINGS)} for every field "
                     "of arity many."
                 )
 
-    def of_scope(self, scope: str) -> tuple[ManifestField, ...]:
-        """The fields of scope "context" or "impression", in catalogue order."""
-        return tuple(entry for entry in self.fields if entry.scope == scope)
+    def of_scope(self, scope: str, kind: str = CATEGORICAL) -> tuple[ManifestField, ...]:
+        """The fields of `kind` and of scope "context" or "impression", in catalogue order."""
+        return tuple(entry for entry in self.fields if (entry.scope, entry.kind) == (scope, kind))
 
     def types(self) -> dict[str, pa.DataType]:
         """Every column that is read, with the type that DESIGN §4 gives it."""
@@ -59,6 +63,9 @@ class Columns:
         }
         types |= dict.fromkeys(self.labels, INT8_LIST)
         for entry in self.fields:
+            if entry.kind == NUMERIC:
+                types[entry.name] = pa.float32() if entry.scope == "context" else FLOAT_LIST
+                continue
             types[entry.name] = pa.int32() if entry.scope == "context" and entry.arity == "one" else INT32_LIST
             if entry.scope == "impression" and entry.arity == "many":
                 types[f"{entry.name}__length"] = INT32_LIST
@@ -76,6 +83,7 @@ class Packed:
     offsets_MN: np.ndarray  # int32 [M, N + 1], into values_V
     values_V: np.ndarray  # int32
     weights_V: np.ndarray  # float32, with the pooling in them
+    numeric_DN: np.ndarray  # float32, as the towers take them
 
 
 @dataclass(frozen=True)
@@ -209,19 +217,40 @@ class _Source:
 
     def lists(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """The values of all rows, and int32 [R + 1] offsets into them."""
-        array = self.whole(column)
+        values, offsets = self.values_and_offsets(self.whole(column))
+        return self._no_nulls(column, values).to_numpy(zero_copy_only=len(values) > 0), offsets
+
+    def values_and_offsets(self, array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
+        """The values of all lists, nulls among them, and int32 [R + 1] offsets into them."""
         offsets = array.offsets.to_numpy()
         if not len(offsets):
-            return array.values.to_numpy(zero_copy_only=False), np.zeros(1, np.int32)
-        values = self._no_nulls(column, array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))).to_numpy()
+            return array.values, np.zeros(1, np.int32)
+        values = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
         return values, offsets - offsets[0] if offsets[0] else offsets
 
     def parallel(self, column: str) -> np.ndarray:
         """The values of a column that has one for each impression."""
         values, offsets = self.lists(column)
+        self.check_parallel(column, offsets)
+        return values
+
+    def check_parallel(self, column: str, offsets: np.ndarray) -> None:
         if not np.array_equal(offsets, self.offsets_R):
             raise self.error(column, "lists of another length than impression_id's")
-        return values
+
+    def numbers(self, entry: ManifestField) -> np.ndarray:
+        """float32 [N]: the inputs of a numeric field; a null is 0."""
+        array = self.array(entry.name)
+        if entry.scope == "impression":
+            array, offsets = self.values_and_offsets(self._no_nulls(entry.name, array))
+            self.check_parallel(entry.name, offsets)
+        values = array.fill_null(0.0).to_numpy()
+        if not np.isfinite(values).all():
+            raise self.error(entry.name, "a value that is not finite (a missing one is null)")
+        inputs = squashed(values, entry)
+        if array.null_count:
+            inputs[array.is_null().to_numpy(zero_copy_only=False)] = 0.0
+        return inputs
 
     def bags(self, entry: ManifestField) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """values_V, offsets int32 [N + 1] of the bags, and weights_V of a field of arity many."""
@@ -288,9 +317,14 @@ def _packed(source: _Source, columns: Columns, scope: str, first_K: np.ndarray, 
             divide = _divide_long if num_values_M[place] > LONG_BAG * num_bags else _divide_short
             divide(weights_V[mine], offsets_MN[place])
         offsets_MN[place] += np.int32(ends_M[place])
+    numeric = columns.of_scope(scope, NUMERIC)
+    numeric_DN = _empty((len(numeric), num_bags), np.float32)
+    for place, entry in enumerate(numeric):
+        _gather(source.numbers(entry), first_K, last_K, numeric_DN[place])
     slot = {entry.name: place for place, entry in enumerate(ones)}
     slot |= {entry.name: -1 - place for place, entry in enumerate(many)}
-    return Packed(np.array([slot[entry.name] for entry in fields], np.int64), ones_ON, offsets_MN, values_V, weights_V)
+    slot_F = np.array([slot[entry.name] for entry in fields], np.int64)
+    return Packed(slot_F, ones_ON, offsets_MN, values_V, weights_V, numeric_DN)
 
 
 def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:

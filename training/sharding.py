@@ -19,7 +19,7 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from pipeline.manifest import InputError, ManifestField
+from pipeline.manifest import NUMERIC, InputError, ManifestField
 from training.embeddings import EmbeddingSettings, allocated
 from training.world import World
 
@@ -48,11 +48,14 @@ class ShardingSettings:
             )
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """InputError where `tables` names a field that the dataset lacks."""
+        """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
+        numeric = [entry.name for entry in fields if entry.kind == NUMERIC]
         for name in self.tables:
             if name not in names:
                 raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")
+            if name in numeric:
+                raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
 
     def kind_of(self, entry: ManifestField, columns: int) -> str:
         """How the table of `entry`, `columns` wide, is spread."""

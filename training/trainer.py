@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from pipeline.manifest import InputError, Manifest, load_manifest
+from pipeline.manifest import CATEGORICAL, InputError, Manifest, load_manifest
 from training import checkpoint
 from training.batch import Batch
 from training.checkpoint_files import Checkpoint, Position
@@ -127,7 +127,7 @@ class Trainer:
     def _forward(self, batch: Batch, step: int) -> Tensor:
         """This rank's sum of each loss."""
         run_step = self.position.epoch * self.plan.num_steps + step
-        fields = (len(self.manifest.fields_of("context")), len(self.manifest.fields_of("impression")))
+        fields = [len(self.manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
         whole = without_emptiness(batch, *fields)
         sums = log_loss_sums(self.graph, self.placed.network(whole, run_step), whole.labels)
         return sums if batch.num_impressions else sums * 0.0
@@ -291,7 +291,8 @@ def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: Worl
     model = EntireSpaceModel(
         manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
     )
-    return place(model, manifest.fields, settings.embedding, settings.optimizer, settings.sharding, world)
+    tables = manifest.fields_of(kind=CATEGORICAL)
+    return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.manifest import LABELS, InputError, Manifest
+from pipeline.manifest import CATEGORICAL, LABELS, InputError, Manifest
 from training import metrics
 from training.batch import Batch
 from training.checkpoint_files import Judged
@@ -64,7 +64,7 @@ class Validation:
         self, manifest: Manifest, graph: Graph, plan: Plan, feed: Feed, early_stopping: EarlyStoppingSettings
     ) -> None:
         self._graph, self._plan, self._feed = graph, plan, feed
-        self._scopes = (len(manifest.fields_of("context")), len(manifest.fields_of("impression")))
+        self._scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
         self._labels = [label for label in LABELS if label in manifest.labels]
         self._columns = [*self._labels, *graph.outputs]
         nothing = {name: np.empty(0, np.float32) for name in self._columns}
