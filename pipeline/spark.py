@@ -17,6 +17,7 @@ from pipeline.java import ensure_java
 from pipeline.manifest import InputError
 from pipeline.numba_cache import own_directory
 from pipeline.settings import SparkSettings
+from pipeline.workers import MALLOC
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +84,7 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         chosen["spark.driver.extraJavaOptions"] = java_options
     for name in ("NUMBA_CACHE_DIR", "PYTHONPATH"):
         chosen[f"spark.executorEnv.{name}"] = os.environ[name]
+    chosen |= {f"spark.executorEnv.{name}": value for name, value in MALLOC.items()}
     for key, value in (chosen | _flat(settings.conf)).items():
         builder = builder.config(key, value)
     try:

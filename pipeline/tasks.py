@@ -30,6 +30,7 @@ from pipeline.records import layout_of
 from pipeline.rows import rows_of, schema_of
 from pipeline.source import InputSplit, SourceFile, read_line_at
 from pipeline.vocabulary import Counter, frequent, min_counts, pairs_of
+from pipeline.workers import settle
 
 Batches = Iterator[pa.RecordBatch]
 Task = Callable[[Batches], Batches]
@@ -71,6 +72,7 @@ class Counting:
 
     def merge(self, batches: Batches) -> Batches:
         """COUNTED of one partition → its frequent pairs; tallies pass through."""
+        settle()
         counter = Counter()
         for batch in batches:
             for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
@@ -195,12 +197,14 @@ def actions_path(directory: Path, period: str) -> Path:
 
 
 def _numbers(batches: Batches) -> Iterator[int]:
+    settle()
     for batch in batches:
         yield from batch.column(0).to_pylist()
 
 
 def _by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
     """(bucket key, its batches) of a partition sorted by bucket; each must be used up before the next."""
+    settle()
     waiting = (piece for batch in batches for piece in _cut_at_buckets(batch))
     piece = next(waiting, None)
     while piece is not None:
