@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline import audit, commit
 from pipeline.audit import Tally
+from pipeline.audit_figures import figures
+from pipeline.audit_statistics import Statistics
 from pipeline.dataset import HashedFile
 from pipeline.job import Job
 from pipeline.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
@@ -47,15 +47,12 @@ def assembled(
         for number, report in enumerate([*early, *reread])
     ]  # fmt: skip
     totals = totals_of(files)
-    values = {split: np.zeros((len(job.catalogue.fields), 2), np.int64) for split in SPLITS}
-    for report in reports:
-        if "values" in report:
-            values[report["split"]] += np.array(report["values"], np.int64)
-    statistics = audit.field_statistics(job.catalogue, values)
-    balanced = audit.balanced(scanned, written, totals, statistics, set_aside)
+    balanced = audit.balanced(scanned, written, totals, set_aside)
     if job.labelled:
         balanced["events"] = job.labelled.audit
-    commit.write_json(job.out / commit.AUDIT, balanced)
+    content = balanced | figures(job.catalogue, _statistics(reports))
+    content["examples"] = audit.examples_of([*early, *reread], job.logs)
+    commit.write_json(job.out / commit.AUDIT, content)
     determining = job.settings.determining()
     return Manifest(
         settings=determining,
@@ -78,6 +75,15 @@ def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile
         groups = tuple(RowGroup(**group) for group in staged["row_groups"])
         files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
     return files
+
+
+def _statistics(reports: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+    """split → the tallies of its files, merged in the order of the files; only splits that have rows."""
+    found: dict[str, Statistics] = {}
+    data = [report for report in reports if report.get("file")]
+    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
+        found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report))
+    return found
 
 
 def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Path) -> ManifestField:

@@ -4,7 +4,7 @@ A Tally counts on the way (in tasks, merged on the driver); `balanced` proves th
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline import parse
 from pipeline.chunks import Chunk
-from pipeline.fields import Catalogue
+from pipeline.dataset import NUM_EXAMPLES
 from pipeline.manifest import SPLITS
 from pipeline.parse import REASONS
-from pipeline.source import CONTEXT, SKELETON
+from pipeline.source import CONTEXT, SKELETON, SourceFile
 
 #: What a line of each table is called in the audit.
 GRAIN = {CONTEXT: "contexts", SKELETON: "impressions"}
@@ -86,7 +86,6 @@ def balanced(
     scanned: Tally,
     written: Tally,
     totals: Mapping[str, Mapping[str, int]],
-    fields: Mapping[str, Mapping[str, Mapping[str, int]]],
     quarantine_files: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of audit.json.
@@ -109,7 +108,6 @@ def balanced(
         "kept": _summed(scanned, ("kept/feature_count_mismatch", "kept/conversion_without_click")),
         "left_out": _summed(scanned, ("unknown_features", "repeated_values")),
         "funnel": {split: {name: n for name, n in total.items() if name != "rows"} for split, total in totals.items()},
-        "fields": fields,
         "quarantine": files,
     }
 
@@ -144,12 +142,19 @@ def _summed(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
     }
 
 
-def field_statistics(catalogue: Catalogue, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict[str, int]]]:
-    """field → split → values in the dataset, and how many of them are out of vocabulary."""
+def examples_of(reports: Iterable[Mapping[str, Any]], sources: Sequence[SourceFile]) -> dict[str, list[dict[str, Any]]]:
+    """reason → the first lines of the log that were set aside for it, from the reports of the quarantine files."""
+    ordinals = {source.name: source.ordinal for source in reversed(sources)}
+    found: dict[str, list[tuple[int, int, str, str]]] = {}
+    for report in reports:
+        for reason, lines in report["examples"].items():
+            found.setdefault(reason, []).extend(
+                (ordinals[source], offset, source, line) for source, offset, line in lines
+            )
     return {
-        entry.name: {
-            split: {"values": int(values_F2[number, 0]), "out_of_vocabulary": int(values_F2[number, 1])}
-            for split, values_F2 in values.items()
-        }
-        for number, entry in enumerate(catalogue.fields)
+        reason: [
+            {"source": source, "offset": offset, "line": line}
+            for _, offset, source, line in sorted(lines)[:NUM_EXAMPLES]
+        ]
+        for reason, lines in sorted(found.items())
     }

@@ -27,6 +27,8 @@ QUARANTINE_SCHEMA = pa.schema(
     [("source", pa.string()), ("offset", pa.int64()), ("reason", pa.string()), ("line", pa.binary())]
 )
 _QUARANTINE_BYTES = 8 << 20  # of lines in a row group
+NUM_EXAMPLES = 3  # lines of each reason that the audit shows
+_EXAMPLE_BYTES = 400  # of a line
 
 
 class HashedFile:
@@ -122,15 +124,30 @@ class PartWriter:
 
 
 def write_quarantine(path: Path, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
-    """Write batches of QUARANTINE_SCHEMA as one file; what the driver needs to commit it."""
+    """Write batches of QUARANTINE_SCHEMA as one file; what the driver needs to commit it, and the first of each reason.
+
+    The lines of a reason come in the order of the log.
+    """
     file = HashedFile(path)
     num_lines = 0
+    examples: dict[str, list[list[Any]]] = {}
     with pq.ParquetWriter(pa.PythonFile(file, "w"), QUARANTINE_SCHEMA, **PARQUET) as writer:
         for batch in _regrouped(batches):
             writer.write_batch(batch)
             num_lines += batch.num_rows
+            _add_examples(examples, batch)
     file.close()
-    return file.staged(lines=num_lines)
+    return file.staged(lines=num_lines, examples=examples)
+
+
+def _add_examples(examples: dict[str, list[list[Any]]], batch: pa.RecordBatch) -> None:
+    """reason → source, offset and the beginning of the line, of the first lines with that reason."""
+    for reason in pa.compute.unique(batch.column("reason")).to_pylist():
+        found = examples.setdefault(reason, [])
+        mine = batch.filter(pa.compute.equal(batch.column("reason"), reason)).slice(0, NUM_EXAMPLES - len(found))
+        for row in mine.to_pylist():
+            text = row["line"][:_EXAMPLE_BYTES].decode("utf-8", "backslashreplace")
+            found.append([row["source"], row["offset"], text + "…" * (len(row["line"]) > _EXAMPLE_BYTES)])
 
 
 def quarantine_batch(

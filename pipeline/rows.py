@@ -17,18 +17,17 @@ from pipeline.contexts import Selected, wide
 from pipeline.fields import Catalogue
 from pipeline.manifest import LABELS
 from pipeline.records import NO_GROUP, Layout
-from pipeline.vocabulary import MISSING, OUT_OF_VOCABULARY
 
 _LABEL_BITS = {"click": records.CLICK, "daction": records.DACTION, "conversion": records.CONVERSION}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Context rows as a table, the counts of each row, and what each field held."""
+    """Context rows as a table, and of each row the key of its context and its counts."""
 
     table: pa.Table
+    key_N: np.ndarray  # int64
     count_NK: np.ndarray  # int64: impressions, then the labels in the order of manifest.LABELS
-    values_F2: np.ndarray  # int64: values and values out of vocabulary of each field in catalogue order
 
 
 def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
@@ -56,8 +55,9 @@ def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows
     impressions = _gather(word_W, selected.impression_I, records.layout_of(catalogue, "impression"))
     first_N = np.r_[selected.first_N, len(selected.impression_I)]
     row_offsets = pa.py_buffer(first_N.astype(np.int32))
+    key_N = _wides(word_W, selected.context_N, records.KEY)
     columns: dict[str, pa.Array] = {
-        "context_id": _hex_strings(_wides(word_W, selected.context_N, records.KEY)),
+        "context_id": _hex_strings(key_N),
         "group_id": _group_ids(_wides(word_W, selected.context_N, records.ID)),
         "impression_id": _lists(pa.int64(), row_offsets, _wides(word_W, selected.impression_I, records.ID)),
     }
@@ -72,10 +72,8 @@ def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows
         columns[label] = _lists(pa.int8(), row_offsets, value_I)
     _context_columns(columns, contexts)
     _impression_columns(columns, impressions, first_N, row_offsets)
-    values = contexts.values() | impressions.values()
-    values_F2 = np.array([values[entry.name] for entry in catalogue.fields], np.int64)
     table = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-    return Rows(table, count_NK, values_F2)
+    return Rows(table, key_N, count_NK)
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,6 @@ class _Gathered:
         """(values, weights) of a field of arity many over all records."""
         chosen = slice(self.begin_M[many], self.begin_M[many + 1])
         return self.value_V[chosen], self.weight_V[chosen]
-
-    def values(self) -> dict[str, tuple[int, int]]:
-        """field → (values, values out of vocabulary)."""
-        found = {}
-        for one, entry in enumerate(self.layout.ones):
-            found[entry.name] = _counts(self.one_OP[one])
-        for many, entry in enumerate(self.layout.many):
-            found[entry.name] = _counts(self.of_many(many)[0])
-        return found
-
-
-def _counts(value_V: np.ndarray) -> tuple[int, int]:
-    return int(np.count_nonzero(value_V != MISSING)), int(np.count_nonzero(value_V == OUT_OF_VOCABULARY))
 
 
 def _gather(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit import GRAIN, Tally
+from pipeline.audit_statistics import Statistics
 from pipeline.buckets import Buckets
 from pipeline.chunks import SCOPE_OF, ChunkReader
 from pipeline.contexts import Selected, grouped, select
@@ -130,7 +131,7 @@ class Writing:
         schema = schema_of(catalogue, self.with_daction)
         writer = PartWriter(path, schema, self.impressions_per_row_group, self.with_daction)
         tally = Tally()
-        values_F2 = np.zeros((len(catalogue.fields), 2), np.int64)
+        statistics = Statistics()
         rejects: list[np.ndarray] = []
         for batch in grouped(batches):
             selected = select(batch, self.max_impressions)
@@ -138,9 +139,10 @@ class Writing:
             rejects.append(selected.reject_X3)
             if len(selected.context_N):
                 rows = rows_of(selected, catalogue, schema)
-                values_F2 += rows.values_F2
+                statistics.add(rows.table, catalogue, rows.key_N, rows.count_NK)
                 writer.add(rows)
-        report: dict[str, Any] = {"file": writer.finish(), "tally": tally.to_json(), "values": values_F2.tolist()}
+        report: dict[str, Any] = {"file": writer.finish(), "tally": tally.to_json()}
+        report |= statistics.report(f"{path}-distinct.npz")
         reject_X3 = np.concatenate(rejects)
         if len(reject_X3):
             np.save(f"{path}-rejects.npy", reject_X3)

@@ -19,7 +19,7 @@ SCHEMA = pa.schema([("row", pa.int64())])
 def rows_of(first: int, impressions: Sequence[int]) -> Rows:
     count_NK = np.array([[number, 1, 0, 0] for number in impressions], np.int64).reshape(-1, 4)
     table = pa.table({"row": np.arange(first, first + len(impressions))}, schema=SCHEMA)
-    return Rows(table, count_NK, np.zeros((0, 2), np.int64))
+    return Rows(table, np.arange(first, first + len(impressions)), count_NK)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -142,6 +142,7 @@ def test_the_audit_counts_values_and_the_share_out_of_vocabulary(tmp_path: Path,
     raw = log.write(tmp_path / "raw")
     preprocess(preprocess_settings(raw, tmp_path / "out", "split.validation=0"))
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert audit["fields"]["item_id"]["test"] == {"values": 4, "out_of_vocabulary": 1}
-    assert audit["fields"]["user_item_brands"]["train"] == {"values": 4, "out_of_vocabulary": 0}
+    counts = {"records": 4, "without": 0, "values": 4, "most": 1, "length_bins": [0, 4]}
+    assert audit["fields"]["item_id"]["test"] == counts | {"out_of_vocabulary": 1, "index_bins": [0, 1, 3]}
+    assert audit["fields"]["user_item_brands"]["train"] == counts | {"out_of_vocabulary": 0, "index_bins": [0, 0, 4]}
     assert audit["funnel"]["test"] == {"impressions": 4, "clicks": 2, "conversions": 1}
