@@ -1,6 +1,9 @@
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,30 +114,59 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_a_weight(data: Path, 
             np.testing.assert_array_equal(value, before[name])
 
 
-def error_of_broken_shard(settings: TrainSettings) -> Arrays:
-    told = ""
+def told_to_a_rank(settings: TrainSettings, number: int, folder: str, key: str = "data") -> Arrays:
+    """What rank `number` reads it reads from `folder`; what ends the run on this rank."""
+    if os.environ["RANK"] == str(number):
+        settings = replace(settings, **{key: folder})
     with join(settings.world) as world:
-        trainer = Trainer(settings, world)
         try:
-            trainer.fit()
+            Trainer(settings, world).fit()
         except InputError as error:
-            told = str(error)
-    return {"told": np.array(told)}
+            return {"told": np.array(str(error))}
+    return {"told": np.array("")}
 
 
-def test_a_shard_that_one_rank_cannot_read_ends_the_run_on_all_of_them(tmp_path: Path) -> None:
-    manifest = write_tiny_dataset(tmp_path / "data", num_contexts=100)
-    victim = manifest.files_of("train")[1].path
-    content = (tmp_path / "data" / victim).read_bytes()
+def told_to_all(settings: TrainSettings, folder: Path, *broken: Any) -> str:
+    """The one sentence that two ranks end with where rank 1 meets what is `broken`."""
+    told = {str(rank["told"]) for rank in run_ranks(told_to_a_rank, 2, folder, settings, 1, *broken)}
+    assert len(told) == 1, told
+    return told.pop()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_shard_that_one_rank_alone_cannot_read_ends_the_run_on_all_of_them(
+    data: Path, tmp_path: Path, split: str
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    victim = load_manifest(data).files_of(split)[-1].path
+    content = (data / victim).read_bytes()
     (tmp_path / "data" / victim).write_bytes(content[:-50] + b"x" * 50)
-    told = [
-        str(rank["told"])
-        for rank in run_ranks(
-            error_of_broken_shard, 2, tmp_path / "r", tiny_settings(tmp_path / "data", tmp_path / "run")
-        )
-    ]
-    assert told[0] == told[1]
-    assert Path(victim).name in told[0]
+    told = told_to_all(tiny_settings(data, tmp_path / "run"), tmp_path / "ranks", str(tmp_path / "data"))
+    assert f"{victim} has the checksum" in told
+
+
+def test_what_one_rank_alone_finds_before_the_first_step_ends_the_run_on_all_of_them(
+    data: Path, tmp_path: Path
+) -> None:
+    nothing, ranks = str(tmp_path / "nothing"), tmp_path / "ranks"
+    told = told_to_all(tiny_settings(data, tmp_path / "run"), ranks, nothing)
+    assert f"{nothing} does not exist" in told
+    fit(tiny_settings(data, tmp_path / "before"))
+    settings = replace(tiny_settings(data, tmp_path / "run"), init_from=str(tmp_path / "before"))
+    assert "has no config.yaml" in told_to_all(settings, ranks, nothing, "init_from")
+
+
+def test_validation_divides_the_loss_as_training_does(data: Path, tmp_path: Path) -> None:
+    """A model trained on clicks, judged on the very rows that it trained on."""
+    settings = tiny_settings(data, tmp_path / "run", batch_size=800)
+    settings.model.graph = GraphSettings(
+        ["conversion | click"], ["conversion | click"], {"p_cvr": "conversion | click"}
+    )
+    settings.model.train_on, settings.validation.split = "clicks", "train"
+    settings.optimizer.towers.lr = settings.optimizer.embeddings.lr = 1e-9
+    fit(settings)
+    entries = log_of(tmp_path / "run")
+    assert entries[1]["validation_loss"] == pytest.approx(entries[0]["loss"], rel=1e-4)
 
 
 def refusal(settings: TrainSettings) -> str:

@@ -60,9 +60,11 @@ def predict_split(
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, settings.data)
-    true = _read_truth(truth) if truth is not None else None
+    with world.agreeing():
+        true = _read_truth(truth) if truth is not None else None
     placed = build(settings, manifest, graph, world)
-    checkpoint.restore(found, placed)
+    with world.agreeing():
+        checkpoint.restore(found, placed)
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
     feed = open_feed(settings, manifest, split, plan, world)
     scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
@@ -70,18 +72,23 @@ def predict_split(
 
     def tables() -> Iterator[pa.Table]:
         with torch.no_grad():
-            for batch in feed.batches(0, 0):
+            for batch in world.in_step(feed.batches(0), plan.num_steps):
                 whole = without_emptiness(to_device(batch, world.device), *scopes)
-                predicted = graph.predict(placed.network(whole, None))
+                columns = graph.predict(placed.network(whole, None))
                 if batch.num_impressions:
-                    yield _with_truth(_table(batch, predicted), true)
+                    yield _table(batch, columns)
 
     placed.network.eval()
     if world.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     world.barrier()
-    world.agree(_failure(lambda: _write(staging / f"part-{world.rank:05d}.parquet", tables())))
+    predicted = tables()
+    whole = (_with_truth(table, true) for table in predicted)
+    failure = _failure(lambda: _write(staging / f"part-{world.rank:05d}.parquet", whole))
+    for _ in predicted:  # where this rank cannot write: the others wait for it at every step
+        pass
+    world.agree(failure)
     if world.rank == 0:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(staging, final)

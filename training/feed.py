@@ -87,6 +87,10 @@ class Feed:
         finally:
             running.close()
 
+    def nothing(self) -> Batch:
+        """A batch without impressions."""
+        return collate([], self._columns)
+
     def close(self) -> None:
         """Stop reading; a later call of `batches` starts anew."""
         if self._running is not None:

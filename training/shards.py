@@ -13,6 +13,7 @@ from pipeline.manifest import DatasetFile, InputError, open_location
 from training.row_groups import Columns, check_schema
 
 Result = TypeVar("Result")
+Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 VERIFY = ("size", "checksum")
 _HASH_BLOCK_BYTES = 4 << 20
@@ -23,7 +24,8 @@ class Shards:
     """The files of one dataset, for any number of reading threads.
 
     The first opening of a file compares its size, footer and column types with the manifest and, with
-    `verify="checksum"`, hashes it whole. Every failure is an InputError that names the file.
+    `verify="checksum"`, hashes it whole. A file whose size or time of change differs at a later reading is compared
+    again, and always hashed. Every failure is an InputError that names the file.
     """
 
     def __init__(self, dataset: str, columns: Columns, verify: str) -> None:
@@ -32,13 +34,16 @@ class Shards:
         self._filesystem, self._root = open_location(dataset)
         self._names = list(columns.types())
         self._columns, self._verify = columns, verify
-        self._checked: dict[str, pq.FileMetaData] = {}
+        self._checked: dict[str, tuple[Stamp, pq.FileMetaData]] = {}
         self._lock = threading.Lock()
 
     def read(self, file: DatasetFile, row_group: int) -> pa.Table:
         """The needed columns of one row group."""
         metadata = self._metadata(file)
-        return _guarded(file, lambda: self._read(file, row_group, metadata))
+        try:
+            return _guarded(file, lambda: self._read(file, row_group, metadata))
+        finally:
+            self._metadata(file)  # raises if the file has changed while it was read, and says how
 
     def _read(self, file: DatasetFile, row_group: int, metadata: pq.FileMetaData) -> pa.Table:
         with self._open(file) as stream, pq.ParquetFile(stream, metadata=metadata, pre_buffer=True) as parquet:
@@ -49,20 +54,27 @@ class Shards:
         return self._filesystem.open_input_file(f"{self._root.rstrip('/')}/{file.path}")
 
     def _metadata(self, file: DatasetFile) -> pq.FileMetaData:
+        """The footer of `file`, which is what the manifest says, now."""
         with self._lock:  # so that of two threads that want one file the second waits for the first one's verdict
-            if file.path not in self._checked:
-                self._checked[file.path] = _guarded(file, lambda: self._check(file))
-            return self._checked[file.path]
+            before = self._checked.get(file.path)
+            stamp = _guarded(file, lambda: self._stamp(file))
+            if before is None or before[0] != stamp:
+                in_full = self._verify == "checksum" or before is not None
+                self._checked[file.path] = stamp, _guarded(file, lambda: self._check(file, stamp, in_full))
+            return self._checked[file.path][1]
 
-    def _check(self, file: DatasetFile) -> pq.FileMetaData:
+    def _stamp(self, file: DatasetFile) -> Stamp:
         path = f"{self._root.rstrip('/')}/{file.path}"
         info = self._filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise FileNotFoundError(path)
-        if info.size != file.bytes:
-            raise InputError(f"{file.path} has {info.size} bytes where the manifest says {file.bytes}; {_REMEDY}")
+        return info.size, info.mtime_ns
+
+    def _check(self, file: DatasetFile, stamp: Stamp, in_full: bool) -> pq.FileMetaData:
+        if stamp[0] != file.bytes:
+            raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {_REMEDY}")
         with self._open(file) as stream:
-            if self._verify == "checksum" and (found := _xxh3(stream)) != file.xxh3:
+            if in_full and (found := _xxh3(stream)) != file.xxh3:
                 raise InputError(
                     f"{file.path} has the checksum {found} where the manifest says {file.xxh3}: its bytes have changed "
                     f"since it was written; {_REMEDY}"

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,28 +53,35 @@ class Trainer:
         Raises InputError, on every rank, for what does not fit the dataset or the run that is there.
         """
         self.settings, self.world, self.run = settings, world, Path(settings.out)
-        self.manifest = load_manifest(settings.data)
-        self.graph = check(settings, self.manifest, world.device)
-        self.plan = Plan(
-            self.manifest.files_of("train"),
-            batch_size=settings.plan.batch_size,
-            lanes=settings.plan.lanes,
-            seed=settings.plan.seed,
-            unit=settings.model.train_on,
-        )
-        self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
-        self._claim()
+        with world.agreeing():
+            self.manifest = load_manifest(settings.data)
+            self.graph = check(settings, self.manifest, world.device)
+            self.plan = Plan(
+                self.manifest.files_of("train"),
+                batch_size=settings.plan.batch_size,
+                lanes=settings.plan.lanes,
+                seed=settings.plan.seed,
+                unit=settings.model.train_on,
+            )
+            self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
+            self.validation = self._open_validation()
+        with world.agreeing():
+            if world.rank == 0:
+                claim(self.run, settings)
         found = checkpoint.agreed(self.run, world, say)
         self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
         self._saved_steps, self._saved_s = self.steps_done, time.monotonic()
         self._interrupts = Interrupts()
+        self._broken: InputError | None = None  # why this rank has no batch
         self._journal: Journal | None = None
         if not self.finished:
-            self.validation = self._open_validation()
+            with world.agreeing():
+                if found:
+                    check_dataset(found, self.manifest, settings.data)
             self.placed = build(settings, self.manifest, self.graph, world)
             if found:
-                check_dataset(found, self.manifest, settings.data)
-                checkpoint.restore(found, self.placed)
+                with world.agreeing():
+                    checkpoint.restore(found, self.placed)
             elif settings.init_from:
                 self._continue(Path(settings.init_from))
 
@@ -93,7 +100,7 @@ class Trainer:
         if self.finished:
             self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
-        with self._journal_open(), self._interrupts:
+        with closing(self), self._journal_open(), self._interrupts:
             self._validate()  # what a signal kept the last start from
             while not self.finished:
                 for step, batch in self._batches():
@@ -111,18 +118,26 @@ class Trainer:
         self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
         return 0
 
+    def close(self) -> None:
+        """Stop reading."""
+        self.feed.close()
+        if self.validation:
+            self.validation.close()
+
     def _batches(self) -> Iterator[tuple[int, Batch]]:
-        """(step of the epoch, this rank's batch) from the position on; another rank's error is raised here too."""
-        step = self.position.step
-        batches = iter(self.feed.batches(self.position.epoch, step))
-        while step < self.plan.num_steps:
+        """(step of the epoch, this rank's batch) from the position on.
+
+        A rank that cannot read its share takes part in the step with nothing, and the ranks agree on its error there:
+        the others wait for it inside the forward pass already.
+        """
+        start = self.position.step
+        batches = self.feed.batches(self.position.epoch, start)
+        for step in range(start, self.plan.num_steps):
             try:
                 batch = next(batches)
             except InputError as error:
-                self._agree_on(None, step, error)
-            else:
-                yield step, to_device(batch, self.world.device)
-            step += 1
+                self._broken, batch = error, self.feed.nothing()
+            yield step, to_device(batch, self.world.device)
 
     def _forward(self, batch: Batch, step: int) -> Tensor:
         """This rank's sum of each loss."""
@@ -132,13 +147,11 @@ class Trainer:
         sums = log_loss_sums(self.graph, self.placed.network(whole, run_step), whole.labels)
         return sums if batch.num_impressions else sums * 0.0
 
-    def _agree_on(self, sums: Tensor | None, step: int, error: InputError | None = None) -> Agreed:
+    def _agree_on(self, sums: Tensor, step: int) -> Agreed:
         """What the ranks find together; InputError on every rank where one failed or a loss is not finite."""
-        error = error or (self._journal.error if self._journal else None)
+        error = self._broken or (self._journal.error if self._journal else None)
         flags = (error is not None, self._clock_is_due(), self._interrupts.requeue, self._interrupts.ctrl_c)
-        table = torch.tensor([0.0] * len(self.graph.losses) + [float(flag) for flag in flags], dtype=torch.float64)
-        if sums is not None:
-            table[: len(sums)] = sums.detach()
+        table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
         *totals, num_failed, save, requeue, ctrl_c = self.world.sum(table.to(self.world.device)).tolist()
         if num_failed:
             self.world.agree(error)
@@ -210,15 +223,6 @@ class Trainer:
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
 
-    def _claim(self) -> None:
-        error = None
-        if self.world.rank == 0:
-            try:
-                claim(self.run, self.settings)
-            except InputError as found:
-                error = found
-        self.world.agree(error)
-
     @contextmanager
     def _journal_open(self) -> Iterator[None]:
         """Write the journal on rank 0 for the length of the block."""
@@ -239,25 +243,29 @@ class Trainer:
 
     def _open_validation(self) -> Validation | None:
         split = self.settings.validation.split
-        if split is None or self.manifest.totals.get(split, {}).get("impressions", 0) == 0:
+        totals = self.manifest.totals.get(split, {}) if split else {}
+        if split is None or totals.get("impressions", 0) == 0:
             return None
         files, plan = self.manifest.files_of(split), self.settings.plan
         in_order = Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
         feed = open_feed(self.settings, self.manifest, split, in_order, self.world)
-        return Validation(self.manifest, self.graph, in_order, feed, self.settings.early_stopping)
+        count = totals[self.settings.model.train_on]
+        return Validation(self.manifest, self.graph, in_order, feed, count, self.settings.early_stopping)
 
     def _continue(self, run: Path) -> None:
         """Start from the model that `run` came to, on this dataset."""
-        before = load(run)
-        old = load_manifest(before.data)
+        with self.world.agreeing():
+            before = load(run)
+            old = load_manifest(before.data)
         found = checkpoint.agreed(run, self.world, say)
-        if found is None:
-            raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
-        check_dataset(found, old, before.data)
-        check_same_schema(before, old, self.settings, self.manifest)
-        data = self.settings.data
-        towers = carry_over(found.path, found.files, before.data, old, data, self.manifest, self.placed)
-        checkpoint.load_towers(self.placed, towers, found)
+        with self.world.agreeing():
+            if found is None:
+                raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
+            check_dataset(found, old, before.data)
+            check_same_schema(before, old, self.settings, self.manifest)
+            data = self.settings.data
+            towers = carry_over(found.path, found.files, before.data, old, data, self.manifest, self.placed)
+            checkpoint.load_towers(self.placed, towers, found)
 
     def _say(self, line: str) -> None:
         if self.world.rank == 0:

@@ -57,13 +57,21 @@ class EarlyStoppingSettings:
 class Validation:
     """Judges the model on one split; every rank takes part.
 
+    Its loss has the denominator of the training loss: the `count` of units of the split that the model trains on, which
+    are impressions, or clicks for a model that trains on clicks. AUCs are over whatever their task is defined on.
     Raises InputError where `early_stopping.metric` is not among the figures that the model's outputs allow.
     """
 
     def __init__(
-        self, manifest: Manifest, graph: Graph, plan: Plan, feed: Feed, early_stopping: EarlyStoppingSettings
+        self,
+        manifest: Manifest,
+        graph: Graph,
+        plan: Plan,
+        feed: Feed,
+        count: int,
+        early_stopping: EarlyStoppingSettings,
     ) -> None:
-        self._graph, self._plan, self._feed = graph, plan, feed
+        self._graph, self._plan, self._feed, self._count = graph, plan, feed, count
         self._scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
         self._labels = [label for label in LABELS if label in manifest.labels]
         self._columns = [*self._labels, *graph.outputs]
@@ -77,18 +85,21 @@ class Validation:
             )
 
     def figures(self, placed: Placed, world: World) -> dict[str, float | None]:
-        """name → figure over the whole split, on every rank; None for an AUC without both classes."""
+        """name → figure over the whole split, on every rank; None for an AUC without both classes.
+
+        Raises InputError, on every rank, where one cannot read its share.
+        """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         placed.network.eval()
         with torch.no_grad():
-            for batch in self._feed.batches(0):
+            for batch in world.in_step(self._feed.batches(0), self._plan.num_steps):
                 column_CN, loss = self._predict(placed, to_device(batch, world.device))
                 columns.append(column_CN)
                 losses += loss
         placed.network.train()
         whole_CN = world.collect(torch.cat(columns, dim=1))
         totals = torch.zeros(len(self.names), dtype=torch.float64)
-        totals[0] = losses[0] / self._plan.num_impressions
+        totals[0] = losses[0] / self._count if self._count else math.nan
         if whole_CN is not None:
             totals[1:] = torch.tensor(self._aucs(whole_CN.numpy()))
         values = world.sum(totals.to(world.device)).tolist()

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.manifest import InputError
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -97,6 +99,29 @@ class World:
         if self.size > 1:
             dist.broadcast(letters, src=failed)
         raise InputError(bytes(letters.cpu().numpy()).decode()) from error
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """A block whose InputError, on any rank, is raised on every rank at its end.
+
+        Every rank must come to it, and inside it no rank may wait for another.
+        """
+        try:
+            yield
+        except InputError as error:
+            self.agree(error)
+        else:
+            self.agree(None)
+
+    def in_step(self, items: Iterator[Item], count: int) -> Iterator[Item]:
+        """The `count` items that every rank has; where one rank's `items` raise InputError, every rank raises it.
+
+        For loops whose body waits for the other ranks: they agree before each item is used.
+        """
+        for _ in range(count):
+            with self.agreeing():
+                item = next(items)
+            yield item
 
 
 def speaks() -> bool:
