@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pages.charts import Axis, Series, figure
 from training.calibration import ECE_BINS, calibration_curve
-from training.charts import Axis, Series, figure
 from training.ranking import Array, roc_curve
 
 HISTOGRAM_BINS = 40

@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pages.frame import details, funnel, note, page, section
 from pipeline.manifest import LABELS, InputError
 from training.calibration import ECE_BINS
 from training.figures import calibration_figure, histogram_figure, loss_figure, roc_figure
 from training.metrics import Metrics, Task, tasks, true_probabilities
-from training.page import PAGE
 from training.ranking import Array
 
 TASK_TITLES = {
@@ -39,18 +38,18 @@ def write_report(run: Path, split: str) -> Path:
     log, num_broken_lines = read_log(run / "log.jsonl")
     config = run / "config.yaml"
     sections = [
-        _section("Result", headline_table(metrics), _truth_note(metrics)),
-        _section("Funnel", funnel(metrics, split)),
-        _section("Training", loss_figure(log, num_broken_lines)),
-        *(_section(*task_section(task, predictions)) for task in tasks(predictions)),
-        _section("All figures", _details("every number of metrics.json", _figures_table(metrics))),
+        section("Result", headline_table(metrics), _truth_note(metrics)),
+        section("Funnel", _funnel(metrics, split)),
+        section("Training", loss_figure(log, num_broken_lines)),
+        *(section(*task_section(task, predictions)) for task in tasks(predictions)),
+        section("All figures", details("every number of metrics.json", _figures_table(metrics))),
     ]
     if config.exists():
         settings = f"<pre>{escape(config.read_text(encoding='utf-8', errors='replace'))}</pre>"
-        sections.append(_section("Configuration", _details("config.yaml", settings)))
-    page = PAGE.substitute(name=escape(run.resolve().name), split=escape(split), body="\n".join(sections))
+        sections.append(section("Configuration", details("config.yaml", settings)))
+    name = run.resolve().name
     target, partial = run / "report.html", run / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(page(name, f"{name} · {split}", f"predictions of split {split}", sections), encoding="utf-8")
     os.replace(partial, target)
     return target
 
@@ -134,44 +133,23 @@ def _cell(column: str, value: float | None) -> str:
 
 
 def _truth_note(metrics: Metrics) -> str:
-    note = f"AUC and GAUC count ties one half; calibration is predicted over observed, ECE has {ECE_BINS} bins of equal mass. "
+    text = f"AUC and GAUC count ties one half; calibration is predicted over observed, ECE has {ECE_BINS} bins of equal mass. "
     if "ctr_gauc_groups" in metrics or "cvr_gauc_groups" in metrics:
         counts = ", ".join(
             f"{title} {metrics[f'{name}_gauc_groups']:,} ({metrics[f'{name}_gauc_groups_left_out']:,} left out)"
             for name, (title, _) in TASK_TITLES.items()
             if f"{name}_gauc_groups" in metrics
         )
-        note += f"GAUC gives every user with both classes weight 1: {counts}. "
+        text += f"GAUC gives every user with both classes weight 1: {counts}. "
     if any(name.startswith("true_") for name in metrics):
-        note += "The share covered is (AUC − 0.5) / (AUC of the true probabilities − 0.5)."
-    return f'<p class="note">{note}</p>'
+        text += "The share covered is (AUC − 0.5) / (AUC of the true probabilities − 0.5)."
+    return note(text)
 
 
-def funnel(metrics: Metrics, split: str) -> str:
-    """Impressions, clicks, dactions and conversions of `split`, each with its rates."""
-    stages = [("impressions", "num_impressions"), ("clicks", "num_clicks"), ("dactions", "num_dactions")]
-    stages = [stage for stage in [*stages, ("conversions", "num_conversions")] if stage[1] in metrics]
-    counts = [int(metrics[key] or 0) for _, key in stages]
-    rows = []
-    for (name, _), count in zip(stages, counts, strict=True):
-        # Bars by logarithm: on real logs one conversion faces five thousand impressions.
-        width = 100 * np.log1p(count) / max(np.log1p(counts[0]), 1e-9)
-        of_clicks = (
-            f"{_percent(count / counts[1])} of clicks" if name not in ("impressions", "clicks") and counts[1] else ""
-        )
-        share = "" if name == "impressions" or not counts[0] else f"{_percent(count / counts[0])} of impressions"
-        rows.append(
-            f"<tr><th scope=row>{name}</th><td>{count:,}</td><td>{share}</td><td>{of_clicks}</td>"
-            f'<td class="bar"><i style="width:{width:.1f}%"></i></td></tr>'
-        )
-    return (
-        f'<div class="scroll"><table class="funnel"><tbody>{"".join(rows)}</tbody></table></div>'
-        f'<p class="note">Split {escape(split)}; the bars are on a logarithmic scale.</p>'
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+def _funnel(metrics: Metrics, split: str) -> str:
+    names = ("impressions", "clicks", "dactions", "conversions")
+    stages = [(name, int(metrics[f"num_{name}"] or 0)) for name in names if f"num_{name}" in metrics]
+    return funnel(stages) + note(f"Split {escape(split)}; the bars are on a logarithmic scale.")
 
 
 def task_section(task: Task, predictions: Mapping[str, Array]) -> tuple[str, str]:
@@ -184,8 +162,8 @@ def task_section(task: Task, predictions: Mapping[str, Array]) -> tuple[str, str
     charts = [roc_figure(title, label, score, true_score), calibration_figure(title, label, score)]
     charts.append(histogram_figure(title, label, score))
     drawn = [chart for chart in charts if chart]
-    note = "" if len(drawn) == 3 else '<p class="note">A chart that needs both classes is left out.</p>'
-    return f"{title}: {meaning}", f'<div class="figures">{"".join(drawn)}</div>{note}'
+    left_out = "" if len(drawn) == 3 else note("A chart that needs both classes is left out.")
+    return f"{title}: {meaning}", f'<div class="figures">{"".join(drawn)}</div>{left_out}'
 
 
 def _true_columns(predictions: Mapping[str, Array]) -> dict[str, Array]:
@@ -199,11 +177,3 @@ def _figures_table(metrics: Metrics) -> str:
         for name, value in metrics.items()
     )
     return f'<table class="every"><tbody>{rows}</tbody></table>'
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
-
-
-def _section(title: str, *content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"

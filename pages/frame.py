@@ -1,16 +1,19 @@
-"""The frame of report.html: style and skeleton, light or dark as the reader's system is set."""
+"""The frame of a page: style and skeleton, and the pieces that more than one page has."""
 
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
 from string import Template
 
-#: Placeholders: name, split and body, all of them HTML already escaped. The policy forbids scripts and any fetch.
-PAGE = Template("""<!DOCTYPE html>
+# Placeholders: all of them HTML already escaped. The policy forbids scripts and any fetch.
+_PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>$name · $split · entirespace</title>
+<title>$title · entirespace</title>
 <style>
 :root { color-scheme: light dark; --page: #ffffff; --card: #f7f8fa; --ink: #1c2330; --soft: #5b6472; --rule: #dfe3e8;
   --grid: #e6e9ee; --c0: #2463d1; --c1: #d9730d; --c2: #1a8a5a; --c3: #8a3fc4; }
@@ -74,9 +77,51 @@ pre { overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Cons
 </head>
 <body>
 <main>
-<header><h1>$name</h1><p>entirespace · predictions of split $split</p></header>
+<header><h1>$heading</h1><p>entirespace · $subtitle</p></header>
 $body
 </main>
 </body>
 </html>
 """)
+
+
+def page(heading: str, title: str, subtitle: str, sections: Iterable[str]) -> str:
+    """The whole page; the sections are HTML, the rest is text."""
+    body = "\n".join(sections)
+    return _PAGE.substitute(heading=escape(heading), title=escape(title), subtitle=escape(subtitle), body=body)
+
+
+def section(title: str, *content: str) -> str:
+    """A heading, and HTML below it."""
+    return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
+
+
+def details(summary: str, content: str) -> str:
+    """HTML that a click unfolds."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def note(text: str) -> str:
+    """A remark below a table or a chart; HTML."""
+    return f'<p class="note">{text}</p>'
+
+
+def percent(share: float) -> str:
+    """Three digits: 3.89 %."""
+    return f"{100 * share:.3g} %"
+
+
+def funnel(stages: Sequence[tuple[str, int]]) -> str:
+    """Impressions, clicks and what follows, each with its rates: the first stage is the whole, the second the clicks."""
+    counts = [count for _, count in stages]
+    rows = []
+    for place, (name, count) in enumerate(stages):
+        # Bars by logarithm: on real logs one conversion faces five thousand impressions.
+        width = 100 * math.log1p(count) / max(math.log1p(counts[0]), 1e-9)
+        share = f"{percent(count / counts[0])} of {stages[0][0]}" if place > 0 and counts[0] else ""
+        of_clicks = f"{percent(count / counts[1])} of {stages[1][0]}" if place > 1 and counts[1] else ""
+        rows.append(
+            f"<tr><th scope=row>{escape(name)}</th><td>{count:,}</td><td>{share}</td><td>{of_clicks}</td>"
+            f'<td class="bar"><i style="width:{width:.1f}%"></i></td></tr>'
+        )
+    return f'<div class="scroll"><table class="funnel"><tbody>{"".join(rows)}</tbody></table></div>'
