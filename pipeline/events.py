@@ -32,12 +32,13 @@ class Rules:
     windows_ms: Mapping[str, int]  # by kind: after the impression for a click, after the click for any other
     skew_ms: int = 0
     names_impressions: bool = False  # some actions say which impression they mean
+    one_anywhere: bool = False  # an id is one impression in all contexts, not in each (checks.duplicates=global)
 
 
 def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
     """One row an action: kind, at, outcome, and the impression that it was attributed to (context_key, impression_id).
 
-    `impressions` has user, item, at, impression_id, context_key, clicked; `actions` has user, item, at, kind, named_id
+    With rules.one_anywhere the user and the item come along. `impressions` has user, item, at, impression_id, context_key, clicked; `actions` has user, item, at, kind, named_id
     (null where it names none). One shuffle by (user, item) and one sort; two more sorts where impressions are named.
     """
     events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
@@ -62,17 +63,21 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
     events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
     if rules.names_impressions:
         events = _clicks_of_named(events, names)
-    return events.where(is_action).select("kind", "at", *_decided(rules, meant, names))
+    along = ("user", "item") if rules.one_anywhere else ()
+    return events.where(is_action).select("kind", "at", *along, *_decided(rules, meant, names))
 
 
 def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
     """One row an attributed action that makes a label: context_key, impression_id, and its time under its label.
+
+    And user and item, where `attribute` gave them.
 
     click_at, daction_at (any of the kinds between click and purchase), conversion_at: milliseconds, null but one.
     """
     dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
     kind, at = F.col("kind"), F.col("at")
     return attributed.where(F.col("outcome") == ATTRIBUTED).select(
+        *(name for name in ("user", "item") if name in attributed.columns),
         "context_key",
         "impression_id",
         F.when(kind == CLICK, at).alias("click_at"),
@@ -92,34 +97,40 @@ def reaches_ms(rules: Rules) -> dict[str, int]:
     }
 
 
-def labelled(impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int) -> DataFrame:
+def labelled(
+    impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
+) -> DataFrame:
     """One row an impression as events_read.impressions_of gives it, with click_at, daction_at, conversion_at, in_context.
 
-    The times are of the first action each, null without one. A good impression whose id came before in its context gets
-    the status duplicate_impression. The others of a context and a split are numbered from 1 by in_context, in the
-    order (at, impression_id), and stand together in this order. One shuffle of the full rows.
+    The times are of the first action each, null without one. A good impression whose id came before in its context, or
+    with `one_anywhere` in any, gets the status duplicate_impression. The others of a context and a split are numbered
+    from 1 by in_context, in the order (at, impression_id), and stand together in this order. One shuffle of the full
+    rows, and with `one_anywhere` another one.
 
     The impression that stays gets the labels of its later copies too, but none beyond its own `reach_ms`: else a copy in
-    the next period would bring the future into training.
+    the next period would bring the future into training. In another context a copy is one of the same user and item.
     """
     times = tuple(reach_ms)
     shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
     shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
     told = labels.withColumn("is_label", F.lit(True))
-    # What has no context is no more than counted, and need not crowd in one partition.
-    place = F.coalesce(F.col("context_key"), F.col("tie"))
-    rows = shown.unionByName(told, allowMissingColumns=True).withColumn("place", place)
-    rows = rows.repartition(num_partitions, "place")
+    # What has no context, or no id, is no more than counted, and need not crowd in one partition.
+    rows = shown.unionByName(told, allowMissingColumns=True)
+    rows = rows.withColumn("place", F.coalesce(F.col("context_key"), F.col("tie")))
+    rows = rows.withColumn("own_id", F.coalesce(F.col("impression_id"), F.col("tie")))
+    rows = rows.repartition(num_partitions, "own_id" if one_anywhere else "place")
     is_good = F.col("status") == GOOD
-    copies = Window.partitionBy("place", "impression_id")
-    same_id = copies.orderBy("is_label", ~is_good, "at", "user", "item", "tie")
-    everywhere = same_id.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    order = ("is_label", ~is_good, "at", "user", "item", "context_key", "tie")
+    same_id = Window.partitionBy(*(("own_id",) if one_anywhere else ("place", "own_id"))).orderBy(*order)
+    copies = Window.partitionBy("own_id", "user", "item").orderBy(*order) if one_anywhere else same_id
+    everywhere = copies.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     number = F.row_number().over(same_id)
     rows = rows.select(
         *(name for name in rows.columns if name not in times),
         *(F.min(name).over(everywhere).alias(name) for name in times),
         number.alias("number"),
     ).where(~F.col("is_label"))
+    rows = rows.repartition(num_partitions, "place") if one_anywhere else rows
     is_repeat = is_good & (F.col("number") > 1)
     # The text of every row that might turn out to be one is not worth a place in the shuffle: this is what was read of it.
     as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))

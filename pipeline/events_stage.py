@@ -22,7 +22,7 @@ from pipeline.events_settings import MS_PER_S, EventsSettings
 from pipeline.events_tables import EventLog
 from pipeline.fields import Catalogue
 from pipeline.manifest import SPLITS, InputError
-from pipeline.settings import FAIL, ChecksSettings
+from pipeline.settings import FAIL, GLOBAL, ChecksSettings
 from pipeline.source import CONTEXT, SKELETON, InputSplit, SourceFile
 
 _LINE_SHOWN = 200  # characters of a row in a message
@@ -61,10 +61,12 @@ def label(
     end_ms, read = scan(actions, settings)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
     impressions = impressions_of(spark, log, settings, catalogue, periods)
+    one_anywhere = checks.duplicates == GLOBAL
     rules = events.Rules(
         {kind: settings.window_ms(kind) for kind in kinds},
         settings.clock_skew_s * MS_PER_S,
         bool(settings.actions.impression),
+        one_anywhere,
     )
     attributed = events.attribute(
         impressions.where(F.col("user").isNotNull()),
@@ -74,7 +76,7 @@ def label(
     )
     attributed = _stored(attributed, staging / "attributed")
     labels = events.labels_of(attributed, kinds)
-    rows = events.labelled(impressions, labels, events.reaches_ms(rules), num_partitions)
+    rows = events.labelled(impressions, labels, events.reaches_ms(rules), num_partitions, one_anywhere)
     rows = _stored(rows, staging / "labelled")
     counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows"), F.min("at"), F.max("at")).collect()
     _stop_without_impressions(counts, periods, end_ms)

@@ -17,12 +17,13 @@ from pipeline.actions import acted_ids
 from pipeline.assemble import assembled, write_run
 from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
+from pipeline.duplicates import Partitions, Repeats, num_partitions
 from pipeline.job import Job
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, InputError, Manifest
 from pipeline.parse import REASONS
 from pipeline.records import SPARK_SCHEMA
-from pipeline.settings import FAIL, PreprocessSettings, settings_xxh3
+from pipeline.settings import FAIL, GLOBAL, PreprocessSettings, settings_xxh3
 from pipeline.source import PERIODS
 from pipeline.tasks import COUNTED, NO_PART, REPORT, Counting, Rereading, Writing, actions_path
 from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
@@ -83,9 +84,10 @@ def _written(job: Job) -> Manifest:
     with _clocked(seconds, "label"):
         job = labelled(spark, job, staging)
     with _clocked(seconds, "count"):
-        scanned, vocabulary = count(spark, job)
+        scanned, vocabulary, repeats = count(spark, job)
+    repeats.move(scanned)
     _stop_at_failures(job, scanned)
-    with _clocked(seconds, "write"), _shared_tables(spark, job, staging, vocabulary) as tables:
+    with _clocked(seconds, "write"), _shared_tables(spark, job, vocabulary, repeats) as tables:
         reports = write(spark, job, scanned, tables, staging)
     written = Tally()
     for report in reports:
@@ -119,22 +121,29 @@ def labelled(spark: "SparkSession", job: Job, staging: Path) -> Job:
     return replace(job, labelled=found)
 
 
-def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary]]:
-    """The first pass: what the log holds, and the vocabulary of each field."""
+def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary], Repeats]:
+    """The first pass: what the log holds, the vocabulary of each field, and ids that stand in several contexts."""
     total_bytes = sum(source.bytes for source in job.sources)
     num_parts = max(1, min(64, total_bytes // _BYTES_PER_VOCABULARY_PART))
-    counting = Counting(job.splits, job.reader, partition_keys(num_parts))
-    num_splits = len(counting.splits)
+    # An event log's duplicates have been found with its labels.
+    is_global = job.settings.checks.duplicates == GLOBAL and not job.labelled
+    part_keys = partition_keys(num_parts + (num_partitions(job.sources) if is_global else 0))
+    sighted = Partitions(part_keys[num_parts:])
+    counting = Counting(job.splits, job.reader, part_keys[:num_parts], sighted)
+    num_splits, num_parts = len(counting.splits), len(part_keys)
     frame = sparks.numbers(spark, num_splits).mapInArrow(counting.count, COUNTED)
     frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
     table = sparks.collect(frame, "count", num_splits + num_parts, "tasks")
-    tally, pairs = Tally(), [np.empty((0, 2), np.int64)]
+    tally, pairs, sightings = Tally(), [np.empty((0, 2), np.int64)], []
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
         if part == NO_PART:
             tally.merge(Tally.from_json(json.loads(blob.as_py())))
+        elif part in sighted.keys:
+            sightings.append((sighted.kind_of(part), blob.as_buffer()))
         else:
             pairs.append(pairs_of(blob.as_buffer()))
-    return tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields))
+    repeats = Repeats.of(sightings, job.settings.split.validation, job.settings.seed)
+    return tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields)), repeats
 
 
 def write(
@@ -192,12 +201,12 @@ def _buckets(job: Job, scanned: Tally) -> Buckets:
 
 @contextmanager
 def _shared_tables(
-    spark: "SparkSession", job: Job, staging: Path, vocabulary: list[Vocabulary]
+    spark: "SparkSession", job: Job, vocabulary: list[Vocabulary], repeats: Repeats
 ) -> Iterator[Callable[[], Path]]:
-    """Lookup tables and action ids where every worker can map them into memory: by path, or shipped by Spark."""
+    """Lookup tables, action ids and duplicates where every worker can map them into memory: by path, or shipped by Spark."""
     with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
         directory = Path(temporary)
-        paths = lookup_of(vocabulary).save(directory)
+        paths = [*lookup_of(vocabulary).save(directory), *repeats.save(directory)]
         for period in PERIODS if job.with_daction and not job.labelled else ():
             paths.append(actions_path(directory, period))
             np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))

@@ -18,6 +18,7 @@ from pipeline.manifest import InputError
 _MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 
 QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
+WITHIN_CONTEXT, GLOBAL = "context", "global"
 ALICCP, EVENTS = "aliccp", "events"
 
 
@@ -80,9 +81,14 @@ class ChecksSettings:
     missing_context: str = QUARANTINE
     duplicate_impression: str = QUARANTINE
     duplicate_context: str = QUARANTINE
+    duplicates: str = WITHIN_CONTEXT  # where an impression id must be the only one
 
     def __post_init__(self) -> None:
+        if self.duplicates not in (WITHIN_CONTEXT, GLOBAL):
+            raise InputError(f"checks.duplicates={self.duplicates} is not one of {WITHIN_CONTEXT}, {GLOBAL}.")
         for entry in fields(self):
+            if entry.name == "duplicates":
+                continue
             may_keep = entry.name in ("feature_count_mismatch", "conversion_without_click")
             allowed = (KEEP, QUARANTINE, FAIL) if may_keep else (QUARANTINE, FAIL)
             if (chosen := getattr(self, entry.name)) not in allowed:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import duplicates
 from pipeline.audit import GRAIN, Tally
 from pipeline.audit_statistics import Statistics
 from pipeline.buckets import Buckets
 from pipeline.chunks import SCOPE_OF, ChunkReader
 from pipeline.contexts import Selected, grouped, select
 from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
+from pipeline.duplicates import Partitions, Sightings
 from pipeline.encode import encode
 from pipeline.events_chunks import EventReader
 from pipeline.hashing import TRAIN
@@ -36,7 +38,8 @@ from pipeline.workers import settle
 Batches = Iterator[pa.RecordBatch]
 Task = Callable[[Batches], Batches]
 
-#: Rows of the first pass: pairs of one vocabulary partition, or under NO_PART the tally of a task as JSON.
+#: Rows of the first pass: pairs of one vocabulary partition, sightings of one of `duplicates.Partitions`, or under
+#: NO_PART the tally of a task as JSON.
 COUNTED = "part int, blob binary"
 COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART = -1
@@ -44,6 +47,7 @@ NO_PART = -1
 REPORT = "report binary"
 REPORT_SCHEMA = pa.schema([("report", pa.binary())])
 _MOST_PAIRS = 4_000_000  # in a task's counter before it hands them on
+_MOST_SIGHTINGS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,18 @@ class Counting:
     splits: tuple[InputSplit, ...]
     reader: ChunkReader | EventReader
     part_keys: tuple[int, ...]
+    sighted: Partitions  # of impression ids; empty where an id need be the only one in its context
 
     def count(self, batches: Batches) -> Batches:
         """Split numbers → COUNTED."""
-        tally, counter = Tally(), Counter()
+        tally, counter, sightings = Tally(), Counter(), Sightings(self.sighted)
         for number in _numbers(batches):
             for chunk in self.reader.read(self.splits[number]):
                 tally.count_chunk(chunk)
+                if self.sighted.keys:
+                    sightings.add(chunk)
+                    if len(sightings) > _MOST_SIGHTINGS:
+                        yield from (_counted(part, blob) for part, blob in sightings.handed_on())
                 parsed = chunk.parsed
                 # Rejected lines have no values, unless a policy rejected them after parsing.
                 chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
@@ -69,19 +78,25 @@ class Counting:
                     yield from self._handed_on(counter)
                     counter = Counter()
         yield from self._handed_on(counter)
+        yield from (_counted(part, blob) for part, blob in sightings.handed_on())
         yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
 
     def merge(self, batches: Batches) -> Batches:
-        """COUNTED of one partition → its frequent pairs; tallies pass through."""
+        """COUNTED of one partition → its frequent pairs, or what its sightings share; tallies pass through."""
         settle()
         counter = Counter()
+        sightings: dict[int, list[Any]] = {}
         for batch in batches:
             for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
                 if part == NO_PART:
                     yield _counted(part, blob.as_py())
+                elif part in self.sighted.keys:
+                    sightings.setdefault(part, []).append(blob.as_buffer())
                 else:
                     counter.add_pairs(pairs_of(blob.as_buffer()))
-        yield _counted(0, frequent(counter.pairs(), min_counts(self.reader.catalogue)).tobytes())
+        for part, blobs in sightings.items():
+            yield _counted(part, duplicates.shared(self.sighted.kind_of(part)[0], blobs))
+        yield _counted(self.part_keys[0], frequent(counter.pairs(), min_counts(self.reader.catalogue)).tobytes())
 
     def _handed_on(self, counter: Counter) -> Batches:
         for part, blob in counter.parts(len(self.part_keys)):
@@ -106,6 +121,7 @@ class Writing:
         """Split numbers → records.SCHEMA."""
         directory = self.tables()
         lookup = Lookup.load(directory)
+        repeated = duplicates.load(directory)
         layouts = {table: layout_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for number in _numbers(batches):
             split = self.splits[number]
@@ -113,6 +129,7 @@ class Writing:
             # Impressions of event logs, which have no period, come with all their labels.
             actions = np.load(path, mmap_mode="r") if self.with_daction and split.source.period else None
             for chunk in self.reader.read(split):
+                duplicates.mark(chunk, repeated)
                 yield from encode(chunk, layouts[split.source.table], lookup, self.buckets, actions)
 
     def write(self, batches: Batches) -> Batches:

@@ -119,14 +119,15 @@ class Period:
     parsed: list[Line] = field(default_factory=list)  # every line that could be read, whatever became of it
     rejected: list[Rejected] = field(default_factory=list)
     num_lines: dict[str, int] = field(default_factory=dict)  # table → lines read
+    ids: dict[str, set[int]] = field(default_factory=dict)  # context, or "" for anywhere → impression ids that stay
 
     def rows(self) -> dict[str, list[Line]]:
         """Contexts that have impressions."""
         return {key: self.impressions[key] for key in self.contexts if self.impressions.get(key)}
 
 
-def read_period(directory: Path, period: str, catalogue: Catalogue) -> Period:
-    """Read one period of the log below `directory` with the default checks."""
+def read_period(directory: Path, period: str, catalogue: Catalogue, checks: Mapping[str, str]) -> Period:
+    """Read one period of the log below `directory`; `checks` as in the settings, but for fail."""
     found = Period()
     for table, scope in (("common_features", "context"), ("sample_skeleton", "impression")):
         arity_of = {entry.raw_id: entry.arity for entry in catalogue.of_scope(scope)}
@@ -136,24 +137,36 @@ def read_period(directory: Path, period: str, catalogue: Catalogue) -> Period:
                 found.num_lines[table] += 1
                 line = read_line(offset, raw, scope == "impression", arity_of)
                 if not line.reason:
+                    line.reason = _overlooked(line, checks)
+                if not line.reason:
                     found.parsed.append(line)
-                    line.reason = _place(found, line, scope)
+                    line.reason = _place(found, line, scope, checks["duplicates"] == "global")
                 if line.reason:
                     found.rejected.append(Rejected(name, offset, line.reason, raw))
     return found
 
 
-def _place(found: Period, line: Line, scope: str) -> str:
+def _overlooked(line: Line, checks: Mapping[str, str]) -> str:
+    """The reason of a defect that a policy does not keep."""
+    if line.mismatch and checks["feature_count_mismatch"] != "keep":
+        return "feature_count_mismatch"
+    if line.buy and not line.click and checks["conversion_without_click"] != "keep":
+        return "conversion_without_click"
+    return ""
+
+
+def _place(found: Period, line: Line, scope: str, anywhere: bool) -> str:
     """Put a line under its context; the reason if it is set aside."""
     assert line.key is not None
     if scope == "context":
         return "" if found.contexts.setdefault(line.key, line) is line else "duplicate_context"
     if line.key not in found.contexts:
         return "missing_context"
-    earlier = found.impressions.setdefault(line.key, [])
-    if any(other.sample_id == line.sample_id for other in earlier):
+    ids = found.ids.setdefault("" if anywhere else line.key, set())
+    if line.sample_id in ids:
         return "duplicate_impression"
-    earlier.append(line)
+    ids.add(line.sample_id)
+    found.impressions.setdefault(line.key, []).append(line)
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def kept_ids(period: Period, fields: Catalogue, validation: float, seed: int) ->
 def assert_dataset_equals_reference(raw: Path, out: Path, settings: PreprocessSettings) -> None:
     manifest = load_manifest(out)
     fields = catalogue(settings.features, settings.vocabulary.min_count)
-    periods = {period: read_period(raw, period, fields) for period in ("train", "test")}
+    checks = asdict(settings.checks)
+    periods = {period: read_period(raw, period, fields, checks) for period in ("train", "test")}
     validation, seed = settings.split.validation, settings.seed
     counts = kept_ids(periods["train"], fields, validation, seed)
     for entry in manifest.fields:

@@ -5,6 +5,7 @@ The slow twin of pipeline/events.py; the rules are those of docs/events.md, read
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 
@@ -59,6 +60,7 @@ class Reference:
     skew: int
     boundaries: tuple[int, int, int, int]
     end: int  # of the actions log
+    one_anywhere: bool = False  # checks.duplicates=global
 
     def attribute(
         self, impressions: Sequence[Impression], actions: Sequence[Action]
@@ -110,19 +112,26 @@ class Reference:
         told += [("click", shown.at, shown) for shown in impressions if shown.clicked]
         for kind, at, target in told:
             for shown, label in labels:
-                if (shown.context, shown.id) == (target.context, target.id):
+                if self._is_copy(shown, target):
                     times = {"click": label.click_at, "purchase": label.conversion_at}.get(kind, label.daction_at)
                     times.append(at)
         return self._without_repeats(labels)
 
+    def _is_copy(self, shown: Impression, other: Impression) -> bool:
+        if self.one_anywhere:
+            return (shown.id, shown.user, shown.item) == (other.id, other.user, other.item)
+        return (shown.context, shown.id) == (other.context, other.id)
+
     def _without_repeats(self, labels: list[tuple[Impression, Labels]]) -> list[tuple[Impression, tuple[Any, ...]]]:
         seen = set()
         out = []
-        for shown, label in sorted(labels, key=lambda entry: (entry[0].at, entry[0].item)):
+        order = attrgetter("at", "user", "item", "context")
+        for shown, label in sorted(labels, key=lambda entry: order(entry[0])):
             if label.status == "good":
-                if (shown.context, shown.id) in seen:
+                place = shown.id if self.one_anywhere else (shown.context, shown.id)
+                if place in seen:
                     label.status = "duplicate_impression"
-                seen.add((shown.context, shown.id))
+                seen.add(place)
             out.append((shown, label.first(shown.at, self.windows)))
         return out
 

@@ -55,22 +55,27 @@ def run_label(spark: "SparkSession", raw: Path, settings: EventsSettings, stagin
     return label(spark, log, settings, catalogue, ["cart", "wish"], checks, 2, staging)
 
 
-def random_log(draw: random.Random, user: int, clicked: bool, named: bool) -> tuple[list[Impression], list[Action]]:
-    """A handful of events of one user about two items, at a few dense moments, so that ties and windows' edges abound."""
+def random_log(
+    draw: random.Random, user: int, clicked: bool, named: bool, ids: int
+) -> tuple[list[Impression], list[Action]]:
+    """A handful of events of one user about two items, at a few dense moments, so that ties and windows' edges abound.
+
+    Impression ids are `ids` and a digit.
+    """
     impressions, actions = [], []
     start = draw.choice([-5, 30, 50, 85, 100, draw.randrange(-10, 125)])
     span = draw.choice([3, 12, 40])
     for _ in range(draw.randrange(5)):
         at = max(start + draw.randrange(span), 0) * S
         item = draw.choice("ab")
-        id_ = user * 10 + draw.randrange(4)
+        id_ = ids * 10 + draw.randrange(4)
         impressions.append(
             Impression(str(user), item, at, id_, user * 10 + draw.randrange(2), clicked and draw.random() < 0.4)
         )
     kinds = KINDS[1:] if clicked else KINDS + ("click",) * 2
     for _ in range(draw.randrange(7)):
         at = max(start + draw.randrange(-2, span + 20), 0) * S
-        name = user * 10 + draw.randrange(5) if named and draw.random() < 0.4 else None
+        name = ids * 10 + draw.randrange(5) if named and draw.random() < 0.4 else None
         actions.append(Action(str(user), draw.choice("ab"), at, draw.choice(kinds), name))
     actions += draw.choices(actions, k=draw.randrange(2)) if actions else []
     return impressions, actions
@@ -95,18 +100,22 @@ def write_log(raw: Path, impressions: list[Impression], actions: list[Action], d
 
 
 @pytest.mark.parametrize(
-    ("skew_s", "clicked", "named"), [(0, False, False), (3, False, False), (0, False, True), (2, True, True)]
+    ("skew_s", "clicked", "named", "anywhere"),
+    [(0, False, False, False), (3, False, False, True), (0, False, True, False), (2, True, True, True)],
 )
 def test_every_label_of_a_thousand_random_logs_is_that_of_the_reference(
-    spark: "SparkSession", tmp_path: Path, skew_s: int, clicked: bool, named: bool
+    spark: "SparkSession", tmp_path: Path, skew_s: int, clicked: bool, named: bool, anywhere: bool
 ) -> None:
     draw = random.Random(f"{skew_s}{clicked}{named}")
-    reference = Reference({kind: s * S for kind, s in WINDOWS_S.items()}, skew_s * S, BOUNDARIES, END)
+    reference = Reference({kind: s * S for kind, s in WINDOWS_S.items()}, skew_s * S, BOUNDARIES, END, anywhere)
     if clicked:
         reference.windows["click"] = 0
     expected, outcomes, all_impressions, all_actions = [], {}, [], []
-    for user in range(1, 1001):
-        impressions, actions = random_log(draw, user, clicked, named)
+    for log in range(1, 1001):
+        # Two users whose impressions have the same ids are one log, or what is an id's first would not be decided there.
+        users = (2 * log, 2 * log + 1) if anywhere else (log,)
+        parts = [random_log(draw, user, clicked, named, log) for user in users]
+        impressions, actions = ([event for part in parts for event in part[table]] for table in (0, 1))
         expected += [
             (i.user, i.item, i.at, i.id, i.context, *found) for i, found in reference.label(impressions, actions)
         ]
@@ -120,7 +129,8 @@ def test_every_label_of_a_thousand_random_logs_is_that_of_the_reference(
     changes |= {"click": "clk"} if clicked else {}
     changes |= {"impression": ["impression"]} if named else {}
     reach_ms = max(reference.windows.values()) + reference.windows["click"]
-    found = run_label(spark, tmp_path / "raw", settings_of(**changes), tmp_path / "staging")
+    checks = ChecksSettings(duplicates="global" if anywhere else "context")
+    found = run_label(spark, tmp_path / "raw", settings_of(**changes), tmp_path / "staging", checks=checks)
     rows = pq.read_table(tmp_path / "staging" / "labelled").to_pylist()
     columns = (
         "user",
