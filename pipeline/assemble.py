@@ -9,13 +9,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import audit, commit
 from pipeline.audit import Tally
 from pipeline.audit_figures import figures
 from pipeline.audit_statistics import Statistics
+from pipeline.commit import Staging
 from pipeline.dataset import HashedFile
 from pipeline.job import Job
 from pipeline.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
@@ -35,24 +35,23 @@ def assembled(
     vocabulary: Sequence[Vocabulary],
     reports: Sequence[dict[str, Any]],
     reread: Sequence[dict[str, Any]],
-    staging: Path,
+    staging: Staging,
 ) -> Manifest:
     """Move every file to its place and describe them; all but the last act of the commit."""
     files = _place_data(job, reports)
     fields = tuple(_place_vocabulary(job, number, entry, staging) for number, entry in enumerate(vocabulary))
     early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
     set_aside = [
-        {"path": commit.place(job.out, report, commit.QUARANTINE, f"part-{number:05d}"), "lines": report["lines"],
-         "bytes": report["bytes"], "xxh3": report["xxh3"]}
-        for number, report in enumerate([*early, *reread])
-    ]  # fmt: skip
+        {"path": job.out.place(report)} | {key: report[key] for key in ("lines", "bytes", "xxh3")}
+        for report in [*early, *reread]
+    ]
     totals = totals_of(files)
     balanced = audit.balanced(scanned, written, totals, set_aside)
     if job.labelled:
         balanced["events"] = job.labelled.audit
-    content = balanced | figures(job.catalogue, _statistics(reports))
+    content = balanced | figures(job.catalogue, _statistics(reports, staging))
     content["examples"] = audit.examples_of([*early, *reread], job.logs)
-    commit.write_json(job.out / commit.AUDIT, content)
+    commit.write_json(job.out, commit.AUDIT, content)
     determining = job.settings.determining()
     return Manifest(
         settings=determining,
@@ -71,26 +70,26 @@ def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile
     files = []
     for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
         staged, split = report["file"], report["split"]
-        name = commit.place(job.out, staged, split, f"part-{report['number']:05d}")
+        name = job.out.place(staged)
         groups = tuple(RowGroup(**group) for group in staged["row_groups"])
         files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
     return files
 
 
-def _statistics(reports: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str, Statistics]:
     """split → the tallies of its files, merged in the order of the files; only splits that have rows."""
     found: dict[str, Statistics] = {}
     data = [report for report in reports if report.get("file")]
     for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
-        found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report))
+        found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report, staging.kept))
     return found
 
 
-def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Path) -> ManifestField:
+def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Staging) -> ManifestField:
     entry = job.catalogue.fields[number]
-    file = HashedFile(staging / f"vocabulary-{entry.name}")
+    file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
-    name = commit.place(job.out, file.staged(), commit.VOCABULARY, entry.name)
+    name = job.out.place(staging.hand_in(file.staged(), commit.VOCABULARY, entry.name))
     return ManifestField(
         entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, name, file.xxh3
     )
@@ -121,4 +120,4 @@ def write_run(job: Job, spark: "SparkSession", started: float, seconds: Mapping[
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
-    commit.write_json(job.out / commit.RUN, run)
+    commit.write_json(job.out, commit.RUN, run)

@@ -12,7 +12,7 @@ import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kerne
 # isort: split
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,15 +168,15 @@ class Statistics:
         self.users.merge(other.users)
         self.contexts.merge(other.contexts)
 
-    def report(self, path: str) -> dict[str, Any]:
-        """What a task tells the driver: plain JSON, and the hashes of the distinct ids, which may be many, in a file."""
-        np.savez(path, users=self.users.hash_K, contexts=self.contexts.hash_K)
+    def report(self, keep: Callable[[str, np.ndarray], str]) -> dict[str, Any]:
+        """What a task tells the driver: plain JSON, and where it kept the hashes of the distinct ids, which may be many."""
+        distinct = {"users": keep("users", self.users.hash_K), "contexts": keep("contexts", self.contexts.hash_K)}
         fields = {name: tally.to_json() for name, tally in self.fields.items()}
         sizes = [[size, *count_K.tolist()] for size, count_K in self.sizes.items()]
-        return {"statistics": {"fields": fields, "sizes": sizes, "distinct": path}}
+        return {"statistics": {"fields": fields, "sizes": sizes, "distinct": distinct}}
 
     @classmethod
-    def of_report(cls, report: Mapping[str, Any]) -> "Statistics":
+    def of_report(cls, report: Mapping[str, Any], kept: Callable[[str], np.ndarray]) -> "Statistics":
         """The way back."""
         raw = report["statistics"]
         fields = {
@@ -184,8 +184,8 @@ class Statistics:
             for name, tally in raw["fields"].items()
         }
         sizes = {size: np.array(counts, np.int64) for size, *counts in raw["sizes"]}
-        with np.load(raw["distinct"]) as distinct:
-            return cls(fields, sizes, Distinct(distinct["users"]), Distinct(distinct["contexts"]))
+        users, contexts = (Distinct(kept(raw["distinct"][what])) for what in ("users", "contexts"))
+        return cls(fields, sizes, users, contexts)
 
     def _add_sizes(self, count_GK: np.ndarray) -> None:
         size_N, number_G = np.unique(count_GK[:, 0], return_inverse=True)

@@ -1,132 +1,135 @@
-"""The commit of a dataset: one job at a time, files by content, the manifest last, the earlier generation whole until then.
+"""The commit of a dataset: files by content, the manifest last, the earlier generation whole until then and a while after.
 
-lock ─▶ stage in _staging/<run>/ ─▶ rename to content names ─▶ audit.json, run.json ─▶ manifest.json ─▶ sweep
+lock ─▶ write under a name of the run ─▶ content names ─▶ audit.json, run.json ─▶ to disk ─▶ manifest.json ─▶ sweep
 """
 
-import fcntl
+import io
 import json
-import os
 import re
 import shutil
-import socket
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest import MANIFEST, SPLITS, InputError, Manifest
+import numpy as np
 
-AUDIT, RUN, LOCK, STAGING = "audit.json", "run.json", "_lock", "_staging"
+from pipeline.lock import locked
+from pipeline.manifest import MANIFEST, SPLITS, InputError, Manifest
+from pipeline.store import STAGING, LocalStore, Store
+
+AUDIT, RUN, SUPERSEDED = "audit.json", "run.json", "_superseded"
 VOCABULARY, QUARANTINE = "vocabulary", "quarantine"
+FOLDERS = (*SPLITS, VOCABULARY, QUARANTINE)
+_S_PER_HOUR = 3600.0
 # Only names of our own making are ever swept: the directory may hold a user's files too.
 _OURS = re.compile(r"[a-z0-9_]+-(?:\d{5}-)?[0-9a-f]{16}\.parquet\Z")
 
 
+@dataclass(frozen=True)
+class Staging:
+    """Where the tasks of one run write; tasks carry it."""
+
+    store: Store
+    run: str
+    tables: Path  # a directory that every worker sees, for what Spark itself writes in between
+
+    def path(self, name: str) -> Path:
+        """Where this host writes a file of the run."""
+        return self.store.scratch(self.run) / name
+
+    def hand_in(self, staged: Mapping[str, Any], folder: str, stem: str) -> dict[str, Any]:
+        """Give a file that is whole the name of its content; what `Store.place` needs."""
+        return self.store.hand_in(staged, f"{folder}/{stem}-{staged['xxh3']}.parquet")
+
+    def keep(self, name: str, array: np.ndarray) -> str:
+        """Keep an array for other tasks of the run; the name that `kept` finds it by."""
+        content = io.BytesIO()
+        np.save(content, array)
+        return self.store.keep(self.run, f"{name}.npy", content.getvalue())
+
+    def kept(self, place: str) -> np.ndarray:
+        """What was kept."""
+        content = self.store.read(place)
+        assert content is not None, place
+        array: np.ndarray = np.load(io.BytesIO(content))
+        return array
+
+
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a dataset; InputError where another job has it, a message where a dead one left it."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / LOCK
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(_refusal(out, _holder(path))) from None
-        # The file may have been removed by its last holder between our open and our lock: then lock the new one.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            break
-        os.close(descriptor)
-    holder = _holder(path)
-    if holder and holder.get("host") != socket.gethostname():
-        os.close(descriptor)
-        raise InputError(f"{_refusal(out, holder)} If that job is gone, remove {path}.")
-    if holder:
-        print(
-            f"taking over {path}: process {holder.get('pid')} ended without releasing it", file=sys.stderr, flush=True
-        )
-    mine = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(mine).encode(), 0)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+def staging(store: Store, directory: str) -> Iterator[Staging]:
+    """The staging of this run, removed in the end whatever happens; call it under the lock.
 
-
-def _holder(path: Path) -> dict[str, Any]:
-    try:
-        holder = json.loads(path.read_text() or "{}")
-        return holder if isinstance(holder, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _refusal(out: Path, holder: Mapping[str, Any]) -> str:
-    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('time')}" if holder else "another job"
-    return f"out={out} is being written by {who}; wait for it or choose another out."
-
-
-def existing_manifest(out: Path) -> Manifest | None:
-    """The manifest of the finished dataset at `out`, if there is one."""
-    path = out / MANIFEST
-    return Manifest.from_json(path.read_bytes(), str(path)) if path.exists() else None
-
-
-def new_staging(out: Path) -> Path:
-    """A fresh directory for this run; what dead runs left is removed. Call it under the lock.
-
-    The name is new each time: a worker that outlived its killed driver finds its directory gone and cannot disturb.
+    The run's name is new each time: a worker that outlived its killed driver writes where nobody looks. `directory` is
+    where tables lie in between if the store is none itself.
     """
-    shutil.rmtree(out / STAGING, ignore_errors=True)
-    staging = out / STAGING / uuid.uuid4().hex
-    staging.mkdir(parents=True)
-    return staging
+    run = uuid.uuid4().hex
+    mine = Staging(store, run, store.scratch(run) if isinstance(store, LocalStore) else Path(directory) / run)
+    store.begin(run)
+    try:
+        yield mine
+    finally:
+        store.clear(run)
+        shutil.rmtree(mine.tables, ignore_errors=True)
 
 
-def place(out: Path, staged: Mapping[str, Any], folder: str, stem: str) -> str:
-    """Move a staged file to the name that its content gives it; the name, relative to `out`."""
-    name = f"{folder}/{stem}-{staged['xxh3']}.parquet"
-    (out / folder).mkdir(exist_ok=True)
-    os.replace(staged["staged"], out / name)
-    return name
+def existing_manifest(store: Store) -> Manifest | None:
+    """The manifest of the finished dataset in `store`, if there is one."""
+    text = store.read(MANIFEST)
+    return None if text is None else Manifest.from_json(text, f"{store.location}/{MANIFEST}")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
     """Replace a JSON file at once."""
-    _replace(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    store.put(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def publish(out: Path, manifest: Manifest) -> None:
-    """The commit: from here on the dataset is the new one."""
-    _replace(out / MANIFEST, manifest.to_json())
+def publish(store: Store, manifest: Manifest, before: Manifest | None) -> None:
+    """The commit: from here on the dataset is the new one. The manifest before it is kept for readers that are at it."""
+    store.settle(FOLDERS)
+    if before is not None:
+        store.put(f"{SUPERSEDED}/{time.time():.0f}.json", before.to_json().encode())
+    store.put(MANIFEST, manifest.to_json().encode())
 
 
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f"_{path.name}-{os.getpid()}")
-    with fresh.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(fresh, path)
+def sweep(store: Store, grace_hours: float) -> None:
+    """Remove what no manifest names: superseded manifests, data files and stagings of dead runs, once they are older
+    than the grace period. Call it under the lock.
+    """
+    for name in unnamed(store, grace_hours):
+        store.remove(name)
 
 
-def sweep(out: Path, manifests: list[Manifest]) -> None:
-    """Remove the staging directory and the data files that none of `manifests` names."""
-    named = {path for manifest in manifests for path in files_named(manifest)}
-    for folder in (*SPLITS, VOCABULARY, QUARANTINE):
-        for path in (out / folder).glob("*.parquet"):
-            if _OURS.match(path.name) and f"{folder}/{path.name}" not in named:
-                path.unlink(missing_ok=True)
-    shutil.rmtree(out / STAGING, ignore_errors=True)
+def unnamed(store: Store, grace_hours: float) -> list[str]:
+    """The files that a sweep would remove."""
+    grace_s = grace_hours * _S_PER_HOUR
+    gone: list[str] = []
+    kept: list[str] = []
+    for name, _ in store.names(SUPERSEDED):
+        superseded_at = Path(name).stem
+        is_old = superseded_at.isdigit() and time.time() - int(superseded_at) >= grace_s
+        (gone if is_old else kept).append(name)
+    texts = {name: text for name in (MANIFEST, *kept) if (text := store.read(name)) is not None}
+    named = {path for name, text in texts.items() for path in files_named(Manifest.from_json(text, name))}
+    for folder in FOLDERS:
+        for name, age_s in store.names(folder):
+            if _OURS.match(Path(name).name) and name not in named and age_s >= grace_s:
+                gone.append(name)
+    return gone + [name for name, age_s in store.names(STAGING) if age_s >= grace_s]
+
+
+def tidy(store: Store, grace_hours: float) -> None:
+    """Sweep a finished dataset if there is anything to sweep, and nothing stands in the way: no job depends on it."""
+    try:
+        if unnamed(store, grace_hours):
+            with locked(store):
+                sweep(store, grace_hours)
+    except InputError as error:
+        print(f"not tidied: {error}", file=sys.stderr, flush=True)
 
 
 def files_named(manifest: Manifest) -> list[str]:

@@ -1,4 +1,4 @@
-"""The files of a dataset: written under `_staging/` by any attempt of a task, named by their content at the commit.
+"""The files of a dataset: written to scratch space by any attempt of a task, named by their content when whole.
 
 Parquet with zstd 1 and no dictionary, which was both smallest and fastest; row groups of a fixed number of impressions.
 """
@@ -15,6 +15,7 @@ import xxhash
 
 from pipeline.manifest import LABELS, RowGroup
 from pipeline.rows import Rows
+from pipeline.store import writing
 
 PARQUET = {
     "compression": "zstd",
@@ -38,13 +39,15 @@ class HashedFile:
         self.path = path
         self.bytes = 0
         self.closed = False
-        self._stream = path.open("xb")
+        with writing(str(path)):
+            self._stream = path.open("xb")
         self._hash = xxhash.xxh3_64()
 
     def write(self, data: Any) -> int:
         """Append."""
         self._hash.update(data)
-        self.bytes += self._stream.write(data)
+        with writing(str(self.path)):
+            self.bytes += self._stream.write(data)
         return len(data)
 
     def tell(self) -> int:
@@ -53,11 +56,13 @@ class HashedFile:
 
     def flush(self) -> None:
         """To the operating system."""
-        self._stream.flush()
+        with writing(str(self.path)):
+            self._stream.flush()
 
     def close(self) -> None:
         """Finish."""
-        self._stream.close()
+        with writing(str(self.path)):
+            self._stream.close()
         self.closed = True
 
     @property

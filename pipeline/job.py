@@ -1,16 +1,16 @@
 """The job: the settings of a run of jobs.preprocess, the catalogue and the raw files that they name."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.chunks import ChunkReader
 from pipeline.events_chunks import EventReader
 from pipeline.events_tables import EventLog, find_log
 from pipeline.fields import Catalogue, catalogue
-from pipeline.manifest import Source
+from pipeline.manifest import InputError, Source
 from pipeline.settings import PreprocessSettings
 from pipeline.source import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
+from pipeline.store import LocalStore, Store, store_of
 
 if TYPE_CHECKING:
     from pipeline.events_stage import Labelled
@@ -23,14 +23,19 @@ class Job:
     settings: PreprocessSettings
     catalogue: Catalogue
     sources: tuple[SourceFile, ...]  # as the manifest lists them
-    out: Path
+    out: Store
     events: EventLog | None = None  # of source=events
     labelled: "Labelled | None" = None  # what source=events makes of it, once it has
 
     @classmethod
     def of(cls, settings: PreprocessSettings) -> "Job":
         """The job, with its raw files found and looked at."""
-        out = Path(settings.out).expanduser().resolve()
+        out = store_of(settings.out)
+        if settings.source.events and not settings.staging and not isinstance(out, LocalStore):
+            raise InputError(
+                f"out={settings.out} is an address, and source=events puts labelled impressions by in between; "
+                "give a directory that all workers see as staging=DIRECTORY."
+            )
         events = settings.source.events
         fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
         if events is None:

@@ -17,8 +17,10 @@ from pipeline.actions import acted_ids
 from pipeline.assemble import assembled, write_run
 from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
+from pipeline.commit import Staging
 from pipeline.duplicates import Partitions, Repeats, num_partitions
 from pipeline.job import Job
+from pipeline.lock import locked
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, InputError, Manifest
 from pipeline.parse import REASONS
@@ -40,44 +42,48 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
 
     Raises InputError for a mistake of the user or of the input, before Spark starts wherever it can be seen by then.
     """
-    if "://" in settings.out:
-        raise InputError(f"out={settings.out} is an address; give a directory that all workers can write to.")
     job = Job.of(settings)
     if done := _finished(job):
+        commit.tidy(job.out, settings.grace_hours)
         return done
-    try:
-        with commit.locked(job.out):
-            return _finished(job) or _written(job)
-    except OSError as error:
-        if error.filename and str(error.filename).startswith(str(job.out)):
-            raise InputError(
-                f"out={settings.out} cannot be written ({error.strerror}); choose another directory."
-            ) from error
-        raise
+    with locked(job.out):
+        if done := _finished(job):
+            return done
+        with commit.staging(job.out, settings.staging) as staging:
+            return _written(job, staging)
 
 
 def _finished(job: Job) -> Manifest | None:
     """The dataset if it is there already; InputError if another one is, and may not be replaced."""
-    existing = commit.existing_manifest(job.out)
+    existing = _existing(job)
     if existing is None:
         return None
     wanted = settings_xxh3(job.settings.determining())
     same_sources = existing.sources == job.manifest_sources
     if existing.settings_xxh3 == wanted and same_sources:
-        print(f"{job.out} is already there, with these settings and sources; nothing to do.", flush=True)
+        print(f"{job.out.location} is already there, with these settings and sources; nothing to do.", flush=True)
         return existing
     if not job.settings.overwrite:
         what = "other settings" if same_sources else "other source files"
         raise InputError(
-            f"out={job.out} holds a finished dataset made with {what}; choose another out, or overwrite=true to replace it."
+            f"out={job.out.location} holds a finished dataset made with {what}; choose another out, or overwrite=true to replace it."
         )
     return None
 
 
-def _written(job: Job) -> Manifest:
+def _existing(job: Job) -> Manifest | None:
+    """The manifest that is there; a damaged one may be replaced like any other."""
+    try:
+        return commit.existing_manifest(job.out)
+    except InputError:
+        if job.settings.overwrite:
+            return None
+        raise
+
+
+def _written(job: Job, staging: Staging) -> Manifest:
     """Run the steps and commit."""
     started, begun_at = time.time(), time.monotonic()
-    staging = commit.new_staging(job.out)
     seconds: dict[str, float] = {}
     with _clocked(seconds, "spark"):
         spark = sparks.start_spark(job.settings.spark)
@@ -98,13 +104,12 @@ def _written(job: Job) -> Manifest:
     manifest = assembled(job, scanned, written, vocabulary, reports, reread, staging)
     seconds["all"] = time.monotonic() - begun_at
     write_run(job, spark, started, seconds)
-    previous = commit.existing_manifest(job.out)
-    commit.publish(job.out, manifest)
-    commit.sweep(job.out, [manifest, *([previous] if previous else [])])
+    commit.publish(job.out, manifest, _existing(job))
+    commit.sweep(job.out, job.settings.grace_hours)
     return manifest
 
 
-def labelled(spark: "SparkSession", job: Job, staging: Path) -> Job:
+def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
     """Before the passes over an event log: which impression each action belongs to. Other logs come with their labels."""
     settings, events = job.settings, job.settings.source.events
     if job.events is None or events is None:
@@ -116,7 +121,7 @@ def labelled(spark: "SparkSession", job: Job, staging: Path) -> Job:
     with damage_named():
         found = label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
-            num_partitions, staging,
+            num_partitions, staging.tables,
         )  # fmt: skip
     return replace(job, labelled=found)
 
@@ -147,12 +152,12 @@ def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary], Rep
 
 
 def write(
-    spark: "SparkSession", job: Job, scanned: Tally, tables: Callable[[], Path], staging: Path
+    spark: "SparkSession", job: Job, scanned: Tally, tables: Callable[[], Path], staging: Staging
 ) -> list[dict[str, Any]]:
     """The second pass: encode, group, write; the report of each file."""
     rows = job.settings.rows
     writing = Writing(
-        job.splits, job.reader, _buckets(job, scanned), job.logs, tables, str(staging),
+        job.splits, job.reader, _buckets(job, scanned), job.logs, tables, staging,
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
     frame = records_of(spark, writing).mapInArrow(writing.write, REPORT)
@@ -171,7 +176,7 @@ def records_of(spark: "SparkSession", writing: Writing) -> "DataFrame":
 
 
 def quarantine(
-    spark: "SparkSession", job: Job, reports: Sequence[Mapping[str, Any]], staging: Path
+    spark: "SparkSession", job: Job, reports: Sequence[Mapping[str, Any]], staging: Staging
 ) -> list[dict[str, Any]]:
     """Fetch the lines that grouping set aside; the report of each quarantine file, in the order of the log."""
     rejects = tuple(report["rejects"] for report in reports if "rejects" in report)
@@ -183,7 +188,7 @@ def quarantine(
         for ordinal, number in enumerate(num_X)
         for begin in range(0, number, _REJECTS_PER_SLICE)
     )
-    rereading = Rereading(job.logs, slices, rejects, str(staging))
+    rereading = Rereading(job.logs, slices, rejects, staging)
     frame = sparks.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
     table = sparks.collect(frame, "quarantine", len(slices), "tasks")
     found = [json.loads(report.as_py()) for report in table.column("report")]

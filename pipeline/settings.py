@@ -1,8 +1,8 @@
 """The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
 
 Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
-one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `out`, `overwrite`) say only how and where the
-job runs, and go to run.json.
+one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `out`, `staging`, `overwrite`,
+`grace_hours`) say only how and where the job runs, and go to run.json.
 """
 
 import json
@@ -122,6 +122,8 @@ class PreprocessSettings:
 
     out: str = _MISSING
     overwrite: bool = False
+    grace_hours: float = 24.0
+    staging: str = ""
     seed: int = 1
     source: SourceSettings = field(default_factory=SourceSettings)
     features: FeaturesSettings = field(default_factory=FeaturesSettings)
@@ -131,6 +133,9 @@ class PreprocessSettings:
     checks: ChecksSettings = field(default_factory=ChecksSettings)
     rows: RowsSettings = field(default_factory=RowsSettings)
     spark: SparkSettings = field(default_factory=SparkSettings)
+
+    def __post_init__(self) -> None:
+        _at_least("grace_hours", self.grace_hours, 0)
 
     def determining(self) -> dict[str, Any]:
         """The settings that decide what the dataset holds, as they stand in the manifest."""
@@ -146,7 +151,8 @@ class PreprocessSettings:
         """The settings that do not decide it, for run.json."""
         everything = asdict(self)
         source = {"path": self.source.path, "split_bytes": self.source.split_bytes}
-        return {"out": self.out, "overwrite": self.overwrite, "source": source, "spark": everything["spark"]}
+        chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "spark")}
+        return chosen | {"source": source}
 
 
 def settings_xxh3(determining: dict[str, Any]) -> str:
@@ -155,6 +161,6 @@ def settings_xxh3(determining: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(ordered, sort_keys=True).encode())
 
 
-def _at_least(key: str, value: int, least: int) -> None:
+def _at_least(key: str, value: float, least: int) -> None:
     if value < least:
         raise InputError(f"{key}={value} is below {least}; give {least} or more.")

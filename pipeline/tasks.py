@@ -20,6 +20,7 @@ from pipeline.audit import GRAIN, Tally
 from pipeline.audit_statistics import Statistics
 from pipeline.buckets import Buckets
 from pipeline.chunks import SCOPE_OF, ChunkReader
+from pipeline.commit import QUARANTINE, Staging
 from pipeline.contexts import Selected, grouped, select
 from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
 from pipeline.duplicates import Partitions, Sightings
@@ -112,7 +113,7 @@ class Writing:
     buckets: Buckets
     sources: tuple[SourceFile, ...]
     tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
-    staging: str
+    staging: Staging
     max_impressions: int
     impressions_per_row_group: int
     with_daction: bool
@@ -136,17 +137,19 @@ class Writing:
         """Sorted records of a partition → the report of its file; a partition may be empty."""
         for key, mine in _by_bucket(batches):
             split, number = self.buckets.place(key)
-            path = Path(self.staging) / f"{split}-{number:05d}-{_attempt()}"
             if split == "quarantine":
-                report = write_quarantine(path, (self._quarantined(batch) for batch in mine))
+                path = self.staging.path(f"{split}-{number:05d}-{_attempt()}")
+                staged = write_quarantine(path, (self._quarantined(batch) for batch in mine))
+                report = self.staging.hand_in(staged, QUARANTINE, f"part-{number:05d}")
             else:
-                report = self._write_rows(path, SPLITS.index(split), mine)
+                report = self._write_rows(split, number, mine)
             yield _reported(report | {"split": split, "number": number})
 
-    def _write_rows(self, path: Path, split: int, batches: Batches) -> dict[str, Any]:
+    def _write_rows(self, split_name: str, number: int, batches: Batches) -> dict[str, Any]:
+        name, split = f"{split_name}-{number:05d}-{_attempt()}", SPLITS.index(split_name)
         catalogue = self.reader.catalogue
         schema = schema_of(catalogue, self.with_daction)
-        writer = PartWriter(path, schema, self.impressions_per_row_group, self.with_daction)
+        writer = PartWriter(self.staging.path(name), schema, self.impressions_per_row_group, self.with_daction)
         tally = Tally()
         statistics = Statistics()
         rejects: list[np.ndarray] = []
@@ -158,12 +161,13 @@ class Writing:
                 rows = rows_of(selected, catalogue, schema)
                 statistics.add(rows.table, catalogue, rows.key_N, rows.count_NK)
                 writer.add(rows)
-        report: dict[str, Any] = {"file": writer.finish(), "tally": tally.to_json()}
-        report |= statistics.report(f"{path}-distinct.npz")
+        report: dict[str, Any] = {"tally": tally.to_json()}
+        report |= statistics.report(lambda what, array: self.staging.keep(f"{name}-{what}", array))
+        if staged := writer.finish():
+            report["file"] = self.staging.hand_in(staged, split_name, f"part-{number:05d}")
         reject_X3 = np.concatenate(rejects)
         if len(reject_X3):
-            np.save(f"{path}-rejects.npy", reject_X3)
-            report["rejects"] = f"{path}-rejects.npy"
+            report["rejects"] = self.staging.keep(f"{name}-rejects", reject_X3)
             report["num_rejects"] = np.bincount(reject_X3[:, 0], minlength=len(self.sources)).tolist()
         return report
 
@@ -187,19 +191,19 @@ class Rereading:
 
     sources: tuple[SourceFile, ...]
     slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's lines set aside, sorted
-    rejects: tuple[str, ...]  # the .npy files of all writing tasks
-    staging: str
+    rejects: tuple[str, ...]  # what all writing tasks kept
+    staging: Staging
 
     def reread(self, batches: Batches) -> Batches:
         """Slice numbers → the report of a quarantine file each."""
         for number in _numbers(batches):
             ordinal, begin, end = self.slices[number]
-            mine = [reject_X3[reject_X3[:, 0] == ordinal] for reject_X3 in map(np.load, self.rejects)]
+            mine = [reject_X3[reject_X3[:, 0] == ordinal] for reject_X3 in map(self.staging.kept, self.rejects)]
             reject_X3 = np.concatenate(mine)
             reject_X3 = reject_X3[np.argsort(reject_X3[:, 1])][begin:end]
-            path = Path(self.staging) / f"reread-{number:05d}-{_attempt()}"
-            report = write_quarantine(path, self._lines(self.sources[ordinal], reject_X3))
-            yield _reported(report | {"number": number})
+            path = self.staging.path(f"reread-{number:05d}-{_attempt()}")
+            staged = write_quarantine(path, self._lines(self.sources[ordinal], reject_X3))
+            yield _reported(self.staging.hand_in(staged, QUARANTINE, f"reread-{number:05d}") | {"number": number})
 
     def _lines(self, source: SourceFile, reject_X3: np.ndarray) -> Batches:
         with source.open() as stream:  # gzip streams forward, for the offsets rise

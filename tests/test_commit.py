@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from raw_log import random_log, small_log
 
-from pipeline.commit import locked
+from pipeline.lock import locked
 from pipeline.manifest import InputError, load_manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
+from pipeline.store import LocalStore
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
@@ -24,6 +25,10 @@ pytestmark = pytest.mark.usefixtures("spark")
 
 def manifest_bytes(out: Path) -> bytes:
     return (out / "manifest.json").read_bytes()
+
+
+def present_in(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*.parquet")}
 
 
 def command(raw: Path, out: Path, *overrides: str) -> list[str]:
@@ -71,7 +76,11 @@ def test_a_finished_dataset_is_left_alone_and_overwriting_keeps_the_earlier_gene
     (out / "train" / "notes.parquet").write_text("a file of the user's own")
     changes = ("rows.max_impressions=1", "rows.max_impressions=1 features.group=''")
     seconds = [preprocess(preprocess_settings(raw, out, *change.split(), "overwrite=true")) for change in changes]
-    present = {path.relative_to(out).as_posix() for path in out.rglob("*.parquet")}
+    assert {file.path for manifest in (first, *seconds) for file in manifest.files} <= present_in(out)
+    # The last one again finds nothing to do, but the grace period of the others over.
+    preprocess(preprocess_settings(raw, out, *changes[-1].split(), "grace_hours=0"))
+    seconds = seconds[-1:]
+    present = present_in(out)
     for manifest in seconds:
         assert {file.path for file in manifest.files} <= present
     gone = {file.path for file in first.files} - {file.path for manifest in seconds for file in manifest.files}
@@ -83,7 +92,7 @@ def test_a_finished_dataset_is_left_alone_and_overwriting_keeps_the_earlier_gene
 def test_a_second_job_on_the_same_path_is_refused(tmp_path: Path, preprocess_settings: Settings) -> None:
     raw, out = small_log().write(tmp_path / "raw"), tmp_path / "out"
     with (
-        locked(out),
+        locked(LocalStore(out)),
         pytest.raises(InputError, match=f"out={out} is being written by process {os.getpid()} on .* since "),
     ):
         preprocess(preprocess_settings(raw, out))
