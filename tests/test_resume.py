@@ -20,6 +20,7 @@ from training.evaluate import predict_split, read_predictions
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.journal import LOG
 from training.settings import TrainSettings
+from training.sharding import ShardingSettings
 from training.trainer import Trainer
 from training.world import join
 
@@ -68,21 +69,24 @@ def split_off(ranks: list[Arrays]) -> tuple[list[int], list[list[int]], Arrays]:
     return statuses, [step[step >= 0].tolist() for step in steps], merged(ranks)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_that_a_signal_reaches_alone_stop_together_and_go_on_to_the_same_weights(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, ranks: int
 ) -> None:
-    whole = run_ranks(fit, 2, tmp_path / "a", shuffled(data, tmp_path / "whole"))
-    _, steps, expected = split_off(whole)
-    settings = shuffled(data, tmp_path / "run")
+    """Sums of more than two ranks round by the order of what is summed, which a restart must not change."""
+    settings, undisturbed = (shuffled(data, tmp_path / name, epochs=4 // ranks) for name in ("run", "whole"))
+    for one in (settings, undisturbed):
+        one.sharding = ShardingSettings(tables={"user_brands": "data_parallel", "item_intention": "data_parallel"})
+    _, steps, expected = split_off(run_ranks(fit, ranks, tmp_path / "a", undisturbed))
     seen: list[list[int]] = []
     for at, number in ((4, signal.SIGTERM), (len(steps) // 2 + 1, signal.SIGUSR1)):
-        statuses, part, _ = split_off(run_ranks(fit, 2, tmp_path / f"at{at}", settings, at, number))
-        assert statuses == [EXIT_REQUEUE] * 2
+        statuses, part, _ = split_off(run_ranks(fit, ranks, tmp_path / f"at{at}", settings, at, number))
+        assert statuses == [EXIT_REQUEUE] * ranks
         assert (tmp_path / "run" / REQUEUE).exists()
         seen += part
         assert len(seen) == at + 1
-    statuses, part, found = split_off(run_ranks(fit, 2, tmp_path / "end", settings))
-    assert statuses == [0, 0]
+    statuses, part, found = split_off(run_ranks(fit, ranks, tmp_path / "end", settings))
+    assert statuses == [0] * ranks
     assert not (tmp_path / "run" / REQUEUE).exists()
     assert seen + part == steps
     assert found.keys() == expected.keys()

@@ -38,7 +38,7 @@ def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mappi
 def share_of_rank(sums: Tensor, world_size: int, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
     """What this rank takes the gradient of: Σ weight · sum · W / global count; the weights are 1 where none are given.
 
-    DDP and TorchRec both divide gradients by W, so after their sum over the ranks the gradient is that of the mean
+    `place` and TorchRec both divide gradients by W, so after their sum over the ranks the gradient is that of the mean
     over the global batch, however unequal the ranks' shares are.
     """
     weighted = sums if weights is None else sums * sums.new_tensor(weights)

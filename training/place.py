@@ -1,7 +1,7 @@
-"""Where everything lives: tables sharded over the ranks by TorchRec, towers replicated under DDP, and their optimizers.
+"""Where everything lives: tables sharded over the ranks by TorchRec, towers replicated, and their optimizers.
 
-Sharded tables update inside the backward pass (FBGEMM's fused optimizers), towers and replicated tables after it. One
-rank takes the same road.
+Sharded tables update inside the backward pass (FBGEMM's fused optimizers), towers and replicated tables after it, once
+their gradients are averaged over the ranks. One rank takes the same road.
 """
 
 import warnings
@@ -17,6 +17,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
@@ -52,12 +53,17 @@ class Placed:
     tower_optimizer: torch.optim.Optimizer
     table_optimizer: torch.optim.Optimizer | None = None  # of the replicated tables, where there are any
     settings: OptimizerSettings = field(default_factory=OptimizerSettings)
+    world: World | None = None  # None: alone
 
     def __post_init__(self) -> None:
         self._kernel_rates = [
             (kernel, kernel.get_learning_rate())
             for kernel in _kernels(self.network)
             if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)
+        ]
+        kernels = list(_kernels(self.network))
+        self._dense_kernels = [
+            kernel for kernel in kernels if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen)
         ]
         groups = self.table_optimizer.param_groups if self.table_optimizer else []
         self._group_rates = [(group, group["lr"]) for group in groups]
@@ -67,15 +73,31 @@ class Placed:
     def learn(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`, at the rates of the step that the network was called with."""
         self.tower_optimizer.zero_grad(set_to_none=True)
-        for kernel in _kernels(self.network) if self.table_optimizer else ():
-            if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen):
-                kernel.weights.grad = None  # the tables are views of it
+        for kernel in self._dense_kernels:
+            kernel.weights.grad = None  # the tables are views of it
         loss.backward()  # sharded tables update in here
+        self._average()
         if self.settings.towers.clip_norm:
             nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
         self.tower_optimizer.step()
         if self.table_optimizer:
             self.table_optimizer.step()
+
+    def _average(self) -> None:
+        """The mean over the ranks of the gradients of all that every rank holds, in one sum.
+
+        Not by DDP: it puts gradients into its buckets as the first backward pass of the process happens to give them, and
+        a sum over more than two ranks rounds by the place in the bucket, so that a resumed run would end with other bits.
+        """
+        if self.world is None or self.world.size == 1:
+            return
+        held = [parameter.grad for parameter in self.towers.parameters()]
+        held += [kernel.weights.grad for kernel in self._dense_kernels]
+        gradients = [gradient for gradient in held if gradient is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.world.size)
+        parts = self.world.sum(flat).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _before_forward(self, _network: nn.Module, batch_and_step: tuple[Any, ...]) -> None:
         """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards."""
@@ -104,19 +126,24 @@ def place(
     sharding: ShardingSettings,
     world: World,
 ) -> Placed:
-    """Shard the tables of `model` over `world`, fill them with their initial values, and wrap the towers in DDP."""
+    """Shard the tables of `model` over `world`, fill them with their initial values, and give the towers their optimizer."""
     optimizers.fuse(model, embedding, optimizer.embeddings)
     plan = plan_of(fields, embedding, sharding, world)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchRec passes DDP a deprecated option
+        warnings.simplefilter("ignore", FutureWarning)  # what TorchRec does with torch's deprecated parts
         network = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=world.device,
             plan=plan,
             sharders=[EmbeddingBagCollectionSharder()],
+            init_data_parallel=False,  # `Placed` averages gradients itself
         )
+        network.to(world.device)
         shards = _shards(network)
+    for module in network.modules():
+        if isinstance(module, DistributedDataParallel):  # TorchRec's, around replicated tables
+            module.require_backward_grad_sync = False
     replicated = _replicated(network)
     table_optimizer = optimizers.dense(replicated, embedding, optimizer.embeddings) if replicated else None
     if table_optimizer:
@@ -138,7 +165,7 @@ def place(
         shard.weight.zero_()
         shard.weight[:, :dim] = torch.from_numpy(values)
     adam = optimizers.adam(model.towers.parameters(), optimizer.towers)
-    return Placed(network, model.towers, shards, adam, table_optimizer, optimizer)
+    return Placed(network, model.towers, shards, adam, table_optimizer, optimizer, world)
 
 
 def _cuts_rows(plan: ShardingPlan) -> bool:
