@@ -1,6 +1,7 @@
 """Raw logs → dataset, in Spark. Read the modules in the order that the data takes:
 
 fields (the catalogue: what a raw id means) → source (byte ranges of files) → parse (the byte kernel) →
+numbers (numeric fields, their exact moments) →
 vocabulary (raw id → index) → encode (values → indices) → contexts (impressions grouped under their context) →
 dataset (Parquet files, manifest last) → audit (every line accounted for) → preprocess (the chain of them all).
 

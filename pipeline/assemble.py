@@ -17,10 +17,11 @@ from pipeline.audit_figures import figures
 from pipeline.audit_statistics import Statistics
 from pipeline.commit import Staging
 from pipeline.dataset import HashedFile
-from pipeline.job import Job
+from pipeline.fields import Field
+from pipeline.job import Counted, Job
 from pipeline.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
 from pipeline.settings import PreprocessSettings, settings_xxh3
-from pipeline.vocabulary import Vocabulary, write_vocabulary
+from pipeline.vocabulary import write_vocabulary
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -30,23 +31,22 @@ _IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "event
 
 def assembled(
     job: Job,
-    scanned: Tally,
+    counted: Counted,
     written: Tally,
-    vocabulary: Sequence[Vocabulary],
     reports: Sequence[dict[str, Any]],
     reread: Sequence[dict[str, Any]],
     staging: Staging,
 ) -> Manifest:
     """Move every file to its place and describe them; all but the last act of the commit."""
     files = _place_data(job, reports)
-    fields = tuple(_place_vocabulary(job, number, entry, staging) for number, entry in enumerate(vocabulary))
+    fields = tuple(_placed_field(job, entry, counted, staging) for entry in job.catalogue.fields)
     early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
     set_aside = [
         {"path": job.out.place(report)} | {key: report[key] for key in ("lines", "bytes", "xxh3")}
         for report in [*early, *reread]
     ]
     totals = totals_of(files)
-    balanced = audit.balanced(scanned, written, totals, set_aside)
+    balanced = audit.balanced(counted.tally, written, totals, set_aside)
     if job.labelled:
         balanced["events"] = job.labelled.audit
     content = balanced | figures(job.catalogue, _statistics(reports, staging))
@@ -85,8 +85,13 @@ def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str
     return found
 
 
-def _place_vocabulary(job: Job, number: int, vocabulary: Vocabulary, staging: Staging) -> ManifestField:
-    entry = job.catalogue.fields[number]
+def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
+    if entry.is_numeric:
+        mean, std = counted.moments.mean_std(job.catalogue.numerics.index(entry))
+        return ManifestField(
+            entry.name, entry.raw_id, entry.scope, entry.arity, False, 0, "", "", entry.kind, 0, mean, std
+        )
+    vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
     file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
     name = job.out.place(staging.hand_in(file.staged(), commit.VOCABULARY, entry.name))

@@ -134,5 +134,5 @@ def tidy(store: Store, grace_hours: float) -> None:
 
 def files_named(manifest: Manifest) -> list[str]:
     """Every file that belongs to a dataset, relative to it."""
-    files = [file.path for file in manifest.files] + [field.vocabulary for field in manifest.fields]
+    files = [file.path for file in manifest.files] + [field.vocabulary for field in manifest.fields if field.vocabulary]
     return files + [file["path"] for file in manifest.audit.get(QUARANTINE, ())]

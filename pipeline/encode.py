@@ -20,6 +20,7 @@ from pipeline import parse, records
 from pipeline.buckets import Buckets
 from pipeline.chunks import Chunk
 from pipeline.lookup import Lookup, index_of
+from pipeline.numbers import numbers_of
 from pipeline.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
 from pipeline.source import SKELETON
 
@@ -99,12 +100,14 @@ def _encode(
     parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
     assert layout.header == HEADER or timestamp_L is not None
     per_line = layout.header + len(layout.fields)
+    number_LQ = numbers_of(parsed, layout.number_F, len(layout.numerics))
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     _encode_lines(
         order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V, parsed.weight_V.view(np.int32),
         np.empty(0, np.int64) if timestamp_L is None else timestamp_L, layout.header,
-        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), layout.group, chunk.source.table == SKELETON,
+        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), number_LQ.view(np.int32), layout.group,
+        chunk.source.table == SKELETON,
         lookup.place_F3, lookup.direct_D, lookup.key_S, lookup.index_S, word_W, begin_L,
     )  # fmt: skip
     return word_W[: begin_L[-1]], begin_L
@@ -113,10 +116,10 @@ def _encode(
 @nb.njit(cache=True)
 def _encode_lines(  # type: ignore[no-untyped-def]
     order, is_first, label_L, line_LC, field_V, id_V, weight_bits_V, timestamp_L, header,
-    one_F, many_F, is_weighted_M, num_ones, group, is_skeleton,
+    one_F, many_F, is_weighted_M, num_ones, number_LQ, group, is_skeleton,
     place_F3, direct_D, key_S, index_S, word_W, begin_L,
 ):  # fmt: skip
-    num_many = len(is_weighted_M)
+    num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
     value_at = np.empty(num_many, np.int64)  # where the next value of each field of arity many goes
     weight_at = np.empty(num_many, np.int64)
     begin = 0
@@ -125,8 +128,10 @@ def _encode_lines(  # type: ignore[no-untyped-def]
         line = order[i]
         first = line_LC[line - 1, parse.VALUES_END] if line else 0
         last = line_LC[line, parse.VALUES_END]
-        lengths = begin + header + num_ones
+        lengths = begin + header + num_ones + num_numbers
         word_W[begin + header : lengths + num_many] = 0
+        for number in range(num_numbers):
+            word_W[begin + header + num_ones + number] = number_LQ[line, number]
         for v in range(first, last):
             many = many_F[field_V[v]]
             if many >= 0:
@@ -145,7 +150,8 @@ def _encode_lines(  # type: ignore[no-untyped-def]
             index = index_of(id_V[v], field, place_F3, direct_D, key_S, index_S)
             many = many_F[field]
             if many < 0:
-                word_W[begin + header + one_F[field]] = index
+                if one_F[field] >= 0:
+                    word_W[begin + header + one_F[field]] = index
                 if field == group:
                     id_ = id_V[v]
             else:

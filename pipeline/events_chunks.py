@@ -76,7 +76,7 @@ def values_of(
     rows: pa.RecordBatch, fields: Sequence[Field], numbers: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(field, id, weight) of every value of the fields `numbers`, row by row, and where the values of each row end."""
-    columns = [_column(rows, number, fields[number].weighted) for number in numbers]
+    columns = [_column(rows, number, fields[number]) for number in numbers]
     total_L = np.zeros(rows.num_rows, np.int64)
     for length_L, _, _ in columns:
         total_L += length_L
@@ -95,13 +95,15 @@ def values_of(
     return field_V, id_V, weight_V, end_L
 
 
-def _column(rows: pa.RecordBatch, number: int, weighted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(number of values of each row, the ids, the weights) of one field."""
+def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(number of values of each row, the ids, the weights) of one field; a number is the weight of the id 0."""
     column = rows.column(f"f{number}")
     if not pa.types.is_list(column.type):
-        return column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), column.drop_null().to_numpy(), None
+        length_L = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+        values = column.drop_null().to_numpy()
+        return (length_L, np.zeros(len(values), np.int64), values) if entry.is_numeric else (length_L, values, None)
     length_L = pc.list_value_length(column).to_numpy().astype(np.int64)
-    weights = rows.column(f"w{number}").flatten().to_numpy() if weighted else None
+    weights = rows.column(f"w{number}").flatten().to_numpy() if entry.weighted else None
     return length_L, column.flatten().to_numpy(), weights
 
 

@@ -41,6 +41,7 @@ _CORRUPT = "_corrupt"
 _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that make one thing
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
 
 
@@ -87,7 +88,7 @@ def impressions_of(
     split          0 1 2, null where outside
     user, item     what actions are matched by, as text (user null where malformed);  at  milliseconds since 1970 UTC
     impression_id, context_key    64 bits;  clicked  the log's own click flag, or false
-    f0 f1 …        of each field in catalogue order: the id or the ids;  w0 w1 …  weights where it has them
+    f0 f1 …        of each field in catalogue order: the id, the ids or the number;  w0 w1 …  weights where it has them
     line           the row as JSON where it is set aside
     """
     needed = needed_columns(settings, fields)
@@ -188,6 +189,15 @@ class _Texts:
             return F.coalesce(F.transform(F.col(_quoted(name)), self._id_of_number), F.array().cast("array<long>"))
         return F.transform(self.list_of(name), raw_id)
 
+    def number_of(self, name: str) -> tuple[Column, Column]:
+        """(one column as float32, whether it holds what is no finite number); null is missing."""
+        kind = self._types[name]
+        text = self.of(name)
+        is_number = text.rlike(_NUMBER) if isinstance(kind, StringType) else F.lit(True)
+        number = F.when(is_number & text.isNotNull(), F.col(_quoted(name)).try_cast("float"))
+        is_finite = number.isNotNull() & ~F.isnan(number) & (F.abs(number) != float("inf"))
+        return number, text.isNotNull() & ~F.coalesce(is_finite, F.lit(False))
+
     def list_of(self, name: str) -> Column:
         """The values of a column of arity many; an empty list where there are none."""
         column = F.col(_quoted(name))
@@ -221,9 +231,14 @@ class _Texts:
 
 
 def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], list[Column]]:
-    """(the columns f0 w0 f1 …, whether each field of arity many is bad)."""
+    """(the columns f0 w0 f1 …, whether each numeric field and each of arity many is bad)."""
     columns, bad = [], []
     for number, entry in enumerate(fields):
+        if entry.is_numeric:
+            value, is_bad = texts.number_of(entry.raw_id)
+            columns.append(value.alias(f"f{number}"))
+            bad.append(is_bad)
+            continue
         if entry.arity == "one":
             columns.append(texts.id_of(entry.raw_id).alias(f"f{number}"))
             continue

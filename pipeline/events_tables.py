@@ -142,9 +142,11 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
                 f"{owner[column].name} has {kind} in the column {column!r}, where many values are needed: "
                 "a list, or text with source.events.list_separator between them."
             )
-    ids = {*entry.user, *entry.item, *entry.id, *entry.context, *(field.raw_id for field in fields.fields)}
+    ids = {*entry.user, *entry.item, *entry.id, *entry.context}
+    ids |= {field.raw_id for field in fields.fields if not field.is_numeric}
     for table in tables:
         _check_ids(table, sorted(ids & set(table.columns)))
+        _check_numbers(table, sorted({field.raw_id for field in fields.numerics} & set(table.columns)))
 
 
 def _check_ids(table: Table, columns: Sequence[str]) -> None:
@@ -155,6 +157,17 @@ def _check_ids(table: Table, columns: Sequence[str]) -> None:
             raise InputError(
                 f"{table.name} has {kind} in the column {column!r}, which is read as ids: integers or text are "
                 "ids; cast the column (pandas makes floats of integers with missing values)."
+            )
+
+
+def _check_numbers(table: Table, columns: Sequence[str]) -> None:
+    for column in columns:
+        kind = table.columns[column]
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if not (is_number or _is_text(kind)):
+            raise InputError(
+                f"{table.name} has {kind} in the column {column!r}, which is read as numbers: integers, floats, "
+                "decimals or their text are numbers; cast the column."
             )
 
 

@@ -4,13 +4,14 @@ The only module that knows raw ids; the names and ids themselves are data, in co
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.manifest import InputError
+from pipeline.manifest import CATEGORICAL, NUMERIC, InputError
 
 SCOPES = ("context", "impression")
 ARITIES = ("one", "many")
+KINDS = (CATEGORICAL, NUMERIC)
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -23,6 +24,7 @@ class FieldSettings:
     arity: str = "one"
     weighted: bool = False
     min_count: int | None = None  # None: vocabulary.min_count
+    kind: str = CATEGORICAL  # numeric: the value counts, not the id
 
 
 @dataclass
@@ -43,6 +45,12 @@ class Field:
     arity: str  # one | many
     weighted: bool
     min_count: int
+    kind: str = CATEGORICAL  # categorical | numeric
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether a line has a number of it, where others have ids."""
+        return self.kind == NUMERIC
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,30 @@ class Catalogue:
         """The fields of one scope, in catalogue order."""
         return tuple(entry for entry in self.fields if entry.scope == scope)
 
+    @property
+    def numerics(self) -> tuple[Field, ...]:
+        """The numeric fields of both scopes."""
+        return tuple(entry for entry in self.fields if entry.is_numeric)
+
+    def places(self, chosen: Sequence[Field]) -> list[int]:
+        """For each field of the catalogue its position in `chosen`, -1 where it is not there."""
+        return [chosen.index(entry) if entry in chosen else -1 for entry in self.fields]
+
+    def number_places(self, numerics: Sequence[Field]) -> list[int]:
+        """For each field the position in `numerics` of the one that its values bring, -1 for none."""
+        return self.places([self.source_of(entry) for entry in numerics])
+
+    def read_fields(self, scope: str) -> tuple[Field, ...]:
+        """The fields that the features of a raw line are read as: each raw id once, as ids where a field takes its ids."""
+        return tuple(entry for entry in self.of_scope(scope) if self.source_of(entry) is entry)
+
+    def source_of(self, entry: Field) -> Field:
+        """The field whose values bring those of `entry`: itself, but for a number behind the ids of another field."""
+        if self.timed or not entry.is_numeric:  # the tables of an event log have columns, which many may read
+            return entry
+        others = (other for other in self.fields if other.raw_id == entry.raw_id and not other.is_numeric)
+        return next(others, entry)
+
     def __getitem__(self, name: str) -> Field:
         return next(entry for entry in self.fields if entry.name == name)
 
@@ -64,24 +96,26 @@ class Catalogue:
 def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False) -> Catalogue:
     """Check `settings` and give the catalogue; `min_count` serves fields that set none of their own.
 
-    Raises InputError for an unknown word, a name that is no identifier, a raw id used twice, a weight on a field of
-    arity one, or a group that is no context field.
+    Raises InputError for an unknown word, a name that is no identifier, a raw id used twice (but for a numeric beside a
+    categorical field of its scope), a weight on a field of arity one, a setting of ids on a numeric field, or a group
+    that is no context field.
     """
     if not settings.fields:
         raise InputError("features.fields is empty; choose a catalogue, for example features=aliccp.")
     entries = [_checked(name, entry, min_count) for name, entry in settings.fields.items()]
-    owner: dict[str, str] = {}
-    for entry in entries:
-        if entry.raw_id in owner:
-            raise InputError(
-                f"features.fields.{entry.name}.raw_id={entry.raw_id} already belongs to {owner[entry.raw_id]}; "
-                "every field needs a raw id of its own."
-            )
-        owner[entry.raw_id] = entry.name
-    contexts = [entry.name for entry in entries if entry.scope == "context" and entry.arity == "one"]
+    for number, entry in enumerate(entries):
+        for other in entries[:number]:
+            if other.raw_id == entry.raw_id and (other.kind == entry.kind or other.scope != entry.scope):
+                raise InputError(
+                    f"features.fields.{entry.name}.raw_id={entry.raw_id} already belongs to {other.name}; every field "
+                    "needs a raw id of its own, but for a numeric field beside a categorical one of the same scope."
+                )
+    contexts = [
+        entry.name for entry in entries if entry.scope == "context" and entry.arity == "one" and not entry.is_numeric
+    ]
     if settings.group and settings.group not in contexts:
         raise InputError(
-            f"features.group={settings.group} is not a context field of arity one; choose one of {', '.join(contexts)}."
+            f"features.group={settings.group} is not a categorical context field of arity one; choose one of {', '.join(contexts)}."
         )
     return Catalogue(tuple(entries), settings.group, timed)
 
@@ -92,10 +126,13 @@ def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:
     words: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "scope": (entry.scope, SCOPES),
         "arity": (entry.arity, ARITIES),
+        "kind": (entry.kind, KINDS),
     }
     for key, (value, allowed) in words.items():
         if value not in allowed:
             raise InputError(f"features.fields.{name}.{key}={value} is not one of {', '.join(allowed)}.")
+    if entry.kind == NUMERIC:
+        _check_numeric(name, entry)
     if entry.weighted and entry.arity == "one":
         raise InputError(
             f"features.fields.{name} is weighted with arity one; only a field of arity many carries weights."
@@ -103,4 +140,16 @@ def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:
     count = min_count if entry.min_count is None else entry.min_count
     if count < 1:
         raise InputError(f"features.fields.{name}.min_count={count} is below 1; 1 keeps every id.")
-    return Field(name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count)
+    return Field(name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count, entry.kind)
+
+
+def _check_numeric(name: str, entry: FieldSettings) -> None:
+    if entry.arity != "one" or entry.weighted:
+        raise InputError(
+            f"features.fields.{name} is numeric with arity={entry.arity}, weighted={entry.weighted}; a numeric field is one "
+            "number a line, so leave both out."
+        )
+    if entry.min_count is not None:
+        raise InputError(
+            f"features.fields.{name}.min_count={entry.min_count} is for ids, and the field is numeric; leave it out."
+        )

@@ -1,19 +1,33 @@
-"""The job: the settings of a run of jobs.preprocess, the catalogue and the raw files that they name."""
+"""The job: the settings of a run of jobs.preprocess, the raw files that they name, and what the first pass counts there."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.audit import Tally
 from pipeline.chunks import ChunkReader
+from pipeline.duplicates import Repeats
 from pipeline.events_chunks import EventReader
 from pipeline.events_tables import EventLog, find_log
 from pipeline.fields import Catalogue, catalogue
 from pipeline.manifest import InputError, Source
+from pipeline.numbers import Moments
 from pipeline.settings import PreprocessSettings
 from pipeline.source import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
 from pipeline.store import LocalStore, Store, store_of
+from pipeline.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pipeline.events_stage import Labelled
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the first pass found."""
+
+    tally: Tally
+    vocabularies: list[Vocabulary]  # of each field in catalogue order; empty for a numeric one
+    moments: Moments  # of the numeric fields in catalogue order
+    repeats: Repeats  # impression ids that stand in several contexts
 
 
 @dataclass(frozen=True)

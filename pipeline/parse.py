@@ -90,7 +90,7 @@ class Parsed:
 
 def names_of(catalogue: Catalogue, scope: str) -> Names:
     """The probe table of one scope."""
-    entries = catalogue.of_scope(scope)
+    entries = catalogue.read_fields(scope)
     raw = [entry.raw_id.encode() for entry in entries]
     width = max([len(name) for name in raw] + [1])
     bytes_FN = np.zeros((len(raw), width), np.uint8)

@@ -19,15 +19,16 @@ from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
 from pipeline.commit import Staging
 from pipeline.duplicates import Partitions, Repeats, num_partitions
-from pipeline.job import Job
+from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, InputError, Manifest
+from pipeline.numbers import Moments
 from pipeline.parse import REASONS
 from pipeline.records import SPARK_SCHEMA
 from pipeline.settings import FAIL, GLOBAL, PreprocessSettings, settings_xxh3
 from pipeline.source import PERIODS
-from pipeline.tasks import COUNTED, NO_PART, REPORT, Counting, Rereading, Writing, actions_path
+from pipeline.tasks import COUNTED, NO_PART, NUMBERS_PART, REPORT, Counting, Rereading, Writing, actions_path
 from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
 
 if TYPE_CHECKING:
@@ -90,18 +91,18 @@ def _written(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "label"):
         job = labelled(spark, job, staging)
     with _clocked(seconds, "count"):
-        scanned, vocabulary, repeats = count(spark, job)
-    repeats.move(scanned)
-    _stop_at_failures(job, scanned)
-    with _clocked(seconds, "write"), _shared_tables(spark, job, vocabulary, repeats) as tables:
-        reports = write(spark, job, scanned, tables, staging)
+        counted = count(spark, job)
+    counted.repeats.move(counted.tally)
+    _stop_at_failures(job, counted.tally)
+    with _clocked(seconds, "write"), _shared_tables(spark, job, counted.vocabularies, counted.repeats) as tables:
+        reports = write(spark, job, counted.tally, tables, staging)
     written = Tally()
     for report in reports:
         written.merge(Tally.from_json(report.get("tally", {"counts": {}, "first": {}})))
     _stop_at_failures(job, written)
     with _clocked(seconds, "quarantine"):
         reread = quarantine(spark, job, reports, staging)
-    manifest = assembled(job, scanned, written, vocabulary, reports, reread, staging)
+    manifest = assembled(job, counted, written, reports, reread, staging)
     seconds["all"] = time.monotonic() - begun_at
     write_run(job, spark, started, seconds)
     commit.publish(job.out, manifest, _existing(job))
@@ -126,8 +127,8 @@ def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
     return replace(job, labelled=found)
 
 
-def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary], Repeats]:
-    """The first pass: what the log holds, the vocabulary of each field, and ids that stand in several contexts."""
+def count(spark: "SparkSession", job: Job) -> Counted:
+    """The first pass: what the log holds, vocabularies, moments of numeric fields, ids that stand in several contexts."""
     total_bytes = sum(source.bytes for source in job.sources)
     num_parts = max(1, min(64, total_bytes // _BYTES_PER_VOCABULARY_PART))
     # An event log's duplicates have been found with its labels.
@@ -139,16 +140,18 @@ def count(spark: "SparkSession", job: Job) -> tuple[Tally, list[Vocabulary], Rep
     frame = sparks.numbers(spark, num_splits).mapInArrow(counting.count, COUNTED)
     frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
     table = sparks.collect(frame, "count", num_splits + num_parts, "tasks")
-    tally, pairs, sightings = Tally(), [np.empty((0, 2), np.int64)], []
+    tally, moments, pairs, sightings = Tally(), Moments(len(job.catalogue.numerics)), [np.empty((0, 2), np.int64)], []
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
         if part == NO_PART:
             tally.merge(Tally.from_json(json.loads(blob.as_py())))
+        elif part == NUMBERS_PART:
+            moments.merge(blob.as_py())
         elif part in sighted.keys:
             sightings.append((sighted.kind_of(part), blob.as_buffer()))
         else:
             pairs.append(pairs_of(blob.as_buffer()))
     repeats = Repeats.of(sightings, job.settings.split.validation, job.settings.seed)
-    return tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields)), repeats
+    return Counted(tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields)), moments, repeats)
 
 
 def write(

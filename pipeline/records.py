@@ -1,12 +1,13 @@
 """The record: how one parsed line crosses Spark, as int32 words in a binary column instead of columns of lists.
 
     word   0      1 2                  3 4                                    5 …
-           words  id                   key of a context | offset, labels      ones, lengths, values, weights
+           words  id                   key of a context | offset, labels      ones, numbers, lengths, values, weights
 
     id       raw id of the group field (-1 missing) | sample id; 64 bits, the lower word first
     offset   of the line, from the first line of its run
     time     in a timed log an impression's timestamp, 64 bits, stands before the ones
-    ones     index of each field of arity one;  lengths: of each field of arity many, in catalogue order
+    ones     index of each field of arity one;  numbers: float32 bits of each numeric field, NaN where missing
+    lengths  of each field of arity many, in catalogue order
     values   the indices of all fields of arity many, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
 
@@ -49,6 +50,7 @@ class Layout:
 
     fields: tuple[Field, ...]
     one_F: np.ndarray  # int64: the field's place among the ones, -1 if it is none
+    number_F: np.ndarray  # int64: the place among the numbers of the one that comes with the field's values, or -1
     many_F: np.ndarray  # int64: its place among those of arity many, -1 if it is none
     is_weighted_M: np.ndarray  # bool
     group: int  # number of the group field in the catalogue, -1 where the scope has none
@@ -56,8 +58,13 @@ class Layout:
 
     @property
     def ones(self) -> list[Field]:
-        """The fields of arity one."""
-        return [entry for entry in self.fields if entry.arity == "one"]
+        """The categorical fields of arity one."""
+        return [entry for entry in self.fields if entry.arity == "one" and not entry.is_numeric]
+
+    @property
+    def numerics(self) -> list[Field]:
+        """The numeric fields."""
+        return [entry for entry in self.fields if entry.is_numeric]
 
     @property
     def many(self) -> list[Field]:
@@ -68,15 +75,16 @@ class Layout:
 def layout_of(catalogue: Catalogue, scope: str) -> Layout:
     """The layout of a scope's records."""
     entries = catalogue.of_scope(scope)
-    places = {"one": np.full(len(catalogue.fields), -1), "many": np.full(len(catalogue.fields), -1)}
-    for arity, place_F in places.items():
-        for place, entry in enumerate(entry for entry in entries if entry.arity == arity):
-            place_F[catalogue.fields.index(entry)] = place
+    ones = [entry for entry in entries if entry.arity == "one" and not entry.is_numeric]
+    many = [entry for entry in entries if entry.arity == "many"]
+    numerics = [entry for entry in entries if entry.is_numeric]
     is_weighted_M = np.array([entry.weighted for entry in entries if entry.arity == "many"], np.bool_)
     names = [entry.name for entry in catalogue.fields]
     group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
     header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
-    return Layout(entries, places["one"], places["many"], is_weighted_M, group, header)
+    places = (catalogue.places(ones), catalogue.number_places(numerics), catalogue.places(many))
+    one_F, number_F, many_F = (np.array(place_F, np.int64) for place_F in places)
+    return Layout(entries, one_F, number_F, many_F, is_weighted_M, group, header)
 
 
 def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:

@@ -1,6 +1,7 @@
 """Rows: the columns of context rows (DESIGN §4), gathered from records field by field into Arrow."""
 
-# Shapes: N rows, I impressions, P records of a scope (N or I), O fields of arity one, M of arity many, V values.
+# Shapes: N rows, I impressions, P records of a scope, O fields of arity one, M of arity
+# many, Q numeric fields, X words that every record has (ones and numbers), V values.
 
 import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kernels are kept)
 
@@ -18,6 +19,8 @@ from pipeline.fields import Catalogue
 from pipeline.manifest import LABELS
 from pipeline.records import NO_GROUP, Layout
 
+#: A numeric field over the impressions of a row.
+_NUMBERS = pa.list_(pa.field("element", pa.float32(), nullable=True))
 _LABEL_BITS = {"click": records.CLICK, "daction": records.DACTION, "conversion": records.CONVERSION}
 
 
@@ -35,17 +38,19 @@ def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
     int32s, int64s, int8s, floats = map(_list_of, (pa.int32(), pa.int64(), pa.int8(), pa.float32()))
     columns: list[tuple[str, pa.DataType]] = [("context_id", pa.string()), ("group_id", pa.int64())]
     for entry in catalogue.of_scope("context"):
-        columns.append((entry.name, pa.int32() if entry.arity == "one" else int32s))
+        kind = pa.float32() if entry.is_numeric else pa.int32()
+        columns.append((entry.name, kind if entry.arity == "one" else int32s))
         columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
     columns.append(("impression_id", int64s))
     columns += [("timestamp", int64s)] if catalogue.timed else []
     columns += [(label, int8s) for label in LABELS if with_daction or label != "daction"]
     for entry in catalogue.of_scope("impression"):
-        columns.append((entry.name, int32s))
+        columns.append((entry.name, _NUMBERS if entry.is_numeric else int32s))
         columns += [(f"{entry.name}__length", int32s)] if entry.arity == "many" else []
         columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
-    # Required, but for the user: a column that cannot be null is read a sixth faster, for it has no level to decode.
-    return pa.schema([pa.field(name, kind, nullable=name == "group_id") for name, kind in columns])
+    # Required, but for these: a column that cannot be null is read a sixth faster, for it has no level to decode.
+    nullable = {"group_id"} | {entry.name for entry in catalogue.of_scope("context") if entry.is_numeric}
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in columns])
 
 
 def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows:
@@ -82,6 +87,7 @@ class _Gathered:
 
     layout: Layout
     one_OP: np.ndarray  # int32
+    number_QP: np.ndarray  # float32, NaN where missing
     length_MP: np.ndarray  # int32
     begin_M: np.ndarray  # int64 [M + 1], where the values of a field begin
     value_V: np.ndarray  # int32
@@ -94,27 +100,29 @@ class _Gathered:
 
 
 def _gather(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:
-    one_OP = np.empty((len(layout.ones), len(position_P)), np.int32)
+    num_ones = len(layout.ones)
+    fixed_XP = np.empty((num_ones + len(layout.numerics), len(position_P)), np.int32)
     length_MP = np.empty((len(layout.many), len(position_P)), np.int32)
-    _gather_fixed(word_W, position_P, layout.header, one_OP, length_MP)
+    _gather_fixed(word_W, position_P, layout.header, fixed_XP, length_MP)
     begin_M = np.r_[0, np.cumsum(length_MP.sum(axis=1, dtype=np.int64))]
     value_V, weight_V = np.empty(begin_M[-1], np.int32), np.empty(begin_M[-1], np.float32)
     _gather_values(
-        word_W, position_P, layout.header + len(one_OP), layout.is_weighted_M, begin_M[:-1].copy(), value_V,
+        word_W, position_P, layout.header + len(fixed_XP), layout.is_weighted_M, begin_M[:-1].copy(), value_V,
         weight_V.view(np.int32),
     )  # fmt: skip
-    return _Gathered(layout, one_OP, length_MP, begin_M, value_V, weight_V)
+    number_QP = fixed_XP[num_ones:].view(np.float32)
+    return _Gathered(layout, fixed_XP[:num_ones], number_QP, length_MP, begin_M, value_V, weight_V)
 
 
 @nb.njit(cache=True)
-def _gather_fixed(word_W, position_P, header, one_OP, length_MP):  # type: ignore[no-untyped-def]
-    num_ones = len(one_OP)
+def _gather_fixed(word_W, position_P, header, fixed_XP, length_MP):  # type: ignore[no-untyped-def]
+    num_fixed = len(fixed_XP)
     for p in range(len(position_P)):
         word = position_P[p] + header
-        for one in range(num_ones):
-            one_OP[one, p] = word_W[word + one]
+        for fixed in range(num_fixed):
+            fixed_XP[fixed, p] = word_W[word + fixed]
         for many in range(len(length_MP)):
-            length_MP[many, p] = word_W[word + num_ones + many]
+            length_MP[many, p] = word_W[word + num_fixed + many]
 
 
 @nb.njit(cache=True)
@@ -150,6 +158,8 @@ def _wides(word_W, position_P, word):  # type: ignore[no-untyped-def]
 def _context_columns(columns: dict[str, pa.Array], contexts: _Gathered) -> None:
     for one, entry in enumerate(contexts.layout.ones):
         columns[entry.name] = pa.array(contexts.one_OP[one])
+    for number, entry in enumerate(contexts.layout.numerics):
+        columns[entry.name] = _numbers(contexts.number_QP[number])
     for many, entry in enumerate(contexts.layout.many):
         value_V, weight_V = contexts.of_many(many)
         offsets = pa.py_buffer(np.r_[0, np.cumsum(contexts.length_MP[many])].astype(np.int32))
@@ -163,6 +173,10 @@ def _impression_columns(
 ) -> None:
     for one, entry in enumerate(impressions.layout.ones):
         columns[entry.name] = _lists(pa.int32(), row_offsets, impressions.one_OP[one])
+    for number, entry in enumerate(impressions.layout.numerics):
+        flat = _numbers(impressions.number_QP[number])
+        num_lists = row_offsets.size // 4 - 1
+        columns[entry.name] = pa.ListArray.from_buffers(_NUMBERS, num_lists, [None, row_offsets], children=[flat])
     for many, entry in enumerate(impressions.layout.many):
         value_V, weight_V = impressions.of_many(many)
         length_I = impressions.length_MP[many]
@@ -180,6 +194,10 @@ def _list_of(kind: pa.DataType) -> pa.DataType:
 def _lists(kind: pa.DataType, offsets: pa.Buffer, values: np.ndarray) -> pa.ListArray:
     flat = pa.array(np.ascontiguousarray(values), kind)
     return pa.ListArray.from_buffers(_list_of(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
+
+
+def _numbers(number_P: np.ndarray) -> pa.Array:
+    return pa.array(number_P, mask=np.isnan(number_P))
 
 
 def _group_ids(id_N: np.ndarray) -> pa.Array:

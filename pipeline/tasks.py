@@ -29,6 +29,7 @@ from pipeline.events_chunks import EventReader
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
 from pipeline.manifest import SPLITS
+from pipeline.numbers import Moments, numbers_of
 from pipeline.parse import GOOD, REASON, REASONS
 from pipeline.records import layout_of
 from pipeline.rows import rows_of, schema_of
@@ -40,10 +41,10 @@ Batches = Iterator[pa.RecordBatch]
 Task = Callable[[Batches], Batches]
 
 #: Rows of the first pass: pairs of one vocabulary partition, sightings of one of `duplicates.Partitions`, or under
-#: NO_PART the tally of a task as JSON.
+#: NO_PART the tally of a task as JSON, or under NUMBERS_PART the moments of its numeric fields.
 COUNTED = "part int, blob binary"
 COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
-NO_PART = -1
+NO_PART, NUMBERS_PART = -1, -2
 #: Rows of the second pass and of the last: a JSON object for each file written.
 REPORT = "report binary"
 REPORT_SCHEMA = pa.schema([("report", pa.binary())])
@@ -62,7 +63,11 @@ class Counting:
 
     def count(self, batches: Batches) -> Batches:
         """Split numbers → COUNTED."""
-        tally, counter, sightings = Tally(), Counter(), Sightings(self.sighted)
+        catalogue = self.reader.catalogue
+        number_F = np.array(catalogue.number_places(catalogue.numerics), np.int64)
+        is_counted_F = np.array([not entry.is_numeric for entry in catalogue.fields])
+        tally, counter, moments = Tally(), Counter(), Moments(len(catalogue.numerics))
+        sightings = Sightings(self.sighted)
         for number in _numbers(batches):
             for chunk in self.reader.read(self.splits[number]):
                 tally.count_chunk(chunk)
@@ -73,7 +78,11 @@ class Counting:
                 parsed = chunk.parsed
                 # Rejected lines have no values, unless a policy rejected them after parsing.
                 chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
+                if catalogue.numerics:
+                    moments.add(numbers_of(parsed, number_F, len(catalogue.numerics))[chosen_L])
                 chosen_V = np.repeat(chosen_L, parsed.num_values_L)
+                if not is_counted_F.all():
+                    chosen_V &= is_counted_F[parsed.field_V]
                 counter.add(parsed.field_V, parsed.id_V, chosen_V)
                 if len(counter) > _MOST_PAIRS:
                     yield from self._handed_on(counter)
@@ -81,15 +90,17 @@ class Counting:
         yield from self._handed_on(counter)
         yield from (_counted(part, blob) for part, blob in sightings.handed_on())
         yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
+        if catalogue.numerics:
+            yield _counted(NUMBERS_PART, moments.to_bytes())
 
     def merge(self, batches: Batches) -> Batches:
-        """COUNTED of one partition → its frequent pairs, or what its sightings share; tallies pass through."""
+        """COUNTED of one partition → its frequent pairs, or what its sightings share; tallies and moments pass through."""
         settle()
         counter = Counter()
         sightings: dict[int, list[Any]] = {}
         for batch in batches:
             for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
-                if part == NO_PART:
+                if part < 0:
                     yield _counted(part, blob.as_py())
                 elif part in self.sighted.keys:
                     sightings.setdefault(part, []).append(blob.as_buffer())

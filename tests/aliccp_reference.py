@@ -130,7 +130,9 @@ def read_period(directory: Path, period: str, catalogue: Catalogue, checks: Mapp
     """Read one period of the log below `directory`; `checks` as in the settings, but for fail."""
     found = Period()
     for table, scope in (("common_features", "context"), ("sample_skeleton", "impression")):
-        arity_of = {entry.raw_id: entry.arity for entry in catalogue.of_scope(scope)}
+        # A number behind the ids of another field is no feature of its own.
+        entries = sorted(catalogue.of_scope(scope), key=lambda entry: not entry.is_numeric)
+        arity_of = {entry.raw_id: entry.arity for entry in entries}
         found.num_lines[table] = 0
         for name, text in _files(directory, f"{table}_{period}"):
             for offset, raw in lines_of(text):

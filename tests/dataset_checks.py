@@ -1,15 +1,18 @@
 """Read a dataset back through its vocabularies and hold it against tests/aliccp_reference.py, value by value."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
+from statistics import mean, pvariance
 from typing import Any
 
 import pyarrow.parquet as pq
 from aliccp_reference import Line, Period, is_validation, read_period
 
-from pipeline.fields import Catalogue, catalogue
+from pipeline.fields import Catalogue, Field, catalogue
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.settings import PreprocessSettings
 
@@ -19,13 +22,14 @@ PERIOD_OF = {"train": "train", "validation": "train", "test": "test"}
 def decoded_contexts(out: Path, split: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Context rows with raw ids instead of indices, -1 for an id out of vocabulary; one dict a row."""
     raw_ids = {}
-    for entry in manifest.fields:
+    categorical = [entry for entry in manifest.fields if entry.kind == "categorical"]
+    for entry in categorical:
         table = pq.read_table(out / entry.vocabulary)
         assert table.column("index").to_pylist() == list(range(2, entry.num_rows))
         raw_ids[entry.name] = [None, -1, *table.column("raw_id").to_pylist()]
     for file in manifest.files:
         for row in pq.read_table(out / file.path).to_pylist() if file.split == split else ():
-            for entry in manifest.fields:
+            for entry in categorical:
                 ids = raw_ids[entry.name]
                 value = row[entry.name]
                 row[entry.name] = [ids[index] for index in value] if isinstance(value, list) else ids[value]
@@ -34,6 +38,22 @@ def decoded_contexts(out: Path, split: str, manifest: Manifest) -> Iterator[dict
 
 def expected_values(line: Line, raw_id: str, kept: dict[str, set[int]]) -> list[tuple[int, float]]:
     return [(value if value in kept[raw_id] else -1, weight) for name, value, weight in line.values if name == raw_id]
+
+
+def number_of(line: Line, raw_id: str) -> float | None:
+    return next((weight for name, _, weight in line.values if name == raw_id), None)
+
+
+def moments(period: Period, entry: Field, validation: float, seed: int) -> tuple[float, float]:
+    """(mean, population standard deviation) over the lines of train contexts that have the number, in exact fractions."""
+    of_scope = [line for line in period.parsed if len(line.raw.split(b",")) == (3 if entry.scope == "context" else 6)]
+    numbers = [
+        Fraction(value)
+        for line in of_scope
+        if line.key is not None and not is_validation(line.key, validation, seed)
+        and (value := number_of(line, entry.raw_id)) is not None
+    ]  # fmt: skip
+    return (float(mean(numbers)), math.sqrt(pvariance(numbers))) if numbers else (0.0, 0.0)
 
 
 def kept_ids(period: Period, fields: Catalogue, validation: float, seed: int) -> dict[str, Counter[int]]:
@@ -58,6 +78,10 @@ def assert_dataset_equals_reference(raw: Path, out: Path, settings: PreprocessSe
     validation, seed = settings.split.validation, settings.seed
     counts = kept_ids(periods["train"], fields, validation, seed)
     for entry in manifest.fields:
+        if entry.kind == "numeric":
+            wanted_moments = moments(periods["train"], fields[entry.name], validation, seed)
+            assert (entry.num_rows, entry.vocabulary, (entry.mean, entry.std)) == (0, "", wanted_moments)
+            continue
         table = pq.read_table(out / entry.vocabulary)
         order = sorted(counts[entry.raw_id].items(), key=lambda pair: (-pair[1], pair[0]))
         assert list(zip(table["raw_id"].to_pylist(), table["count"].to_pylist(), strict=True)) == order
@@ -90,6 +114,10 @@ def assert_row_equals(
     assert row["group_id"] == (users[0] if users else None)
     for entry in fields.fields:
         owners = [context] if entry.scope == "context" else lines
+        if entry.is_numeric:
+            numbers = [number_of(line, entry.raw_id) for line in owners]
+            assert row[entry.name] == (numbers[0] if entry.scope == "context" else numbers), entry.name
+            continue
         expected = [expected_values(line, entry.raw_id, kept) for line in owners]
         if entry.arity == "one":
             values = [bag[0][0] if bag else None for bag in expected]

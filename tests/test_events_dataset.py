@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import pyarrow as pa
@@ -100,15 +101,14 @@ def rows_of(out: Path, manifest: Manifest) -> dict[str, list[Row]]:
     """split → context rows with raw ids."""
     ids = {}
     for field in manifest.fields:
-        ids[field.name] = [None, -1, *pq.read_table(out / field.vocabulary)["raw_id"].to_pylist()]
+        if field.kind == "categorical":
+            ids[field.name] = [None, -1, *pq.read_table(out / field.vocabulary)["raw_id"].to_pylist()]
     found: dict[str, list[Row]] = {}
     for file in manifest.files:
         for row in pq.read_table(out / file.path).to_pylist():
-            for field in manifest.fields:
-                value = row[field.name]
-                row[field.name] = (
-                    [ids[field.name][i] for i in value] if isinstance(value, list) else ids[field.name][value]
-                )
+            for name, of_index in ids.items():
+                value = row[name]
+                row[name] = [of_index[i] for i in value] if isinstance(value, list) else of_index[value]
             found.setdefault(file.split, []).append(row)
     return found
 
@@ -240,6 +240,38 @@ def test_the_shape_of_alibabas_display_ads_clicks_in_the_impressions_and_actions
     }  # fmt: skip
 
 
+PRICES = [9.5, 1, None, -2, 7, 0.5, "none", 1e3, 5]
+PRICE = ("+features.fields.price={raw_id: price, scope: impression, kind: numeric}",
+         "+features.fields.stock={raw_id: stock, scope: context, kind: numeric}",
+         "+features.fields.stock_level={raw_id: stock, scope: context}", "source.events.nulls=['',none]")  # fmt: skip
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_numeric_columns_keep_their_numbers_and_what_is_no_finite_number_is_a_bad_feature(
+    tmp_path: Path, preprocess_settings: Settings, form: str
+) -> None:
+    priced = [row | {"price": price, "stock": 3} for row, price in zip(IMPRESSIONS, PRICES, strict=True)]
+    bad = [math.nan, 1e300, -math.inf] + (["9,5", "0x10", " 1", "nan"] if form == "jsonl" else [])
+    priced += [impression(20 + number, 1, "ada", 31, "v1", price=price, stock=3) for number, price in enumerate(bad)]
+    if form == "parquet":
+        priced = [row | {"price": None if row["price"] == "none" else row["price"]} for row in priced]
+        priced = [row | {"price": row["price"] and float(row["price"])} for row in priced]
+    overrides = written(tmp_path / "raw", form, priced)
+    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides, *PRICE))
+    assert manifest.audit["quarantined"]["bad_feature"] == len(bad)
+    found: dict[int, float | None] = {}
+    for rows in rows_of(tmp_path / "out", manifest).values():
+        for row in rows:
+            found |= dict(zip(row["impression_id"], row["price"], strict=True))
+            assert (row["stock"], row["stock_level"]) == (3.0, 3)
+    assert found == {1: 9.5, 2: 1.0, 3: None, 4: -2.0, 5: 7.0, 6: 0.5, 7: None}
+    price, stock, _ = manifest.fields[-3:]
+    assert price.mean == pytest.approx((9.5 + 1 - 2) / 3)
+    assert price.std == pytest.approx(pstdev([9.5, 1, -2]))
+    assert (stock.mean, stock.std, stock.num_rows) == (3.0, 0.0, 0)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -257,6 +289,10 @@ def test_the_shape_of_alibabas_display_ads_clicks_in_the_impressions_and_actions
         (
             "+features.fields.price={raw_id: price, scope: impression}",
             "features.fields.price.raw_id names the column 'price'",
+        ),
+        (
+            "+features.fields.views={raw_id: categories, scope: context, kind: numeric}",
+            "list<.*'categories', which is read as numbers",
         ),
         ("source.events.actions.path=acts", "path=acts is not in source.path=.*there is: actions, impressions"),
         ("source.events.impressions.format=csv", "impressions/0.parquet cannot be read as csv"),

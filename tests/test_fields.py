@@ -25,6 +25,20 @@ def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_co
         ({"a": FieldSettings("1", "context", min_count=0)}, "", "min_count=0 is below 1"),
         ({"a": FieldSettings("1", "context"), "b": FieldSettings("1", "context")}, "", "raw_id=1 already belongs to a"),
         ({"a": FieldSettings("1", "context"), "b": FieldSettings("2", "impression")}, "b", "choose one of a"),
+        ({"a": FieldSettings("1", "context", kind="text")}, "", "kind=text is not one of categorical, numeric"),
+        ({"a": FieldSettings("1", "context", "many", kind="numeric")}, "", "a is numeric with arity=many"),
+        ({"a": FieldSettings("1", "context", kind="numeric", min_count=3)}, "", "a.min_count=3 is for ids"),
+        (
+            {"a": FieldSettings("1", "context", kind="numeric"), "b": FieldSettings("1", "context", kind="numeric")},
+            "",
+            "raw_id=1 already belongs to a",
+        ),
+        (
+            {"a": FieldSettings("1", "context"), "b": FieldSettings("1", "impression", kind="numeric")},
+            "",
+            "beside a categorical one of the same scope",
+        ),
+        ({"a": FieldSettings("1", "context", kind="numeric")}, "a", "a is not a categorical context field"),
     ],
 )
 def test_a_mistake_in_the_catalogue_is_named(entries: dict[str, FieldSettings], group: str, sentence: str) -> None:
