@@ -7,10 +7,11 @@ names. Offsets are in the uncompressed file; (ordinal of the file, offset of the
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.manifest import InputError
+from pipeline.raw_files import Entry, Files, files_of
+from pipeline.store import reason_of
 
 SKELETON, CONTEXT, ACTIONS = "sample_skeleton", "common_features", "actions"
 PERIODS = ("train", "test")
@@ -30,10 +31,25 @@ class SourceFile:
     table: str  # SKELETON, CONTEXT or ACTIONS
     period: str  # train | test
     compressed: bool
+    by_spark: bool = False  # Python cannot open it: the driver goes through Spark's Java side, tasks are given lines
 
     def open(self) -> BinaryIO:
         """The uncompressed bytes."""
-        return cast(BinaryIO, gzip.open(self.path, "rb") if self.compressed else open(self.path, "rb"))
+        stream = files_of(self.path, self.by_spark).open(self.path)
+        return cast(BinaryIO, _Gzip(stream)) if self.compressed else stream
+
+
+class _Gzip(gzip.GzipFile):
+    """A gzip file that closes the file below it, too."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(fileobj=stream, mode="rb")
+        self._stream = stream
+
+    def close(self) -> None:
+        """Both."""
+        super().close()
+        self._stream.close()
 
 
 @dataclass(frozen=True)
@@ -45,15 +61,30 @@ class InputSplit:
     length: int
 
 
-def find_sources(directory: str, with_actions: bool) -> list[SourceFile]:
-    """The files of the log below `directory`, in the order of the log.
+def find_sources(directory: str, with_actions: bool, by_spark: bool = False) -> list[SourceFile]:
+    """The files of the log below `directory`, a path or an address, in the order of the log.
 
     Raises InputError for a missing directory, a missing, doubled or empty table, or a first line that is no line of
     its table.
     """
-    root = Path(directory).expanduser()
-    if not root.is_dir():
-        what = "is not a directory" if root.exists() else "does not exist"
+    try:
+        return _found(directory, with_actions, by_spark)
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith("py4j"):
+            raise InputError(
+                f"source.path={directory} cannot be read ({reason_of(error)}); check the address, the network and the "
+                "credentials."
+            ) from error
+        raise
+
+
+def _found(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFile]:
+    files = files_of(directory, by_spark)
+    root = files.entry(directory)
+    if root is None or not root.is_directory:
+        what = "is not a directory" if root else "does not exist"
         raise InputError(
             f"source.path={directory} {what}; give the directory that holds {_expected(with_actions)}"
             " (plain, .gz, or a directory of parts each)."
@@ -62,15 +93,12 @@ def find_sources(directory: str, with_actions: bool) -> list[SourceFile]:
     tables += [(ACTIONS, period) for period in PERIODS] if with_actions else []
     sources: list[SourceFile] = []
     for table, period in tables:
-        paths = _parts_of(root, table, period, with_actions)
-        if sum(path.stat().st_size for path in paths) == 0:
-            raise InputError(
-                f"{root}/{paths[0].relative_to(root)} is empty; a {table} log of one line or more is needed."
-            )
-        for path in paths:
-            name = path.relative_to(root).as_posix()
-            compressed = path.suffix == ".gz"
-            source = SourceFile(len(sources), name, str(path.resolve()), path.stat().st_size, table, period, compressed)
+        parts = _parts_of(files, root.address, table, period, with_actions)
+        if sum(part.bytes for _, part in parts) == 0:
+            raise InputError(f"{parts[0][1].address} is empty; a {table} log of one line or more is needed.")
+        for name, part in parts:
+            compressed = name.endswith(".gz")
+            source = SourceFile(len(sources), name, part.address, part.bytes, table, period, compressed, by_spark)
             sources.append(source)
     for source in sources:
         if source.table in NUM_COLUMNS and source.bytes:
@@ -136,9 +164,11 @@ def _skip_begun_line(stream: BinaryIO, start: int, chunk_bytes: int) -> int:
     return offset
 
 
-def _parts_of(root: Path, table: str, period: str, with_actions: bool) -> list[Path]:
+def _parts_of(files: Files, root: str, table: str, period: str, with_actions: bool) -> list[tuple[str, Entry]]:
+    """(name below `root`, file) of each part of a table."""
     stem = f"{table}_{period}"
-    present = [path for name in (f"{stem}.csv", f"{stem}.csv.gz", stem) if (path := root / name).exists()]
+    names = (f"{stem}.csv", f"{stem}.csv.gz", stem)
+    present = [entry for name in names if (entry := files.entry(root, name))]
     if not present:
         why = " because labels.daction is set (labels.daction=[] does without)" if table == ACTIONS else ""
         raise InputError(
@@ -146,17 +176,22 @@ def _parts_of(root: Path, table: str, period: str, with_actions: bool) -> list[P
             f"needed{why}; expected are {_expected(with_actions)}."
         )
     if len(present) > 1:
-        names = " and ".join(path.name for path in present)
-        raise InputError(f"source.path={root} has both {names}, so its lines would be read twice; remove one of them.")
-    if not present[0].is_dir():
-        return present
-    parts = sorted(path for path in present[0].iterdir() if path.is_file() and not path.name.startswith(("_", ".")))
+        both = " and ".join(entry.name for entry in present)
+        raise InputError(f"source.path={root} has both {both}, so its lines would be read twice; remove one of them.")
+    table_entry = present[0]
+    if not table_entry.is_directory:
+        return [(table_entry.name, table_entry)]
+    children = files.children(table_entry.address)
+    parts = [entry for entry in children if not entry.is_directory and not entry.name.startswith(("_", "."))]
     if not parts:
-        raise InputError(f"{present[0]} holds no parts; put the {table} log there or remove the directory.")
-    for path in parts:
-        if path.suffix == ".gz" and path.with_suffix("") in parts:
-            raise InputError(f"{present[0]} has both {path.stem} and {path.name}; remove one of them.")
-    return parts
+        raise InputError(f"{table_entry.address} holds no parts; put the {table} log there or remove the directory.")
+    part_names = {entry.name for entry in parts}
+    for entry in parts:
+        if entry.name.endswith(".gz") and entry.name.removesuffix(".gz") in part_names:
+            raise InputError(
+                f"{table_entry.address} has both {entry.name.removesuffix('.gz')} and {entry.name}; remove one of them."
+            )
+    return [(f"{table_entry.name}/{entry.name}", entry) for entry in parts]
 
 
 def _expected(with_actions: bool) -> str:
@@ -170,8 +205,7 @@ def _check_shape(source: SourceFile) -> None:
         with source.open() as stream:
             head = stream.read(1 << 16)
     except (OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{source.path} cannot be read ({reason}); repair or replace the file.") from error
+        raise InputError(f"{source.path} cannot be read ({reason_of(error)}); repair or replace the file.") from error
     lines = [line for line in head.splitlines() if line.strip()][:100]
     commas = NUM_COLUMNS[source.table] - 1
     if any(line.count(b",") == commas and _has_features(line) for line in lines):

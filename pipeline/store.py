@@ -277,7 +277,7 @@ def writing(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{where} cannot be written ({_why(error)}); {_remedy(where)}") from error
+        raise InputError(f"{where} cannot be written ({reason_of(error)}); {_remedy(where)}") from error
 
 
 @contextmanager
@@ -288,10 +288,11 @@ def reading(location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{location} cannot be read ({_why(error)}); {_remedy(location)}") from error
+        raise InputError(f"{location} cannot be read ({reason_of(error)}); {_remedy(location)}") from error
 
 
-def _why(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error of a file system says, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__

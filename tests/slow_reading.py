@@ -20,7 +20,7 @@ def plan_of(manifest: Manifest, **settings: Any) -> Plan:
     return Plan(manifest.files_of("train"), **{"batch_size": 48, "lanes": 4, "seed": 5} | settings)
 
 
-def feed_of(path: Path, manifest: Manifest, plan: Plan | None = None, **settings: Any) -> Feed:
+def feed_of(path: Path | str, manifest: Manifest, plan: Plan | None = None, **settings: Any) -> Feed:
     ranks = {"rank": 0, "world_size": 1} | {key: settings.pop(key) for key in ("rank", "world_size") if key in settings}
     fields = settings.pop("fields", None)
     return Feed(
