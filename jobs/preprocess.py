@@ -1,5 +1,6 @@
 """python -m jobs.preprocess source=aliccp source.path=RAW out=DATASET, or the same behind spark-submit."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
+from pipeline.audit_leakage import sentences
+from pipeline.commit import AUDIT
 from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 from pipeline.spark import stop_spark
+from pipeline.store import store_of
 
 _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 
@@ -29,10 +33,18 @@ def summary(manifest: Manifest) -> str:
     return "\n".join([*lines, f"quarantined: {reasons or 'nothing'}"])
 
 
+def warnings(out: str) -> list[str]:
+    """What audit.json says that nobody should overlook."""
+    audit = json.loads(store_of(out).read(AUDIT) or "{}")
+    return sentences(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
+
+
 def run(settings: PreprocessSettings) -> None:
     """Preprocess and say what came of it."""
     try:
         print(summary(preprocess(settings)), flush=True)
+        for sentence in warnings(settings.out):
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
     finally:
         stop_spark()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import audit, commit
 from pipeline.audit import Tally
 from pipeline.audit_figures import figures
+from pipeline.audit_leakage import leakage
 from pipeline.audit_statistics import Statistics
 from pipeline.commit import Staging
 from pipeline.dataset import HashedFile
@@ -50,6 +51,7 @@ def assembled(
     if job.labelled:
         balanced["events"] = job.labelled.audit
     content = balanced | figures(job.catalogue, _statistics(reports, staging))
+    content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
     content["examples"] = audit.examples_of([*early, *reread], job.logs)
     commit.write_json(job.out, commit.AUDIT, content)
     determining = job.settings.determining()

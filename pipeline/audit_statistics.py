@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit_distinct import Distinct
+from pipeline.columns import array_of, flat, is_number
 from pipeline.fields import Catalogue
 from pipeline.manifest import LABELS
 
@@ -139,11 +140,10 @@ class Statistics:
         is_first_N = np.r_[True, key_N[1:] != key_N[:-1]]
         self._add_sizes(np.add.reduceat(count_NK, np.flatnonzero(is_first_N)))
         self.contexts.add(key_N[is_first_N])
-        self.users.add(_array(table, "group_id").filter(pa.array(is_first_N)).drop_null().to_numpy())
+        self.users.add(array_of(table, "group_id").filter(pa.array(is_first_N)).drop_null().to_numpy())
         for entry in catalogue.fields:
-            column = _array(table, entry.name)
-            is_number = pa.types.is_floating(getattr(column.type, "value_type", column.type))
-            tally = self.fields.setdefault(entry.name, NumberTally() if is_number else FieldTally())
+            column = array_of(table, entry.name)
+            tally = self.fields.setdefault(entry.name, NumberTally() if is_number(table, entry.name) else FieldTally())
             if entry.scope == "context":
                 values = column if is_first_N.all() else column.filter(pa.array(is_first_N))
             else:
@@ -155,7 +155,7 @@ class Statistics:
             elif entry.scope == "context":
                 tally.add_lists(np.diff(values.offsets.to_numpy()), values.flatten().to_numpy())
             else:
-                lengths = _array(table, f"{entry.name}__length").flatten()
+                lengths = flat(table, f"{entry.name}__length")
                 tally.add_lists(lengths.to_numpy(), values.to_numpy())
 
     def merge(self, other: "Statistics") -> None:
@@ -193,11 +193,6 @@ class Statistics:
         np.add.at(total_NK, number_G, np.c_[np.ones(len(count_GK), np.int64), count_GK[:, 1:]])
         for size, count_K in zip(size_N.tolist(), total_NK, strict=True):
             self.sizes[size] = self.sizes.get(size, 0) + count_K
-
-
-def _array(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 @nb.njit(cache=True)

@@ -1,7 +1,7 @@
 """The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
 
 Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
-one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `out`, `staging`, `overwrite`,
+one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `audit`, `out`, `staging`, `overwrite`,
 `grace_hours`) say only how and where the job runs, and go to run.json.
 """
 
@@ -109,6 +109,21 @@ class RowsSettings:
 
 
 @dataclass
+class AuditSettings:
+    """The group `audit`: when a field tells too much of a label, and how many impressions are looked at to know."""
+
+    leakage_auc: float = 0.9
+    leakage_impressions: int = 200_000  # of train, and as many of validation
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.leakage_auc <= 1:
+            raise InputError(
+                f"audit.leakage_auc={self.leakage_auc} is not above 0.5 and at most 1; a coin has 0.5, a leak almost 1."
+            )
+        _at_least("audit.leakage_impressions", self.leakage_impressions, 1)
+
+
+@dataclass
 class SparkSettings:
     """The group `spark`: where Spark runs, and any further Spark setting by its own name."""
 
@@ -132,6 +147,7 @@ class PreprocessSettings:
     labels: LabelsSettings = field(default_factory=LabelsSettings)
     checks: ChecksSettings = field(default_factory=ChecksSettings)
     rows: RowsSettings = field(default_factory=RowsSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     spark: SparkSettings = field(default_factory=SparkSettings)
 
     def __post_init__(self) -> None:
@@ -151,7 +167,7 @@ class PreprocessSettings:
         """The settings that do not decide it, for run.json."""
         everything = asdict(self)
         source = {"path": self.source.path, "split_bytes": self.source.split_bytes}
-        chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "spark")}
+        chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "audit", "spark")}
         return chosen | {"source": source}
 
 

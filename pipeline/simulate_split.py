@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.rank_histogram import RankHistogram
 from pipeline.simulate_dirt import plan_counts, plant
 from pipeline.simulate_draw import CHUNK_IMPRESSIONS, Chunk, draw_chunk
 from pipeline.simulate_shapes import MEAN_IMPRESSIONS_PER_CONTEXT
-from pipeline.simulate_truth import ACTIONS, Calibration, Labels, RankHistogram, Truth, draw_labels, probabilities
+from pipeline.simulate_truth import ACTIONS, Calibration, Labels, Truth, draw_labels, probabilities
 from pipeline.simulate_world import CHUNK, SPLITS, World
 from pipeline.simulate_write import Layout, context_lines, impression_lines, keys
 

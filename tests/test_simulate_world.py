@@ -9,9 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.entry import typed
 from pipeline import simulate_shapes as shapes
+from pipeline.rank_histogram import RankHistogram
 from pipeline.simulate import SimulateSettings
 from pipeline.simulate_draw import draw_chunk
-from pipeline.simulate_truth import RankHistogram, RatesSettings, calibrate, probabilities
+from pipeline.simulate_truth import RatesSettings, calibrate, probabilities
 from pipeline.simulate_world import build_world
 from pipeline.simulate_write import keys
 
