@@ -1,4 +1,7 @@
 import json
+import re
+import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +9,13 @@ import pytest
 import torch
 from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
-from tiny_run import merged, take_steps, tiny_settings, weights
+from tiny_run import merged, save, take_steps, tiny_settings, weights
 
 from pipeline.manifest import InputError
-from training import checkpoint, checkpoint_files
+from training import checkpoint, checkpoint_files, checkpoint_writer
 from training.checkpoint import restore
-from training.checkpoint_files import META, TOWERS, Judged, Position, newest
+from training.checkpoint_files import META, TOWERS, CheckpointSettings, Judged, Position, newest
+from training.checkpoint_writer import CheckpointWriter
 from training.place import Placed, Shard
 from training.settings import TrainSettings
 from training.trainer import Trainer
@@ -23,7 +27,7 @@ def saved(settings: TrainSettings, num_steps: int) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         take_steps(trainer, num_steps)
-        checkpoint.save(trainer.run, trainer.placed, Position(0, num_steps), num_steps, "manifest", world)
+        save(trainer.run, trainer.placed, Position(0, num_steps), world)
         return weights(trainer)
 
 
@@ -78,7 +82,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:
     for step in steps:
-        checkpoint.save(run, fake(rows), Position(0, step), step, "manifest", ALONE)
+        save(run, fake(rows), Position(0, step), ALONE)
 
 
 def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path) -> None:
@@ -87,9 +91,7 @@ def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path)
     save_steps(run, 1, rows=range(4))
     path = checkpoint_files.folder(run) / "step-00000001"
     for rank, rows in ((1, range(4, 7)), (2, range(7, 10))):
-        checkpoint_files.write(
-            path / f"rank-{rank:05d}.safetensors", dict(checkpoint._shard_tensors(fake(rows).shards))
-        )
+        checkpoint_files.write(path / f"rank-{rank:05d}.safetensors", checkpoint.rank_tensors(fake(rows)))
     meta = checkpoint_files.Checkpoint(
         path, Position(), "", ("rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors", TOWERS)
     )
@@ -146,7 +148,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path: Path) -> None:
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
         judged = Judged(step, 0.7, best, step - best)
-        checkpoint.save(tmp_path, fake(range(10)), Position(0, step), step, "manifest", ALONE, keep=1, judged=judged)
+        save(tmp_path, fake(range(10)), Position(0, step), ALONE, keep=1, judged=judged)
     kept = sorted(path.name for path in checkpoint_files.folder(tmp_path).iterdir())
     assert kept == ["step-00000002", "step-00000004"]
     found = [checkpoint.agreed(tmp_path, ALONE, print, which) for which in ("newest", "best")]
@@ -182,6 +184,61 @@ def test_a_disk_that_is_full_gives_one_sentence_and_leaves_the_last_checkpoint(
     assert found is not None
     assert found.path.name == "step-00000001"
     assert not list(checkpoint_files.folder(tmp_path).glob(".*"))  # the torn one no longer takes space
+
+
+def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, write = threading.Event(), checkpoint_writer.write
+
+    def slow_write(path: Path, tensors: dict) -> list[int]:
+        goes_on.wait()
+        return write(path, tensors)
+
+    monkeypatch.setattr(checkpoint_writer, "write", slow_write)
+    placed = fake(range(10))
+    with CheckpointWriter(tmp_path, placed, "manifest", ALONE, CheckpointSettings()) as writer:
+        writer.save(Position(0, 1), 1, None)
+        placed.shards[0].weight.fill_(-1)
+        assert not writer.is_ready
+        assert newest(tmp_path, print) is None
+        goes_on.set()
+        writer.save(Position(0, 2), 2, None)  # waits for the first
+        first = newest(tmp_path, print)
+        assert first is not None
+        restore(first, target := fake(range(10)))
+        assert target.shards[0].weight[:, 0].tolist() == list(range(10))
+    second = newest(tmp_path, print)
+    assert second is not None
+    restore(second, target)
+    assert target.shards[0].weight.unique().tolist() == [-1]
+
+
+def stopped_by_the_disk(settings: TrainSettings) -> Arrays:
+    """Rank 1 cannot write files as long as its part of a checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        if world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(InputError) as caught:
+            trainer.fit()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return {"told": np.array(str(caught.value)), "steps": np.array(trainer.steps_done)}
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_rank_that_cannot_write_ends_all_ranks_in_one_sentence(
+    data: Path, tmp_path: Path, asynchronous: bool
+) -> None:
+    settings = tiny_settings(data, tmp_path / "run", batch_size=32)
+    settings.checkpoint = CheckpointSettings(every_steps=2, asynchronous=asynchronous)
+    ranks = run_ranks(stopped_by_the_disk, 2, tmp_path / "ranks", settings)
+    told = {str(rank["told"]) for rank in ranks}
+    assert len(told) == 1
+    assert re.search(r"step-00000002 cannot be written .*File too large.*goes on from the last whole", told.pop())
+    assert len({int(rank["steps"]) for rank in ranks}) == 1
+    assert not list(checkpoint_files.folder(tmp_path / "run").iterdir())
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:

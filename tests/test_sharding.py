@@ -12,7 +12,6 @@ from tiny_dataset import FIELDS, write_tiny_dataset
 from tiny_run import take_steps, tiny_settings
 
 from pipeline.manifest import InputError, ManifestField
-from training import checkpoint
 from training.embeddings import EmbeddingSettings
 from training.evaluate import predict_split
 from training.init_values import uniform_rows
@@ -21,7 +20,7 @@ from training.model import EntireSpaceModel
 from training.optimizers import EmbeddingOptimizerSettings, dense
 from training.settings import TrainSettings, claim
 from training.sharding import ShardingSettings, assign
-from training.trainer import Trainer, xxh3_of
+from training.trainer import Trainer
 from training.world import join
 
 NUM_STEPS = 3
@@ -69,7 +68,8 @@ def trained(sgd: TrainSettings, settings: TrainSettings) -> Arrays:
         found |= tables_of(trainer)
         found |= {f"towers/{name}": value.detach().numpy() for name, value in trainer.placed.towers.named_parameters()}
         position = replace(trainer.position, step=NUM_STEPS)
-        checkpoint.save(trainer.run, trainer.placed, position, NUM_STEPS, xxh3_of(trainer.manifest), world)
+        trainer._writer.save(position, NUM_STEPS, None)
+        trainer._writer.finish()
         predict_split(trainer.run, settings, "test", None, world)
     return found
 

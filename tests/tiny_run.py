@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.checkpoint_files import CheckpointSettings, Judged, Position
+from training.checkpoint_writer import CheckpointWriter
 from training.graph import GraphSettings
 from training.model import ModelSettings
 from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
+from training.place import Placed
 from training.plan import PlanSettings
 from training.settings import TrainSettings
 from training.towers import TowerSettings
 from training.trainer import Trainer
-from training.world import WorldSettings
+from training.world import World, WorldSettings
 
 GRAPH = GraphSettings(
     ["click | impression", "conversion | click"],
@@ -67,3 +70,11 @@ def merged(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
             whole[name] = value
     return whole
+
+
+def save(
+    run: Path, placed: Placed, position: Position, world: World, keep: int = 2, judged: Judged | None = None
+) -> None:
+    """A whole checkpoint after `position.step` steps."""
+    with CheckpointWriter(run, placed, "manifest", world, CheckpointSettings(keep=keep)) as writer:
+        writer.save(position, position.step, judged)

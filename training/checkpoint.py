@@ -1,12 +1,12 @@
-"""Checkpoints: all that a run needs to go on, from the live tensors to files and back; nothing in them is a pickle.
+"""Checkpoints: all that a run needs to go on, and how it is restored; nothing in them is a pickle.
 
 A table's rows are found by their row numbers, so any number of ranks restores what any number saved. The masks of
 dropout and the order of the data are functions of the position, so there is no random state to keep.
-`training.checkpoint_files` has the files, and how they appear whole or not at all.
+`training.checkpoint_files` has the files, and how they appear whole or not at all; `training.checkpoint_writer` writes
+them beside training.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +18,13 @@ from pipeline.manifest import InputError
 from training.checkpoint_files import (
     TOWERS,
     Checkpoint,
-    Judged,
-    Position,
     chosen,
-    commit,
-    folder,
     path_of,
     read_meta,
     steps_of,
-    sweep,
-    write,
 )
-from training.place import Placed, Shard
+from training.place import Placed
 from training.world import World
-
-
-def save(
-    run: Path,
-    placed: Placed,
-    position: Position,
-    total_steps: int,
-    manifest_xxh3: str,
-    world: World,
-    *,
-    keep: int = 2,
-    judged: Judged | None = None,
-) -> Path:
-    """Write the state of all ranks after `total_steps` steps; the checkpoint appears whole or not at all.
-
-    Every rank calls it. Raises InputError on all of them where one cannot write.
-    """
-    final = path_of(run, total_steps)
-    staging = folder(run) / f".{final.name}.tmp"
-    tensors = dict(_shard_tensors(placed.shards))
-    mine = [0, 0, 0]
-    try:
-        with _agreed(world, final):
-            if world.rank == 0:
-                sweep(staging)
-        with _agreed(world, final):
-            mine = write(staging / _rank_file(world.rank), tensors)
-            towers = write(staging / TOWERS, tower_tensors(placed)) if world.rank == 0 else None
-        written = world.gather(mine)
-        with _agreed(world, final):
-            if world.rank == 0:
-                entries = {_rank_file(rank): row for rank, row in enumerate(written)}
-                assert towers is not None
-                entries[TOWERS] = towers
-                whole = Checkpoint(final, position, manifest_xxh3, tuple(entries), judged)
-                commit(staging, whole, world.size, entries, keep)
-    except InputError:
-        if world.rank == 0:
-            shutil.rmtree(staging, ignore_errors=True)  # what is left of it would keep the disk full
-        raise
-    return final
 
 
 def agreed(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
@@ -110,6 +63,16 @@ def restore(checkpoint: Checkpoint, placed: Placed) -> None:
         raise InputError(
             f"{checkpoint.path} cannot be read ({error}); delete it to go on from the one before."
         ) from error
+
+
+def rank_tensors(placed: Placed) -> dict[str, Tensor]:
+    """What this rank saves of the tables: <table>/<first row>/<part> → rows."""
+    return {
+        f"{shard.table}/{shard.first_row}/{part}": rows
+        for shard in placed.shards
+        if shard.saved
+        for part, rows in {"weight": shard.weight, **shard.optimizer}.items()
+    }
 
 
 def tower_tensors(placed: Placed) -> dict[str, Tensor]:
@@ -161,36 +124,3 @@ def _check_shape(name: str, saved: Tensor | None, wanted: Tensor, checkpoint: Ch
             f"{checkpoint.path}: {name} {found} and the model's is {list(wanted.shape)}; "
             "the run was trained with other settings, so start a new one (out=…)."
         )
-
-
-def _shard_tensors(shards: list[Shard]) -> Iterator[tuple[str, Tensor]]:
-    for shard in (shard for shard in shards if shard.saved):
-        for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
-            yield f"{shard.table}/{shard.first_row}/{part}", rows
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-class _agreed:
-    """A block whose OSError, on any rank, becomes the same InputError on every rank."""
-
-    def __init__(self, world: World, path: Path) -> None:
-        self.world, self.path = world, path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if error is not None and not isinstance(error, OSError):
-            return False
-        self.world.agree(
-            InputError(
-                f"The checkpoint {self.path} cannot be written ({error}); free some space and run the same command "
-                "again: it goes on from the last whole checkpoint."
-            )
-            if error
-            else None
-        )
-        return True

@@ -38,6 +38,7 @@ class CheckpointSettings:
 
     every_steps: int = 0  # 0: not by steps
     every_minutes: float = 15.0  # 0: not by the clock
+    asynchronous: bool = True  # written beside training, from a copy of all that the rank saves
     keep: int = 2  # the newest ones, besides the best: one to go on from, one in case the disk damages it
 
     def __post_init__(self) -> None:
@@ -155,11 +156,11 @@ def _digest(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def sweep(staging: Path) -> None:
-    """A fresh staging folder; what earlier kills left is removed."""
-    for left in staging.parent.glob(".step-*.tmp"):
+def sweep(parent: Path) -> None:
+    """Make the folder of the checkpoints, and remove what earlier kills left half-written in it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(".step-*.tmp"):
         shutil.rmtree(left)
-    staging.mkdir(parents=True)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:

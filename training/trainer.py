@@ -15,6 +15,7 @@ from pipeline.manifest import CATEGORICAL, InputError, Manifest, load_manifest
 from training import checkpoint
 from training.batch import Batch
 from training.checkpoint_files import Checkpoint, Position
+from training.checkpoint_writer import CheckpointWriter
 from training.continuation import carry_over, check_same_schema
 from training.feed import Feed
 from training.graph import Graph
@@ -34,6 +35,7 @@ class Agreed:
     """What the ranks found together in a step."""
 
     losses: list[float]  # the mean of each over the global batch
+    saved: bool  # every rank has done its part of the checkpoint that is on its way
     save: bool  # the clock says so
     requeue: bool  # a rank got SIGTERM or SIGUSR1
     ctrl_c: bool
@@ -70,7 +72,7 @@ class Trainer:
                 claim(self.run, settings)
         found = checkpoint.agreed(self.run, world, say)
         self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
-        self._saved_steps, self._saved_s = self.steps_done, time.monotonic()
+        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
         self._interrupts = Interrupts()
         self._broken: InputError | None = None  # why this rank has no batch
         self._journal: Journal | None = None
@@ -84,6 +86,7 @@ class Trainer:
                     checkpoint.restore(found, self.placed)
             elif settings.init_from:
                 self._continue(Path(settings.init_from))
+            self._writer = CheckpointWriter(self.run, self.placed, xxh3_of(self.manifest), world, settings.checkpoint)
 
     @property
     def steps_done(self) -> int:
@@ -101,22 +104,35 @@ class Trainer:
             self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
         with closing(self), self._journal_open(), self._interrupts:
-            self._validate()  # what a signal kept the last start from
-            while not self.finished:
-                for step, batch in self._batches():
-                    sums = self._forward(batch, step)
-                    agreed = self._agree_on(sums, step)  # raises before a weight has changed
-                    self._backward(sums, step)
-                    self._count(step, agreed)
-                    if agreed.stops and not self.finished:
-                        return self._stop(agreed)
-                    self._validate()
-                    if self._save_is_due(agreed):
-                        self._save()
-                    if self.finished:
-                        break
+            with self._writer:  # at the end of which all that was saved is whole
+                stopped = self._train()
+            if stopped:
+                return self._stop(stopped)
         self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
         return 0
+
+    def _train(self) -> Agreed | None:
+        """Step by step to the end; or to the step at which a signal ends the run, saved: what was agreed there."""
+        self._validate()  # what a signal kept the last start from
+        if self.finished:  # by that
+            self._save()
+        while not self.finished:
+            for step, batch in self._batches():
+                sums = self._forward(batch, step)
+                agreed = self._agree_on(sums, step)  # raises before a weight has changed
+                self._backward(sums, step)
+                self._count(step, agreed)
+                if agreed.saved:
+                    self._writer.advance()
+                if agreed.stops and not self.finished:
+                    self._save()
+                    return agreed
+                self._validate()
+                if self._save_is_due(agreed):
+                    self._save()
+                if self.finished:
+                    break
+        return None
 
     def close(self) -> None:
         """Stop reading."""
@@ -150,9 +166,10 @@ class Trainer:
     def _agree_on(self, sums: Tensor, step: int) -> Agreed:
         """What the ranks find together; InputError on every rank where one failed or a loss is not finite."""
         error = self._broken or (self._journal.error if self._journal else None)
-        flags = (error is not None, self._clock_is_due(), self._interrupts.requeue, self._interrupts.ctrl_c)
+        ready = self._writer.is_ready
+        flags = (error is not None, ready, self._clock_is_due(), self._interrupts.requeue, self._interrupts.ctrl_c)
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
-        *totals, num_failed, save, requeue, ctrl_c = self.world.sum(table.to(self.world.device)).tolist()
+        *totals, num_failed, num_ready, save, requeue, ctrl_c = self.world.sum(table.to(self.world.device)).tolist()
         if num_failed:
             self.world.agree(error)
         bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
@@ -165,7 +182,7 @@ class Trainer:
                 "optimizer.towers.lr, and start again in another out=…."
             )
         means = [total / self.plan.step_size(step) for total in totals]
-        return Agreed(means, bool(save), bool(requeue), bool(ctrl_c))
+        return Agreed(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
 
     def _backward(self, sums: Tensor, step: int) -> None:
         weights = self.graph.loss_weights
@@ -197,26 +214,16 @@ class Trainer:
     def _save_is_due(self, agreed: Agreed) -> bool:
         every = self.settings.checkpoint.every_steps
         by_steps = every > 0 and self.steps_done % every == 0
-        is_due = agreed.save or by_steps or self.position.step == 0 or self.finished
-        return is_due and self._saved_steps != self.steps_done
+        return agreed.save or by_steps or self.position.step == 0 or self.finished
 
     def _save(self) -> None:
-        checkpoint.save(
-            self.run,
-            self.placed,
-            self.position,
-            self.steps_done,
-            xxh3_of(self.manifest),
-            self.world,
-            keep=self.settings.checkpoint.keep,
-            judged=self.judged,
-        )
-        self._saved_steps, self._saved_s = self.steps_done, time.monotonic()
+        if self._saved == (self.steps_done, self.judged):
+            return
+        self._writer.save(self.position, self.steps_done, self.judged)
+        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
 
     def _stop(self, agreed: Agreed) -> int:
-        """Save, leave word for the scheduler, and give the exit status."""
-        if self._saved_steps != self.steps_done:
-            self._save()
+        """Leave word for the scheduler, and give the exit status."""
         line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command goes on from there."
         if agreed.requeue and self.world.rank == 0:
             ask_to_go_on(self.run, line)
