@@ -1,6 +1,5 @@
 """The frame of a page: style and skeleton, and the pieces that more than one page has."""
 
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from string import Template
@@ -16,9 +15,9 @@ _PAGE = Template("""<!DOCTYPE html>
 <title>$title · entirespace</title>
 <style>
 :root { color-scheme: light dark; --page: #ffffff; --card: #f7f8fa; --ink: #1c2330; --soft: #5b6472; --rule: #dfe3e8;
-  --grid: #e6e9ee; --c0: #2463d1; --c1: #d9730d; --c2: #1a8a5a; --c3: #8a3fc4; }
+  --grid: #e6e9ee; --c0: #2463d1; --c1: #d9730d; --c2: #1a8a5a; --c3: #8a3fc4; --bad: #c22a2a; }
 @media (prefers-color-scheme: dark) { :root { --page: #12161d; --card: #1a2029; --ink: #e6eaf0; --soft: #9aa5b4;
-  --rule: #2c3440; --grid: #29313c; --c0: #6ea3ff; --c1: #ffab5e; --c2: #5fd0a0; --c3: #c79bf2; } }
+  --rule: #2c3440; --grid: #29313c; --c0: #6ea3ff; --c1: #ffab5e; --c2: #5fd0a0; --c3: #c79bf2; --bad: #ff7b72; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; }
@@ -72,6 +71,26 @@ summary { cursor: pointer; color: var(--soft); }
 pre { overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .every { margin-top: 10px; font-size: 13px; }
 .every th { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-weight: 400; padding-right: 28px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); column-gap: 40px; align-items: start; }
+.pair > section { min-width: 0; }
+.scroll + .figures { margin-top: 18px; }
+.data { font-size: 14px; }
+.data th, .data td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: baseline; }
+.data thead th { color: var(--soft); font-size: 13px; text-align: right; vertical-align: bottom; }
+.data thead th:first-child { text-align: left; }
+.data small { display: block; color: var(--soft); font-weight: 400; font-size: 12px; }
+.data em { color: var(--soft); font-style: normal; font-size: 12px; margin-right: 6px; }
+.data meter { width: 48px; }
+details code b { color: var(--c1); font-weight: 400; }
+.data td i { display: block; height: 6px; margin: 4px 0 0 auto; border-radius: 3px; background: var(--c0); opacity: .8; }
+.data .good { color: var(--c2); } .data .fair { color: var(--c1); } .data .bad { color: var(--bad); font-weight: 650; }
+.warning { margin-top: 24px; padding: 2px 18px 8px; border-left: 4px solid var(--bad); background: var(--card); border-radius: 6px; }
+.warning h2 { margin-top: 14px; color: var(--bad); }
+details { margin-top: 8px; }
+details code { overflow-wrap: anywhere; font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media (max-width: 600px) { main { padding: 24px 16px 48px; } .data { font-size: 13px; } .data th, .data td { padding-right: 10px; } }
+@media print { details::details-content { content-visibility: visible; height: auto; }
+  :root { --page: #ffffff; --card: #f7f8fa; --ink: #1c2330; --soft: #5b6472; --rule: #dfe3e8; --grid: #e6e9ee; } }
 @media print { main { max-width: none; padding: 0; } figure { break-inside: avoid; } }
 </style>
 </head>
@@ -96,6 +115,11 @@ def section(title: str, *content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
 
 
+def pair(*sections: str) -> str:
+    """Sections side by side where there is room."""
+    return f'<div class="pair">{"".join(sections)}</div>'
+
+
 def details(summary: str, content: str) -> str:
     """HTML that a click unfolds."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
@@ -106,22 +130,18 @@ def note(text: str) -> str:
     return f'<p class="note">{text}</p>'
 
 
-def percent(share: float) -> str:
-    """Three digits: 3.89 %."""
-    return f"{100 * share:.3g} %"
+def percent(share: float, digits: int = 3) -> str:
+    """As many significant digits: 3.89 %."""
+    return f"{100 * share:.{digits}g} %"
 
 
-def funnel(stages: Sequence[tuple[str, int]]) -> str:
-    """Impressions, clicks and what follows, each with its rates: the first stage is the whole, the second the clicks."""
-    counts = [count for _, count in stages]
-    rows = []
-    for place, (name, count) in enumerate(stages):
-        # Bars by logarithm: on real logs one conversion faces five thousand impressions.
-        width = 100 * math.log1p(count) / max(math.log1p(counts[0]), 1e-9)
-        share = f"{percent(count / counts[0])} of {stages[0][0]}" if place > 0 and counts[0] else ""
-        of_clicks = f"{percent(count / counts[1])} of {stages[1][0]}" if place > 1 and counts[1] else ""
-        rows.append(
-            f"<tr><th scope=row>{escape(name)}</th><td>{count:,}</td><td>{share}</td><td>{of_clicks}</td>"
-            f'<td class="bar"><i style="width:{width:.1f}%"></i></td></tr>'
-        )
-    return f'<div class="scroll"><table class="funnel"><tbody>{"".join(rows)}</tbody></table></div>'
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of HTML cells, the first of each its name; wide ones scroll by themselves."""
+    first, *others = head
+    columns = f"<th scope=col>{first}</th>" + "".join(f"<th scope=col>{name}</th>" for name in others)
+    body = "".join(
+        f"<tr><th scope=row>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, *cells in rows
+    )
+    return (
+        f'<div class="scroll"><table class="data"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
+    )

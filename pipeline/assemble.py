@@ -15,6 +15,7 @@ from pipeline import audit, commit
 from pipeline.audit import Tally
 from pipeline.audit_figures import figures
 from pipeline.audit_leakage import leakage
+from pipeline.audit_page import audit_page
 from pipeline.audit_statistics import Statistics
 from pipeline.commit import Staging
 from pipeline.dataset import HashedFile
@@ -55,7 +56,7 @@ def assembled(
     content["examples"] = audit.examples_of([*early, *reread], job.logs)
     commit.write_json(job.out, commit.AUDIT, content)
     determining = job.settings.determining()
-    return Manifest(
+    manifest = Manifest(
         settings=determining,
         settings_xxh3=settings_xxh3(determining),
         sources=job.manifest_sources,
@@ -65,6 +66,8 @@ def assembled(
         totals=totals,
         audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
     )
+    job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
+    return manifest
 
 
 def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:

@@ -11,7 +11,6 @@ import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kerne
 
 # isort: split
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from pipeline.audit_distinct import Distinct
 from pipeline.columns import array_of, flat, is_number
 from pipeline.fields import Catalogue
 from pipeline.manifest import LABELS
+from pipeline.numbers import Moments
 
 NUM_BINS = 32
 _BIT_LENGTH = np.array([value.bit_length() for value in range(1 << 16)], np.uint8)
@@ -76,49 +76,46 @@ class FieldTally:
 
 @dataclass
 class NumberTally:
-    """A numeric field: mean and sum of squared deviations over the values that are there, and their range."""
+    """A numeric field: exact moments of the values that are there, and their range."""
 
     missing: int = 0
     values: int = 0
-    mean: float = 0.0
-    deviation: float = 0.0  # Σ (v − mean)²
     low: float = np.inf
     high: float = -np.inf
+    moments: Moments = field(default_factory=lambda: Moments(1))
 
     @property
-    def std(self) -> float:
-        """The standard deviation, of all values and not of a sample; 0 where there is none."""
-        return math.sqrt(self.deviation / self.values) if self.values else 0.0
+    def mean_std(self) -> tuple[float, float]:
+        """Mean and population standard deviation; 0 where there is no value."""
+        return self.moments.mean_std(0)
 
     def merge(self, other: "NumberTally") -> None:
-        """Add another task's values (Chan, Golub, LeVeque 1979)."""
+        """Add another task's values."""
         self.missing += other.missing
-        if other.values:
-            total, shift = self.values + other.values, other.mean - self.mean
-            self.deviation += other.deviation + shift * shift * self.values * other.values / total
-            self.mean += shift * other.values / total
-            self.values, self.low, self.high = total, min(self.low, other.low), max(self.high, other.high)
+        self.values += other.values
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.moments.merge(other.moments.to_bytes())
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
-        return {"number": [self.missing, self.values, self.mean, self.deviation, self.low, self.high]}
+        moments = np.frombuffer(self.moments.to_bytes(), np.int64).tolist()
+        return {"number": [self.missing, self.values, self.low, self.high], "moments": moments}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "NumberTally":
         """The way back."""
-        return cls(*raw["number"])
+        tally = cls(*raw["number"])
+        tally.moments.merge(np.array(raw["moments"], np.int64).tobytes())
+        return tally
 
     def add(self, values: pa.Array) -> None:
-        """Values, null where missing."""
-        value_V = values.drop_null().to_numpy().astype(np.float64)
-        mine = NumberTally(values.null_count)
+        """Values (float32), null where missing."""
+        value_V = np.ascontiguousarray(values.drop_null().to_numpy())
+        self.missing += values.null_count
+        self.values += len(value_V)
         if len(value_V):
-            mean = float(value_V.mean())
-            deviation = float(np.square(value_V - mean).sum())
-            mine = NumberTally(
-                values.null_count, len(value_V), mean, deviation, float(value_V.min()), float(value_V.max())
-            )
-        self.merge(mine)
+            self.low, self.high = min(self.low, float(value_V.min())), max(self.high, float(value_V.max()))
+            self.moments.add(value_V.reshape(-1, 1))
 
 
 @dataclass

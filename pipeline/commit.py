@@ -22,7 +22,7 @@ from pipeline.lock import locked
 from pipeline.manifest import MANIFEST, SPLITS, InputError, Manifest
 from pipeline.store import STAGING, LocalStore, Store
 
-AUDIT, RUN, SUPERSEDED = "audit.json", "run.json", "_superseded"
+AUDIT, AUDIT_PAGE, RUN, SUPERSEDED = "audit.json", "audit.html", "run.json", "_superseded"
 VOCABULARY, QUARANTINE = "vocabulary", "quarantine"
 FOLDERS = (*SPLITS, VOCABULARY, QUARANTINE)
 _S_PER_HOUR = 3600.0

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pages.frame import details, funnel, note, page, section
+from pages.frame import details, note, page, percent, section
 from pipeline.manifest import LABELS, InputError
 from training.calibration import ECE_BINS
 from training.figures import calibration_figure, histogram_figure, loss_figure, roc_figure
@@ -147,9 +148,23 @@ def _truth_note(metrics: Metrics) -> str:
 
 
 def _funnel(metrics: Metrics, split: str) -> str:
-    names = ("impressions", "clicks", "dactions", "conversions")
-    stages = [(name, int(metrics[f"num_{name}"] or 0)) for name in names if f"num_{name}" in metrics]
-    return funnel(stages) + note(f"Split {escape(split)}; the bars are on a logarithmic scale.")
+    """Impressions, clicks, dactions and conversions of `split`, each with its rates."""
+    names = [name for name in ("impressions", "clicks", "dactions", "conversions") if f"num_{name}" in metrics]
+    counts = [int(metrics[f"num_{name}"] or 0) for name in names]
+    rows = []
+    for name, count in zip(names, counts, strict=True):
+        # Bars by logarithm: on real logs one conversion faces five thousand impressions.
+        width = 100 * np.log1p(count) / max(np.log1p(counts[0]), 1e-9)
+        of_clicks = (
+            f"{percent(count / counts[1])} of clicks" if name in ("dactions", "conversions") and counts[1] else ""
+        )
+        share = "" if name == "impressions" or not counts[0] else f"{percent(count / counts[0])} of impressions"
+        rows.append(
+            f"<tr><th scope=row>{name}</th><td>{count:,}</td><td>{share}</td><td>{of_clicks}</td>"
+            f'<td class="bar"><i style="width:{width:.1f}%"></i></td></tr>'
+        )
+    drawn = f'<div class="scroll"><table class="funnel"><tbody>{"".join(rows)}</tbody></table></div>'
+    return drawn + note(f"Split {escape(split)}; the bars are on a logarithmic scale.")
 
 
 def task_section(task: Task, predictions: Mapping[str, Array]) -> tuple[str, str]:
