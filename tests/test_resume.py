@@ -19,7 +19,7 @@ from training.checkpoint_files import META, Position, folder, newest
 from training.evaluate import predict_split, read_predictions
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.journal import LOG
-from training.settings import TrainSettings
+from training.settings import TrainSettings, held
 from training.sharding import ShardingSettings
 from training.trainer import Trainer
 from training.world import join
@@ -171,7 +171,7 @@ def killed(settings: TrainSettings, at: int, number: int) -> Arrays:
 def test_a_rank_that_stops_answering_ends_the_others_in_one_sentence(data: Path, tmp_path: Path) -> None:
     settings = shuffled(data, tmp_path / "run")
     settings.world = replace(settings.world, timeout_s=3)
-    settings.checkpoint.every_steps = 2
+    settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
     with pytest.raises(AssertionError):  # the killed rank's own exit status
         run_ranks(killed, 2, tmp_path / "ranks", settings, 5, signal.SIGKILL)
     assert "Another rank was lost" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
@@ -179,3 +179,37 @@ def test_a_rank_that_stops_answering_ends_the_others_in_one_sentence(data: Path,
     assert found is not None
     assert found.position == Position(0, 4)
     assert json.loads((found.path / META).read_text())["world_size"] == 2
+
+
+def outlived(settings: TrainSettings, at: int, pids: Path) -> Arrays:
+    """Rank 1 stops at a step, as a process does that a debugger or a frozen node holds."""
+    rank = int(os.environ["RANK"])
+    (pids / f"{rank}.pid").write_text(str(os.getpid()))
+    found = killed(settings, at, signal.SIGSTOP)
+    if rank == 0:
+        os.kill(int((pids / "1.pid").read_text()), signal.SIGKILL)
+    return found
+
+
+def test_a_rank_that_is_stopped_past_the_timeout_ends_the_others(data: Path, tmp_path: Path) -> None:
+    settings = shuffled(data, tmp_path / "run")
+    settings.world = replace(settings.world, timeout_s=3)
+    settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
+    with pytest.raises(AssertionError, match=r"\[0, -9\]"):
+        run_ranks(outlived, 2, tmp_path / "ranks", settings, 5, tmp_path)
+    assert "silent for longer than world.timeout_s=3" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
+    found = newest(tmp_path / "run", print)
+    assert found is not None
+    assert found.position == Position(0, 4)
+
+
+def test_a_run_that_is_being_trained_is_not_begun_a_second_time(data: Path, tmp_path: Path) -> None:
+    settings = shuffled(data, tmp_path / "run", epochs=1)
+    with join(settings.world) as world:
+        first = Trainer(settings, world)
+        with (
+            held(first.run),
+            pytest.raises(InputError, match=rf"is being trained already, by process {os.getpid()} on"),
+        ):
+            first.fit()
+        assert Trainer(settings, world).fit() == 0

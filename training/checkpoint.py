@@ -80,7 +80,8 @@ def tower_tensors(placed: Placed) -> dict[str, Tensor]:
     tensors = {}
     for name, parameter in placed.towers.named_parameters():
         tensors[name] = parameter.detach()
-        for key, value in placed.tower_optimizer.state.get(parameter, {}).items():
+        # Sorted, for a restored state has another order than a fresh one, and equal states are to give equal files.
+        for key, value in sorted(placed.tower_optimizer.state.get(parameter, {}).items()):
             tensors[f"adam/{name}/{key}"] = value
     return tensors
 

@@ -98,6 +98,11 @@ class CheckpointWriter:
             self.finish()
 
     @property
+    def is_underway(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._underway is not None
+
+    @property
     def is_ready(self) -> bool:
         """Whether this rank's thread has done its part of what is on its way."""
         return self._underway is not None and self._underway.job.done()

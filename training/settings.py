@@ -1,6 +1,11 @@
 """The settings of a training run, and the copy of them that lies beside its results."""
 
+import errno
+import fcntl
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +27,7 @@ from training.validation import EarlyStoppingSettings, ValidationSettings
 from training.world import WorldSettings
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
 _MAY_DIFFER = (
     "data",
@@ -86,6 +92,30 @@ def claim(run: Path, settings: TrainSettings) -> None:
         os.replace(partial, run / CONFIG)
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({error}); choose another folder.") from error
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes from training `run` for the length of the block.
+
+    Raises InputError where one does: ranks outlive a torchrun that was killed alone.
+    """
+    with (run / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise InputError(
+                f"out={run} is being trained already, by {stream.read().strip()}; wait for its end or end it, and run "
+                "the same command again."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system that has no locks
+                raise
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
 
 
 def load(run: Path) -> TrainSettings:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from training.losses import log_loss_sums, share_of_rank
 from training.model import EntireSpaceModel, to_device, without_emptiness
 from training.place import Placed, place
 from training.plan import Plan
-from training.settings import TrainSettings, claim, load
+from training.settings import TrainSettings, claim, held, load
 from training.validation import Validation
 from training.world import World
 
@@ -103,7 +103,7 @@ class Trainer:
         if self.finished:
             self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
-        with closing(self), self._journal_open(), self._interrupts:
+        with closing(self), self._alone(), self._journal_open(), self._interrupts:
             with self._writer:  # at the end of which all that was saved is whole
                 stopped = self._train()
             if stopped:
@@ -229,6 +229,15 @@ class Trainer:
             ask_to_go_on(self.run, line)
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run, through rank 0, for the length of the block."""
+        with ExitStack() as stack:
+            with self.world.agreeing():
+                if self.world.rank == 0:
+                    stack.enter_context(held(self.run))
+            yield
 
     @contextmanager
     def _journal_open(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ it the process is a world of one, which takes the same road (a process group, sh
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,11 +152,14 @@ def join(settings: WorldSettings) -> Iterator[World]:
     except RuntimeError as error:
         if not _means_a_lost_rank(error):
             raise
-        raise InputError(
+        told = InputError(
             f"Another rank was lost, or was silent for longer than world.timeout_s={settings.timeout_s:g} "
             f"({str(error).splitlines()[0]}); its own output says why. The last checkpoint is good: run the same command "
             "again to go on from it."
-        ) from error
+        )
+        if not speaks():  # the rank that does may be the lost one
+            print(f"error: {told}", file=sys.stderr, flush=True)
+        raise told from error
     finally:
         dist.destroy_process_group()
 

@@ -1,0 +1,85 @@
+"""What a checkpoint costs the steps of training: written beside it, or waited for.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.checkpoint --data DATASET
+
+One rank, ESMM as configured, one epoch with a checkpoint every few steps, each way in turn. The pause is what a save adds
+between two steps; "step meanwhile" are the steps taken while a thread was writing.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+
+from jobs.entry import typed
+from training.checkpoint_files import newest
+from training.settings import TrainSettings
+from training.trainer import Trainer
+from training.world import join
+
+
+def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each kind over an epoch, and the bytes of a checkpoint."""
+    seconds: dict[str, list[float]] = {"step alone": [], "step meanwhile": [], "pause": []}
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        writer = trainer._writer
+        with writer:
+            for step, batch in trainer._batches():
+                began_s, kind = time.monotonic(), "step meanwhile" if writer.is_underway else "step alone"
+                sums = trainer._forward(batch, step)
+                agreed = trainer._agree_on(sums, step)
+                trainer._backward(sums, step)
+                trainer._count(step, agreed)
+                if agreed.saved:
+                    writer.advance()
+                ended_s = time.monotonic()
+                if step:  # the first warms up
+                    seconds[kind].append(ended_s - began_s)
+                if (step + 1) % every_steps == 0:
+                    trainer._save()
+                    seconds["pause"].append(time.monotonic() - ended_s)
+        trainer.close()
+        found = newest(trainer.run, print)
+        assert found is not None
+        size = sum(file.stat().st_size for file in found.path.iterdir())
+    return seconds, size
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--every-steps", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| written | MB | pause, ms: median | first | largest of the others | step alone, ms | step meanwhile, ms |")
+    print("|---|---|---|---|---|---|---|")
+    for _ in range(options.rounds):
+        for asynchronous in (True, False):
+            with tempfile.TemporaryDirectory(dir=Path.cwd()) as out:
+                overrides = [f"data={options.data}", f"out={out}/run", "validation.split=null"]
+                with initialize_config_module("conf", version_base="1.3"):
+                    settings = typed(TrainSettings, compose("train", overrides))
+                settings.checkpoint.asynchronous = asynchronous
+                seconds, size = measure(settings, options.every_steps)
+            first, *others = seconds["pause"]
+            alone, meanwhile = (
+                f"{statistics.median(seconds[kind]) * 1e3:.0f}" if seconds[kind] else "–"
+                for kind in ("step alone", "step meanwhile")
+            )
+            print(
+                f"| {'beside training' if asynchronous else 'waited for'} | {size / 1e6:.0f} "
+                f"| {statistics.median(others) * 1e3:.1f} | {first * 1e3:.1f} | {max(others) * 1e3:.1f} "
+                f"| {alone} | {meanwhile} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Kill a training run in every way that a cluster does, and look at what it comes to.
+
+    python -m benchmarks.faults --data DATASET [--kills 20] [--seed 1]
+
+A shuffled run under the real torchrun is killed at random steps (SIGKILL of a rank, of torchrun and all its ranks, SIGTERM to
+torchrun), started again with the same command until it is done, and compared with an undisturbed one: the checksums of
+the final checkpoint, the predictions, and the impressions of every step. Then the number of ranks changes on the way,
+and what cannot go on must say so in one sentence (`benchmarks.told_faults`).
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.told_faults import FAULTS
+from benchmarks.torchrun_runs import Ended, Run, kill_all, ranks_of
+from pipeline.manifest import load_manifest
+from training.interrupts import REQUEUE
+from training.plan import Plan
+
+EPOCHS, EVERY_STEPS, TIMEOUT_S, LANES = 3, 10, 15, 8
+KILLS = ("SIGKILL rank 0", "SIGTERM torchrun", "SIGKILL rank 1", "SIGKILL torchrun and all ranks")
+
+
+@dataclass
+class Bench:
+    """The dataset, the folder that the runs go to, and the size of a step."""
+
+    data: Path
+    work: Path
+    batch_size: int
+
+    @property
+    def num_steps(self) -> int:
+        """Of an epoch."""
+        files = load_manifest(str(self.data)).files_of("train")
+        return Plan(files, batch_size=self.batch_size, lanes=LANES, seed=None).num_steps
+
+    def run(self, name: str, *overrides: str, data: Path | None = None) -> Run:
+        """A run of its own, not started yet."""
+        settings = [f"epochs={EPOCHS}", f"plan.batch_size={self.batch_size}", f"plan.lanes={LANES}"]
+        settings += ["model.towers.hidden=[64,32]", "model.towers.dropout=0.2", "log.every_steps=1"]
+        settings += [f"checkpoint.every_steps={EVERY_STEPS}", f"world.timeout_s={TIMEOUT_S}"]
+        return Run(self.work / name, data or self.data, [*settings, *overrides])
+
+
+def main() -> None:
+    """Run all of it; the exit status says whether everything held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=200)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="faults-") as work:
+        bench = Bench(options.data.resolve(), Path(work), options.batch_size)
+        print(f"{EPOCHS} epochs of {bench.num_steps} steps, a checkpoint every {EVERY_STEPS}, 2 ranks", flush=True)
+        whole = bench.run("undisturbed")
+        done = whole.finish(whole.start(2))
+        assert done.status == 0, done.told
+        held = killed(bench, whole, options.kills, options.seed)
+        held = resized(bench, whole) and held
+        print("\n| fault | ends after | told | last whole checkpoint |  |\n|---|---|---|---|---|", flush=True)
+        for name, fault in FAULTS.items():
+            found = fault(bench.run, EPOCHS * bench.num_steps // 2, bench.data)
+            shown = " ".join(found.told.split()).replace(str(bench.work), "…")
+            print(
+                f"| {name} | {found.wall_s:.0f} s | {shown} | {found.checkpoint} | {held_or(found.holds)} |", flush=True
+            )
+            held = held and found.holds
+    sys.exit(0 if held else 1)
+
+
+def held_or(holds: bool) -> str:
+    """How a table says it."""
+    return "holds" if holds else "DOES NOT HOLD"
+
+
+def killed(bench: Bench, whole: Run, kills: int, seed: int) -> bool:
+    """Whether a run that is killed `kills` times comes to the very same end as the `whole` one."""
+    run = bench.run("killed")
+    targets = sorted(random.Random(seed).sample(range(1, EPOCHS * bench.num_steps), kills))
+    print("\n| kill | at step | torchrun's status | REQUEUE | goes on at step |\n|---|---|---|---|---|", flush=True)
+    for number, target in enumerate(targets):
+        kind = KILLS[number % len(KILLS)]
+        ended = kill_at(run, target, kind)
+        asked = "yes" if (run.out / REQUEUE).exists() else "no"
+        print(f"| {kind} | {target} | {ended.status} | {asked} | {run.last_step()} |", flush=True)
+    done = run.finish(run.start(2))
+    assert done.status == 0, done.told
+    batches = run.batches()
+    return table(
+        f"{kills} kills, {len(run.started)} starts, beside the undisturbed run",
+        {
+            "weights and optimizer states: the xxh3 of all files": run.files() == whole.files(),
+            "predictions of the test split": predictions(run).equals(predictions(whole)),
+            "impressions of each step": batches == whole.batches(),
+            "each impression once in every epoch": once_per_epoch(batches, bench),
+        },
+    )
+
+
+def table(title: str, checks: dict[str, bool]) -> bool:
+    """Print what holds; whether all does."""
+    print(f"\n| {title} | |\n|---|---|")
+    for name, holds in checks.items():
+        print(f"| {name} | {held_or(holds)} |", flush=True)
+    return all(checks.values())
+
+
+def kill_at(run: Run, step: int, kind: str) -> Ended:
+    """Start `run` and kill it when it takes `step`."""
+    process = run.start(2)
+    assert run.reach(step, process), run.stderr.read_text()
+    if kind == "SIGTERM torchrun":
+        process.terminate()
+    elif kind == "SIGKILL torchrun and all ranks":
+        kill_all(process)
+    else:
+        os.kill(ranks_of(process)[int(kind[-1])], signal.SIGKILL)
+    return run.finish(process)
+
+
+def predictions(run: Run) -> pa.Table:
+    """Of the test split, by jobs.evaluate."""
+    command = [sys.executable, "-m", "jobs.evaluate", f"run={run.out}", "split=test"]
+    subprocess.run(command, check=True, capture_output=True)
+    return pq.read_table(run.out / "predictions" / "test")
+
+
+def once_per_epoch(batches: list[list[int]], bench: Bench) -> bool:
+    """Whether the steps of every epoch hold the impressions of the training split, each once."""
+    wanted: list[int] = []
+    for file in load_manifest(str(bench.data)).files_of("train"):
+        column = pq.read_table(bench.data / file.path, columns=["impression_id"]).column(0)
+        wanted += pa.concat_arrays([chunk.flatten() for chunk in column.chunks]).to_pylist()
+    epochs = [batches[start : start + bench.num_steps] for start in range(0, len(batches), bench.num_steps)]
+    fed = [sorted(number for step in epoch for number in step) for epoch in epochs]
+    return fed == [sorted(wanted)] * EPOCHS
+
+
+def resized(bench: Bench, whole: Run) -> bool:
+    """2 → 1 → 4 → 2 ranks: whether the global batches are the same, and the loss to 1e-4."""
+    run, total = bench.run("resized"), EPOCHS * bench.num_steps
+    for ranks, share in ((2, 0.2), (1, 0.45), (4, 0.7), (2, None)):
+        process = run.start(ranks)
+        if share is not None:
+            assert run.reach(round(share * total), process), run.stderr.read_text()
+            process.terminate()
+        run.finish(process)
+    assert run.started[-1].status == 0, run.started[-1].told
+    found, expected = last_loss(run.out), last_loss(whole.out)
+    return table(
+        "2 → 1 → 4 → 2 ranks, beside 2",
+        {
+            "impressions of each step": run.batches() == whole.batches(),
+            f"validation loss at the end, {found:.6f} and {expected:.6f}, to 1e-4": abs(found - expected) < 1e-4,
+        },
+    )
+
+
+def last_loss(out: Path) -> float:
+    """Of the latest validation."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [entry["validation_loss"] for entry in entries if "validation_loss" in entry][-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Faults that a run cannot go on from: each must end in one sentence on every rank, with the last checkpoint good."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from benchmarks.torchrun_runs import Run, ranks_of
+from pipeline.manifest import MANIFEST, load_manifest
+from training.checkpoint_files import folder
+from training.interrupts import REQUEUE
+
+USR1 = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+
+
+class NewRun(Protocol):
+    """Bench.run."""
+
+    def __call__(self, name: str, *overrides: str, data: Path | None = None) -> Run:
+        """A run that is not started."""
+
+
+@dataclass
+class Found:
+    """What a fault came to."""
+
+    holds: bool
+    told: str
+    wall_s: float  # from the fault to the end of torchrun
+    checkpoint: str
+
+
+def ends(
+    run: Run, process: "subprocess.Popen[bytes]", sentence: str, since_s: float, checkpoint: bool | None = True
+) -> Found:
+    """Wait for the end, which must be one error that fits `sentence`, with a whole checkpoint left if there should be one."""
+    ended = run.finish(process)
+    errors = set(ended.errors)
+    told = errors.pop() if len(errors) == 1 else f"{len(errors)} errors: {ended.told[-500:]}"
+    step = run.last_step()
+    holds = ended.status != 0 and re.search(sentence, told) is not None and checkpoint in (None, step > 0)
+    return Found(holds, told, time.monotonic() - since_s, f"step {step}" if step else "none yet")
+
+
+def goes_on(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Path], Found]:
+    """A signal that asks the run to stop: REQUEUE is there, and the next start goes on from the step after it."""
+
+    def fault(new: NewRun, step: int, _data: Path) -> Found:
+        run = new(name, "epochs=1")
+        process = run.start(2, *torchrun)
+        assert run.reach(step // 3, process)
+        process.send_signal(number)
+        ended, asked = run.finish(process), (run.out / REQUEUE).exists()
+        stopped = run.last_step()
+        done = run.finish(run.start(2))
+        told = (
+            f"status {ended.status}, {'a REQUEUE file' if asked else 'no REQUEUE file'}; then status {done.status} and "
+            f"{'no REQUEUE file' if not (run.out / REQUEUE).exists() else 'a REQUEUE file'}"
+        )
+        holds = asked and done.status == 0 and not (run.out / REQUEUE).exists() and stopped > 0
+        return Found(holds, told, ended.wall_s, f"step {stopped}")
+
+    return fault
+
+
+def stopped(rank: int) -> Callable[[NewRun, int, Path], Found]:
+    """SIGSTOP; torchrun itself waits 30 s more for what does not end at SIGTERM, unless told otherwise."""
+
+    def fault(new: NewRun, step: int, _data: Path) -> Found:
+        run = new(f"stopped{rank}")
+        process = run.start(2, "--shutdown-timeout", "2")
+        assert run.reach(step, process)
+        since_s = time.monotonic()
+        os.kill(ranks_of(process)[rank], signal.SIGSTOP)
+        return ends(run, process, "Another rank was lost, or was silent for longer than world.timeout_s", since_s)
+
+    return fault
+
+
+def full_disk(new: NewRun, _step: int, _data: Path) -> Found:
+    """A tmpfs with room for one checkpoint and a half; what lies on it in the end is copied out of its namespace."""
+    sized = new("sized", "epochs=1")
+    sized.finish(sized.start(2))
+    newest = max(folder(sized.out).glob("step-*"))
+    kib = sum(file.stat().st_size for file in newest.iterdir()) * 3 // 2 // 1024
+    run = new("full", "checkpoint.keep=1", "log.every_steps=1000")
+    script = (
+        'mkdir -p "$0" && mount -t tmpfs -o size="$1"k none "$0" && shift && "$@"; s=$?; cp -a "$0" "$0".kept; exit $s'
+    )
+    run.within = ["unshare", "-rm", "sh", "-c", script, str(run.out), str(kib)]
+    since_s = time.monotonic()
+    process = run.start(2)
+    run.finish(process)
+    shutil.rmtree(run.out, ignore_errors=True)
+    Path(f"{run.out}.kept").rename(run.out)
+    left = [path.name for path in folder(run.out).glob(".*")]
+    found = ends(run, process, "cannot be written .*No space left on device", since_s)
+    return Found(found.holds and not left, found.told, found.wall_s, found.checkpoint)
+
+
+def harmed(name: str, harm: Callable[[Path], None], sentence: str) -> Callable[[NewRun, int, Path], Found]:
+    """`harm` comes to every training shard while the run goes on."""
+
+    def fault(new: NewRun, step: int, data: Path) -> Found:
+        copy = Path(f"{new(name).out}.data")
+        shutil.copytree(data, copy)
+        run = new(name, data=copy)
+        process = run.start(2)
+        assert run.reach(step, process)
+        since_s = time.monotonic()
+        for file in load_manifest(str(copy)).files_of("train"):
+            harm(copy / file.path)
+        return ends(run, process, sentence, since_s)
+
+    return fault
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file, in place."""
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+
+
+def out_of_range(new: NewRun, _step: int, data: Path) -> Found:
+    """An index beyond its table in the last row group of a shard whose checksum is right."""
+    copy = Path(f"{new('range').out}.data")
+    shutil.copytree(data, copy)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    field = next(entry for entry in load_manifest(str(copy)).fields if entry.name == "item_id")
+    file = [entry for entry in manifest["files"] if entry["split"] == "train"][-1]
+    with pq.ParquetFile(copy / file["path"]) as parquet:
+        groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
+    column = groups[-1].column("item_id").combine_chunks()
+    values = column.values.to_numpy().copy()
+    values[len(values) // 2] = field.num_rows
+    lists = pa.ListArray.from_arrays(column.offsets, pa.array(values, pa.int32()))
+    groups[-1] = groups[-1].set_column(groups[-1].schema.get_field_index("item_id"), "item_id", lists)
+    with pq.ParquetWriter(copy / file["path"], groups[0].schema, compression="zstd", use_dictionary=False) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=group.num_rows)
+    content = (copy / file["path"]).read_bytes()
+    file |= {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    run = new("range", data=copy)
+    since_s = time.monotonic()
+    return ends(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", since_s, checkpoint=None)
+
+
+def not_finite(new: NewRun, _step: int, _data: Path) -> Found:
+    """A rate that no weight survives."""
+    run = new("nan", "optimizer.embeddings.lr=1e38", "optimizer.towers.lr=1e38")
+    since_s = time.monotonic()
+    return ends(run, run.start(2), "is not finite at step .* no weight was touched", since_s, checkpoint=False)
+
+
+def orphaned(new: NewRun, step: int, _data: Path) -> Found:
+    """torchrun alone is killed, and its ranks train on: a second start must not write beside them."""
+    run = new("orphaned")
+    process = run.start(2)
+    assert run.reach(step // 2, process)
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    since_s = time.monotonic()
+    found = ends(run, run.start(2), "is being trained already, by process", since_s)
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
+FAULTS: dict[str, Callable[[NewRun, int, Path], Found]] = {
+    "SIGTERM to torchrun": goes_on(signal.SIGTERM, "term"),
+    "SIGUSR1 to torchrun, which handles it": goes_on(signal.SIGUSR1, "usr1", *USR1),
+    "rank 1 stopped (SIGSTOP)": stopped(1),
+    "rank 0 stopped (SIGSTOP)": stopped(0),
+    "disk full at a checkpoint": full_disk,
+    "shards deleted": harmed("deleted", Path.unlink, r"\.parquet is missing, though the manifest names it"),
+    "shards changed in place": harmed("changed", flip, r"\.parquet has the checksum .* its bytes have changed"),
+    "index out of range in a shard": out_of_range,
+    "loss not finite": not_finite,
+    "torchrun alone killed, and the run started again": orphaned,
+}
