@@ -97,7 +97,8 @@ def _read_features(line: Line, features: bytes, count: int, arity_of: Mapping[st
 
 
 def _fits(text: bytes, pattern: re.Pattern[bytes]) -> bool:
-    return bool(pattern.match(text)) and abs(int(text)) < 2**63
+    # Python refuses to convert thousands of digits.
+    return bool(pattern.match(text)) and len(text.lstrip(b"-0")) < 20 and abs(int(text)) < 2**63
 
 
 @dataclass

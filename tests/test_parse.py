@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from aliccp_reference import lines_of, read_line
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kernel_checks import assert_kernel_equals_reference
 from raw_log import random_log
 
 from pipeline import parse
@@ -20,36 +20,13 @@ FIELDS = {
 }  # fmt: skip
 CATALOGUE: Catalogue = catalogue(FeaturesSettings({name: FieldSettings(*entry) for name, entry in FIELDS.items()}), 1)
 NAMES = {scope: parse.names_of(CATALOGUE, scope) for scope in ("context", "impression")}
-ARITIES = {scope: {entry.raw_id: entry.arity for entry in CATALOGUE.of_scope(scope)} for scope in NAMES}
 GOOD = b"17,1,0,00c0ffee00000001,3,205\x0212\x031.0\x01702\x025\x030.69315\x01210\x027\x031.0"
-
-
-def assert_kernel_equals_reference(text: bytes, is_skeleton: bool) -> None:
-    scope = "impression" if is_skeleton else "context"
-    parsed = parse.parse(text if text.endswith(b"\n") else text + b"\n", is_skeleton, NAMES[scope])
-    lines = list(lines_of(text))
-    assert len(lines) == len(parsed.line_LC)
-    begin = 0
-    for (offset, raw), row in zip(lines, parsed.line_LC.tolist(), strict=True):
-        line = read_line(offset, raw, is_skeleton, ARITIES[scope])
-        assert (row[parse.START], row[parse.END]) == (offset, offset + len(raw))
-        assert parse.REASONS[row[parse.REASON]] == line.reason, raw
-        assert (f"{row[parse.KEY] % 2**64:016x}" if row[parse.HAS_KEY] else None) == line.key
-        chosen = slice(begin, row[parse.VALUES_END])
-        begin = row[parse.VALUES_END]
-        names = [CATALOGUE.fields[number].raw_id for number in parsed.field_V[chosen]]
-        values = list(zip(names, parsed.id_V[chosen].tolist(), parsed.weight_V[chosen].tolist(), strict=True))
-        assert values == line.values, raw
-        if not line.reason:
-            counts = (bool(row[parse.MISMATCH]), row[parse.UNKNOWN], row[parse.REPEATED])
-            assert counts == (line.mismatch, line.unknown, line.repeated)
-            assert (row[parse.SAMPLE_ID], row[parse.LABELS]) == (line.sample_id, line.click + 2 * line.buy)
 
 
 def test_the_kernel_reads_random_dirty_logs_as_the_reference_does() -> None:
     for seed in range(5):
         for table, lines in random_log(seed).lines.items():
-            assert_kernel_equals_reference(b"\n".join(lines), table.startswith("sample_skeleton"))
+            assert_kernel_equals_reference(b"\n".join(lines), table.startswith("sample_skeleton"), CATALOGUE)
 
 
 FRAGMENTS = [
@@ -78,10 +55,10 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b"-5,0,0,00c0ffee00000001,0,\r")
 def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> None:
     if text:
-        assert_kernel_equals_reference(text, is_skeleton=True)
+        assert_kernel_equals_reference(text, is_skeleton=True, catalogue=CATALOGUE)
         contexts = b"\n".join(b",".join(line.split(b",")[3:]) for line in text.split(b"\n"))
         if contexts:
-            assert_kernel_equals_reference(contexts, is_skeleton=False)
+            assert_kernel_equals_reference(contexts, is_skeleton=False, catalogue=CATALOGUE)
 
 
 @pytest.mark.parametrize(
