@@ -55,13 +55,14 @@ class ChunkReader:
         names = parse.names_of(self.catalogue, SCOPE_OF[split.source.table])
         try:
             for offset, text in read_chunks(split):
-                yield self._parsed(split.source, offset, text, names)
+                yield self.parsed(split.source, offset, text, names)
         except (OSError, EOFError) as error:
             raise InputError(
                 f"{split.source.path} cannot be read to its end ({error}); repair or replace the file, then run again."
             ) from error
 
-    def _parsed(self, source: SourceFile, offset: int, text: bytes, names: parse.Names) -> Chunk:
+    def parsed(self, source: SourceFile, offset: int, text: bytes, names: parse.Names) -> Chunk:
+        """Whole lines that begin at `offset`, with `names` of the scope of their table."""
         parsed = parse.parse(text, source.table == SKELETON, names)
         parse.apply_policies(parsed.line_LC, self.reject_mismatch, self.reject_without_click)
         is_test = source.period == "test"

@@ -9,10 +9,12 @@ from pipeline.duplicates import Repeats
 from pipeline.events_chunks import EventReader
 from pipeline.events_tables import EventLog, find_log
 from pipeline.fields import Catalogue, catalogue
+from pipeline.hadoop_lines import LineReader
 from pipeline.manifest import InputError, Source
 from pipeline.numbers import Moments
-from pipeline.settings import PreprocessSettings
+from pipeline.settings import SPARK, PreprocessSettings
 from pipeline.source import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
+from pipeline.spark import start_spark
 from pipeline.store import LocalStore, Store, store_of
 from pipeline.vocabulary import Vocabulary
 
@@ -40,6 +42,7 @@ class Job:
     out: Store
     events: EventLog | None = None  # of source=events
     labelled: "Labelled | None" = None  # what source=events makes of it, once it has
+    lines: LineReader | None = None  # of source.reader=spark, once Spark has looked at the files
 
     @classmethod
     def of(cls, settings: PreprocessSettings) -> "Job":
@@ -53,7 +56,10 @@ class Job:
         events = settings.source.events
         fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
         if events is None:
-            found = find_sources(settings.source.path, bool(settings.labels.daction))
+            by_spark = settings.source.reader == SPARK
+            if by_spark:
+                start_spark(settings.spark)  # nothing else can look at the files
+            found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
             return cls(settings, fields, tuple(found), out)
         events.checked(settings.labels.daction)
         log = find_log(settings.source.path, events, fields)
@@ -73,10 +79,12 @@ class Job:
         return tuple(input_splits(logs, self.settings.source.split_bytes))
 
     @property
-    def reader(self) -> ChunkReader | EventReader:
+    def reader(self) -> ChunkReader | EventReader | LineReader:
         """How the log is read."""
         if self.labelled:
             return self.labelled.reader
+        if self.lines:
+            return self.lines
         return ChunkReader.of(self.catalogue, self.settings)
 
     @property

@@ -17,8 +17,10 @@ from pipeline.actions import acted_ids
 from pipeline.assemble import assembled, write_run
 from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
+from pipeline.chunks import ChunkReader
 from pipeline.commit import Staging
 from pipeline.duplicates import Partitions, Repeats, num_partitions
+from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
 from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of
@@ -26,9 +28,19 @@ from pipeline.manifest import SPLITS, InputError, Manifest
 from pipeline.numbers import Moments
 from pipeline.parse import REASONS
 from pipeline.records import SPARK_SCHEMA
-from pipeline.settings import FAIL, GLOBAL, PreprocessSettings, settings_xxh3
+from pipeline.settings import FAIL, GLOBAL, SPARK, PreprocessSettings, settings_xxh3
 from pipeline.source import PERIODS
-from pipeline.tasks import COUNTED, NO_PART, NUMBERS_PART, REPORT, Counting, Rereading, Writing, actions_path
+from pipeline.tasks import (
+    COUNTED,
+    NO_PART,
+    NUMBERS_PART,
+    REPORT,
+    Counting,
+    Rereading,
+    Writing,
+    WritingPicked,
+    actions_path,
+)
 from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
 
 if TYPE_CHECKING:
@@ -89,7 +101,7 @@ def _written(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "spark"):
         spark = sparks.start_spark(job.settings.spark)
     with _clocked(seconds, "label"):
-        job = labelled(spark, job, staging)
+        job = looked_at(spark, labelled(spark, job, staging))
     with _clocked(seconds, "count"):
         counted = count(spark, job)
     counted.repeats.move(counted.tally)
@@ -127,6 +139,22 @@ def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
     return replace(job, labelled=found)
 
 
+def looked_at(spark: "SparkSession", job: Job) -> Job:
+    """Before the passes over what only Spark can open: where the lines begin. Other logs are opened by the tasks."""
+    if job.settings.source.reader != SPARK:
+        return job
+    reader = ChunkReader.of(job.catalogue, job.settings)
+    return replace(job, lines=line_reader(_input(spark, job), reader, job.splits))
+
+
+def _input(spark: "SparkSession", job: Job) -> "DataFrame":
+    """What a pass over the log begins with: the numbers of the input splits, or the lines themselves."""
+    if job.settings.source.reader != SPARK:
+        return sparks.numbers(spark, len(job.splits))
+    sources = list(dict.fromkeys(split.source for split in job.splits))
+    return lines(spark, sources, job.settings.source.split_bytes)
+
+
 def count(spark: "SparkSession", job: Job) -> Counted:
     """The first pass: what the log holds, vocabularies, moments of numeric fields, ids that stand in several contexts."""
     total_bytes = sum(source.bytes for source in job.sources)
@@ -137,7 +165,7 @@ def count(spark: "SparkSession", job: Job) -> Counted:
     sighted = Partitions(part_keys[num_parts:])
     counting = Counting(job.splits, job.reader, part_keys[:num_parts], sighted)
     num_splits, num_parts = len(counting.splits), len(part_keys)
-    frame = sparks.numbers(spark, num_splits).mapInArrow(counting.count, COUNTED)
+    frame = _input(spark, job).mapInArrow(counting.count, COUNTED)
     frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
     table = sparks.collect(frame, "count", num_splits + num_parts, "tasks")
     tally, moments, pairs, sightings = Tally(), Moments(len(job.catalogue.numerics)), [np.empty((0, 2), np.int64)], []
@@ -163,17 +191,17 @@ def write(
         job.splits, job.reader, _buckets(job, scanned), job.logs, tables, staging,
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
-    frame = records_of(spark, writing).mapInArrow(writing.write, REPORT)
+    frame = records_of(_input(spark, job), writing).mapInArrow(writing.write, REPORT)
     table = sparks.collect(frame, "write", len(writing.splits) + len(writing.buckets), "tasks")
     return [json.loads(report.as_py()) for report in table.column("report")]
 
 
-def records_of(spark: "SparkSession", writing: Writing) -> "DataFrame":
+def records_of(begun: "DataFrame", writing: Writing) -> "DataFrame":
     """One row a record (records.SCHEMA), each output file's in one partition, in the order in which it is written.
 
     The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
     """
-    frame = sparks.numbers(spark, len(writing.splits)).mapInArrow(writing.encode, SPARK_SCHEMA)
+    frame = begun.mapInArrow(writing.encode, SPARK_SCHEMA)
     partitioned = frame.repartition(len(writing.buckets), "bucket")
     return partitioned.sortWithinPartitions("bucket", "hash", "tag", "ordinal", "offset")
 
@@ -191,8 +219,13 @@ def quarantine(
         for ordinal, number in enumerate(num_X)
         for begin in range(0, number, _REJECTS_PER_SLICE)
     )
-    rereading = Rereading(job.logs, slices, rejects, staging)
-    frame = sparks.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
+    if job.lines:
+        picking = Picking(job.lines, slices, partition_keys(len(slices)), rejects, staging)
+        frame = _input(spark, job).mapInArrow(picking.pick, PICKED).repartition(len(slices), "slice")
+        frame = frame.sortWithinPartitions("slice", "offset").mapInArrow(WritingPicked(picking).write, REPORT)
+    else:
+        rereading = Rereading(job.logs, slices, rejects, staging)
+        frame = sparks.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
     table = sparks.collect(frame, "quarantine", len(slices), "tasks")
     found = [json.loads(report.as_py()) for report in table.column("report")]
     return sorted(found, key=lambda report: int(report["number"]))

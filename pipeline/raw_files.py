@@ -154,8 +154,7 @@ class _JavaFile(io.RawIOBase):
 
 def _entry_of(status: Any) -> Entry:
     path = status.getPath()
-    # As Spark's own _metadata.file_path spells it, so that a task knows its file by it.
-    return Entry(path.getName(), path.toUri().toString(), status.getLen(), status.isDirectory())
+    return Entry(path.getName(), path.toString(), status.getLen(), status.isDirectory())
 
 
 def _session() -> Any:

@@ -20,6 +20,7 @@ _MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
 WITHIN_CONTEXT, GLOBAL = "context", "global"
 ALICCP, EVENTS = "aliccp", "events"
+PYTHON, SPARK = "python", "spark"
 
 
 @dataclass
@@ -29,6 +30,7 @@ class SourceSettings:
     name: str = "aliccp"
     path: str = _MISSING
     split_bytes: int = 64 << 20
+    reader: str = PYTHON
     events: EventsSettings | None = None  # of source=events
 
     def __post_init__(self) -> None:
@@ -36,6 +38,13 @@ class SourceSettings:
             raise InputError(f"source.name={self.name} is not a known layout; choose {ALICCP} or {EVENTS}.")
         if (self.name == EVENTS) != (self.events is not None):
             raise InputError(f"source.name={self.name} and source.events do not go together; choose source=events.")
+        if self.reader not in (PYTHON, SPARK):
+            raise InputError(f"source.reader={self.reader} is not one of {PYTHON}, {SPARK}.")
+        if self.events is not None and (self.reader == SPARK or "://" in self.path):
+            raise InputError(
+                "source=events takes a directory that all workers see as source.path, and no source.reader: it is always "
+                "Spark that reads event logs."
+            )
         _at_least("source.split_bytes", self.split_bytes, 1)
 
 
@@ -166,7 +175,7 @@ class PreprocessSettings:
     def run_only(self) -> dict[str, Any]:
         """The settings that do not decide it, for run.json."""
         everything = asdict(self)
-        source = {"path": self.source.path, "split_bytes": self.source.split_bytes}
+        source = {key: everything["source"][key] for key in ("path", "split_bytes", "reader")}
         chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "audit", "spark")}
         return chosen | {"source": source}
 

@@ -43,11 +43,17 @@ _LOCAL = {
 }
 # The JVM only moves blobs here: compiling it harder, and collecting in parallel, cost 12 CPU s of a small job's 27.
 _LOCAL_JAVA = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+_ATTEMPTS = 4
+#: Where remote files are, and by whose account, as far as that is no secret: executors need to know it too.
+_REMOTE_FILES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 _SENTENCE = re.compile(r"pipeline\.manifest\.InputError: (.+)")
+_UNREADABLE = re.compile(r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (\S+?)\.\s(.*?)\s*SQLSTATE")
 #: What Spark says at length where a limit of its own was met → the sentence for it.
 _LIMITS = {
     "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
     "enters a vocabulary: raise spark.driver.memory ('+spark.conf={spark.driver.memory: 8g}'), or vocabulary.min_count.",
+    "No space left on device": "Spark's scratch space is full; point SPARK_LOCAL_DIRS at a larger disk (the shuffle is "
+    "about as large as the dataset), or read from smaller files.",
     "is bigger than spark.driver.maxResultSize": "The vocabularies are larger than spark.driver.maxResultSize, which "
     "spark.conf or spark-submit has set; leave it out, or raise it.",
 }
@@ -58,6 +64,11 @@ def is_local(master: str) -> bool:
     return master.startswith("local") and not master.startswith("local-cluster")
 
 
+def with_retries(master: str) -> str:
+    """Let a local master try a task four times, as clusters do: local[2] would end a job with its first lost worker."""
+    return re.sub(r"\Alocal\[(\d+|\*)\]\Z", rf"local[\1,{_ATTEMPTS}]", master)
+
+
 def start_spark(settings: SparkSettings) -> "SparkSession":
     """A session with our defaults, below them what `spark.conf` says; InputError where Java or the master is missing."""
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
@@ -65,6 +76,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         ensure_java(os.environ)
     own_directory(os.environ)
     root = str(Path(pipeline.__file__).parent.parent)
+    # From a zip (--py-files) Spark brings the code to the executors itself; a checkout they must see where we do.
+    for_executors = ["NUMBA_CACHE_DIR", *_REMOTE_FILES] + ["PYTHONPATH"] * Path(root).is_dir()
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
@@ -75,15 +88,16 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     builder = SparkSession.builder.appName("entirespace preprocess")
     chosen = dict(_EVERYWHERE)
     if not submitted:
-        builder = builder.master(settings.master)
+        builder = builder.master(with_retries(settings.master))
         java_options = f"-Dlog4j2.configurationFile={root}/conf/spark/log4j2.properties"
         if is_local(settings.master):
             chosen |= _LOCAL
             java_options += _LOCAL_JAVA
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         chosen["spark.driver.extraJavaOptions"] = java_options
-    for name in ("NUMBA_CACHE_DIR", "PYTHONPATH"):
-        chosen[f"spark.executorEnv.{name}"] = os.environ[name]
+    for name in for_executors:
+        if name in os.environ:
+            chosen[f"spark.executorEnv.{name}"] = os.environ[name]
     chosen |= {f"spark.executorEnv.{name}": value for name, value in MALLOC.items()}
     for key, value in (chosen | _flat(settings.conf)).items():
         builder = builder.config(key, value)
@@ -129,6 +143,11 @@ def sentences() -> Iterator[None]:
     except Exception as error:
         if found := _SENTENCE.search(str(error)):
             raise InputError(found.group(1).strip()) from None
+        if found := _UNREADABLE.search(str(error)):
+            raise InputError(
+                f"{found.group(1)} cannot be read to its end ({found.group(2) or 'it is damaged'}); repair or replace the "
+                "file, then run again."
+            ) from error
         for sign, sentence in _LIMITS.items():
             if sign in str(error):
                 raise InputError(sentence) from error

@@ -6,7 +6,7 @@ closures stay small, and hands its counts back as JSON in a row of their own.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,13 +19,14 @@ from pipeline import duplicates
 from pipeline.audit import GRAIN, Tally
 from pipeline.audit_statistics import Statistics
 from pipeline.buckets import Buckets
-from pipeline.chunks import SCOPE_OF, ChunkReader
+from pipeline.chunks import SCOPE_OF, Chunk, ChunkReader
 from pipeline.commit import QUARANTINE, Staging
 from pipeline.contexts import Selected, grouped, select
 from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
 from pipeline.duplicates import Partitions, Sightings
 from pipeline.encode import encode
 from pipeline.events_chunks import EventReader
+from pipeline.hadoop_lines import LineReader, Picking
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
 from pipeline.manifest import SPLITS
@@ -33,12 +34,13 @@ from pipeline.numbers import Moments, numbers_of
 from pipeline.parse import GOOD, REASON, REASONS
 from pipeline.records import layout_of
 from pipeline.rows import rows_of, schema_of
-from pipeline.source import InputSplit, SourceFile, read_line_at
+from pipeline.source import PERIODS, InputSplit, SourceFile, read_line_at
 from pipeline.vocabulary import Counter, frequent, min_counts, pairs_of
 from pipeline.workers import settle
 
 Batches = Iterator[pa.RecordBatch]
 Task = Callable[[Batches], Batches]
+Reader = ChunkReader | EventReader | LineReader
 
 #: Rows of the first pass: pairs of one vocabulary partition, sightings of one of `duplicates.Partitions`, or under
 #: NO_PART the tally of a task as JSON, or under NUMBERS_PART the moments of its numeric fields.
@@ -57,7 +59,7 @@ class Counting:
     """The first pass: count lines and ids."""
 
     splits: tuple[InputSplit, ...]
-    reader: ChunkReader | EventReader
+    reader: Reader
     part_keys: tuple[int, ...]
     sighted: Partitions  # of impression ids; empty where an id need be the only one in its context
 
@@ -68,25 +70,24 @@ class Counting:
         is_counted_F = np.array([not entry.is_numeric for entry in catalogue.fields])
         tally, counter, moments = Tally(), Counter(), Moments(len(catalogue.numerics))
         sightings = Sightings(self.sighted)
-        for number in _numbers(batches):
-            for chunk in self.reader.read(self.splits[number]):
-                tally.count_chunk(chunk)
-                if self.sighted.keys:
-                    sightings.add(chunk)
-                    if len(sightings) > _MOST_SIGHTINGS:
-                        yield from (_counted(part, blob) for part, blob in sightings.handed_on())
-                parsed = chunk.parsed
-                # Rejected lines have no values, unless a policy rejected them after parsing.
-                chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
-                if catalogue.numerics:
-                    moments.add(numbers_of(parsed, number_F, len(catalogue.numerics))[chosen_L])
-                chosen_V = np.repeat(chosen_L, parsed.num_values_L)
-                if not is_counted_F.all():
-                    chosen_V &= is_counted_F[parsed.field_V]
-                counter.add(parsed.field_V, parsed.id_V, chosen_V)
-                if len(counter) > _MOST_PAIRS:
-                    yield from self._handed_on(counter)
-                    counter = Counter()
+        for chunk in _chunks(self.reader, self.splits, batches):
+            tally.count_chunk(chunk)
+            if self.sighted.keys:
+                sightings.add(chunk)
+                if len(sightings) > _MOST_SIGHTINGS:
+                    yield from (_counted(part, blob) for part, blob in sightings.handed_on())
+            parsed = chunk.parsed
+            # Rejected lines have no values, unless a policy rejected them after parsing.
+            chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
+            if catalogue.numerics:
+                moments.add(numbers_of(parsed, number_F, len(catalogue.numerics))[chosen_L])
+            chosen_V = np.repeat(chosen_L, parsed.num_values_L)
+            if not is_counted_F.all():
+                chosen_V &= is_counted_F[parsed.field_V]
+            counter.add(parsed.field_V, parsed.id_V, chosen_V)
+            if len(counter) > _MOST_PAIRS:
+                yield from self._handed_on(counter)
+                counter = Counter()
         yield from self._handed_on(counter)
         yield from (_counted(part, blob) for part, blob in sightings.handed_on())
         yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
@@ -120,7 +121,7 @@ class Writing:
     """The second pass: encode, and behind the shuffle group and write."""
 
     splits: tuple[InputSplit, ...]
-    reader: ChunkReader | EventReader
+    reader: Reader
     buckets: Buckets
     sources: tuple[SourceFile, ...]
     tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
@@ -135,14 +136,12 @@ class Writing:
         lookup = Lookup.load(directory)
         repeated = duplicates.load(directory)
         layouts = {table: layout_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
-        for number in _numbers(batches):
-            split = self.splits[number]
-            path = actions_path(directory, split.source.period)
-            # Impressions of event logs, which have no period, come with all their labels.
-            actions = np.load(path, mmap_mode="r") if self.with_daction and split.source.period else None
-            for chunk in self.reader.read(split):
-                duplicates.mark(chunk, repeated)
-                yield from encode(chunk, layouts[split.source.table], lookup, self.buckets, actions)
+        # Impressions of event logs, which have no period, come with all their labels.
+        paths = {period: actions_path(directory, period) for period in PERIODS if self.with_daction}
+        acted = {period: np.load(path, mmap_mode="r") for period, path in paths.items() if path.exists()}
+        for chunk in _chunks(self.reader, self.splits, batches):
+            duplicates.mark(chunk, repeated)
+            yield from encode(chunk, layouts[chunk.source.table], lookup, self.buckets, acted.get(chunk.source.period))
 
     def write(self, batches: Batches) -> Batches:
         """Sorted records of a partition → the report of its file; a partition may be empty."""
@@ -225,9 +224,30 @@ class Rereading:
                 yield quarantine_batch([source.name] * len(part), part[:, 1].tolist(), reasons, lines)
 
 
+@dataclass(frozen=True)
+class WritingPicked:
+    """The end of `Picking`: its rows, sorted, as quarantine files."""
+
+    picking: Picking
+
+    def write(self, batches: Batches) -> Batches:
+        """PICKED of one partition → the report of its file."""
+        for report in self.picking.write(batches, _attempt()):
+            yield _reported(report)
+
+
 def actions_path(directory: Path, period: str) -> Path:
     """Where the sorted ids of impressions with a counted action lie."""
     return directory / f"actions_{period}.npy"
+
+
+def _chunks(reader: Reader, splits: Sequence[InputSplit], batches: Batches) -> Iterator[Chunk]:
+    """The chunks of the splits whose numbers come, or of the lines that come themselves."""
+    if isinstance(reader, LineReader):
+        yield from reader.chunks(batches)
+        return
+    for number in _numbers(batches):
+        yield from reader.read(splits[number])
 
 
 def _numbers(batches: Batches) -> Iterator[int]:

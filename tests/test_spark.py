@@ -3,18 +3,29 @@
 import pytest
 
 from pipeline.manifest import InputError
-from pipeline.spark import sentences
+from pipeline.spark import sentences, with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
 _TOO_LARGE = """[UNKNOWN] Job aborted due to stage failure: Total size of serialized results of 1 tasks (324.8 KiB) is bigger than spark.driver.maxResultSize (10.0 KiB)
 \tat org.apache.spark.scheduler.DAGScheduler.abortStage(DAGScheduler.scala:2935)"""
 _NO_HEAP = "An error occurred while calling o71.collectAsArrowToPython.\n: java.lang.OutOfMemoryError: Java heap space"
+_DAMAGED = (
+    "Job aborted: Lost task 0.0 in stage 1.0: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] Encountered error "
+    "while reading file hdfs://name/log/part-0.csv.gz.  SQLSTATE: KD001\n\tat org.apache.spark …"
+)
+_NO_ROOM = "java.io.IOException: No space left on device\n\tat java.base/sun.nio.ch …"
 _OF_A_TASK = "Traceback …\n  File x\npipeline.manifest.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
 
 
 @pytest.mark.parametrize(
     ("said", "remedy"),
-    [(_TOO_LARGE, "leave it out, or raise it"), (_NO_HEAP, "raise spark.driver.memory"), (_OF_A_TASK, "a.csv, byte 7")],
+    [
+        (_DAMAGED, "hdfs://name/log/part-0.csv.gz cannot be read to its end (it is damaged)"),
+        (_NO_ROOM, "point SPARK_LOCAL_DIRS at a larger disk"),
+        (_TOO_LARGE, "leave it out, or raise it"),
+        (_NO_HEAP, "raise spark.driver.memory"),
+        (_OF_A_TASK, "a.csv, byte 7"),
+    ],
 )
 def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said: str, remedy: str) -> None:
     with pytest.raises(InputError) as caught, sentences():
@@ -26,3 +37,9 @@ def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said:
 def test_any_other_failure_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="something else"), sentences():
         raise RuntimeError("something else")
+
+
+def test_a_local_master_tries_a_task_as_often_as_a_cluster_does_unless_it_says_otherwise() -> None:
+    assert [with_retries(master) for master in ("local[2]", "local[*]")] == ["local[2,4]", "local[*,4]"]
+    for master in ("local", "local[2,1]", "spark://host:7077", "local-cluster[2,1,1024]"):
+        assert with_retries(master) == master
