@@ -29,6 +29,7 @@ from pipeline.manifest import (
     totals_of,
 )
 from training.feed import Feed, FeedSettings
+from training.memory import keep_freed_memory
 from training.plan import Plan
 
 # name: (scope, arity, weighted, table rows, mean values of a bag)
@@ -136,6 +137,7 @@ def fed(feed: Feed, epoch: int) -> int:
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     dataset = settings.get("data")
+    keep_freed_memory()  # as jobs.train does; both sides gain from it
     with tempfile.TemporaryDirectory() as scratch:
         if dataset is None:
             dataset = f"{scratch}/dataset"

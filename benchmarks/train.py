@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from jobs.entry import typed
 from training.batch import Batch
+from training.memory import keep_freed_memory
 from training.settings import TrainSettings
 from training.towers import Tower, TowerSettings
 from training.trainer import Trainer
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as jobs.train does; the floors gain from it as much
     print(f"{processor()} · torch {torch.__version__} · one rank, one thread · medians of {arguments.rounds} rounds")
     print(
         "| network | batch | end to end, CPU-µs an impression | floor | ratio | nn.Linear's floor | ratio | waiting |"

@@ -9,6 +9,7 @@ from jobs.entry import launch
 from training import settings as saved
 from training.evaluate import evaluate
 from training.journal import say
+from training.memory import keep_freed_memory
 from training.world import join, speaks
 
 
@@ -25,6 +26,7 @@ class EvaluateSettings:
 
 def run(settings: EvaluateSettings) -> None:
     """Predict, judge, report, and print the figures that people look for first."""
+    keep_freed_memory()
     folder = Path(settings.run)
     trained = saved.load(folder)
     trained.data = settings.data or trained.data

@@ -3,6 +3,7 @@
 import sys
 
 from jobs.entry import launch
+from training.memory import keep_freed_memory
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import join, speaks
@@ -10,6 +11,7 @@ from training.world import join, speaks
 
 def run(settings: TrainSettings) -> None:
     """Join the world, build or resume, train; a run that a signal has stopped ends with a status that says so."""
+    keep_freed_memory()
     with join(settings.world) as world:
         status = Trainer(settings, world).fit()
     sys.exit(status)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.manifest import InputError
+from training.init_values import dropout_mask
 from training.towers import DropoutKey, Tower, TowerSettings
 
 C, B = 3, 7
@@ -61,6 +62,24 @@ def test_dropout_follows_the_impression_and_is_off_outside_training() -> None:
     torch.testing.assert_close(whole[3:], later)
     assert not torch.allclose(whole, tower(u, i, INDEX, DropoutKey(1, 4, ids)))
     torch.testing.assert_close(tower(u, i, INDEX, None), unsplit(tower)(torch.cat([u[INDEX], i], 1)).squeeze(1))
+
+
+def test_what_dropout_drops_gets_no_gradient_and_the_rest_gets_torchs() -> None:
+    torch.manual_seed(1)
+    tower = Tower("t", 5, 4, TowerSettings([16, 8], dropout=0.4)).double()
+    u, i = torch.randn(C, 5, dtype=torch.float64), torch.randn(B, 4, dtype=torch.float64)
+    key = DropoutKey(1, 3, torch.arange(B))
+    tower(u, i, INDEX, key).square().sum().backward()
+    reference = unsplit(tower)
+    x = torch.cat([u[INDEX], i], 1)
+    for layer, width in enumerate((16, 8)):
+        mask = dropout_mask(1, 3, f"t/{layer}", key.impression_id_B, width, 0.4).double()
+        x = reference[2 * layer](x).relu() * mask
+    reference[4](x).square().sum().backward()
+    for number, weight in enumerate(tower.weights):
+        torch.testing.assert_close(weight.grad, reference[2 * number + 2].weight.grad)
+    assert tower.impression_weight.grad is not None
+    torch.testing.assert_close(tower.impression_weight.grad, reference[0].weight.grad[:, 5:])
 
 
 @pytest.mark.parametrize(("hidden", "dropout"), [([0], 0.0), ([4], 1.0), ([4], -0.1)])

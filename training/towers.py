@@ -62,22 +62,17 @@ class Tower(nn.Module):
     ) -> Tensor:
         """`key` is None outside training, where nothing is dropped. Inputs in bfloat16 mean products in bfloat16; the
         weights, their gradients and the logit stay as they are."""
-        hidden_BH = _SplitLayer.apply(
-            context_CD,
-            impression_BD,
-            context_of_impression_B,
-            self.context_weight,
-            self.impression_weight,
-            self.first_bias,
-            len(self.weights) > 0,
-        )
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if self.dropout and key is not None:
-                what = f"{self.name}/{layer}"
-                mask = dropout_mask(key.seed, key.step, what, key.impression_id_B, hidden_BH.shape[1], self.dropout)
-                hidden_BH = hidden_BH * mask.to(hidden_BH.dtype)
-            hidden_BH = _Layer.apply(hidden_BH, weight, bias, layer + 1 < len(self.weights))
-        return hidden_BH.squeeze(1).to(self.first_bias.dtype)
+        masks = []
+        if self.dropout and key is not None:
+            masks = [self._mask(layer, weight.shape[1], key) for layer, weight in enumerate(self.weights)]
+        first = (self.context_weight, self.impression_weight, self.first_bias)
+        later = itertools.chain(*zip(self.weights, self.biases, strict=True))
+        logit_B1 = _Perceptron.apply(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
+        return logit_B1.squeeze(1).to(self.first_bias.dtype)
+
+    def _mask(self, layer: int, width: int, key: DropoutKey) -> Tensor:
+        what = f"{self.name}/{layer}"
+        return dropout_mask(key.seed, key.step, what, key.impression_id_B, width, self.dropout)
 
 
 def _parameter(*shape: int, fan_in: int) -> nn.Parameter:
@@ -86,59 +81,50 @@ def _parameter(*shape: int, fan_in: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-class _SplitLayer(torch.autograd.Function):
-    """act(u[index]·W_uᵀ + i·W_iᵀ + b), written out so that u is multiplied C times, forwards and backwards."""
+class _Perceptron(torch.autograd.Function):
+    """The whole tower: act(u[index]·W_uᵀ + i·W_iᵀ + b), then act(x·Wᵀ + b) for each later layer; the last has no act.
+
+    Written out so that u is multiplied C times, forwards and backwards, and so that a gradient which nobody else sees
+    is overwritten in place: a layer's is as large as its output, and memory is what the elementwise steps wait for.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, u_CD: Tensor, i_BD: Tensor, index_B: Tensor, w_u: Tensor, w_i: Tensor, bias: Tensor, relu: bool
+        ctx: Any, u_CD: Tensor, i_BD: Tensor, index_B: Tensor, masks: list[Tensor], *parameters: Tensor
     ) -> Tensor:
-        w_u, w_i, bias = (parameter.to(u_CD.dtype) for parameter in (w_u, w_i, bias))
-        gathered_BH = _times(u_CD, w_u, bias).index_select(0, index_B)
-        out_BH = _times_plus(i_BD, w_i, gathered_BH)
-        if relu:
-            out_BH.relu_()
-        ctx.save_for_backward(u_CD, i_BD, index_B, w_u, w_i, out_BH)
-        ctx.relu = relu
-        return out_BH
+        """`masks` scale the input of each later layer; none of them: no dropout."""
+        w_u, w_i, first_bias, *later = (parameter.to(u_CD.dtype) for parameter in parameters)
+        x_BH = _times_plus(i_BD, w_i, _times(u_CD, w_u, first_bias).index_select(0, index_B))
+        inputs = []
+        for layer, (weight, bias) in enumerate(zip(later[::2], later[1::2], strict=True)):
+            x_BH.relu_()  # oneDNN's own fused ReLU turns NaN into 0, and so hides it from the trainer
+            if masks:
+                x_BH *= masks[layer]
+            inputs.append(x_BH)
+            x_BH = _times(x_BH, weight, bias)
+        ctx.save_for_backward(u_CD, i_BD, index_B, w_u, w_i, *later[::2], *inputs, *masks)
+        ctx.num_later = len(inputs)
+        return x_BH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        u_CD, i_BD, index_B, w_u, w_i, out_BH = ctx.saved_tensors
-        g_BH = torch.ops.aten.threshold_backward(gradients[0], out_BH, 0) if ctx.relu else gradients[0]
+        u_CD, i_BD, index_B, w_u, w_i, *rest = ctx.saved_tensors
+        weights, inputs, masks = (
+            rest[start : start + ctx.num_later] for start in (0, ctx.num_later, 2 * ctx.num_later)
+        )
+        g_BH, later = gradients[0], []
+        for layer in reversed(range(ctx.num_later)):
+            later += [_wide(g_BH).sum(0), _weight_gradient(g_BH, inputs[layer])]
+            g_BH = _times(g_BH, weights[layer].t())
+            if masks:
+                g_BH *= masks[layer]
+            # What a mask drops is 0 in `inputs` too, so this passes it no gradient either.
+            torch.ops.aten.threshold_backward.grad_input(g_BH, inputs[layer], 0, grad_input=g_BH)
         sum_CH = _wide(g_BH).new_zeros(len(u_CD), g_BH.shape[1]).index_add_(0, index_B, _wide(g_BH))
         g_CH = sum_CH.to(g_BH.dtype)
-        return (
-            _times(g_CH, w_u.t()),
-            _times(g_BH, w_i.t()),
-            None,
-            _wide(g_CH.t() @ u_CD),
-            _wide(g_BH.t() @ i_BD),
-            sum_CH.sum(0),
-            None,
-        )
-
-
-class _Layer(torch.autograd.Function):
-    """act(x·Wᵀ + b)."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        weight, bias = weight.to(x_BD.dtype), bias.to(x_BD.dtype)
-        out_BH = _times(x_BD, weight, bias)
-        if relu:
-            out_BH.relu_()  # oneDNN's own fused ReLU turns NaN into 0, and so hides it from the trainer
-        ctx.save_for_backward(x_BD, weight, out_BH)
-        ctx.relu = relu
-        return out_BH
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, weight, out_BH = ctx.saved_tensors
-        g_BH = torch.ops.aten.threshold_backward(gradients[0], out_BH, 0) if ctx.relu else gradients[0]
-        return _times(g_BH, weight.t()), _wide(g_BH.t() @ x_BD), _wide(g_BH).sum(0), None
+        first = (_weight_gradient(g_CH, u_CD), _weight_gradient(g_BH, i_BD), sum_CH.sum(0))
+        return (_times(g_CH, w_u.t()), _times(g_BH, w_i.t()), None, None, *first, *reversed(later))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -147,15 +133,14 @@ def _wide(x: Tensor) -> Tensor:
 
 
 # Matrix products. torch sends fp32 to MKL, which on AMD processors uses half of the machine's vector width; oneDNN,
-# which torch ships too, measured 150 GFLOP/s a core where MKL gave 65 (EPYC with AVX-512). The gradients of weights stay
-# with MKL: oneDNN's linear wants both factors transposed in memory first, which costs what it gains.
+# which torch ships too, measured 150 GFLOP/s a core where MKL gave 65 to 80 (EPYC with AVX-512).
 
 
-def _onednn(x: Tensor) -> bool:
+def _onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and min(x.shape) > 1
+        and min(*x.shape, *weight.shape) > 1
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -163,13 +148,22 @@ def _onednn(x: Tensor) -> bool:
 
 def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·weightᵀ + bias."""
-    if _onednn(x) and min(weight.shape) > 1:
+    if _onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return nn.functional.linear(x, weight, bias)
 
 
 def _times_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
     """x·weightᵀ + other."""
-    if _onednn(x) and min(weight.shape) > 1:
+    if _onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
     return torch.addmm(other, x, weight.t())
+
+
+def _weight_gradient(g_NH: Tensor, x_ND: Tensor) -> Tensor:
+    """gᵀ·x, [H, D]."""
+    if not _onednn(g_NH, x_ND):
+        return _wide(g_NH.t() @ x_ND)
+    if g_NH.shape[1] < x_ND.shape[1]:
+        return _times(g_NH.t(), x_ND.t())
+    return _times(x_ND.t(), g_NH.t()).t().contiguous()  # oneDNN is faster when the longer side comes second
