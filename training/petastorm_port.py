@@ -8,6 +8,8 @@ What is replaced here, and why (DESIGN §6):
 - ThreadPool.get_results asks whether all work is done before it asks whether more is coming, and skips a worker that
   has nothing yet: a fast consumer loses row groups and sees the others out of order. OrderedPool waits for worker
   n mod k to give row group n.
+- Its idle threads look for work a thousand times a second, and its ventilator for room a hundred times: as much CPU as
+  reading the row groups took. Here they sleep until there is some, and PacedVentilator needs no thread.
 - Its Reader lists the dataset's directory, unpickles the schema that lies there, and draws the order once for all
   epochs. PlannedReader is given the row groups, in order, and opens nothing.
 """
@@ -47,14 +49,21 @@ with _removed_modules():
     from petastorm.arrow_reader_worker import ArrowReaderWorker
     from petastorm.cache import NullCache
     from petastorm.reader import Reader
-    from petastorm.workers_pool import EmptyResultError, VentilatedItemProcessedMessage
-    from petastorm.workers_pool.thread_pool import ThreadPool
+    from petastorm.workers_pool import EmptyResultError, VentilatedItemProcessedMessage, thread_pool
+    from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequested
     from petastorm.workers_pool.ventilator import ConcurrentVentilator
 
 #: How long a wait lasts before it looks whether a worker has died or the pool was stopped.
 _LOOK_AGAIN_S = 0.1
-#: How often the ventilator looks for room; its own 10 ms is as long as a row group takes to read.
-_VENTILATION_INTERVAL_S = 0.002
+# How long petastorm's threads sleep before they look whether they are to stop; OrderedPool.stop wakes them.
+thread_pool.IO_TIMEOUT_INTERVAL_S = _LOOK_AGAIN_S
+
+
+class _WakeUp:
+    """Arguments of a piece of work that ends when a worker unpacks them."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise WorkerTerminationRequested
 
 
 class OrderedPool(ThreadPool):
@@ -90,6 +99,12 @@ class OrderedPool(ThreadPool):
             else:
                 return result
 
+    def stop(self) -> None:
+        """Tell the workers to stop, without waiting for them."""
+        super().stop()
+        for work in self._ventilator_queues:
+            work.put((_WakeUp(), {}))
+
     def join(self) -> None:
         """Wait for the workers' end, emptying their queues: one that puts an exception into a full queue waits for ever."""
         for worker, results in zip(self._workers, self._results_queues, strict=True):
@@ -98,6 +113,29 @@ class OrderedPool(ThreadPool):
                     while True:
                         results.get_nowait()
                 worker.join(_LOOK_AGAIN_S)
+
+
+class PacedVentilator(ConcurrentVentilator):
+    """Deals the next item when one has been consumed, in the consumer's thread."""
+
+    def start(self) -> None:
+        """Deal as many items as may be ahead."""
+        self._deal()
+
+    def processed_item(self) -> None:
+        """One more is consumed."""
+        super().processed_item()
+        self._deal()
+
+    def _deal(self) -> None:
+        while (
+            not self.completed()
+            and self._ventilated_items_count - self._processed_items_count < self._max_ventilation_queue_size
+        ):
+            self._ventilate_fn(**self._items_to_ventilate[self._ventilated_items_count])
+            self._ventilated_items_count += 1
+            if self._ventilated_items_count == len(self._items_to_ventilate):
+                self._iterations_remaining = 0
 
 
 class RowGroupWorker(ArrowReaderWorker):
@@ -159,11 +197,8 @@ class PlannedReader(Reader, Generic[Item, Result]):
             {"piece_index": number, "worker_predicate": None, "shuffle_row_drop_partition": (0, 1)}
             for number in range(len(pieces))
         ]
-        self.ventilator = ConcurrentVentilator(
-            self._workers_pool.ventilate,
-            items,
-            max_ventilation_queue_size=max(num_ahead, num_threads),
-            ventilation_interval=_VENTILATION_INTERVAL_S,
+        self.ventilator = PacedVentilator(
+            self._workers_pool.ventilate, items, max_ventilation_queue_size=max(num_ahead, num_threads)
         )
         self._workers_pool.start(RowGroupWorker, (load, pieces), ventilator=self.ventilator)
 
