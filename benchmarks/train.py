@@ -2,18 +2,20 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.train --data DATASET
 
-For each network, in one run and alternating: end to end (read, decode, collate, look up, towers, loss, backward,
-optimizers; every thread's CPU time counts) and twice the floor, that is the same towers with Adam on random dense inputs of
-the same contexts and impressions and a plain sum as loss: with our towers, and with torch's own nn.Linear, its first layer
-split in the same way.
+For each network, in one run and alternating, over one epoch: end to end (read, decode, collate, look up, towers, loss,
+backward, optimizers; every thread's CPU time counts) in fp32 and in bf16, and the validation AUC that each came to; and
+twice the floor, that is the same towers with Adam on random dense inputs of the same contexts and impressions and a plain
+sum as loss: with our towers, and with torch's own nn.Linear, its first layer split in the same way.
 """
 
 import argparse
+import itertools
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -23,10 +25,11 @@ from torch import Tensor, nn
 from jobs.entry import typed
 from training.batch import Batch
 from training.memory import keep_freed_memory
+from training.model import PRECISIONS
 from training.settings import TrainSettings
 from training.towers import Tower, TowerSettings
 from training.trainer import Trainer
-from training.world import join
+from training.world import World, join
 
 STEPS_PER_ROUND = 8
 
@@ -81,69 +84,116 @@ def train_step(trainer: Trainer, step: int, batch: Batch) -> None:
     trainer._backward(sums, step)
 
 
-def measure(settings: TrainSettings, num_rounds: int) -> list[dict[str, float]]:
-    """CPU-µs per impression of each side, and the share of time waiting for data, in each round after the first."""
-    with join(settings.world) as world:
-        trainer = Trainer(settings, world)
-        network = trainer.placed.network.module
-        widths, hidden = network.widths, settings.model.towers.hidden
-        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.edges], *widths)
-        plain = Floor([PlainTower(*widths, hidden) for _ in network.edges], *widths)
-        batches, rounds = endless(trainer), []
-        for _ in range(num_rounds + 1):
+class EndToEnd:
+    """A trainer in its first epoch, and what its last round cost."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.batches = trainer._batches()
+        self.cpu_s = self.waiting_share = 0.0
+
+    def round(self) -> list[Batch]:
+        """Train on some batches."""
+        recent: list[Batch] = []
+        cpu_s, wall_s, waited_s = time.process_time(), time.monotonic(), self.trainer.feed.wait_s
+        for step, batch in itertools.islice(self.batches, STEPS_PER_ROUND):
+            train_step(self.trainer, step, batch)
+            recent.append(batch)
+        # The other trainer's threads and this one's run ahead a little in each other's rounds, and as much in each.
+        self.cpu_s = time.process_time() - cpu_s
+        self.waiting_share = (self.trainer.feed.wait_s - waited_s) / (time.monotonic() - wall_s)
+        return recent
+
+    def finish(self, world: World) -> dict[str, float | None]:
+        """Take what is left of the epoch, and judge the model on the validation split."""
+        for step, batch in self.batches:
+            train_step(self.trainer, step, batch)
+        assert self.trainer.validation is not None, "the dataset has no validation split"
+        return self.trainer.validation.figures(self.trainer.placed, world)
+
+
+def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
+    """Medians over the rounds of an epoch, and the figures of the validation after it, by precision."""
+    some = settings_of["fp32"]
+    with join(some.world) as world, ExitStack() as stack:
+        sides = {
+            name: EndToEnd(stack.enter_context(closing(Trainer(settings, world))))
+            for name, settings in settings_of.items()
+        }
+        network, hidden = sides["fp32"].trainer.placed.network.module, some.model.towers.hidden
+        ours = Floor(
+            [Tower(str(edge), *network.widths, TowerSettings(hidden)) for edge in network.edges], network.widths
+        )
+        plain = Floor([PlainTower(*network.widths, hidden) for _ in network.edges], network.widths)
+        rounds: list[dict[str, float]] = []
+        for number in range(sides["fp32"].trainer.plan.num_steps // STEPS_PER_ROUND):
             ours.cpu_s = plain.cpu_s = 0.0
-            recent: list[Batch] = []
-            cpu_s, wall_s, waited_s = time.process_time(), time.monotonic(), trainer.feed.wait_s
-            for _ in range(STEPS_PER_ROUND):
-                step, batch = next(batches)
-                train_step(trainer, step, batch)
-                recent.append(batch)
-            waiting_share = (trainer.feed.wait_s - waited_s) / (time.monotonic() - wall_s)
-            floors_s = time.thread_time()
+            order = list(sides.values())
+            for side in order if number % 2 else reversed(order):
+                recent = side.round()
             for batch in recent:
                 ours.step(batch)
                 plain.step(batch)
-            floors_s = time.thread_time() - floors_s
-            # The feed's threads run ahead beside the floors, so the whole round's CPU time is taken, less the floors'.
-            end_to_end_s = time.process_time() - cpu_s - floors_s
             count = sum(batch.num_impressions for batch in recent) / 1e6
-            rounds.append(
-                {
-                    "end to end": end_to_end_s / count,
-                    "floor": ours.cpu_s / count,
-                    "floor, nn.Linear": plain.cpu_s / count,
-                    "waiting": waiting_share,
-                }
-            )
-        batches.close()
-    return rounds[1:]
+            row = {name: side.cpu_s / count for name, side in sides.items()}
+            row |= {"floor": ours.cpu_s / count, "nn.Linear": plain.cpu_s / count}
+            row |= {
+                "ratio": row["fp32"] / row["floor"],
+                "nn.Linear ratio": row["fp32"] / row["nn.Linear"],
+                "gain": row["fp32"] / row["bf16"],
+                "waiting": sides["fp32"].waiting_share,
+            }
+            rounds.append(row)
+        warm = rounds[1:]
+        medians = {key: statistics.median(row[key] for row in warm) for key in warm[0]}
+        return medians, {name: side.finish(world) for name, side in sides.items()}
+
+
+def configured(data: str, out: str, model: str, overrides: list[str]) -> TrainSettings:
+    """The configuration of jobs.train with these."""
+    with initialize_config_module("conf", version_base="1.3"):
+        given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
+        return typed(TrainSettings, compose("train", given))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--models", nargs="+", default=["esmm", "esmm_wide"])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--set", nargs="*", default=[], help="of the configuration: plan.batch_size=1000")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as jobs.train does; the floors gain from it as much
-    print(f"{processor()} · torch {torch.__version__} · one rank, one thread · medians of {arguments.rounds} rounds")
+    print(f"{processor()} · torch {torch.__version__} · one rank, one thread · medians of the rounds of one epoch")
     print(
-        "| network | batch | end to end, CPU-µs an impression | floor | ratio | nn.Linear's floor | ratio | waiting |"
+        "| network | batch | fp32, CPU-µs an impression | floor | ratio | nn.Linear's floor | ratio | waiting | bf16 "
+        "| fp32 / bf16 | validation AUC, fp32 | bf16 |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for model in arguments.models:
-        with tempfile.TemporaryDirectory() as out, initialize_config_module("conf", version_base="1.3"):
-            settings = typed(
-                TrainSettings, compose("train", [f"data={arguments.data}", f"out={out}/run", f"model={model}"])
-            )
-            rounds = measure(settings, arguments.rounds)
-        end_to_end, floor, plain, waiting = (statistics.median(row[key] for row in rounds) for key in rounds[0])
-        hidden = "-".join(map(str, settings.model.towers.hidden))
+        with tempfile.TemporaryDirectory() as out:
+            settings_of = {
+                precision: configured(
+                    arguments.data, f"{out}/{precision}", model, [f"precision={precision}", *arguments.set]
+                )
+                for precision in PRECISIONS
+            }
+            found, figures = measure(settings_of)
+        hidden = "-".join(map(str, settings_of["fp32"].model.towers.hidden))
         print(
-            f"| {model} {hidden} | {settings.plan.batch_size} | {end_to_end:.1f} | {floor:.1f} | {end_to_end / floor:.2f} "
-            f"| {plain:.1f} | {end_to_end / plain:.2f} | {waiting:.1%} |"
+            f"| {model} {hidden} | {settings_of['fp32'].plan.batch_size} | {found['fp32']:.1f} | {found['floor']:.1f} "
+            f"| {found['ratio']:.2f} | {found['nn.Linear']:.1f} | {found['nn.Linear ratio']:.2f} | {found['waiting']:.1%} "
+            f"| {found['bf16']:.1f} | {found['gain']:.2f} | {aucs(figures['fp32'])} | {aucs(figures['bf16'])} |"
         )
+
+
+def aucs(figures: dict[str, float | None]) -> str:
+    """The AUCs among `figures`, in words."""
+    return ", ".join(
+        f"{name.removesuffix('_auc').upper()} {value:.4f}"
+        for name, value in figures.items()
+        if name.endswith("_auc") and value is not None
+    )
 
 
 def processor() -> str:

@@ -18,14 +18,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 from torch import nn
 from torch.autograd.profiler import record_function
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.train import endless, processor
-from jobs.entry import typed
+from benchmarks.train import configured, endless, processor
 from training import feed
 from training.memory import keep_freed_memory
 from training.settings import TrainSettings
@@ -37,7 +35,7 @@ STEP = "step"
 #: Ranges that this file opens, and torch's own operators and autograd nodes (by the start of their names) → part.
 RANGES = {
     "part: feed": "waiting for the feed",
-    "part: network": "TorchRec's and DDP's wrappers, forward",
+    "part: network": "the model, but its embeddings and towers, forward",
     "part: embeddings": "embeddings, forward",
     "part: tower": "towers, forward",
     "part: loss": "graph and loss, forward",
@@ -49,8 +47,6 @@ NODES = {
     "_TakeColumnsBackward": "embeddings, backward, but the tables",
     "PooledEmbeddings": "embeddings, backward, but the tables",
     "CommOpGradientScaling": "embeddings, backward, but the tables",
-    "torch::autograd::AccumulateGrad": "DDP's all-reduce of the towers' gradients",
-    "c10d::": "DDP's all-reduce of the towers' gradients",
     "CppNode<SplitLookupFunction": "tables: gradient and update",
     "fbgemm::split_embedding_backward": "tables: gradient and update",
     "Optimizer.": "towers' Adam",
@@ -191,16 +187,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["esmm", "esmm_wide"])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument(
-        "overrides", nargs="*", help="of the configuration, after --: precision=bf16 plan.batch_size=1000"
+        "--set", nargs="*", default=[], help="of the configuration: precision=bf16 plan.batch_size=1000"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     print(f"{processor()} · torch {torch.__version__} · one rank, one thread")
     for model in arguments.models:
-        with tempfile.TemporaryDirectory() as out, initialize_config_module("conf", version_base="1.3"):
-            given = [f"data={arguments.data}", f"out={out}/run", f"model={model}", *arguments.overrides]
-            measure(typed(TrainSettings, compose("train", given)), arguments.steps)
+        with tempfile.TemporaryDirectory() as out:
+            measure(configured(arguments.data, f"{out}/run", model, arguments.set), arguments.steps)
 
 
 if __name__ == "__main__":

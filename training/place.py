@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     DenseTableBatchedEmbeddingBagsCodegen,
     SplitTableBatchedEmbeddingBagsCodegen,
@@ -136,7 +137,8 @@ def place(
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=world.device,
             plan=plan,
-            sharders=[EmbeddingBagCollectionSharder()],
+            # Every index was compared with its table as it was read (training.row_groups).
+            sharders=[EmbeddingBagCollectionSharder(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})],
             init_data_parallel=False,  # `Placed` averages gradients itself
         )
         network.to(world.device)

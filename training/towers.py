@@ -121,7 +121,8 @@ class _Perceptron(torch.autograd.Function):
                 g_BH *= masks[layer]
             # What a mask drops is 0 in `inputs` too, so this passes it no gradient either.
             torch.ops.aten.threshold_backward.grad_input(g_BH, inputs[layer], 0, grad_input=g_BH)
-        sum_CH = _wide(g_BH).new_zeros(len(u_CD), g_BH.shape[1]).index_add_(0, index_B, _wide(g_BH))
+        wide_BH = _wide(g_BH)
+        sum_CH = wide_BH.new_zeros(len(u_CD), wide_BH.shape[1]).index_add_(0, index_B, wide_BH)
         g_CH = sum_CH.to(g_BH.dtype)
         first = (_weight_gradient(g_CH, u_CD), _weight_gradient(g_BH, i_BD), sum_CH.sum(0))
         return (_times(g_CH, w_u.t()), _times(g_BH, w_i.t()), None, None, *first, *reversed(later))
