@@ -70,12 +70,12 @@ def main() -> None:
         assert done.status == 0, done.told
         held = killed(bench, whole, options.kills, options.seed)
         held = resized(bench, whole) and held
-        print("\n| fault | ends after | told | last whole checkpoint |  |\n|---|---|---|---|---|", flush=True)
+        print("\n| fault | told after | told | last whole checkpoint |  |\n|---|---|---|---|---|", flush=True)
         for name, fault in FAULTS.items():
             found = fault(bench.run, EPOCHS * bench.num_steps // 2, bench.data)
             shown = " ".join(found.told.split()).replace(str(bench.work), "…")
             print(
-                f"| {name} | {found.wall_s:.0f} s | {shown} | {found.checkpoint} | {held_or(found.holds)} |", flush=True
+                f"| {name} | {found.told_s:.0f} s | {shown} | {found.checkpoint} | {held_or(found.holds)} |", flush=True
             )
             held = held and found.holds
     sys.exit(0 if held else 1)

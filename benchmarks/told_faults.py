@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,20 +36,19 @@ class Found:
 
     holds: bool
     told: str
-    wall_s: float  # from the fault to the end of torchrun
+    told_s: float  # from the fault, or else from the start, to the sentence
     checkpoint: str
 
 
-def ends(
-    run: Run, process: "subprocess.Popen[bytes]", sentence: str, since_s: float, checkpoint: bool | None = True
-) -> Found:
+def ends(run: Run, process: "subprocess.Popen[bytes]", sentence: str, checkpoint: bool | None = True) -> Found:
     """Wait for the end, which must be one error that fits `sentence`, with a whole checkpoint left if there should be one."""
+    told_s = run.first_error_s(process)
     ended = run.finish(process)
     errors = set(ended.errors)
     told = errors.pop() if len(errors) == 1 else f"{len(errors)} errors: {ended.told[-500:]}"
     step = run.last_step()
     holds = ended.status != 0 and re.search(sentence, told) is not None and checkpoint in (None, step > 0)
-    return Found(holds, told, time.monotonic() - since_s, f"step {step}" if step else "none yet")
+    return Found(holds, told, told_s, f"step {step}" if step else "none yet")
 
 
 def goes_on(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Path], Found]:
@@ -61,6 +59,7 @@ def goes_on(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Pa
         process = run.start(2, *torchrun)
         assert run.reach(step // 3, process)
         process.send_signal(number)
+        told_s = run.first_error_s(process)
         ended, asked = run.finish(process), (run.out / REQUEUE).exists()
         stopped = run.last_step()
         done = run.finish(run.start(2))
@@ -69,7 +68,7 @@ def goes_on(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Pa
             f"{'no REQUEUE file' if not (run.out / REQUEUE).exists() else 'a REQUEUE file'}"
         )
         holds = asked and done.status == 0 and not (run.out / REQUEUE).exists() and stopped > 0
-        return Found(holds, told, ended.wall_s, f"step {stopped}")
+        return Found(holds, told, told_s, f"step {stopped}")
 
     return fault
 
@@ -81,9 +80,8 @@ def stopped(rank: int) -> Callable[[NewRun, int, Path], Found]:
         run = new(f"stopped{rank}")
         process = run.start(2, "--shutdown-timeout", "2")
         assert run.reach(step, process)
-        since_s = time.monotonic()
         os.kill(ranks_of(process)[rank], signal.SIGSTOP)
-        return ends(run, process, "Another rank was lost, or was silent for longer than world.timeout_s", since_s)
+        return ends(run, process, "Another rank was lost, or was silent for longer than world.timeout_s")
 
     return fault
 
@@ -99,14 +97,14 @@ def full_disk(new: NewRun, _step: int, _data: Path) -> Found:
         'mkdir -p "$0" && mount -t tmpfs -o size="$1"k none "$0" && shift && "$@"; s=$?; cp -a "$0" "$0".kept; exit $s'
     )
     run.within = ["unshare", "-rm", "sh", "-c", script, str(run.out), str(kib)]
-    since_s = time.monotonic()
     process = run.start(2)
-    run.finish(process)
+    told_s = run.first_error_s(process)
+    process.wait()
     shutil.rmtree(run.out, ignore_errors=True)
     Path(f"{run.out}.kept").rename(run.out)
     left = [path.name for path in folder(run.out).glob(".*")]
-    found = ends(run, process, "cannot be written .*No space left on device", since_s)
-    return Found(found.holds and not left, found.told, found.wall_s, found.checkpoint)
+    found = ends(run, process, "cannot be written .*No space left on device")
+    return Found(found.holds and not left, found.told, told_s, found.checkpoint)
 
 
 def harmed(name: str, harm: Callable[[Path], None], sentence: str) -> Callable[[NewRun, int, Path], Found]:
@@ -118,10 +116,9 @@ def harmed(name: str, harm: Callable[[Path], None], sentence: str) -> Callable[[
         run = new(name, data=copy)
         process = run.start(2)
         assert run.reach(step, process)
-        since_s = time.monotonic()
         for file in load_manifest(str(copy)).files_of("train"):
             harm(copy / file.path)
-        return ends(run, process, sentence, since_s)
+        return ends(run, process, sentence)
 
     return fault
 
@@ -156,15 +153,13 @@ def out_of_range(new: NewRun, _step: int, data: Path) -> Found:
     file |= {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
     (copy / MANIFEST).write_text(json.dumps(manifest))
     run = new("range", data=copy)
-    since_s = time.monotonic()
-    return ends(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", since_s, checkpoint=None)
+    return ends(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", checkpoint=None)
 
 
 def not_finite(new: NewRun, _step: int, _data: Path) -> Found:
     """A rate that no weight survives."""
     run = new("nan", "optimizer.embeddings.lr=1e38", "optimizer.towers.lr=1e38")
-    since_s = time.monotonic()
-    return ends(run, run.start(2), "is not finite at step .* no weight was touched", since_s, checkpoint=False)
+    return ends(run, run.start(2), "is not finite at step .* no weight was touched", checkpoint=False)
 
 
 def orphaned(new: NewRun, step: int, _data: Path) -> Found:
@@ -175,8 +170,7 @@ def orphaned(new: NewRun, step: int, _data: Path) -> Found:
     ranks = ranks_of(process)
     process.kill()
     process.wait()
-    since_s = time.monotonic()
-    found = ends(run, run.start(2), "is being trained already, by process", since_s)
+    found = ends(run, run.start(2), "is being trained already, by process")
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)
     return found

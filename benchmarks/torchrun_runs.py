@@ -25,7 +25,6 @@ class Ended:
 
     status: int
     told: str  # the ranks' and torchrun's stderr
-    wall_s: float
 
     @property
     def errors(self) -> list[str]:
@@ -70,15 +69,21 @@ class Run:
 
     def finish(self, process: "subprocess.Popen[bytes]", timeout_s: float = PATIENCE_S) -> Ended:
         """Wait for the end of torchrun and of its ranks."""
-        begun_s = time.monotonic()
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             kill_all(process)
             raise
-        ended = Ended(status, self.stderr.read_text(errors="replace"), time.monotonic() - begun_s)
+        ended = Ended(status, self.stderr.read_text(errors="replace"))
         self.started.append(ended)
         return ended
+
+    def first_error_s(self, process: "subprocess.Popen[bytes]") -> float:
+        """Seconds until a rank says what is wrong, or torchrun ends."""
+        begun_s = time.monotonic()
+        while process.poll() is None and b"\nerror: " not in b"\n" + self.stderr.read_bytes():
+            time.sleep(LOOK_S)
+        return time.monotonic() - begun_s
 
     def reach(self, step: int, process: "subprocess.Popen[bytes]") -> bool:
         """Wait until rank 0 takes `step` of the run; False where the process ends before that."""

@@ -40,6 +40,7 @@ def restored(settings: TrainSettings, run: Path) -> Arrays:
         restore(found, trainer.placed)
         assert found.position == Position(0, 3)
         assert all(len(trainer.placed.tower_optimizer.state[p]) == 3 for p in trainer.placed.towers.parameters())
+        assert trainer.placed.num_updates == 3
         return weights(trainer)
 
 

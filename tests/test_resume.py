@@ -213,3 +213,17 @@ def test_a_run_that_is_being_trained_is_not_begun_a_second_time(data: Path, tmp_
         ):
             first.fit()
         assert Trainer(settings, world).fit() == 0
+
+
+def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Path, tmp_path: Path) -> None:
+    """What Adam corrects its bias by on a GPU; FBGEMM itself would count the forward passes of each process."""
+    settings = shuffled(data, tmp_path / "run", epochs=1)
+    settings.validation.every_steps = 2
+    assert fit(settings, 5)["status"] == EXIT_REQUEUE
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        step, batch = next(trainer._batches())
+        trainer._forward(batch, step)
+        counts = {int(kernel.iter_cpu.item()) for kernel, _ in trainer.placed._kernel_rates}
+        assert (step, counts) == (6, {7})
+        trainer.close()

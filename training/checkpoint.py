@@ -95,6 +95,7 @@ def load_towers(placed: Placed, saved: Mapping[str, Tensor], checkpoint: Checkpo
         prefix = f"adam/{name}/"
         moments = {key.removeprefix(prefix): value.clone() for key, value in saved.items() if key.startswith(prefix)}
         if moments:
+            placed.num_updates = int(moments["step"].item())
             placed.tower_optimizer.state[parameter] = {
                 key: value.to(parameter.device) for key, value in moments.items()
             }

@@ -69,6 +69,7 @@ class Placed:
         groups = self.table_optimizer.param_groups if self.table_optimizer else []
         self._group_rates = [(group, group["lr"]) for group in groups]
         self._factor = 1.0
+        self.num_updates = 0  # that this model has had, those of the run that it continues included
         self.network.register_forward_pre_hook(self._before_forward)
 
     def learn(self, loss: Tensor) -> None:
@@ -83,6 +84,7 @@ class Placed:
         self.tower_optimizer.step()
         if self.table_optimizer:
             self.table_optimizer.step()
+        self.num_updates += 1
 
     def _average(self) -> None:
         """The mean over the ranks of the gradients of all that every rank holds, in one sum.
@@ -101,10 +103,17 @@ class Placed:
             gradient.copy_(part.view_as(gradient))
 
     def _before_forward(self, _network: nn.Module, batch_and_step: tuple[Any, ...]) -> None:
-        """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards."""
+        """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards.
+
+        And they count their forward passes, those of validation too and from 0 after a restart, for Adam's correction
+        of its bias: here that count is the number of updates.
+        """
         run_step = batch_and_step[1]
         if run_step is not None:
             self._set_rates(run_step)
+            for kernel, _ in self._kernel_rates:
+                kernel.iter.fill_(self.num_updates)
+                kernel.iter_cpu.fill_(self.num_updates)
 
     def _set_rates(self, run_step: int) -> None:
         towers, embeddings = self.settings.towers, self.settings.embeddings
