@@ -1,5 +1,6 @@
 """Faults that a run cannot go on from: each must end in one sentence on every rank, with the last checkpoint good."""
 
+import contextlib
 import json
 import os
 import re
@@ -164,7 +165,7 @@ def not_finite(new: NewRun, _step: int, _data: Path) -> Found:
 
 def orphaned(new: NewRun, step: int, _data: Path) -> Found:
     """torchrun alone is killed, and its ranks train on: a second start must not write beside them."""
-    run = new("orphaned")
+    run = new("orphaned", "epochs=100000")  # that they do not end before the second start has come so far
     process = run.start(2)
     assert run.reach(step // 2, process)
     ranks = ranks_of(process)
@@ -172,7 +173,8 @@ def orphaned(new: NewRun, step: int, _data: Path) -> Found:
     process.wait()
     found = ends(run, run.start(2), "is being trained already, by process")
     for pid in ranks:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has noticed that the other one is gone
+            os.kill(pid, signal.SIGKILL)
     return found
 
 
