@@ -4,8 +4,9 @@
     context line    common_feature_index,num_features,feature \\x01 feature …
     feature         name \\x02 id \\x03 weight
 
-A line ends in \\n or \\r\\n. The hot path walks a good line once; whatever it cannot read goes to `_reason`, which reads
-that line again by the book. Where several rules are broken, the first in the order of REASONS is the reason.
+A line ends in \\n or \\r\\n. A good line is walked once, a feature in three words of eight bytes (`_short_feature`) where
+it has the usual lengths, else byte by byte (`_any_feature`); a line that cannot be read goes to `_reason`, which reads it
+again by the book. Where several rules are broken, the first in the order of REASONS is the reason.
 tests/aliccp_reference.py is the slow twin.
 """
 
@@ -22,6 +23,19 @@ import numba as nb
 import numpy as np
 
 from pipeline.fields import Catalogue
+from pipeline.text import (
+    POWERS,
+    WORD_BYTES,
+    byte_at,
+    digits,
+    first_below,
+    first_byte,
+    integer,
+    key,
+    number,
+    short_integer,
+    word_at,
+)
 
 #: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
 REASONS = (
@@ -44,30 +58,32 @@ START, END, REASON, KEY, HAS_KEY, SAMPLE_ID, LABELS, MISMATCH, VALUES_END, UNKNO
 LINE_COLUMNS = 11
 CLICK_BIT, BUY_BIT, DACTION_BIT = 1, 2, 4  # the last in event logs only: Ali-CCP's dactions lie in a file of their own
 
-_LF, _CR, _COMMA, _MINUS, _PLUS, _DOT, _ZERO = 10, 13, 44, 45, 43, 46, 48
+_LF, _CR, _COMMA, _DOT, _ZERO = 10, 13, 44, 46, 48
 _JOIN, _ID, _VALUE = 1, 2, 3  # \x01 between features, \x02 before the id, \x03 before the weight
-_MAX_INT64 = np.iinfo(np.int64).max
-_MAX_FLOAT32 = float(np.finfo(np.float32).max) + 2.0**103  # rounds to infinity from here on (half a step above)
-_MAX_SHORT = 2**53 // 10 - 1  # one more digit stays below 2^53
 _SMALLEST_FEATURE = len(b"1\x022\x033\x01")
 
-_POWERS = 10.0 ** np.arange(23)  # exact in a double up to 10^22
-# libc's correctly rounded parser, for the few weights that the exact short path below cannot do.
-_strtod = nb.types.ExternalFunction("strtod", nb.types.float64(nb.types.intp, nb.types.intp))
-
+_KEY_BYTES = 16
+_SHORT_BYTES = 3 * WORD_BYTES  # the most that `_short_feature` looks at
+_EACH = 0x0101010101010101  # times a byte: that byte in all eight of a word
+_IDS, _VALUES, _SPACES = np.uint64(_ID * _EACH), np.uint64(_VALUE * _EACH), np.uint64(32 * _EACH)
+_COMMAS = np.uint64(_COMMA * _EACH)
+_FIRST = np.array([(1 << 8 * length) - 1 for length in range(8)] + [0], np.uint64)  # the first bytes of a word
+_NO_NAME = np.uint64(2**64 - 1)
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _IS_BREAK = np.zeros(256, np.bool_)
 _IS_BREAK[[_JOIN, _ID, _VALUE, _LF, _COMMA]] = True
 
 
 @dataclass(frozen=True)
 class Names:
-    """The raw names of one scope's fields as bytes, in a table that the kernel probes by hash."""
+    """The raw names of one scope's fields, in two tables: of all by hash, and of short ones as words of eight bytes."""
 
     slot_S: np.ndarray  # int64, position in the scope, -1 empty
     bytes_FN: np.ndarray  # uint8
     length_F: np.ndarray  # int64
     number_F: np.ndarray  # int64, position in the catalogue
     is_one_F: np.ndarray  # bool: arity one
+    short_S2: np.ndarray  # uint64: the name as a word and its position in the scope, at `_short_slot` of the word
 
 
 @dataclass(frozen=True)
@@ -103,18 +119,31 @@ def names_of(catalogue: Catalogue, scope: str) -> Names:
         slot_S[slot] = i
     number_F = np.array([catalogue.fields.index(entry) for entry in entries], np.int64)
     is_one_F = np.array([entry.arity == "one" for entry in entries], np.bool_)
-    return Names(slot_S, bytes_FN, np.array([len(name) for name in raw], np.int64), number_F, is_one_F)
+    return Names(
+        slot_S, bytes_FN, np.array([len(name) for name in raw], np.int64), number_F, is_one_F, _short_names(raw)
+    )
+
+
+def _short_names(raw: Sequence[bytes]) -> np.ndarray:
+    """`Names.short_S2`: names of up to 7 bytes. Where two want one slot the second is left out, and read the longer way."""
+    short_S2 = np.full((1 << max(8, (16 * len(raw)).bit_length()), 2), _NO_NAME, np.uint64)
+    for position, name in enumerate(raw):
+        word = np.uint64(int.from_bytes(name, "little")) if len(name) < WORD_BYTES else _NO_NAME
+        with np.errstate(over="ignore"):
+            slot = int(_short_slot.py_func(word, len(short_S2)))
+        if short_S2[slot, 0] == _NO_NAME:
+            short_S2[slot] = word, position
+    return short_S2
 
 
 def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
     """Read `chunk`, whole lines of which the last ends in a line feed too."""
     assert chunk.endswith(b"\n")
-    buffer = np.frombuffer(chunk, np.uint8)
     line_LC = np.empty((chunk.count(b"\n"), LINE_COLUMNS), np.int64)
     most = len(chunk) // _SMALLEST_FEATURE + 1
     field_V, id_V, weight_V = np.empty(most, np.int16), np.empty(most, np.int64), np.empty(most, np.float32)
     num_values = _parse_lines(
-        buffer, is_skeleton, names.slot_S, names.bytes_FN, names.length_F, names.number_F, names.is_one_F,
+        np.frombuffer(chunk, np.uint8).ctypes.data, len(chunk), is_skeleton, names.slot_S, names.bytes_FN, names.length_F, names.number_F, names.is_one_F, names.short_S2,
         line_LC, field_V, id_V, weight_V,
     )  # fmt: skip
     return Parsed(line_LC, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
@@ -138,119 +167,153 @@ def _name_hash(name: Sequence[int]) -> int:
 
 
 @nb.njit(cache=True)
-def _parse_lines(buffer, is_skeleton, slot_S, bytes_FN, length_F, number_F, is_one_F, line_LC, field_V, id_V, weight_V):  # type: ignore[no-untyped-def]
+def _parse_lines(  # type: ignore[no-untyped-def]
+    text, num_bytes, is_skeleton, slot_S, bytes_FN, length_F, number_F, is_one_F, short_S2,
+    line_LC, field_V, id_V, weight_V,
+):  # fmt: skip
     """Fill the outputs; the number of values. A bad line costs a second reading and leaves no value behind."""
     seen_F = np.full(len(length_F), -1, np.int64)  # the last line on which each field stood
     num_values = 0
     start = 0
     for line in range(len(line_LC)):
-        row = line_LC[line]
-        row[:] = 0
-        row[START] = start
         first_value = num_values
-        position = _columns(buffer, start, is_skeleton, row)
-        if position >= 0:
-            position, num_values = _features(
-                buffer, position, slot_S, bytes_FN, length_F, number_F, is_one_F,
-                seen_F, line, row, field_V, id_V, weight_V, num_values,
-            )  # fmt: skip
-        if position < 0:
+        num_features = num_unknown = num_repeated = 0
+        position, sample_id, labels, key_, num_said = _columns(text, start, num_bytes, is_skeleton)
+        is_more = position >= 0 and not _is_end(text, position)
+        while is_more:
+            field, raw_id, weight, behind = 0, 0, np.float32(0), np.int64(-1)
+            if position + _SHORT_BYTES <= num_bytes:
+                name, raw_id, weight, behind = _short_feature(text, position)
+                slot = _short_slot(name, len(short_S2))
+                field = np.int64(short_S2[slot, 1])
+                behind = behind if short_S2[slot, 0] == name else -1
+            if behind < 0:
+                field, raw_id, weight, behind = _any_feature(text, position, slot_S, bytes_FN, length_F)
+            position = behind
+            if position < 0:
+                break
+            num_features += 1
+            if field < 0:
+                num_unknown += 1
+            else:
+                # Written in any case: whether it stays is not worth a branch. The first occurrence stays.
+                field_V[num_values] = number_F[field]
+                id_V[num_values] = raw_id
+                weight_V[num_values] = weight
+                is_repeated = is_one_F[field] & (seen_F[field] == line)
+                seen_F[field] = line
+                num_repeated += is_repeated
+                num_values += not is_repeated
+            is_more = byte_at(text, position) == _JOIN
+            position += is_more
+        reason, has_key = GOOD, True
+        if position < 0 or not _is_end(text, position):
             num_values = first_value
+            num_features = num_said = num_unknown = num_repeated = labels = sample_id = 0
             position = start
-            while buffer[position] != _LF:
+            while byte_at(text, position) != _LF:
                 position += 1
-            row[UNKNOWN] = row[REPEATED] = row[MISMATCH] = row[LABELS] = 0
-            row[REASON] = _reason(buffer, start, position, is_skeleton, row)
-        row[END] = position
-        row[VALUES_END] = num_values
+            reason, key_, has_key = _reason(text, start, position, is_skeleton)
+        elif byte_at(text, position) == _CR:
+            position += 1
+        line_LC[line, START] = start
+        line_LC[line, END] = position
+        line_LC[line, REASON] = reason
+        line_LC[line, KEY] = key_
+        line_LC[line, HAS_KEY] = has_key
+        line_LC[line, SAMPLE_ID] = sample_id
+        line_LC[line, LABELS] = labels
+        line_LC[line, MISMATCH] = num_said != num_features
+        line_LC[line, VALUES_END] = num_values
+        line_LC[line, UNKNOWN] = num_unknown
+        line_LC[line, REPEATED] = num_repeated
         start = position + 1
     return num_values
 
 
-@nb.njit(cache=True)
-def _columns(buffer, position, is_skeleton, row):  # type: ignore[no-untyped-def]
-    """Read the columns before the features into `row`; the position of the features, or -1."""
+@nb.njit(cache=True, inline="always")
+def _columns(text, position, num_bytes, is_skeleton):  # type: ignore[no-untyped-def]
+    """(position of the features or -1, sample id, labels, key, number of features said) of the columns before them."""
+    sample_id = labels = 0
     if is_skeleton:
-        row[SAMPLE_ID], position = _integer(buffer, position, True)
-        if position < 0 or buffer[position] != _COMMA:
-            return -1
+        sample_id, position = _integer(text, position, num_bytes, True)
+        if position < 0 or byte_at(text, position) != _COMMA:
+            return -1, 0, 0, 0, 0
         for bit in (CLICK_BIT, BUY_BIT):
-            label = np.int64(buffer[position + 1]) - _ZERO
-            if (label != 0 and label != 1) or buffer[position + 2] != _COMMA:
-                return -1
-            row[LABELS] |= bit * label
+            label = byte_at(text, position + 1) - _ZERO
+            if (label != 0 and label != 1) or byte_at(text, position + 2) != _COMMA:
+                return -1, 0, 0, 0, 0
+            labels |= bit * label
             position += 2
         position += 1
-    row[KEY], position = _key(buffer, position)
-    if position < 0 or buffer[position] != _COMMA:
-        return -1
-    row[HAS_KEY] = 1
-    row[MISMATCH], position = _integer(buffer, position + 1, False)  # the count said, until the features are counted
-    if position < 0 or buffer[position] != _COMMA:
-        return -1
-    return position + 1
+    if position + _KEY_BYTES > num_bytes:
+        return -1, 0, 0, 0, 0
+    key_, position = key(text, position)
+    if position < 0 or byte_at(text, position) != _COMMA:
+        return -1, 0, 0, 0, 0
+    num_said, position = _integer(text, position + 1, num_bytes, False)
+    if position < 0 or byte_at(text, position) != _COMMA:
+        return -1, 0, 0, 0, 0
+    return position + 1, sample_id, labels, key_, num_said
+
+
+@nb.njit(cache=True, inline="always")
+def _integer(text, position, num_bytes, signed):  # type: ignore[no-untyped-def]
+    """`integer`, by the short way where it can."""
+    if position + WORD_BYTES <= num_bytes:
+        value, length, is_short = short_integer(word_at(text, position), _COMMAS)
+        if is_short:
+            return value, position + length
+    return integer(text, position, signed)
+
+
+@nb.njit(cache=True, inline="always")
+def _short_feature(text, position):  # type: ignore[no-untyped-def]
+    """(name as a word, id, weight, position behind), of an id of up to 7 digits and a weight such as 1.0 or 0.69315.
+
+    Position -1 means only that `_any_feature` must look. Everything is computed, whatever it is worth, and judged once
+    at the end: one branch a feature, nearly always the same way, where a branch a byte is guessed wrong at each end.
+    """
+    name = word_at(text, position)
+    length = first_byte(name, _IDS)
+    name &= _FIRST[length]
+    position += length + 1
+    raw_id, length, is_short = short_integer(word_at(text, position), _VALUES)
+    position += length + 1
+    digits_and_dot = word_at(text, position)
+    length = first_below(digits_and_dot, _SPACES)
+    second = digits_and_dot >> np.uint64(8)
+    mantissa, wrong = digits((digits_and_dot & _FIRST[1]) | (second & ~_FIRST[1]), length - 1)
+    is_short &= (wrong == 0) & (length >= 3) & (length <= 7) & (second & _FIRST[1] == _DOT)
+    weight = np.float32(np.float64(np.int64(mantissa)) / POWERS[(length - 2) & 7])  # exact operands: see `number`
+    return name, raw_id, weight, (position + length if is_short else -1)
+
+
+@nb.njit(cache=True, inline="always")
+def _short_slot(name, slots):  # type: ignore[no-untyped-def]
+    return np.int64((name * _SPREAD) >> np.uint64(32)) & (slots - 1)
 
 
 @nb.njit(cache=True)
-def _features(  # type: ignore[no-untyped-def]
-    buffer, position, slot_S, bytes_FN, length_F, number_F, is_one_F,
-    seen_F, line, row, field_V, id_V, weight_V, num_values,
-):  # fmt: skip
-    """Read features up to the end of the line; (position of the line feed or -1, number of values)."""
-    num_features = 0
-    slot = last_name = last_length = 0
-    if not _at_end(buffer, position):
-        while True:
-            # Values of one field mostly stand together: first see whether the name before comes again.
-            same = 0
-            while same < last_length and buffer[position + same] == buffer[last_name + same]:
-                same += 1
-            if last_length > 0 and same == last_length:
-                position += last_length
-            else:
-                last_name = position
-                hashed = 0
-                while not _IS_BREAK[buffer[position]]:
-                    hashed = hashed * 31 + np.int64(buffer[position])
-                    position += 1
-                if buffer[position] != _ID or position == last_name:
-                    return -1, num_values
-                slot = _find(buffer, last_name, position - last_name, hashed, slot_S, bytes_FN, length_F)
-                position += 1
-                last_length = position - last_name  # with its \x02, so that no name passes for a longer one
-            raw_id, position = _integer(buffer, position, False)
-            if position < 0 or buffer[position] != _VALUE:
-                return -1, num_values
-            weight, position = _number(buffer, position + 1)
-            if position < 0:
-                return -1, num_values
-            num_features += 1
-            if slot < 0:
-                row[UNKNOWN] += 1
-            elif is_one_F[slot] and seen_F[slot] == line:
-                row[REPEATED] += 1  # the first occurrence stays
-            else:
-                seen_F[slot] = line
-                field_V[num_values] = number_F[slot]
-                id_V[num_values] = raw_id
-                weight_V[num_values] = weight
-                num_values += 1
-            if buffer[position] != _JOIN:
-                break
-            position += 1
-    if not _at_end(buffer, position):
-        return -1, num_values
-    row[MISMATCH] = np.int64(row[MISMATCH] != num_features)
-    return position + np.int64(buffer[position] == _CR), num_values
+def _any_feature(text, position, slot_S, bytes_FN, length_F):  # type: ignore[no-untyped-def]
+    """(field of the scope or -1 if unknown, id, weight, position behind); that position is -1 if it is no feature."""
+    name = position
+    hashed = 0
+    while not _IS_BREAK[byte_at(text, position)]:
+        hashed = hashed * 31 + byte_at(text, position)
+        position += 1
+    if byte_at(text, position) != _ID or position == name:
+        return -1, 0, np.float32(0), -1
+    field = _find(text, name, position - name, hashed, slot_S, bytes_FN, length_F)
+    raw_id, position = integer(text, position + 1, False)
+    if position < 0 or byte_at(text, position) != _VALUE:
+        return -1, 0, np.float32(0), -1
+    weight, position = number(text, position + 1)
+    return field, raw_id, weight, position
 
 
 @nb.njit(cache=True)
-def _at_end(buffer, position):  # type: ignore[no-untyped-def]
-    return buffer[position] == _LF or (buffer[position] == _CR and buffer[position + 1] == _LF)
-
-
-@nb.njit(cache=True)
-def _find(buffer, name, length, hashed, slot_S, bytes_FN, length_F):  # type: ignore[no-untyped-def]
+def _find(text, name, length, hashed, slot_S, bytes_FN, length_F):  # type: ignore[no-untyped-def]
     """The field of the scope with this name, or -1."""
     probe = hashed & (len(slot_S) - 1)
     while True:
@@ -260,145 +323,46 @@ def _find(buffer, name, length, hashed, slot_S, bytes_FN, length_F):  # type: ig
         if length_F[field] == length:
             same = True
             for i in range(length):
-                same &= bytes_FN[field, i] == buffer[name + i]
+                same &= bytes_FN[field, i] == byte_at(text, name + i)
             if same:
                 return field
         probe = (probe + 1) & (len(slot_S) - 1)
 
 
-@nb.njit(cache=True)
-def _integer(buffer, position, signed):  # type: ignore[no-untyped-def]
-    """(value, position behind it) of decimal digits that fit int64, or (0, -1)."""
-    negative = signed and buffer[position] == _MINUS
-    if negative:
-        position += 1
-    first = position
-    value = 0
-    while True:
-        digit = np.int64(buffer[position]) - _ZERO
-        if digit < 0 or digit > 9:
-            break
-        if position - first >= 18 and value > (_MAX_INT64 - digit) // 10:
-            return 0, -1
-        value = value * 10 + digit
-        position += 1
-    if position == first:
-        return 0, -1
-    return (-value if negative else value), position
+@nb.njit(cache=True, inline="always")
+def _is_end(text, position):  # type: ignore[no-untyped-def]
+    byte = byte_at(text, position)
+    return byte == _LF or (byte == _CR and byte_at(text, position + 1) == _LF)
 
 
 @nb.njit(cache=True)
-def _key(buffer, position):  # type: ignore[no-untyped-def]
-    """(the 64 bits of 16 lower-case hex digits, position behind them), or (0, -1)."""
-    value = 0
-    for i in range(16):
-        byte = np.int64(buffer[position + i])  # never past the line feed: it stops the loop
-        if 48 <= byte <= 57:
-            value = (value << 4) | (byte - 48)
-        elif 97 <= byte <= 102:
-            value = (value << 4) | (byte - 87)
-        else:
-            return 0, -1
-    return value, position + 16
-
-
-@nb.njit(cache=True)
-def _number(buffer, position):  # type: ignore[no-untyped-def]
-    """(float32 of a decimal number, position behind it), or (0, -1); what is behind it must end the feature.
-
-    The double nearest to the text, rounded to float32. Up to 2^53 with a power of ten up to 22 both operands are exact
-    doubles, so one division or product rounds once (Clinger 1990); the rest is libc's.
-    """
-    first = position
-    negative = buffer[position] == _MINUS
-    if negative or buffer[position] == _PLUS:
-        position += 1
-    mantissa = 0
-    num_digits = exponent = 0
-    is_short = True
-    while True:
-        digit = np.int64(buffer[position]) - _ZERO
-        if digit < 0 or digit > 9:
-            break
-        is_short &= mantissa <= _MAX_SHORT
-        mantissa = mantissa * 10 + digit
-        num_digits += 1
-        position += 1
-    if buffer[position] == _DOT:
-        position += 1
-        while True:
-            digit = np.int64(buffer[position]) - _ZERO
-            if digit < 0 or digit > 9:
-                break
-            is_short &= mantissa <= _MAX_SHORT
-            mantissa = mantissa * 10 + digit
-            num_digits += 1
-            exponent -= 1
-            position += 1
-    if num_digits == 0:
-        return np.float32(0), -1
-    if buffer[position] == 101 or buffer[position] == 69:  # e, E
-        power, position = _exponent(buffer, position + 1)
-        if position < 0:
-            return np.float32(0), -1
-        exponent += power
-    if buffer[position] != _JOIN and not _at_end(buffer, position):
-        return np.float32(0), -1
-    if is_short and -22 <= exponent <= 22:
-        value = mantissa / _POWERS[-exponent] if exponent < 0 else mantissa * _POWERS[exponent]
-        value = -value if negative else value
-    else:
-        value = _strtod(buffer.ctypes.data + first, 0)
-    if not abs(value) < _MAX_FLOAT32:
-        return np.float32(0), -1
-    return np.float32(value), position
-
-
-@nb.njit(cache=True)
-def _exponent(buffer, position):  # type: ignore[no-untyped-def]
-    """(signed exponent, cut at a size that decides nothing more, position behind it), or (0, -1)."""
-    negative = buffer[position] == _MINUS
-    if negative or buffer[position] == _PLUS:
-        position += 1
-    first = position
-    value = 0
-    while 48 <= buffer[position] <= 57:
-        value = min(value * 10 + np.int64(buffer[position]) - _ZERO, 100_000)
-        position += 1
-    if position == first:
-        return 0, -1
-    return (-value if negative else value), position
-
-
-@nb.njit(cache=True)
-def _reason(buffer, start, end, is_skeleton, row):  # type: ignore[no-untyped-def]
-    """Why the line [start, end) cannot be read; finds its key too, if it has one."""
+def _reason(text, start, end, is_skeleton):  # type: ignore[no-untyped-def]
+    """(why the line [start, end) cannot be read, its key, whether it has one)."""
     num_columns = 6 if is_skeleton else 3
     comma_at = np.empty(num_columns, np.int64)
     num_commas = 0
     for i in range(start, end):
-        if buffer[i] == _COMMA:
+        if byte_at(text, i) == _COMMA:
             if num_commas < num_columns:
                 comma_at[num_commas] = i
             num_commas += 1
-    row[HAS_KEY] = 0
     if num_commas != num_columns - 1:
-        return MALFORMED_LINE
+        return MALFORMED_LINE, 0, False
     if is_skeleton:
-        _, behind = _integer(buffer, start, True)
+        _, behind = integer(text, start, True)
         if behind != comma_at[0]:
-            return MALFORMED_LINE
-    _, behind = _integer(buffer, comma_at[num_columns - 3] + 1, False)
+            return MALFORMED_LINE, 0, False
+    _, behind = integer(text, comma_at[num_columns - 3] + 1, False)
     if behind != comma_at[num_columns - 2]:
-        return MALFORMED_LINE
-    key_at = comma_at[2] + 1 if is_skeleton else start
-    row[KEY], behind = _key(buffer, key_at)
-    row[HAS_KEY] = np.int64(behind == comma_at[num_columns - 3])
+        return MALFORMED_LINE, 0, False
+    key_at, key_end = comma_at[2] + 1 if is_skeleton else start, comma_at[num_columns - 3]
+    key_, behind = key(text, key_at) if key_end - key_at == _KEY_BYTES else (0, -1)
+    has_key = behind == key_end
     if is_skeleton:
         for column in (0, 1):
-            label = buffer[comma_at[column] + 1]
+            label = byte_at(text, comma_at[column] + 1)
             if comma_at[column + 1] - comma_at[column] != 2 or (label != 48 and label != 49):
-                return BAD_LABEL
-    if row[HAS_KEY] == 0:
-        return BAD_CONTEXT_KEY
-    return BAD_FEATURE
+                return BAD_LABEL, key_, has_key
+    if not has_key:
+        return BAD_CONTEXT_KEY, key_, has_key
+    return BAD_FEATURE, key_, has_key

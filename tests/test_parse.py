@@ -23,10 +23,18 @@ NAMES = {scope: parse.names_of(CATALOGUE, scope) for scope in ("context", "impre
 GOOD = b"17,1,0,00c0ffee00000001,3,205\x0212\x031.0\x01702\x025\x030.69315\x01210\x027\x031.0"
 
 
+def assert_agrees(text: bytes, is_skeleton: bool) -> None:
+    """Alone, and with a good line behind it: the last bytes of a chunk are read another way than those before them."""
+    behind = GOOD if is_skeleton else GOOD.split(b",", 3)[3]
+    assert_kernel_equals_reference(text, is_skeleton, CATALOGUE)
+    assert_kernel_equals_reference(text + b"
+" + behind, is_skeleton, CATALOGUE)
+
+
 def test_the_kernel_reads_random_dirty_logs_as_the_reference_does() -> None:
     for seed in range(5):
         for table, lines in random_log(seed).lines.items():
-            assert_kernel_equals_reference(b"\n".join(lines), table.startswith("sample_skeleton"), CATALOGUE)
+            assert_agrees(b"\n".join(lines), table.startswith("sample_skeleton"))
 
 
 FRAGMENTS = [
@@ -55,10 +63,10 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b"-5,0,0,00c0ffee00000001,0,\r")
 def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> None:
     if text:
-        assert_kernel_equals_reference(text, is_skeleton=True, catalogue=CATALOGUE)
+        assert_agrees(text, is_skeleton=True)
         contexts = b"\n".join(b",".join(line.split(b",")[3:]) for line in text.split(b"\n"))
         if contexts:
-            assert_kernel_equals_reference(contexts, is_skeleton=False, catalogue=CATALOGUE)
+            assert_agrees(contexts, is_skeleton=False)
 
 
 @pytest.mark.parametrize(
