@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import parse, records
 from pipeline.buckets import Buckets
 from pipeline.chunks import Chunk
-from pipeline.lookup import Lookup, index_of
+from pipeline.lookup import Lookup
 from pipeline.numbers import numbers_of
 from pipeline.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
 from pipeline.source import SKELETON
@@ -104,20 +104,21 @@ def _encode(
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     _encode_lines(
-        order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V, parsed.weight_V.view(np.int32),
+        order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V,
+        lookup.indices_of(parsed.field_V, parsed.id_V), parsed.weight_V.view(np.int32),
         np.empty(0, np.int64) if timestamp_L is None else timestamp_L, layout.header,
         layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), number_LQ.view(np.int32), layout.group,
         chunk.source.table == SKELETON,
-        lookup.place_F3, lookup.direct_D, lookup.key_S, lookup.index_S, word_W, begin_L,
+        word_W, begin_L,
     )  # fmt: skip
     return word_W[: begin_L[-1]], begin_L
 
 
 @nb.njit(cache=True)
 def _encode_lines(  # type: ignore[no-untyped-def]
-    order, is_first, label_L, line_LC, field_V, id_V, weight_bits_V, timestamp_L, header,
+    order, is_first, label_L, line_LC, field_V, id_V, index_V, weight_bits_V, timestamp_L, header,
     one_F, many_F, is_weighted_M, num_ones, number_LQ, group, is_skeleton,
-    place_F3, direct_D, key_S, index_S, word_W, begin_L,
+    word_W, begin_L,
 ):  # fmt: skip
     num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
     value_at = np.empty(num_many, np.int64)  # where the next value of each field of arity many goes
@@ -147,15 +148,14 @@ def _encode_lines(  # type: ignore[no-untyped-def]
         id_ = line_LC[line, parse.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
         for v in range(first, last):
             field = np.int64(field_V[v])
-            index = index_of(id_V[v], field, place_F3, direct_D, key_S, index_S)
             many = many_F[field]
             if many < 0:
                 if one_F[field] >= 0:
-                    word_W[begin + header + one_F[field]] = index
+                    word_W[begin + header + one_F[field]] = index_V[v]
                 if field == group:
                     id_ = id_V[v]
             else:
-                word_W[value_at[many]] = index
+                word_W[value_at[many]] = index_V[v]
                 value_at[many] += 1
                 if is_weighted_M[many]:
                     word_W[weight_at[many]] = weight_bits_V[v]

@@ -49,6 +49,12 @@ class Lookup:
         names = ("place_F3", "direct_D", "key_S", "index_S")
         return cls(*(np.asarray(np.load(directory / f"lookup_{name}.npy", mmap_mode="r")) for name in names))
 
+    def indices_of(self, field_V: np.ndarray, id_V: np.ndarray) -> np.ndarray:
+        """int32 [V]: the index of each raw id in its field; OUT_OF_VOCABULARY where it has none."""
+        index_V = np.empty(len(id_V), np.int32)
+        _look_up(field_V, id_V, self.place_F3, self.direct_D, self.key_S, self.index_S, index_V)
+        return index_V
+
 
 def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
     """Build the tables."""
@@ -89,17 +95,20 @@ def _insert(id_N, key_S, index_S):  # type: ignore[no-untyped-def]
         index_S[slot] = i + NUM_RESERVED_ROWS
 
 
-@nb.njit(cache=True, inline="always")
-def index_of(raw_id, field, place_F3, direct_D, key_S, index_S):  # type: ignore[no-untyped-def]
-    """The index of a raw id of a field; OUT_OF_VOCABULARY where it has none."""
-    begin, mask = place_F3[field, BEGIN], place_F3[field, MASK]
-    if mask < 0:
-        return direct_D[begin + raw_id] if raw_id < place_F3[field, SIZE] else np.int32(OUT_OF_VOCABULARY)
-    slot = np.int64(mix(np.uint64(raw_id)) & np.uint64(mask))
-    while True:
-        key = key_S[begin + slot]
-        if key == raw_id:
-            return index_S[begin + slot]
-        if key == _EMPTY:
-            return np.int32(OUT_OF_VOCABULARY)
-        slot = (slot + 1) & mask
+@nb.njit(cache=True)
+def _look_up(field_V, id_V, place_F3, direct_D, key_S, index_S, index_V):  # type: ignore[no-untyped-def]
+    # One loop without a call: numba would count references to all tables for every value, 56 of then 63 ns.
+    for v in range(len(id_V)):
+        begin, mask = place_F3[field_V[v], BEGIN], place_F3[field_V[v], MASK]
+        raw_id = id_V[v]
+        index = np.int32(OUT_OF_VOCABULARY)
+        if mask < 0:
+            if raw_id < place_F3[field_V[v], SIZE]:
+                index = direct_D[begin + raw_id]
+        else:
+            slot = np.int64(mix(np.uint64(raw_id)) & np.uint64(mask))
+            while key_S[begin + slot] != raw_id and key_S[begin + slot] != _EMPTY:
+                slot = (slot + 1) & mask
+            if key_S[begin + slot] == raw_id:
+                index = index_S[begin + slot]
+        index_V[v] = index
