@@ -28,7 +28,7 @@ from pipeline.manifest import load_manifest
 from training.interrupts import REQUEUE
 from training.plan import Plan
 
-EPOCHS, EVERY_STEPS, TIMEOUT_S, LANES = 3, 10, 15, 8
+EPOCHS, EVERY_STEPS, TIMEOUT_S, LANES = 3, 10, 30, 8
 KILLS = ("SIGKILL rank 0", "SIGTERM torchrun", "SIGKILL rank 1", "SIGKILL torchrun and all ranks")
 
 

@@ -227,3 +227,32 @@ def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Pa
         counts = {int(kernel.iter_cpu.item()) for kernel, _ in trainer.placed._kernel_rates}
         assert (step, counts) == (6, {7})
         trainer.close()
+
+
+class SignalledInValidation(Trainer):
+    """Rank 1 gets SIGTERM as it begins to validate."""
+
+    def _validate(self) -> bool:
+        if self.steps_done and self.position.step == 0 and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super()._validate()
+
+
+def stopped_in_validation(settings: TrainSettings) -> Arrays:
+    with join(settings.world) as world:
+        return {"status": np.array(SignalledInValidation(settings, world).fit())}
+
+
+def test_a_signal_does_not_wait_for_the_end_of_a_validation(data: Path, tmp_path: Path) -> None:
+    settings = shuffled(data, tmp_path / "run")
+    for _ in range(2):  # a start that validates first, and gets the signal there, loses nothing either
+        ranks = run_ranks(stopped_in_validation, 2, tmp_path / "ranks", settings)
+        assert [rank["status"] for rank in ranks] == [EXIT_REQUEUE] * 2
+        found = newest(tmp_path / "run", print)
+        assert found is not None
+        assert (found.position, found.judged) == (Position(1, 0), None)
+    fit(settings)
+    assert "validation_loss" in (tmp_path / "run" / LOG).read_text()
+    found = newest(tmp_path / "run", print)
+    assert found is not None
+    assert found.judged is not None

@@ -29,6 +29,11 @@ class Interrupts:
         self.ctrl_c = False
         self._before: dict[int, Any] = {}
 
+    @property
+    def stops(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.requeue or self.ctrl_c
+
     def __enter__(self) -> "Interrupts":
         for number in (*_REQUEUES, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)

@@ -113,7 +113,8 @@ class Trainer:
 
     def _train(self) -> Agreed | None:
         """Step by step to the end; or to the step at which a signal ends the run, saved: what was agreed there."""
-        self._validate()  # what a signal kept the last start from
+        if not self._validate():  # what a signal kept the last start from
+            return self._signals()
         if self.finished:  # by that
             self._save()
         while not self.finished:
@@ -127,7 +128,9 @@ class Trainer:
                 if agreed.stops and not self.finished:
                     self._save()
                     return agreed
-                self._validate()
+                if not self._validate():
+                    self._save()
+                    return self._signals()
                 if self._save_is_due(agreed):
                     self._save()
                 if self.finished:
@@ -195,17 +198,26 @@ class Trainer:
         if self._journal:
             self._journal.step(epoch, self.steps_done, agreed.losses, self.plan.step_size(step), self.feed.wait_s)
 
-    def _validate(self) -> None:
-        """Judge the model if that is due after the steps done and has not been done."""
+    def _validate(self) -> bool:
+        """Judge the model if that is due after the steps done and has not been done; False if a signal came before the
+        end of it: then the next start does it. (After the last step there is no next start.)"""
         is_due = self.settings.validation.is_due(self.steps_done, self.position.step == 0)
         if not is_due or self.validation is None or (self.judged and self.judged.total_steps == self.steps_done):
-            return
-        figures = self.validation.figures(self.placed, self.world)
+            return True
+        figures = self.validation.figures(self.placed, self.world, lambda: not self.finished and self._interrupts.stops)
+        if figures is None:
+            return False
         self.judged = self.validation.judge(figures, self.steps_done, self.judged)
         if self._journal:
             self._journal.validated(self.position.epoch, self.steps_done, figures)
         if self.judged.best_steps == self.steps_done:
             self._save()
+        return True
+
+    def _signals(self) -> Agreed:
+        """What a signal said to any rank, where there is no step to agree on it."""
+        requeue, ctrl_c = self.world.max([int(self._interrupts.requeue), int(self._interrupts.ctrl_c)])
+        return Agreed([], False, False, bool(requeue), bool(ctrl_c))
 
     def _clock_is_due(self) -> bool:
         every_s = self.settings.checkpoint.every_minutes * 60.0

@@ -1,6 +1,7 @@
 """Validation while a run trains: exact figures over all ranks, which of them is the best, and when to stop for want of a better."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,15 +85,21 @@ class Validation:
                 "validation of this model gives."
             )
 
-    def figures(self, placed: Placed, world: World) -> dict[str, float | None]:
+    def figures(
+        self, placed: Placed, world: World, stops: Callable[[], bool] = lambda: False
+    ) -> dict[str, float | None] | None:
         """name → figure over the whole split, on every rank; None for an AUC without both classes.
 
-        Raises InputError, on every rank, where one cannot read its share.
+        None in place of it all where `stops`, asked before each batch, says so on any rank. Raises InputError, on every
+        rank, where one cannot read its share.
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         placed.network.eval()
         with torch.no_grad():
             for batch in world.in_step(self._feed.batches(0), self._plan.num_steps):
+                if world.max([int(stops())])[0]:
+                    placed.network.train()
+                    return None
                 column_CN, loss = self._predict(placed, to_device(batch, world.device))
                 columns.append(column_CN)
                 losses += loss
