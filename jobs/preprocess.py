@@ -5,7 +5,10 @@ import re
 import sys
 from pathlib import Path
 
-# spark-submit runs this file by its path, with jobs/ on sys.path instead of the directory above it.
+# spark-submit runs this file by its path, with jobs/ on sys.path instead of the directory above it. jobs/ has to go: its
+# inspect.py would hide the standard library's.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch

@@ -1,0 +1,35 @@
+"""python -m jobs.inspect data=DATASET [split=train] [rows=3]"""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from jobs.entry import launch
+from pipeline.card import card
+from pipeline.decode import decoded_rows
+from pipeline.manifest import InputError, load_manifest
+
+
+@dataclass
+class InspectSettings:
+    """conf/inspect.yaml."""
+
+    data: str = MISSING
+    split: str = "train"
+    rows: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise InputError(f"rows={self.rows} is negative; give 0 for the card alone.")
+
+
+def run(settings: InspectSettings) -> None:
+    """Print the card of the dataset, and its first rows with raw ids."""
+    shown = [card(settings.data, load_manifest(settings.data))]
+    if settings.rows:
+        shown.append(decoded_rows(settings.data, settings.split, settings.rows))
+    print("\n\n".join(shown), flush=True)
+
+
+if __name__ == "__main__":
+    launch("inspect", InspectSettings, run)
