@@ -84,7 +84,7 @@ def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile
 def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str, Statistics]:
     """split → the tallies of its files, merged in the order of the files; only splits that have rows."""
     found: dict[str, Statistics] = {}
-    data = [report for report in reports if report.get("file")]
+    data = [report for report in reports if "statistics" in report and report["statistics"]["sizes"]]
     for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
         found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report, staging.kept))
     return found

@@ -37,8 +37,11 @@ class Buckets:
 
     def of_contexts(self, key_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bucket key, order hash as Spark sorts it: signed) of each context key."""
-        hash_N = order_hashes(key_N, self.seed)
-        bucket_N = np.empty(len(key_N), np.int64)
+        return self.of_places(order_hashes(key_N, self.seed), split_N)
+
+    def of_places(self, hash_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of order hashes (uint64)."""
+        bucket_N = np.empty(len(hash_N), np.int64)
         for split in np.unique(split_N):
             chosen = split_N == split
             bucket_N[chosen] = self.first(split) + scaled(hash_N[chosen], self.num_files[split])

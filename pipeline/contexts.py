@@ -30,6 +30,7 @@ class Selected:
     """Rows of whole groups, as positions of records in `word_W`."""
 
     word_W: np.ndarray  # int32
+    hash_N: np.ndarray  # int64, the context's place in the order
     context_N: np.ndarray  # int64, where the context of a row begins
     first_N: np.ndarray  # int64, the row's first impression in impression_I
     impression_I: np.ndarray  # int64, where an impression begins
@@ -76,8 +77,9 @@ def select(batch: pa.RecordBatch, max_impressions: int) -> Selected:
         word_W, begin_R, tag_R, ordinal_R, batch.column("offset").to_numpy(), first_G, num_R, max_impressions,
         context_N, first_N, impression_I, reject_X3,
     )  # fmt: skip
+    hash_N = hash_R[np.searchsorted(begin_R, context_N[:num_rows])]
     return Selected(
-        word_W, context_N[:num_rows], first_N[:num_rows], impression_I[:num_kept],
+        word_W, hash_N, context_N[:num_rows], first_N[:num_rows], impression_I[:num_kept],
         reject_X3[:num_rejected].copy(), num_contexts, num_alone,
     )  # fmt: skip
 

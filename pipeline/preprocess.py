@@ -189,19 +189,28 @@ def write(
     rows = job.settings.rows
     writing = Writing(
         job.splits, job.reader, _buckets(job, scanned), job.logs, tables, staging,
-        rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
+        rows.max_impressions, rows.impressions_per_row_group, job.with_daction, rows.scatter_chunks,
     )  # fmt: skip
-    frame = records_of(_input(spark, job), writing).mapInArrow(writing.write, REPORT)
-    table = sparks.collect(frame, "write", len(writing.splits) + len(writing.buckets), "tasks")
+    frame, num_tasks = records_of(_input(spark, job), writing), len(writing.splits) + len(writing.buckets)
+    if rows.scatter_chunks:
+        frame, num_tasks = (
+            _shuffled(frame.mapInArrow(writing.scatter, SPARK_SCHEMA), writing),
+            num_tasks + len(writing.buckets),
+        )
+    table = sparks.collect(frame.mapInArrow(writing.write, REPORT), "write", num_tasks, "tasks")
     return [json.loads(report.as_py()) for report in table.column("report")]
 
 
 def records_of(begun: "DataFrame", writing: Writing) -> "DataFrame":
-    """One row a record (records.SCHEMA), each output file's in one partition, in the order in which it is written.
+    """One row a record (records.SCHEMA), each output file's in one partition, in the order of contexts."""
+    return _shuffled(begun.mapInArrow(writing.encode, SPARK_SCHEMA), writing)
+
+
+def _shuffled(frame: "DataFrame", writing: Writing) -> "DataFrame":
+    """The same records, each output file's in one partition, sorted.
 
     The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
     """
-    frame = begun.mapInArrow(writing.encode, SPARK_SCHEMA)
     partitioned = frame.repartition(len(writing.buckets), "bucket")
     return partitioned.sortWithinPartitions("bucket", "hash", "tag", "ordinal", "offset")
 

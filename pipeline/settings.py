@@ -111,10 +111,11 @@ class RowsSettings:
     max_impressions: int = 64
     impressions_per_row_group: int = 16384
     impressions_per_file: int = 1_000_000
+    scatter_chunks: bool = False  # the rows of a context that was cut stand apart
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            _at_least(f"rows.{entry.name}", getattr(self, entry.name), 1)
+        for name in ("max_impressions", "impressions_per_row_group", "impressions_per_file"):
+            _at_least(f"rows.{name}", getattr(self, name), 1)
 
 
 @dataclass

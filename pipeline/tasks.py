@@ -7,7 +7,7 @@ closures stay small, and hands its counts back as JSON in a row of their own.
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from pipeline.events_chunks import EventReader
 from pipeline.hadoop_lines import LineReader, Picking
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
-from pipeline.manifest import SPLITS
+from pipeline.manifest import SPLITS, InputError
 from pipeline.numbers import Moments, numbers_of
 from pipeline.parse import GOOD, REASON, REASONS
-from pipeline.records import layout_of
-from pipeline.rows import rows_of, schema_of
+from pipeline.pieces import scattered
+from pipeline.records import SCHEMA, layout_of
+from pipeline.rows import Rows, rows_of, schema_of
 from pipeline.source import PERIODS, InputSplit, SourceFile, read_line_at
 from pipeline.vocabulary import Counter, frequent, min_counts, pairs_of
 from pipeline.workers import settle
@@ -50,6 +51,8 @@ NO_PART, NUMBERS_PART = -1, -2
 #: Rows of the second pass and of the last: a JSON object for each file written.
 REPORT = "report binary"
 REPORT_SCHEMA = pa.schema([("report", pa.binary())])
+#: Rows of the writing pass that are no record: the report of a task before the last shuffle.
+_REPORT_TAG = 127
 _MOST_PAIRS = 4_000_000  # in a task's counter before it hands them on
 _MOST_SIGHTINGS = 1_000_000
 
@@ -129,6 +132,7 @@ class Writing:
     max_impressions: int
     impressions_per_row_group: int
     with_daction: bool
+    scatter_chunks: bool = False
 
     def encode(self, batches: Batches) -> Batches:
         """Split numbers → records.SCHEMA."""
@@ -143,39 +147,72 @@ class Writing:
             duplicates.mark(chunk, repeated)
             yield from encode(chunk, layouts[chunk.source.table], lookup, self.buckets, acted.get(chunk.source.period))
 
+    def scatter(self, batches: Batches) -> Batches:
+        """Sorted records of a partition → the records of its pieces, and in a row of its own what the audit is to know."""
+        for key, mine in _by_bucket(batches):
+            split, number = self.buckets.place(key)
+            if split == "quarantine":
+                yield from mine
+                continue
+            found = Found()
+            for selected in self._selected(SPLITS.index(split), mine, found):
+                self._add_statistics(found, rows_of(selected, self.reader.catalogue, self._schema))
+                yield from scattered(selected, SPLITS.index(split), self.buckets)
+            report = self._report(f"{split}-{number:05d}-{_attempt()}", found)
+            yield _record(key, _REPORT_TAG, json.dumps(report | {"split": split, "number": number}).encode())
+
     def write(self, batches: Batches) -> Batches:
         """Sorted records of a partition → the report of its file; a partition may be empty."""
         for key, mine in _by_bucket(batches):
             split, number = self.buckets.place(key)
+            name = f"{split}-{number:05d}-{_attempt()}"
             if split == "quarantine":
-                path = self.staging.path(f"{split}-{number:05d}-{_attempt()}")
-                staged = write_quarantine(path, (self._quarantined(batch) for batch in mine))
-                report = self.staging.hand_in(staged, QUARANTINE, f"part-{number:05d}")
+                staged = write_quarantine(self.staging.path(name), (self._quarantined(batch) for batch in mine))
+                reports = [self.staging.hand_in(staged, QUARANTINE, f"part-{number:05d}")]
+            elif self.scatter_chunks:
+                pieces, reports = _without_reports(mine)
+                found, file = self._write_rows(name, split, number, pieces)
+                if any(map(len, found.rejects)):
+                    raise InputError("Two pieces of contexts fell on one place in the order; give another seed=….")
+                reports.append(file)
             else:
-                report = self._write_rows(split, number, mine)
-            yield _reported(report | {"split": split, "number": number})
+                found, file = self._write_rows(name, split, number, mine)
+                reports = [self._report(name, found) | file]
+            for report in reports:
+                yield _reported(report | {"split": split, "number": number})
 
-    def _write_rows(self, split_name: str, number: int, batches: Batches) -> dict[str, Any]:
-        name, split = f"{split_name}-{number:05d}-{_attempt()}", SPLITS.index(split_name)
-        catalogue = self.reader.catalogue
-        schema = schema_of(catalogue, self.with_daction)
-        writer = PartWriter(self.staging.path(name), schema, self.impressions_per_row_group, self.with_daction)
-        tally = Tally()
-        statistics = Statistics()
-        rejects: list[np.ndarray] = []
+    def _write_rows(self, name: str, split: str, number: int, batches: Batches) -> tuple["Found", dict[str, Any]]:
+        """Write one file; what was found, and the file as `Store.place` needs it, if there was a row."""
+        writer = PartWriter(self.staging.path(name), self._schema, self.impressions_per_row_group, self.with_daction)
+        found = Found()
+        for selected in self._selected(SPLITS.index(split), batches, found):
+            rows = rows_of(selected, self.reader.catalogue, self._schema)
+            if not self.scatter_chunks:
+                self._add_statistics(found, rows)
+            writer.add(rows)
+        staged = writer.finish()
+        return found, {"file": self.staging.hand_in(staged, split, f"part-{number:05d}")} if staged else {}
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return schema_of(self.reader.catalogue, self.with_daction)
+
+    def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selected]:
+        """The rows of each batch of whole groups that has any; what else is found is added to `found`."""
         for batch in grouped(batches):
             selected = select(batch, self.max_impressions)
-            self._count(tally, split, selected)
-            rejects.append(selected.reject_X3)
+            self._count(found.tally, split, selected)
+            found.rejects.append(selected.reject_X3)
             if len(selected.context_N):
-                rows = rows_of(selected, catalogue, schema)
-                statistics.add(rows.table, catalogue, rows.key_N, rows.count_NK)
-                writer.add(rows)
-        report: dict[str, Any] = {"tally": tally.to_json()}
-        report |= statistics.report(lambda what, array: self.staging.keep(f"{name}-{what}", array))
-        if staged := writer.finish():
-            report["file"] = self.staging.hand_in(staged, split_name, f"part-{number:05d}")
-        reject_X3 = np.concatenate(rejects)
+                yield selected
+
+    def _add_statistics(self, found: "Found", rows: Rows) -> None:
+        found.statistics.add(rows.table, self.reader.catalogue, rows.key_N, rows.count_NK)
+
+    def _report(self, name: str, found: "Found") -> dict[str, Any]:
+        report: dict[str, Any] = {"tally": found.tally.to_json()}
+        report |= found.statistics.report(lambda what, array: self.staging.keep(f"{name}-{what}", array))
+        reject_X3 = np.concatenate(found.rejects)
         if len(reject_X3):
             report["rejects"] = self.staging.keep(f"{name}-rejects", reject_X3)
             report["num_rejects"] = np.bincount(reject_X3[:, 0], minlength=len(self.sources)).tolist()
@@ -193,6 +230,15 @@ class Writing:
         names = [self.sources[ordinal].name for ordinal in batch.column("ordinal").to_pylist()]
         reasons = [REASONS[tag] for tag in batch.column("tag").to_pylist()]
         return quarantine_batch(names, batch.column("offset").to_pylist(), reasons, batch.column("blob").to_pylist())
+
+
+@dataclass
+class Found:
+    """What grouping finds in a partition beside rows."""
+
+    tally: Tally = field(default_factory=Tally)
+    statistics: Statistics = field(default_factory=Statistics)
+    rejects: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -277,6 +323,24 @@ def _cut_at_buckets(batch: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
     bucket_R = batch.column("bucket").to_numpy()
     bounds = np.flatnonzero(np.r_[True, bucket_R[1:] != bucket_R[:-1], True]).tolist() if len(bucket_R) else []
     return [batch.slice(start, stop - start) for start, stop in pairwise(bounds)]
+
+
+def _record(key: int, tag: int, blob: bytes) -> pa.RecordBatch:
+    columns = dict(zip(SCHEMA.names, ([key], [0], [tag], [0], [0], [blob]), strict=True))
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _without_reports(batches: Batches) -> tuple[Batches, list[dict[str, Any]]]:
+    """The records alone, and a list that fills with the reports among them as they go by."""
+    reports: list[dict[str, Any]] = []
+
+    def records() -> Batches:
+        for batch in batches:
+            is_report = pa.compute.equal(batch.column("tag"), _REPORT_TAG)
+            reports.extend(json.loads(blob.as_py()) for blob in batch.filter(is_report).column("blob"))
+            yield batch.filter(pa.compute.invert(is_report))
+
+    return records(), reports
 
 
 def _counted(part: int, blob: bytes) -> pa.RecordBatch:
