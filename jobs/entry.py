@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import hydra
@@ -32,6 +32,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
     A mistake ends the process with status 2 and one sentence on stderr (on the ranks with `speaks`); any other
     exception keeps its traceback, for that is our mistake.
     """
+    sys.argv[1:] = with_new_keys(sys.argv[1:], schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and hides the exception from us
 
     def main(config: DictConfig) -> None:
@@ -44,6 +45,24 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
     except HydraException as error:
         _stop(_sentence(error, schema), speaks)
+
+
+def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:
+    """`overrides` with `++` before those of settings by name, such as embedding.dims.item_id=128: Hydra adds a key that no
+    YAML file has only when it is told so."""
+    by_name = _keys_by_name(OmegaConf.structured(schema), "")
+    return [f"++{text}" if text.startswith(tuple(by_name)) else text for text in overrides]
+
+
+def _keys_by_name(node: Any, prefix: str) -> list[str]:
+    """`embedding.dims.`, …: the settings that are dictionaries of plain values."""
+    found: list[str] = []
+    for key in node:
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child) and not child._is_missing() and not child._is_none():
+            plain = child._metadata.element_type in (int, float, str, bool)
+            found += [f"{prefix}{key}."] if plain else _keys_by_name(child, f"{prefix}{key}.")
+    return found
 
 
 def typed(schema: type[Settings], config: DictConfig) -> Settings:

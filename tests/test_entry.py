@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from raw_log import small_log
 
+from jobs.entry import with_new_keys
 from jobs.preprocess import quoted
 from pipeline.manifest import InputError
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
+from training.settings import TrainSettings
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,3 +78,17 @@ def test_a_spark_master_may_be_typed_without_quotes() -> None:
     assert quoted("spark.master=local[4]") == "spark.master='local[4]'"
     assert quoted("spark.master='local[4]'") == "spark.master='local[4]'"
     assert quoted("seed=3") == "seed=3"
+
+
+def test_a_setting_by_name_may_name_what_no_file_names() -> None:
+    typed_in = ["embedding.dims.item_id=128", "embedding.dim=8", "sharding.tables.a=row_wise", "model=esmm", "--help"]
+    assert with_new_keys(typed_in, TrainSettings) == [
+        "++embedding.dims.item_id=128",
+        "embedding.dim=8",
+        "++sharding.tables.a=row_wise",
+        "model=esmm",
+        "--help",
+    ]
+    command = [sys.executable, "-m", "jobs.train", "data=/nowhere", "out=/nowhere", "embedding.dims.item_id=128"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, "data=/nowhere does not exist" in result.stderr) == (2, True)
