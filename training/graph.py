@@ -37,6 +37,7 @@ class GraphSettings:
     losses: list[str] = field(default_factory=list)  # `conversion`: over all impressions; `conversion | click`: clicked
     outputs: dict[str, str] = field(default_factory=dict)  # the name of a predicted column → what it is
     loss_weights: dict[str, float] = field(default_factory=dict)  # by loss, where it is not 1
+    labels: dict[str, str] = field(default_factory=dict)  # node → the dataset's label, where it has another name
 
 
 class Event(NamedTuple):
@@ -101,6 +102,7 @@ class Graph:
             )
         for query in self.outputs.values():
             self._edges_behind(query)
+        self._label_of = self._named(settings.labels)
         self._check_labels(labels)
         self.loss_weights = self._weights(settings.loss_weights)
 
@@ -108,6 +110,10 @@ class Graph:
     def loss_names(self) -> tuple[str, ...]:
         """What each loss is called in logs: its node, and what it is given unless that is an impression."""
         return tuple(loss.node if loss.given == IMPRESSION else str(loss) for loss in self.losses)
+
+    def label_of(self, node: str) -> str:
+        """The dataset's label that says whether `node` happened."""
+        return self._label_of.get(node, node)
 
     def into(self, node: str) -> tuple[Query, ...]:
         """The edges into `node`."""
@@ -222,10 +228,20 @@ class Graph:
                 raise InputError(f"model.graph.loss_weights: {name}={weight} is not a finite number of 0 or more.")
         return tuple(given.get(name, 1.0) for name in self.loss_names)
 
+    def _named(self, given: Mapping[str, str]) -> dict[str, str]:
+        nodes = sorted({edge.node for edge in self.edges})
+        for node in given:
+            if node not in nodes:
+                raise InputError(
+                    f"model.graph.labels names {node!r}, which is no node of the graph; it has {', '.join(nodes)}."
+                )
+        return dict(given)
+
     def _check_labels(self, labels: Sequence[str]) -> None:
         for loss in self.losses:
-            for label in (loss.node, loss.given.node, *loss.given.excluded):
-                if label not in labels and label != IMPRESSION.node:
+            for node in (loss.node, loss.given.node, *loss.given.excluded):
+                label = self.label_of(node)
+                if label not in labels and node != IMPRESSION.node:
                     raise InputError(
                         f"The model needs the label {label} for its loss `{loss}`, and the dataset has only "
                         f"{', '.join(labels)}; preprocess the source with that label (daction: an action log), or "

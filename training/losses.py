@@ -11,7 +11,7 @@ from training.graph import IMPRESSION, Event, Graph, Query
 
 
 def holds(event: Event, label_B: Mapping[str, Tensor]) -> Tensor:
-    """float32 [B]: 1 where the labels say that `event` happened."""
+    """float32 [B]: 1 where the labels of the nodes say that `event` happened."""
     happened = label_B[event.node]
     for node in event.excluded:
         happened = happened * (1.0 - label_B[node])
@@ -24,13 +24,15 @@ def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mappi
     Sums, not means: the denominator is the number of impressions of the *global* step (clicks, for a plan that
     counts in clicks), which no rank knows from its own batch.
     """
+    named = {edge.node: graph.label_of(edge.node) for edge in graph.edges}
+    happened_B = {node: label_B[name] for node, name in named.items() if name in label_B}
     sums = []
     for query in graph.losses:
         odds = graph.log_odds(query, logit_of)
-        label = label_B[query.node]
+        label = happened_B[query.node]
         loss_B = -torch.where(label > 0, odds.yes, odds.no)
         if query.given != IMPRESSION:
-            loss_B = loss_B * holds(query.given, label_B)
+            loss_B = loss_B * holds(query.given, happened_B)
         sums.append(loss_B.sum())
     return torch.stack(sums)
 
