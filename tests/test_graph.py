@@ -124,7 +124,7 @@ def random_graphs(draw: st.DrawFn) -> tuple[Graph, dict[Query, float]]:
         events.append(Event(node))
     nodes = sorted({edge.node for edge in edges})
     graph = Graph(GraphSettings([str(edge) for edge in edges], nodes, {f"p_{node}": node for node in nodes}), nodes)
-    return graph, {edge: draw(st.floats(-40, 40)) for edge in graph.edges}
+    return graph, {edge: draw(st.floats(-40, 40, width=32)) for edge in graph.edges}
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,6 +133,14 @@ def test_random_graphs_equal_the_chain_rule_in_many_digits(drawn: tuple[Graph, d
     graph, logits = drawn
     for query in graph.outputs.values():
         assert_equals_reference(graph, query, logits, torch.float64, abs_slope=1e-13)
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_graphs())
+def test_random_graphs_keep_to_the_chain_rule_in_float32(drawn: tuple[Graph, dict[Query, float]]) -> None:
+    graph, logits = drawn
+    for query in graph.outputs.values():
+        assert_equals_reference(graph, query, logits, torch.float32, abs_slope=2e-6)
 
 
 def refusal(edges: list[str], losses: list[str], outputs: dict[str, str] | None = None) -> str:

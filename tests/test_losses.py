@@ -1,9 +1,12 @@
+import mpmath
 import numpy as np
 import pytest
 import torch
-from test_graph import ESMM, LABELS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_graph import ESMM, IMPRESSION, LABELS, probability, random_graphs
 
-from training.graph import Event, Graph, GraphSettings
+from training.graph import Event, Graph, GraphSettings, Query
 from training.losses import holds, log_loss_sums, share_of_rank
 
 CLICK = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], np.float64)
@@ -37,6 +40,37 @@ def test_esmm_loss_and_gradients_equal_a_float64_reference_also_at_logits_of_40(
         assert b.grad is not None
         np.testing.assert_allclose(a.grad.numpy(), grad_a, rtol=20 * tolerance, atol=1e-30)
         np.testing.assert_allclose(b.grad.numpy(), grad_b, rtol=20 * tolerance, atol=1e-30)
+
+
+def many_digits(graph: Graph, logits: dict[Query, float], labels: dict[str, int]) -> mpmath.mpf:
+    """The sum of all losses of one impression: -log p where the node happened, -log(1 - p) where not."""
+    total = mpmath.mpf(0)
+    for loss in graph.losses:
+        p = probability(graph, Event(loss.node), IMPRESSION, logits)
+        total -= mpmath.log(p if labels[loss.node] else 1 - p)
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_graphs(), st.data(), st.sampled_from([torch.float64, torch.float32]))
+def test_the_loss_of_a_random_graph_and_its_gradients_equal_many_digits(
+    drawn: tuple[Graph, dict[Query, float]], data: st.DataObject, dtype: torch.dtype
+) -> None:
+    graph, logits = drawn
+    label_of = {loss.node: data.draw(st.integers(0, 1)) for loss in graph.losses}
+    z_of = {edge: torch.tensor([z], dtype=dtype, requires_grad=True) for edge, z in logits.items()}
+    labels = {name: torch.tensor([label], dtype=dtype) for name, label in label_of.items()}
+    total = log_loss_sums(graph, z_of, labels).sum()
+    total.backward()
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+    with mpmath.workdps(80):
+        exact, step = many_digits(graph, logits, label_of), mpmath.mpf(10) ** -30
+        assert total.item() == pytest.approx(float(exact), rel=tolerance, abs=1e-37)
+        for edge, z in z_of.items():
+            moved = {**logits, edge: mpmath.mpf(logits[edge]) + step}
+            slope = float((many_digits(graph, moved, label_of) - exact) / step)
+            assert z.grad is not None
+            assert z.grad.item() == pytest.approx(slope, rel=20 * tolerance, abs=tolerance), str(edge)
 
 
 def test_a_conditional_loss_counts_only_where_its_condition_holds() -> None:
