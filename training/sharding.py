@@ -96,7 +96,7 @@ def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_
     """
     columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
     memory = {entry.name: entry.num_rows * columns[entry.name] for entry in fields}
-    lookups = {entry.name: _lookups_per_impression(entry) * columns[entry.name] for entry in fields}
+    lookups = {entry.name: lookups_per_impression(entry) * columns[entry.name] for entry in fields}
     cost = {
         entry.name: memory[entry.name] / sum(memory.values()) + lookups[entry.name] / sum(lookups.values())
         for entry in fields
@@ -109,11 +109,16 @@ def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_
     return owners
 
 
-def _lookups_per_impression(entry: ManifestField) -> float:
+def lookups_per_impression(entry: ManifestField) -> float:
     """Ali-CCP's means (DESIGN §2): 518 values a context, 58 impressions a context, 13.4 values an impression."""
     if entry.scope == "context":
         return 1 / 58 if entry.arity == "one" else 125 / 58
     return 1.0 if entry.arity == "one" else 1.7
+
+
+def row_block(num_rows: int, num_ranks: int) -> int:
+    """The rows of a row-wise table that a rank holds, the last ranks fewer: TorchRec sends id i to rank i // block."""
+    return -(-num_rows // num_ranks)
 
 
 def _placed(
@@ -122,7 +127,7 @@ def _placed(
     if kind == "data_parallel":
         everyone = list(range(world.size))
         return ParameterSharding(sharding_type=kind, compute_kernel="dense", ranks=everyone, sharding_spec=None)
-    block = -(-entry.num_rows // world.size)  # TorchRec sends id i to rank i // block
+    block = row_block(entry.num_rows, world.size)
     ranges = (
         [(owners[entry.name], 0, entry.num_rows)]
         if kind == "table_wise"
