@@ -1,0 +1,85 @@
+"""Does it matter to learning that the impressions of a context come together? AUC after one epoch, by K.
+
+    python -m jobs.simulate out=RAW impressions=500000 train_share=0.8 rates=demo seed=1
+    python -m benchmarks.grouping --raw RAW
+
+For each K (rows.max_impressions) in turn, the pieces of a context one behind the other and scattered (rows.scatter_chunks):
+preprocess, train one epoch for each seed, judge on the test split. With --results FILE every run is appended to it and none
+is repeated.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+from benchmarks.runs import CONTEXTS, CPU_S, run
+from benchmarks.train import processor
+from jobs.entry import typed
+from pipeline.preprocess import preprocess
+from pipeline.settings import PreprocessSettings
+
+AUCS = ("ctr_auc", "cvr_auc", "ctcvr_auc")
+
+
+def dataset_of(raw: str, out: Path, max_impressions: int, scatter: bool) -> Path:
+    """Preprocess `raw` with K = `max_impressions`."""
+    rows = [f"rows.max_impressions={max_impressions}", f"rows.scatter_chunks={str(scatter).lower()}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("preprocess", [f"source.path={raw}", f"out={out}", *rows])
+    preprocess(typed(PreprocessSettings, config))
+    return out
+
+
+def study(
+    raw: str, sizes: list[int], seeds: list[int], overrides: list[str], results: Path | None
+) -> dict[tuple[int, bool], list[dict[str, float]]]:
+    """(K, scattered) → the figures of each seed."""
+    lines = results.read_text().splitlines() if results is not None and results.exists() else []
+    known = {tuple(entry["run"]): entry["figures"] for entry in map(json.loads, lines)}
+    found: dict[tuple[int, bool], list[dict[str, float]]] = {}
+    for size in sizes:
+        for scatter in (False, True):
+            keys = [(raw, size, scatter, seed, *overrides) for seed in seeds]
+            with tempfile.TemporaryDirectory() as folder:
+                if any(key not in known for key in keys):
+                    dataset_of(raw, Path(folder) / "data", size, scatter)
+                for key, seed in zip(keys, seeds, strict=True):
+                    if key not in known:
+                        seeded = [*overrides, f"seed={seed}", f"plan.seed={seed}"]
+                        known[key] = run(f"{folder}/data", seeded, "test")
+                        if results is not None:
+                            with results.open("a") as file:
+                                file.write(json.dumps({"run": key, "figures": known[key]}) + "\n")
+            found[size, scatter] = [known[key] for key in keys]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 16, 4, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("settings", nargs="*", default=["model=esmm", "plan.batch_size=1000"])
+    arguments = parser.parse_args()
+    found = study(arguments.raw, arguments.sizes, arguments.seeds, arguments.settings, arguments.results)
+    print(f"{processor()} · {' '.join(arguments.settings)} · mean ± standard deviation of {len(arguments.seeds)} seeds")
+    print(f"| K | pieces | distinct contexts a batch | {' | '.join(AUCS)} | CPU s a run |")
+    print("|---" * (4 + len(AUCS)) + "|")
+    for (size, scatter), runs in found.items():
+        cells = [str(size), "scattered" if scatter else "together"]
+        cells.append(f"{statistics.mean(figures[CONTEXTS] for figures in runs):.0f}")
+        for name in AUCS:
+            values = [figures[name] for figures in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
+        cells.append(f"{statistics.mean(figures[CPU_S] for figures in runs):.0f}")
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
