@@ -50,8 +50,7 @@ def test_a_mistake_is_one_sentence_with_status_2(tmp_path: Path, arguments: list
         ("labels.daction=[cart,cart]", "names an action twice"),
         ("source.name=events", "source.name=events and source.events do not go together"),
         ("source.name=kafka", "source.name=kafka is not a known layout; choose aliccp or events"),
-        ("features.group=item_id", "features.group=item_id is not a context field"),
-        ("out=s3://bucket/out", "out=s3://bucket/out is an address"),
+        ("features.group=item_id", "features.group=item_id is not a categorical context field"),
     ],
 )
 def test_a_setting_outside_its_rule_stops_before_spark(
