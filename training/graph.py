@@ -238,12 +238,12 @@ class Graph:
         return dict(given)
 
     def _check_labels(self, labels: Sequence[str]) -> None:
-        for loss in self.losses:
+        for loss, name in zip(self.losses, self.loss_names, strict=True):
             for node in (loss.node, loss.given.node, *loss.given.excluded):
                 label = self.label_of(node)
                 if label not in labels and node != IMPRESSION.node:
                     raise InputError(
-                        f"The model needs the label {label} for its loss `{loss}`, and the dataset has only "
+                        f"The model needs the label {label} for its loss `{name}`, and the dataset has only "
                         f"{', '.join(labels)}; preprocess the source with that label (daction: an action log), or "
                         "choose another model, for example model=esmm."
                     )

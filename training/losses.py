@@ -24,8 +24,8 @@ def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mappi
     Sums, not means: the denominator is the number of impressions of the *global* step (clicks, for a plan that
     counts in clicks), which no rank knows from its own batch.
     """
-    named = {edge.node: graph.label_of(edge.node) for edge in graph.edges}
-    happened_B = {node: label_B[name] for node, name in named.items() if name in label_B}
+    nodes = {node for loss in graph.losses for node in (loss.node, loss.given.node, *loss.given.excluded)}
+    happened_B = {node: label_B[graph.label_of(node)] for node in nodes - {IMPRESSION.node}}
     sums = []
     for query in graph.losses:
         odds = graph.log_odds(query, logit_of)
