@@ -88,7 +88,7 @@ def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left
     for path in named:
         content = s3.get_object(Bucket=BUCKET, Key=f"deep/out/{path}")["Body"].read()
         assert content == (tmp_path / "out" / path).read_bytes()
-    assert sorted(keys(s3, "deep/out")) == sorted([*named, "manifest.json", "audit.json", "run.json"])
+    assert sorted(keys(s3, "deep/out")) == sorted([*named, "manifest.json", "audit.json", "audit.html", "run.json"])
     again = job(address, out)
     assert (again.returncode, "already there" in again.stdout) == (0, True), again.stderr
 

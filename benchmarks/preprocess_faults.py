@@ -1,0 +1,276 @@
+"""python -m benchmarks.preprocess_faults [impressions=5000] [seed=1]: jobs.preprocess, disturbed in every way we know.
+
+Each row: a reader polls the dataset all the time, and verifies every file that its manifest names; then the job runs
+again, and its manifest must be that of the undisturbed run, byte for byte. Odd kills of the driver hit a job that replaces
+an earlier dataset. In the end the sweep, its grace period over, must leave what the manifest names and nothing else.
+Needs root, for the full and the read-only disk.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.watched import Reader, remount, small_disk
+from benchmarks.standalone import ROOT, Standalone, python_workers
+from pipeline import commit
+from pipeline.manifest import MANIFEST, load_manifest
+from pipeline.store import store_of
+
+NUM_KILLS, NUM_KILLS_OF_COMMIT = 10, 3
+_WAIT_S = 600
+_OURS = {MANIFEST, commit.AUDIT, commit.AUDIT_PAGE, commit.RUN}
+
+
+@dataclass
+class Row:
+    """A fault, what a reader saw of it, and what the rerun gave."""
+
+    fault: str
+    moment_s: float | None = None
+    status: str = ""
+    polls: int = 0
+    generations: int = 0
+    half: int = 0
+    same: bool = False
+    left_over: int = -1
+    said: str = ""
+
+    def __str__(self) -> str:
+        moment = "" if self.moment_s is None else f"{self.moment_s:.2f}"
+        same = "same" if self.same else "DIFFERS"
+        return (
+            f"{self.fault:<34} {moment:>7} {self.status:>7} {self.polls:>6} {self.generations:>4} {self.half:>4}  "
+            f"{same:<8} {self.left_over:>5}  {self.said}"
+        )
+
+
+HEAD = f"{'fault':<34} {'at s':>7} {'exit':>7} {'polls':>6} {'gen.':>4} {'half':>4}  {'rerun':<8} {'waste':>5}  said"
+
+
+@dataclass
+class Bench:
+    """The raw log, the undisturbed runs, and the table so far."""
+
+    directory: Path
+    draw: random.Random
+    raw: Path
+    rows: list[Row] = field(default_factory=list)
+    expected: bytes = b""
+    earlier: Path = Path()
+    run_s: float = 0.0
+    commit_s: float = 0.0
+
+    def start(self, out: Path, *overrides: str, **more: str) -> "subprocess.Popen[str]":
+        """A job on its way."""
+        command = [sys.executable, "-m", "jobs.preprocess", f"source.path={self.raw}", f"out={out}",
+                   "source.split_bytes=500000", "rows.impressions_per_file=1000", "overwrite=true", *overrides]  # fmt: skip
+        environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", **more}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def undisturbed(self) -> None:
+        """The manifest to expect, an earlier generation to replace, and how long a job and its commit take."""
+        self.earlier = self.directory / "earlier"
+        _ended(self.start(self.earlier, "rows.max_impressions=8"))
+        out = self.directory / "undisturbed"
+        started, begun_at = time.monotonic(), 0.0
+        job = self.start(out)
+        while job.poll() is None:
+            if not begun_at and (out / "train").exists():
+                begun_at = time.monotonic()
+            time.sleep(0.005)
+        self.run_s, self.commit_s = time.monotonic() - started, time.monotonic() - begun_at
+        _ended(job)
+        self.expected = (out / MANIFEST).read_bytes()
+        print(f"undisturbed: {self.run_s:.1f} s, from the first file in its place {self.commit_s:.2f} s", flush=True)
+
+    def disturbed(self, fault: str, disturb: Callable[["subprocess.Popen[str]", Path], float | None], *overrides: str,
+                  replacing: bool = False, out: Path | None = None) -> None:  # fmt: skip
+        """One row: run, disturb, rerun, sweep."""
+        out = out or self.directory / f"out{len(self.rows)}"
+        if replacing:
+            shutil.copytree(self.earlier, out)
+        row = Row(fault)
+        with Reader(out) as reader:
+            job = self.start(out, *overrides)
+            row.moment_s = disturb(job, out)
+            _, said = job.communicate(timeout=_WAIT_S)
+            row.status, row.said = _status(job.returncode), _sentence(said)
+            self.rerun(row, out)
+        row.polls, row.generations, row.half = reader.polls, len(reader.generations), len(reader.faults)
+        row.left_over = waste(out)
+        self.rows.append(row)
+        print(row, flush=True)
+
+    def rerun(self, row: Row, out: Path) -> None:
+        """The same job again, with nothing in its way."""
+        _ended(self.start(out))
+        row.same = (out / MANIFEST).read_bytes() == self.expected
+
+
+def waste(out: Path) -> int:
+    """How many files a sweep leaves, its grace period over, that nothing names."""
+    store = store_of(str(out))
+    commit.sweep(store, grace_hours=0)
+    named = set(commit.files_named(load_manifest(out))) | _OURS
+    return len({path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - named)
+
+
+def kill_driver_at(moment_s: float) -> Callable[["subprocess.Popen[str]", Path], float]:
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> float:
+        time.sleep(moment_s)
+        job.kill()
+        return moment_s
+
+    return disturb
+
+
+def kill_driver_in_commit(delay_s: float) -> Callable[["subprocess.Popen[str]", Path], float]:
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> float:
+        before = set((out / "train").glob("*"))
+        while set((out / "train").glob("*")) == before and job.poll() is None:
+            time.sleep(0.002)
+        time.sleep(delay_s)
+        job.kill()
+        return delay_s
+
+    return disturb
+
+
+def kill_worker(draw: random.Random) -> Callable[["subprocess.Popen[str]", Path], float | None]:
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> float | None:
+        started, wanted = time.monotonic(), None
+        while job.poll() is None:
+            workers = python_workers(job.pid)
+            if workers and wanted is None:
+                wanted = time.monotonic() + draw.uniform(0, 2)
+            if workers and wanted is not None and time.monotonic() >= wanted:
+                os.kill(draw.choice(workers), signal.SIGKILL)
+                return time.monotonic() - started
+            time.sleep(0.2)
+        return None
+
+    return disturb
+
+
+def kill_executor(cluster: Standalone, draw: random.Random) -> Callable[["subprocess.Popen[str]", Path], float | None]:
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> float | None:
+        started = time.monotonic()
+        while not any((out / "_staging").glob("*/*-*")):
+            if job.poll() is not None:
+                return None
+            time.sleep(0.2)
+        os.kill(draw.choice(cluster.executors()), signal.SIGKILL)
+        return time.monotonic() - started
+
+    return disturb
+
+
+def full_disk(bench: Bench) -> None:
+    with small_disk(bench.directory / "full", "400k") as disk:
+
+        def disturb(job: "subprocess.Popen[str]", out: Path) -> None:
+            job.wait(timeout=_WAIT_S)
+            remount(disk, "size=64m")
+
+        bench.disturbed("full disk (400 KB)", disturb, out=disk / "out")
+
+
+def read_only_disk(bench: Bench) -> None:
+    with small_disk(bench.directory / "ro", "64m") as disk:
+        remount(disk, "ro")
+
+        def disturb(job: "subprocess.Popen[str]", out: Path) -> None:
+            job.wait(timeout=_WAIT_S)
+            remount(disk, "rw")
+
+        bench.disturbed("read-only disk", disturb, out=disk / "out")
+
+
+def foreign_lock(bench: Bench) -> None:
+    out = bench.directory / "foreign"
+    out.mkdir()
+    (out / "_lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": "noon"}))
+
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> None:
+        job.wait(timeout=_WAIT_S)
+        (out / "_lock").unlink()
+
+    bench.disturbed("lock of another host", disturb, out=out)
+
+
+def two_at_once(bench: Bench) -> None:
+    second: list[subprocess.CompletedProcess[str]] = []
+
+    def disturb(job: "subprocess.Popen[str]", out: Path) -> float:
+        while not (out / "_lock").exists():
+            time.sleep(0.01)
+        other = bench.start(out)
+        _, said = other.communicate(timeout=_WAIT_S)
+        second.append(subprocess.CompletedProcess([], other.returncode, "", said))
+        return 0.0
+
+    bench.disturbed("a second job at once", disturb)
+    row = bench.rows[-1]
+    print(f"{'  the second':<34} {'':>7} {_status(second[0].returncode):>7}  {_sentence(second[0].stderr)}", flush=True)
+    row.same = row.same and second[0].returncode == 2
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    impressions, seed = int(given.get("impressions", 5000)), int(given.get("seed", 1))
+    directory = Path(tempfile.mkdtemp(prefix="entirespace-faults-"))
+    try:
+        raw = directory / "raw"
+        simulate = [sys.executable, "-m", "jobs.simulate", f"out={raw}", f"impressions={impressions}", f"seed={seed}"]
+        subprocess.run(simulate, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        bench = Bench(directory, random.Random(seed), raw)
+        bench.undisturbed()
+        print(HEAD, flush=True)
+        bench.disturbed("SIGKILL of a Python worker", kill_worker(bench.draw))
+        with Standalone(directory / "cluster") as cluster:
+            on_cluster = cluster.overrides(cluster.conf({}))
+            bench.disturbed("SIGKILL of an executor of two", kill_executor(cluster, bench.draw), *on_cluster)
+        for case in (full_disk, read_only_disk, foreign_lock, two_at_once):
+            case(bench)
+        for number in range(NUM_KILLS):
+            moment_s = bench.run_s * (number + bench.draw.random()) / NUM_KILLS
+            what = "driver, replacing a dataset" if number % 2 else "driver"
+            bench.disturbed(f"SIGKILL of the {what}", kill_driver_at(moment_s), replacing=bool(number % 2))
+        for _ in range(NUM_KILLS_OF_COMMIT):
+            delay_s = bench.draw.uniform(0, bench.commit_s)
+            bench.disturbed("SIGKILL of the driver in its commit", kill_driver_in_commit(delay_s), replacing=True)
+        bad = [row for row in bench.rows if row.half or not row.same or row.left_over]
+        polls = sum(row.polls for row in bench.rows)
+        print(f"{len(bench.rows)} faults, {polls:,} readings, {len(bad)} with a wrong outcome", flush=True)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    sys.exit(bool(bad))
+
+
+def _ended(job: "subprocess.Popen[str]") -> None:
+    _, said = job.communicate(timeout=_WAIT_S)
+    if job.returncode:
+        raise RuntimeError(f"a job that nothing disturbed ended with {job.returncode}: {said}")
+
+
+def _status(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else str(code)
+
+
+def _sentence(said: str) -> str:
+    return next((line for line in said.splitlines() if line.startswith("error: ")), "")
+
+
+if __name__ == "__main__":
+    main()
