@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.watched import Reader, remount, small_disk
 from benchmarks.standalone import ROOT, Standalone, python_workers
+from benchmarks.watched import Reader, remount, small_disk
 from pipeline import commit
 from pipeline.manifest import MANIFEST, load_manifest
 from pipeline.store import store_of

@@ -247,8 +247,10 @@ class ObjectStore:
             self.remove(name)
 
     def _open(self) -> tuple[pafs.FileSystem, str]:
+        # pyarrow would make three requests of a small file; put off, the opening and the writing are one PUT.
+        query = "?allow_delayed_open=true" if self.location.startswith("s3://") else ""
         with reading(self.location):
-            filesystem, root = open_location(self.location)
+            filesystem, root = open_location(f"{self.location}{query}")
         return filesystem, root.rstrip("/")
 
 

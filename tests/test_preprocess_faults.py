@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from raw_log import random_log
 
-from benchmarks.watched import Reader, remount, small_disk
 from benchmarks.preprocess_faults import waste
 from benchmarks.standalone import python_workers
+from benchmarks.watched import Reader, remount, small_disk
 from pipeline.manifest import InputError
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
