@@ -121,10 +121,9 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
             for name, settings in settings_of.items()
         }
         network, hidden = sides["fp32"].trainer.placed.network.module, some.model.towers.hidden
-        ours = Floor(
-            [Tower(str(edge), *network.widths, TowerSettings(hidden)) for edge in network.edges], network.widths
-        )
-        plain = Floor([PlainTower(*network.widths, hidden) for _ in network.edges], network.widths)
+        widths = network.widths
+        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.edges], *widths)
+        plain = Floor([PlainTower(*widths, hidden) for _ in network.edges], *widths)
         rounds: list[dict[str, float]] = []
         for number in range(sides["fp32"].trainer.plan.num_steps // STEPS_PER_ROUND):
             ours.cpu_s = plain.cpu_s = 0.0

@@ -1,11 +1,10 @@
-"""Where the time of a training step goes, part by part.
+"""Where the CPU time of a training step goes, part by part.
 
     OMP_NUM_THREADS=1 python -m benchmarks.train_profile --data DATASET
 
-One rank, one thread, under torch's profiler, which adds a little to each of some hundred operators of a step (the line
-`profiled` against the line `not profiled` says how much). A part's time is exclusive and a median over the steps: wall
-time for the trainer's thread, so that a preempted step counts for little, and CPU time, without the profiler, for the
-feed's threads, which run beside it.
+One rank, one thread. The clock is the trainer's thread's own CPU time, so that what runs beside it counts for little; a
+part's time is exclusive of the parts inside it, and a median over the steps. The feed's threads run beside that one, and
+are listed below it.
 """
 
 import argparse
@@ -14,112 +13,127 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.profiler import record_function
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, nn
 
 from benchmarks.train import configured, endless, processor
 from training import feed
 from training.memory import keep_freed_memory
+from training.place import _kernels
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import join
 
 WARM_UP_STEPS = 12
-STEP = "step"
-#: Ranges that this file opens, and torch's own operators and autograd nodes (by the start of their names) → part.
-RANGES = {
-    "part: feed": "waiting for the feed",
-    "part: network": "the model, but its embeddings and towers, forward",
-    "part: embeddings": "embeddings, forward",
-    "part: tower": "towers, forward",
-    "part: loss": "graph and loss, forward",
-    "part: agree": "all-reduce of the losses",
-    "part: learn": "autograd and the rest of the backward pass",
-}
+#: Autograd nodes, by their names → part.
 NODES = {
     "_PerceptronBackward": "towers, backward",
+    "SplitLookupFunction": "tables: gradient and update",
     "_TakeColumnsBackward": "embeddings, backward, but the tables",
-    "PooledEmbeddings": "embeddings, backward, but the tables",
-    "CommOpGradientScaling": "embeddings, backward, but the tables",
-    "CppNode<SplitLookupFunction": "tables: gradient and update",
-    "fbgemm::split_embedding_backward": "tables: gradient and update",
-    "Optimizer.": "towers' Adam",
-    "fbgemm::": "embeddings, forward: FBGEMM's lookup",
 }
 
 
-class Ranges:
-    """Opens the ranges of RANGES around parts of a trainer."""
+class Stopwatch:
+    """CPU seconds of each part of a step, in one thread, without those of the parts inside it."""
+
+    def __init__(self) -> None:
+        self.spent_s: dict[str, float] = defaultdict(float)
+        self._inside: list[str] = []
+        self._since_s = 0.0
+
+    def enter(self, part: str) -> None:
+        """`part` begins, inside the one that is going on."""
+        self._charge()
+        self._inside.append(part)
+
+    def leave(self) -> None:
+        """The part that began last is over."""
+        self._charge()
+        self._inside.pop()
+
+    def _charge(self) -> None:
+        now_s = time.thread_time()
+        if self._inside:
+            self.spent_s[self._inside[-1]] += now_s - self._since_s
+        self._since_s = now_s
+
+    def around(self, module: nn.Module, part: str) -> None:
+        """Take the time of `module` called."""
+        module.register_forward_pre_hook(lambda *_: self.enter(part))
+        module.register_forward_hook(lambda *_: self.leave())
+
+    def around_nodes(self, result: Tensor) -> None:
+        """Take the time of the nodes behind `result` that NODES names, when the gradient comes to them."""
+        waiting, seen = [result.grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            waiting += [behind for behind, _ in node.next_functions]
+            for name, part in NODES.items():
+                if name in node.name():
+                    node.register_prehook(lambda *_, part=part: self.enter(part))
+                    node.register_hook(lambda *_: self.leave())
+
+
+class Profiled:
+    """A trainer whose steps are taken apart."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self._open: list[record_function] = []
+        self.trainer, self.watch = trainer, Stopwatch()
+        self._batches = endless(trainer)
         network = trainer.placed.network.module
-        self._around(trainer.placed.network, "part: network")
+        self.watch.around(trainer.placed.network, "the model, but its embeddings and towers, forward")
         for scope in (network.context, network.impression):
-            self._around(scope, "part: embeddings")
+            self.watch.around(scope, "embeddings, forward, but the lookup: TorchRec, columns")
+        for kernel in _kernels(trainer.placed.network):
+            self.watch.around(kernel, "embeddings, forward: FBGEMM's lookup")
         for tower in network.towers:
-            self._around(tower, "part: tower")
+            self.watch.around(tower, "towers, forward")
+        self.watch.around(_Step(trainer.placed.tower_optimizer), "towers' Adam")
 
-    def _around(self, module: nn.Module, name: str) -> None:
-        def enter(*_: Any) -> None:
-            self._open.append(record_function(name))
-            self._open[-1].__enter__()
-
-        def leave(*_: Any) -> None:
-            self._open.pop().__exit__(None, None, None)
-
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
-
-    def step(self, batches: Any) -> int:
-        """One training step; its number of impressions."""
-        with record_function(STEP):
-            with record_function("part: feed"):
-                step, batch = next(batches)
-            with record_function("part: loss"):
-                sums = self.trainer._forward(batch, step)
-            with record_function("part: agree"):
-                self.trainer._agree_on(sums, step)
-            with record_function("part: learn"):
-                self.trainer._backward(sums, step)
-        return batch.num_impressions
+    def step(self) -> tuple[int, dict[str, float]]:
+        """One training step: its impressions, and the CPU seconds of its parts."""
+        trainer, watch = self.trainer, self.watch
+        watch.spent_s = defaultdict(float)
+        watch.enter("the feed's hand-over")
+        step, batch = next(self._batches)
+        watch.leave()
+        watch.enter("graph and loss, forward")
+        sums = trainer._forward(batch, step)
+        watch.leave()
+        watch.around_nodes(sums)
+        watch.enter("agreement of the ranks")
+        trainer._agree_on(sums, step)
+        watch.leave()
+        watch.enter("autograd, and the rest of the backward pass")
+        trainer._backward(sums, step)
+        watch.leave()
+        return batch.num_impressions, dict(watch.spent_s)
 
 
-def part_of(event: FunctionEvent) -> str:
-    """The part that `event`'s own time belongs to: what it is, or what it happened in."""
-    above: FunctionEvent | None = event
-    while above is not None:
-        name = above.name.removeprefix("autograd::engine::evaluate_function: ")
-        if name in RANGES:
-            return RANGES[name]
-        for start, part in NODES.items():
-            if name.startswith(start):
-                return part
-        above = above.cpu_parent
-    return "Python between the parts"
+class _Step(nn.Module):
+    """An optimizer whose step has hooks as a module's call has."""
 
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__()
+        self._take = optimizer.step
+        optimizer.step = self  # type: ignore[method-assign, assignment]
 
-def step_of(event: FunctionEvent) -> FunctionEvent | None:
-    """The range of the step that `event` happened in."""
-    above: FunctionEvent | None = event
-    while above is not None and above.name != STEP:
-        above = above.cpu_parent
-    return above
+    def forward(self) -> None:
+        self._take()
 
 
 class FeedClock:
     """CPU seconds of what the feed does in its own threads."""
 
-    def __init__(self, feed_: Any) -> None:
+    def __init__(self, shards: Any) -> None:
         self.spent_s: dict[str, float] = defaultdict(float)
-        feed_._shards.read = self._timed(feed_._shards.read, "feed: read and decode (pyarrow)")
+        shards.read = self._timed(shards.read, "feed: read and decode (pyarrow)")
         feed.pack = self._timed(feed.pack, "feed: check, shuffle, pool")
         feed.collate = self._timed(feed.collate, "feed: collate")
 
@@ -136,49 +150,31 @@ class FeedClock:
 
 def measure(settings: TrainSettings, num_steps: int) -> None:
     """Print the table of one network."""
-    with ExitStack() as stack:
-        world = stack.enter_context(join(settings.world))
-        trainer = Trainer(settings, world)
-        clock = FeedClock(trainer.feed)
-        batches = endless(trainer)
-        ranges = Ranges(trainer)
+    with join(settings.world) as world, closing(Trainer(settings, world)) as trainer:
+        clock = FeedClock(trainer.feed._shards)
+        profiled = Profiled(trainer)
         for _ in range(WARM_UP_STEPS):
-            ranges.step(batches)
-        plain_s = []
+            profiled.step()
         clock.spent_s.clear()
-        cpu_s, own_s, num_impressions = time.process_time(), time.thread_time(), 0
+        all_s, own_s, num_impressions = time.process_time(), time.thread_time(), 0
+        steps: list[dict[str, float]] = []
         for _ in range(num_steps):
-            start_s = time.perf_counter()
-            count = ranges.step(batches)
+            count, spent_s = profiled.step()
             num_impressions += count
-            plain_s.append((time.perf_counter() - start_s) / count)
-        feed_s = dict(clock.spent_s)
-        feed_s["feed: its threads' queues"] = (
-            time.process_time() - cpu_s - (time.thread_time() - own_s) - sum(feed_s.values())
-        )
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for _ in range(num_steps):
-                ranges.step(batches)
-        batches.close()
-    per_step: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for event in profiler.events():
-        step = step_of(event)
-        if step is not None:
-            per_step[step.id][part_of(event)] += event.self_cpu_time_total
-    batch_size = settings.plan.batch_size
-    parts = {part for row in per_step.values() for part in row}
-    medians = {part: statistics.median(row[part] for row in per_step.values()) / batch_size for part in parts}
+            steps.append({part: seconds / count * 1e6 for part, seconds in spent_s.items()})
+        own_s, all_s = time.thread_time() - own_s, time.process_time() - all_s
+        feed_us = {name: seconds / num_impressions * 1e6 for name, seconds in clock.spent_s.items()}
+    feed_us["feed: its threads' queues"] = (all_s - own_s) / num_impressions * 1e6 - sum(feed_us.values())
+    medians = {part: statistics.median(row.get(part, 0.0) for row in steps) for part in steps[0]}
+    total = sum(medians.values()) + sum(feed_us.values())
     hidden = "-".join(map(str, settings.model.towers.hidden))
-    print(f"\n{settings.model.name} {hidden}, batch {batch_size}, {settings.precision}, {num_steps} steps\n")
-    print("| part | µs an impression | share |")
+    print(f"\n{settings.model.name} {hidden}, batch {settings.plan.batch_size}, {settings.precision}\n")
+    print("| part | CPU-µs an impression | share |")
     print("|---|---|---|")
-    total = sum(medians.values())
-    for part, value in sorted(medians.items(), key=lambda item: -item[1]):
-        print(f"| {part} | {value:.2f} | {value / total:.1%} |")
-    print(f"| the trainer's thread, profiled | {total:.2f} | 100.0% |")
-    print(f"| the trainer's thread, not profiled | {statistics.median(plain_s) * 1e6:.2f} | |")
-    for name, spent in sorted(feed_s.items()):
-        print(f"| {name} | {spent * 1e6 / num_impressions:.2f} | |")
+    for rows in (medians, feed_us):
+        for part, value in sorted(rows.items(), key=lambda item: -item[1]):
+            print(f"| {part} | {value:.2f} | {value / total:.1%} |")
+    print(f"| all | {total:.2f} | 100 % |", flush=True)
 
 
 def main() -> None:
@@ -192,7 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    print(f"{processor()} · torch {torch.__version__} · one rank, one thread")
+    print(f"{processor()} · torch {torch.__version__} · one rank, one thread · medians of {arguments.steps} steps")
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as out:
             measure(configured(arguments.data, f"{out}/run", model, arguments.set), arguments.steps)
