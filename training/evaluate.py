@@ -13,12 +13,12 @@ import torch
 
 from pipeline.manifest import CATEGORICAL, InputError, load_manifest
 from training import checkpoint, metrics, report
+from training.assembly import build, check, check_dataset, open_feed
 from training.batch import NO_GROUP, Batch
 from training.journal import say
 from training.model import to_device, without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings
-from training.trainer import build, check, check_dataset, open_feed
 from training.world import World
 
 _ROWS_PER_GROUP = 1 << 19

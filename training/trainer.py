@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor
 
-from pipeline.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from pipeline.manifest import CATEGORICAL, InputError, load_manifest
 from training import checkpoint
+from training.assembly import build, check, check_dataset, continue_from, open_feed, xxh3_of
 from training.batch import Batch
-from training.checkpoint_files import Checkpoint, Position
+from training.checkpoint_files import Position
 from training.checkpoint_writer import CheckpointWriter
-from training.continuation import carry_over, check_same_schema
-from training.feed import Feed
-from training.graph import Graph
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.journal import Journal, say
 from training.losses import log_loss_sums, share_of_rank
-from training.model import EntireSpaceModel, to_device, without_emptiness
-from training.place import Placed, place
+from training.model import to_device, without_emptiness
 from training.plan import Plan
-from training.settings import TrainSettings, claim, held, load
+from training.settings import TrainSettings, claim, held
 from training.validation import Validation
 from training.world import World
 
@@ -85,7 +81,7 @@ class Trainer:
                 with world.agreeing():
                     checkpoint.restore(found, self.placed)
             elif settings.init_from:
-                self._continue(Path(settings.init_from))
+                continue_from(Path(settings.init_from), settings, self.manifest, self.placed, world)
             self._writer = CheckpointWriter(self.run, self.placed, xxh3_of(self.manifest), world, settings.checkpoint)
 
     @property
@@ -280,71 +276,11 @@ class Trainer:
         count = totals[self.settings.model.train_on]
         return Validation(self.manifest, self.graph, in_order, feed, count, self.settings.early_stopping)
 
-    def _continue(self, run: Path) -> None:
-        """Start from the model that `run` came to, on this dataset."""
-        with self.world.agreeing():
-            before = load(run)
-            old = load_manifest(before.data)
-        found = checkpoint.agreed(run, self.world, say)
-        with self.world.agreeing():
-            if found is None:
-                raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
-            check_dataset(found, old, before.data)
-            check_same_schema(before, old, self.settings, self.manifest)
-            data = self.settings.data
-            towers = carry_over(found.path, found.files, before.data, old, data, self.manifest, self.placed)
-            checkpoint.load_towers(self.placed, towers, found)
-
     def _say(self, line: str) -> None:
         if self.world.rank == 0:
             say(line)
 
 
-def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
-    """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
-    settings.optimizer.check_device(device)
-    settings.embedding.check_fields(manifest.fields)
-    settings.sharding.check_fields(manifest.fields)
-    return Graph(settings.model.graph, list(manifest.labels))
-
-
-def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:
-    """This rank's batches of `split`."""
-    return Feed(
-        settings.data,
-        manifest,
-        split,
-        plan,
-        rank=world.rank,
-        world_size=world.size,
-        pooling=settings.embedding.pooling_of(manifest.fields),
-        settings=settings.feed,
-    )
-
-
-def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
-    """The model at its initial values, on its ranks."""
-    model = EntireSpaceModel(
-        manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
-    )
-    tables = manifest.fields_of(kind=CATEGORICAL)
-    return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
-
-
 def _listed(names: Sequence[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def xxh3_of(manifest: Manifest) -> str:
-    """What tells two datasets apart."""
-    return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
-
-
-def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
-    """InputError where `manifest` is not that of the dataset which `found` was trained on."""
-    if found.manifest_xxh3 != xxh3_of(manifest):
-        raise InputError(
-            f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
-            "indices may mean other ids. Give that dataset, or train a new run (out=…)."
-        )
