@@ -16,11 +16,12 @@ from hydra import compose, initialize_config_module
 from benchmarks.train import train_step
 from jobs.entry import typed, with_new_keys
 from training import metrics
+from training.assembly import open_feed
 from training.checkpoint_files import Position
 from training.plan import Plan
 from training.ranking import auc
 from training.settings import TrainSettings
-from training.trainer import Trainer, open_feed
+from training.trainer import Trainer
 from training.world import join
 
 #: Figures of a run beside its AUCs.

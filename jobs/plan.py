@@ -13,11 +13,11 @@ from omegaconf import MISSING
 
 from jobs.entry import EXIT_INPUT, launch
 from pipeline.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from training.assembly import check
 from training.capacity import Needs, TablePlan, needs, table_plans
 from training.cluster import Cluster, cluster_of
 from training.proposal import adopting, propose
 from training.settings import TrainSettings
-from training.trainer import check
 
 
 @dataclass
