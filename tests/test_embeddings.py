@@ -55,6 +55,6 @@ def test_a_setting_for_a_field_that_is_not_there_is_refused() -> None:
         InputError, match=r"embedding\.dims\.item_idd: the dataset has no field item_idd; it has a, b, c"
     ):
         EmbeddingSettings(dims={"item_idd": 8}).check_fields(FIELDS)
-    settings = EmbeddingSettings(poolings={"b": "sum"})
+    settings = EmbeddingSettings(poolings={"b": "mean"})
     settings.check_fields(FIELDS)
-    assert settings.pooling_of(FIELDS) == {"a": "mean", "b": "sum", "c": "mean"}
+    assert settings.pooling_of(FIELDS) == {"a": "sum", "b": "mean", "c": "sum"}

@@ -79,7 +79,7 @@ def moves(settings: TrainSettings, num_steps: int) -> dict[str, np.ndarray]:
 def test_tables_and_towers_move_at_the_rate_of_the_step(data: Path, tmp_path: Path, sharding: str, name: str) -> None:
     """A first step of each optimizer is proportional to its rate, whatever a field's dimension."""
     settings = tiny_settings(data, tmp_path / "a")
-    settings.embedding = EmbeddingSettings(dims={"item_id": 20})
+    settings.embedding = EmbeddingSettings(dims={"item_id": 20}, pooling="mean")
     settings.sharding = ShardingSettings(sharding)
     settings.optimizer.embeddings = EmbeddingOptimizerSettings(name, lr=0.1)
     full = moves(settings, 0)

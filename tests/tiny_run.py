@@ -7,9 +7,10 @@ import torch
 
 from training.checkpoint_files import CheckpointSettings, Judged, Position
 from training.checkpoint_writer import CheckpointWriter
+from training.embeddings import EmbeddingSettings
 from training.graph import GraphSettings
 from training.model import ModelSettings
-from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
+from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings, TowerOptimizerSettings
 from training.place import Placed
 from training.plan import PlanSettings
 from training.settings import TrainSettings
@@ -32,7 +33,8 @@ def tiny_settings(data: Path, out: Path, batch_size: int = 64, dropout: float = 
         epochs=epochs,
         plan=PlanSettings(batch_size=batch_size),
         model=ModelSettings(name="esmm", towers=TowerSettings([16, 8], dropout), graph=GRAPH),
-        optimizer=OptimizerSettings(embeddings=EmbeddingOptimizerSettings(lr=0.1)),
+        embedding=EmbeddingSettings(pooling="mean"),
+        optimizer=OptimizerSettings(EmbeddingOptimizerSettings(lr=0.1), TowerOptimizerSettings(lr=1e-3)),
         world=WorldSettings(device="cpu", timeout_s=60),
     )
 

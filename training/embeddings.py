@@ -30,7 +30,7 @@ class EmbeddingSettings:
 
     dim: int = 18  # columns of a row (ESMM §3.1)
     dims: dict[str, int] = field(default_factory=dict)  # by field, where it differs
-    pooling: str = "mean"  # of a bag: sum | mean, by the weights of the log
+    pooling: str = "sum"  # of a bag: sum | mean, by the weights of the log
     poolings: dict[str, str] = field(default_factory=dict)  # by field, where it differs
     init_bound: float = 0.05  # initial values are uniform in ± this
 

@@ -68,7 +68,7 @@ class EmbeddingOptimizerSettings:
     """The group `optimizer.embeddings`."""
 
     name: str = "rowwise_adagrad"
-    lr: float = 0.05
+    lr: float = 0.1
     eps: float = 1e-8
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
 
@@ -81,7 +81,7 @@ class TowerOptimizerSettings:
     move inside the backward pass, before a global norm could be known.
     """
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     clip_norm: float = 0.0  # 0: not clipped

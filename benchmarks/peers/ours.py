@@ -22,7 +22,7 @@ from training.trainer import Trainer
 from training.world import join
 
 #: The best of six pairs by CTCVR AUC on validation impressions after 30 steps: the peers' is the best of three.
-RATES = ("optimizer.towers.lr=2e-2", "optimizer.embeddings.lr=0.05")
+RATES = ("optimizer.towers.lr=2e-2", "optimizer.embeddings.lr=0.05", "embedding.pooling=mean")
 
 
 def main() -> None:
