@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipeline import records
 from pipeline.hashing import mix
+from pipeline.packing import unpacked
 from pipeline.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.records import CONTEXT_TAG, NUM_WORDS
 
@@ -63,8 +64,8 @@ def select(batch: pa.RecordBatch, max_impressions: int) -> Selected:
     binary = batch.column("blob")
     _, offsets, data = binary.buffers()
     begin_R = np.frombuffer(offsets, np.int32, len(binary) + 1, 4 * binary.offset).astype(np.int64)
-    word_W = np.frombuffer(data, np.int32, (begin_R[-1] - begin_R[0]) // 4, begin_R[0])
-    begin_R = (begin_R - begin_R[0]) // 4
+    byte_B = np.frombuffer(data, np.uint8, begin_R[-1] - begin_R[0], begin_R[0])
+    word_W, begin_R = unpacked(byte_B, begin_R - begin_R[0])
     hash_R = batch.column("hash").to_numpy()
     first_G = np.flatnonzero(np.r_[True, hash_R[1:] != hash_R[:-1], True])
     tag_R, ordinal_R = batch.column("tag").to_numpy(), batch.column("ordinal").to_numpy()

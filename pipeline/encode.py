@@ -21,6 +21,7 @@ from pipeline.buckets import Buckets
 from pipeline.chunks import Chunk
 from pipeline.lookup import Lookup
 from pipeline.numbers import numbers_of
+from pipeline.packing import packed
 from pipeline.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
 from pipeline.source import SKELETON
 
@@ -61,7 +62,8 @@ def _records(
         "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
         "offset": chunk.offset + line_LC[lines, parse.START],
     }
-    return record_batch(columns, 4 * begin_L[np.r_[first_R, len(order)]], word_W)
+    byte_B, begin_R = packed(word_W, begin_L[np.r_[first_R, len(order)]])
+    return record_batch(columns, begin_R, byte_B)
 
 
 def _labels(line_LC: np.ndarray, actions: np.ndarray | None) -> np.ndarray:

@@ -23,19 +23,8 @@ import numba as nb
 import numpy as np
 
 from pipeline.fields import Catalogue
-from pipeline.text import (
-    POWERS,
-    WORD_BYTES,
-    byte_at,
-    digits,
-    first_below,
-    first_byte,
-    integer,
-    key,
-    number,
-    short_integer,
-    word_at,
-)
+from pipeline.memory import WORD_BYTES, byte_at, word_at
+from pipeline.text import POWERS, digits, first_below, first_byte, integer, key, number, short_integer
 
 #: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
 REASONS = (
@@ -139,11 +128,12 @@ def _short_names(raw: Sequence[bytes]) -> np.ndarray:
 def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
     """Read `chunk`, whole lines of which the last ends in a line feed too."""
     assert chunk.endswith(b"\n")
-    line_LC = np.empty((chunk.count(b"\n"), LINE_COLUMNS), np.int64)
+    byte_B = np.frombuffer(chunk, np.uint8)
+    line_LC = np.empty((np.count_nonzero(byte_B == _LF), LINE_COLUMNS), np.int64)
     most = len(chunk) // _SMALLEST_FEATURE + 1
     field_V, id_V, weight_V = np.empty(most, np.int16), np.empty(most, np.int64), np.empty(most, np.float32)
     num_values = _parse_lines(
-        np.frombuffer(chunk, np.uint8).ctypes.data, len(chunk), is_skeleton, names.slot_S, names.bytes_FN, names.length_F, names.number_F, names.is_one_F, names.short_S2,
+        byte_B.ctypes.data, len(chunk), is_skeleton, names.slot_S, names.bytes_FN, names.length_F, names.number_F, names.is_one_F, names.short_S2,
         line_LC, field_V, id_V, weight_V,
     )  # fmt: skip
     return Parsed(line_LC, field_V[:num_values], id_V[:num_values], weight_V[:num_values])

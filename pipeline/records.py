@@ -1,4 +1,4 @@
-"""The record: how one parsed line crosses Spark, as int32 words in a binary column instead of columns of lists.
+"""The record: how one parsed line crosses Spark, as int32 words, packed, in a binary column instead of columns of lists.
 
     word   0      1 2                  3 4                                    5 …
            words  id                   key of a context | offset, labels      ones, numbers, lengths, values, weights
@@ -11,7 +11,8 @@
     values   the indices of all fields of arity many, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
 
-A context line is one record; a run is the records of consecutive impressions of one context in one chunk.
+A context line is one record; a run is the records of consecutive impressions of one context in one chunk. The words of
+either cross packed (packing.py).
 """
 
 # Shapes: F fields of the catalogue, M fields of arity many of a scope.

@@ -20,6 +20,8 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from pipeline.memory import WORD_BYTES, byte_at, word_at
+
 _MINUS, _PLUS, _DOT, _ZERO = 45, 43, 46, 48
 _MAX_INT64 = np.iinfo(np.int64).max
 _MAX_FLOAT32 = float(np.finfo(np.float32).max) + 2.0**103  # rounds to infinity from here on (half a step above)
@@ -29,37 +31,12 @@ POWERS = 10.0 ** np.arange(23)  # exact in a double up to 10^22
 # libc's correctly rounded parser, for the few weights that the exact short path below cannot do.
 _strtod = nb.types.ExternalFunction("strtod", nb.types.float64(nb.types.intp, nb.types.intp))
 
-#: Eight bytes in a word.
-WORD_BYTES = 8
 _EACH = 0x0101010101010101  # times a byte: that byte in all eight
 _ONES, _TOPS = np.uint64(_EACH), np.uint64(0x80 * _EACH)
 _ZEROS, _OVER_NINE = np.uint64(_ZERO * _EACH), np.uint64(0x76 * _EACH)
 _LETTER_GAP, _SIX, _HIGH_NIBBLES = np.uint64(ord("a") - ord("9") - 1), np.uint64(6 * _EACH), np.uint64(0xF0 * _EACH)
 _PAIRS, _QUADS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
 _TEN, _HUNDRED, _MYRIAD = np.uint64(1 + (10 << 8)), np.uint64(1 + (100 << 16)), np.uint64(1 + (10_000 << 32))
-
-
-@intrinsic
-def word_at(typing: Any, text: Any, position: Any) -> Any:
-    """The eight bytes from `text + position` on, the first one lowest."""
-    return _load(64, nb.types.uint64)
-
-
-@intrinsic
-def byte_at(typing: Any, text: Any, position: Any) -> Any:
-    """The byte at `text + position`."""
-    return _load(8, nb.types.int64)
-
-
-def _load(bits: int, kind: Any) -> Any:
-    """An intrinsic's result: a load from an address and an offset, which need not be aligned."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = builder.inttoptr(builder.add(*arguments), ir.IntType(bits).as_pointer())
-        loaded = builder.load(address, align=1)
-        return loaded if bits == 64 else builder.zext(loaded, ir.IntType(64))
-
-    return kind(nb.types.int64, nb.types.int64), generate
 
 
 @intrinsic

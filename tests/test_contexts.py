@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import records
 from pipeline.contexts import grouped, select
+from pipeline.packing import packed
 from pipeline.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.records import CONTEXT_TAG, HEADER, RUN_TAG
 
@@ -33,8 +34,8 @@ def batch_of(entries: Sequence[Record]) -> pa.RecordBatch:
         "offset": np.array([entry[2] for entry in entries], np.int64),
     }
     words = np.array([word for entry in entries for word in entry[3]], np.int32)
-    begin_R = 4 * np.cumsum([0, *(len(entry[3]) for entry in entries)])
-    return records.record_batch(columns, begin_R, words)
+    byte_B, begin_R = packed(words, np.cumsum([0, *(len(entry[3]) for entry in entries)]))
+    return records.record_batch(columns, begin_R, byte_B)
 
 
 def ids_of_rows(batch: pa.RecordBatch, max_impressions: int) -> list[tuple[int, list[int]]]:

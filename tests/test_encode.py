@@ -12,6 +12,7 @@ from pipeline.encode import encode
 from pipeline.fields import FeaturesSettings, FieldSettings, catalogue
 from pipeline.hashing import order_hashes, splits_of
 from pipeline.lookup import lookup_of
+from pipeline.packing import unpacked
 from pipeline.source import CONTEXT, SKELETON, InputSplit, SourceFile
 from pipeline.vocabulary import Vocabulary
 
@@ -49,7 +50,8 @@ def encoded(
 
 
 def words(row: dict[str, object]) -> list[int]:
-    return np.frombuffer(row["blob"], np.int32).tolist()  # type: ignore[call-overload]
+    byte_B = np.frombuffer(row["blob"], np.uint8)  # type: ignore[call-overload]
+    return unpacked(byte_B, np.array([0, len(byte_B)]))[0].tolist()
 
 
 def test_a_context_record_holds_its_group_key_lengths_values_and_weights(tmp_path: object) -> None:
