@@ -56,7 +56,7 @@ _SHORT_BYTES = 3 * WORD_BYTES  # the most that `_short_feature` looks at
 _EACH = 0x0101010101010101  # times a byte: that byte in all eight of a word
 _IDS, _VALUES, _SPACES = np.uint64(_ID * _EACH), np.uint64(_VALUE * _EACH), np.uint64(32 * _EACH)
 _COMMAS = np.uint64(_COMMA * _EACH)
-_FIRST = np.array([(1 << 8 * length) - 1 for length in range(8)] + [0], np.uint64)  # the first bytes of a word
+_FIRST = np.array([(1 << 8 * length) - 1 for length in range(9)] + [0], np.uint64)  # the first bytes of a word; 9: none
 _NO_NAME = np.uint64(2**64 - 1)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _IS_BREAK = np.zeros(256, np.bool_)
@@ -72,7 +72,9 @@ class Names:
     length_F: np.ndarray  # int64
     number_F: np.ndarray  # int64, position in the catalogue
     is_one_F: np.ndarray  # bool: arity one
-    short_S2: np.ndarray  # uint64: the name as a word and its position in the scope, at `_short_slot` of the word
+    short_S2: (
+        np.ndarray
+    )  # uint64: the name with its \x02 as a word and its position in the scope, at `_short_slot` of the word
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _short_names(raw: Sequence[bytes]) -> np.ndarray:
     """`Names.short_S2`: names of up to 7 bytes. Where two want one slot the second is left out, and read the longer way."""
     short_S2 = np.full((1 << max(8, (16 * len(raw)).bit_length()), 2), _NO_NAME, np.uint64)
     for position, name in enumerate(raw):
-        word = np.uint64(int.from_bytes(name, "little")) if len(name) < WORD_BYTES else _NO_NAME
+        word = np.uint64(int.from_bytes(name + b"\x02", "little")) if len(name) < WORD_BYTES else _NO_NAME
         with np.errstate(over="ignore"):
             slot = int(_short_slot.py_func(word, len(short_S2)))
         if short_S2[slot, 0] == _NO_NAME:
@@ -266,7 +268,7 @@ def _short_feature(text, position):  # type: ignore[no-untyped-def]
     """
     name = word_at(text, position)
     length = first_byte(name, _IDS)
-    name &= _FIRST[length]
+    name &= _FIRST[length + 1]  # with its \x02, or a NUL byte behind a name would pass for none
     position += length + 1
     raw_id, length, is_short = short_integer(word_at(text, position), _VALUES)
     position += length + 1

@@ -58,6 +58,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @settings(max_examples=800, deadline=None)
 @given(damaged())
 @example(b"\n\r\n\n")
+@example(GOOD.replace(b"702\x02", b"702\x00\x02"))
 @example(b"1,0,0,00c0ffee00000001,0,")
 @example(b"-5,0,0,00c0ffee00000001,0,\r")
 def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> None:
