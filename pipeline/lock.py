@@ -91,8 +91,11 @@ def _locked_prefix(client: Any, location: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if client.get_object(**where)["Body"].read() == mine:
-            client.delete_object(**where)
+        try:
+            if client.get_object(**where)["Body"].read() == mine:
+                client.delete_object(**where)
+        except (BotoCoreError, ClientError) as error:
+            print(f"{path} was not released ({error}); remove it if it is there.", file=sys.stderr, flush=True)
 
 
 def _take_over(client: Any, where: Mapping[str, str], mine: bytes, location: str, path: str) -> None:

@@ -199,4 +199,9 @@ def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
             f"data={dataset} has no {MANIFEST}, so no finished dataset is there; "
             f"run (or rerun) python -m jobs.preprocess out={dataset}"
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"data={dataset} cannot be read ({str(error).splitlines()[0]}); check the address, the network and the "
+            "credentials."
+        ) from error
     return Manifest.from_json(text, path)

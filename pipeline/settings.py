@@ -137,7 +137,7 @@ class AuditSettings:
 class SparkSettings:
     """The group `spark`: where Spark runs, and any further Spark setting by its own name."""
 
-    master: str = "local[2]"
+    master: str = _MISSING  # a default here would be the master of spark=standalone, too
     conf: dict[str, Any] = field(default_factory=dict)
 
 

@@ -122,11 +122,12 @@ class LocalStore:
             return None
 
     def put(self, name: str, content: bytes) -> None:
-        """Write beside it, and rename."""
+        """Write where a sweep would find it, and rename."""
         path = self.root / name
-        fresh = path.with_name(f"_{path.name}-{os.getpid()}")
+        fresh = self.root / STAGING / _fresh(name)
         with writing(f"out={self.location}"):
             path.parent.mkdir(exist_ok=True)
+            fresh.parent.mkdir(exist_ok=True)
             try:
                 with fresh.open("wb") as stream:
                     stream.write(content)
@@ -218,7 +219,8 @@ class ObjectStore:
                 with filesystem.open_output_stream(f"{root}/{name}") as sink:
                     sink.write(content)
             else:
-                fresh = f"{root}/_{name.replace('/', '-')}-{os.getpid()}"
+                fresh = f"{root}/{STAGING}/{_fresh(name)}"
+                filesystem.create_dir(f"{root}/{STAGING}")
                 with filesystem.open_output_stream(fresh) as sink:
                     sink.write(content)
                 filesystem.move(fresh, f"{root}/{name}")
@@ -291,6 +293,10 @@ def reading(location: str) -> Iterator[None]:
         raise
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{location} cannot be read ({reason_of(error)}); {_remedy(location)}") from error
+
+
+def _fresh(name: str) -> str:
+    return f"{name.replace('/', '-')}-{os.getpid()}"
 
 
 def reason_of(error: BaseException) -> str:

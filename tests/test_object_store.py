@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 from raw_log import random_log
 from slow_reading import assert_same, epoch_reading, feed_of, merged, slow_reading
+from test_events_dataset import ACTIONS, BOUNDARIES, EVENTS, IMPRESSIONS, write_jsonl
 from tiny_dataset import write_tiny_dataset
 
 from pipeline import commit
 from pipeline.lock import locked
 from pipeline.manifest import InputError, Manifest, load_manifest
+from pipeline.preprocess import preprocess
+from pipeline.settings import PreprocessSettings
 from pipeline.store import ObjectStore, store_of
 
 BUCKET = "entirespace"
@@ -93,6 +96,21 @@ def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left
     assert (again.returncode, "already there" in again.stdout) == (0, True), again.stderr
 
 
+def test_an_event_log_becomes_a_dataset_on_s3_by_a_shared_directory_that_is_empty_again_afterwards(
+    s3: Any, tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
+) -> None:
+    write_jsonl(tmp_path / "raw", "impressions", IMPRESSIONS)
+    write_jsonl(tmp_path / "raw", "actions", ACTIONS)
+    out = f"s3://{BUCKET}/events"
+    given = [*EVENTS, BOUNDARIES, "source.events.impressions.format=jsonl", "source.events.actions.format=jsonl"]
+    with pytest.raises(InputError, match=r"out=s3://entirespace/events is an address.*staging=DIRECTORY"):
+        preprocess(preprocess_settings(tmp_path / "raw", out, *given))  # type: ignore[arg-type]
+    done = job(str(tmp_path / "raw"), out, *given, f"staging={tmp_path}/shared")
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(out).totals["train"]["impressions"] == 4
+    assert not any((tmp_path / "shared").iterdir())
+
+
 def test_the_feed_reads_a_dataset_on_s3_and_names_a_shard_that_changed(s3: Any, tmp_path: Path) -> None:
     manifest = write_tiny_dataset(tmp_path / "tiny")
     address = upload(s3, tmp_path / "tiny", "tiny")
@@ -131,6 +149,8 @@ def test_a_bucket_that_is_not_there_and_an_address_with_a_query_are_said_in_one_
         pass
     with pytest.raises(InputError, match=r"out=s3://nowhere/x cannot be written .*AWS_ENDPOINT_URL"):
         store_of("s3://nowhere/x").put("manifest.json", b"{}")
+    with pytest.raises(InputError, match=r"data=s3://entirespace/none has no manifest.json|does not exist"):
+        load_manifest("s3://entirespace/none")
     with pytest.raises(InputError, match="has a query"):
         store_of("s3://entirespace/x?region=eu-west-1")
 
@@ -157,7 +177,7 @@ def test_a_file_system_that_shows_files_as_they_grow_gets_them_by_rename(
     store.put("manifest.json", b"first")
     store.put("manifest.json", b"second")
     assert store.read("manifest.json") == b"second"
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
     staged = tmp_path / "staged"
     staged.write_bytes(b"rows")
     (tmp_path / "train").mkdir()

@@ -118,3 +118,13 @@ def test_a_worker_of_a_dead_run_finds_its_directory_gone(tmp_path: Path) -> None
     with pytest.raises(InputError, match="cannot be written"):
         store.keep("dead", "rejects.npy", b"")
     assert [found.name for found in (tmp_path / "_staging").iterdir()] == ["next"]
+
+
+def test_a_small_file_that_was_being_written_when_the_job_was_killed_is_gone_after_the_next(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.begin("dead")
+    (tmp_path / "_staging/manifest.json-123").write_text("{")
+    store.begin("next")
+    store.put("manifest.json", b"{}")
+    store.clear("next")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["manifest.json"]

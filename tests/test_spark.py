@@ -1,8 +1,11 @@
 """What Spark says at length reaches the user as one sentence."""
 
 import pytest
+from hydra import compose, initialize_config_module
 
+from jobs.entry import typed
 from pipeline.manifest import InputError
+from pipeline.settings import PreprocessSettings
 from pipeline.spark import sentences, with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
@@ -37,6 +40,24 @@ def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said:
 def test_any_other_failure_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="something else"), sentences():
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("group", "master"),
+    [("standalone", "spark://host:7077"), ("yarn", "yarn"), ("kubernetes", "k8s://https://host:6443")],
+)
+def test_the_configuration_of_each_cluster_asks_for_second_attempts_and_for_its_master(group: str, master: str) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        given = ["out=/out", "source.path=/raw", f"spark={group}"]
+        if group != "yarn":
+            with pytest.raises(InputError, match=r"spark\.master is not set"):
+                typed(PreprocessSettings, compose("preprocess", given))
+            given.append(f"spark.master={master}")
+        settings = typed(PreprocessSettings, compose("preprocess", given)).spark
+    assert settings.master == master
+    wanted = ("spark.speculation", "spark.dynamicAllocation.enabled", "spark.dynamicAllocation.shuffleTracking.enabled")
+    assert all(settings.conf[name] for name in wanted)
+    assert settings.conf["spark.task.maxFailures"] == 4
 
 
 def test_a_local_master_tries_a_task_as_often_as_a_cluster_does_unless_it_says_otherwise() -> None:
