@@ -237,19 +237,19 @@ def main() -> None:
         bench = Bench(directory, random.Random(seed), raw)
         bench.undisturbed()
         print(HEAD, flush=True)
+        for _ in range(NUM_KILLS_OF_COMMIT):
+            delay_s = bench.draw.uniform(0, bench.commit_s)
+            bench.disturbed("SIGKILL of the driver in its commit", kill_driver_in_commit(delay_s), replacing=True)
+        for number in range(NUM_KILLS):
+            moment_s = bench.run_s * (number + bench.draw.random()) / NUM_KILLS
+            what = "driver, replacing a dataset" if number % 2 else "driver"
+            bench.disturbed(f"SIGKILL of the {what}", kill_driver_at(moment_s), replacing=bool(number % 2))
         bench.disturbed("SIGKILL of a Python worker", kill_worker(bench.draw))
         with Standalone(directory / "cluster") as cluster:
             on_cluster = cluster.overrides(cluster.conf({}))
             bench.disturbed("SIGKILL of an executor of two", kill_executor(cluster, bench.draw), *on_cluster)
         for case in (full_disk, read_only_disk, foreign_lock, two_at_once):
             case(bench)
-        for number in range(NUM_KILLS):
-            moment_s = bench.run_s * (number + bench.draw.random()) / NUM_KILLS
-            what = "driver, replacing a dataset" if number % 2 else "driver"
-            bench.disturbed(f"SIGKILL of the {what}", kill_driver_at(moment_s), replacing=bool(number % 2))
-        for _ in range(NUM_KILLS_OF_COMMIT):
-            delay_s = bench.draw.uniform(0, bench.commit_s)
-            bench.disturbed("SIGKILL of the driver in its commit", kill_driver_in_commit(delay_s), replacing=True)
         bad = [row for row in bench.rows if row.half or not row.same or row.left_over]
         polls = sum(row.polls for row in bench.rows)
         print(f"{len(bench.rows)} faults, {polls:,} readings, {len(bad)} with a wrong outcome", flush=True)
