@@ -2,7 +2,7 @@
 
 fields (the catalogue: what a raw id means) → source (byte ranges of files) → parse (the byte kernel) →
 numbers (numeric fields, their exact moments) →
-vocabulary (raw id → index) → encode (values → indices) → contexts (impressions grouped under their context) →
+vocabulary (raw id → index; base: an earlier dataset's, extended) → count (the first pass) → encode (values → indices) → contexts (impressions grouped under their context) →
 dataset (Parquet files, manifest last) → audit (every line accounted for) → preprocess (the chain of them all).
 
 Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import audit, commit
@@ -55,7 +56,7 @@ def assembled(
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
     content["examples"] = audit.examples_of([*early, *reread], job.logs)
     commit.write_json(job.out, commit.AUDIT, content)
-    determining = job.settings.determining()
+    determining = job.determining
     manifest = Manifest(
         settings=determining,
         settings_xxh3=settings_xxh3(determining),
@@ -65,6 +66,7 @@ def assembled(
         files=tuple(files),
         totals=totals,
         audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
+        lineage=job.base.lineage if job.base else (),
     )
     job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
     return manifest
@@ -91,18 +93,27 @@ def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str
 
 
 def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
-    if entry.is_numeric:
-        mean, std = counted.moments.mean_std(job.catalogue.numerics.index(entry))
-        return ManifestField(
-            entry.name, entry.raw_id, entry.scope, entry.arity, False, 0, "", "", entry.kind, 0, mean, std
-        )
     vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
+    found = ManifestField(
+        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, "", "", entry.kind,
+        entry.hash_buckets,
+    )  # fmt: skip
+    if entry.is_numeric:
+        mean, std = _mean_std(job, entry, counted)
+        return replace(found, num_rows=0, mean=mean, std=std)
+    if entry.hash_buckets:
+        return found
     file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
     name = job.out.place(staging.hand_in(file.staged(), commit.VOCABULARY, entry.name))
-    return ManifestField(
-        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, name, file.xxh3
-    )
+    return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
+
+
+def _mean_std(job: Job, entry: Field, counted: Counted) -> tuple[float | None, float | None]:
+    if job.base:
+        before = job.base.field(entry.name)
+        return before.mean, before.std
+    return counted.moments.mean_std(job.catalogue.numerics.index(entry))
 
 
 def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:

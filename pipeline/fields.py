@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.manifest import CATEGORICAL, NUMERIC, InputError
+from pipeline.manifest import CATEGORICAL, NUM_RESERVED_ROWS, NUMERIC, InputError
 
 SCOPES = ("context", "impression")
 ARITIES = ("one", "many")
 KINDS = (CATEGORICAL, NUMERIC)
+_MOST_ROWS = 2**31 - 1 - NUM_RESERVED_ROWS  # an index is an int32
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -24,7 +25,9 @@ class FieldSettings:
     arity: str = "one"
     weighted: bool = False
     min_count: int | None = None  # None: vocabulary.min_count
+    max_ids: int | None = None  # None: vocabulary.max_ids
     kind: str = CATEGORICAL  # numeric: the value counts, not the id
+    hash_buckets: int = 0  # not 0: ids are hashed into so many rows of the table, and there is no vocabulary
 
 
 @dataclass
@@ -45,7 +48,14 @@ class Field:
     arity: str  # one | many
     weighted: bool
     min_count: int
+    max_ids: int | None = None  # None: no limit
     kind: str = CATEGORICAL  # categorical | numeric
+    hash_buckets: int = 0
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its ids get their index from a vocabulary."""
+        return self.kind == CATEGORICAL and not self.hash_buckets
 
     @property
     def is_numeric(self) -> bool:
@@ -93,16 +103,16 @@ class Catalogue:
         return next(entry for entry in self.fields if entry.name == name)
 
 
-def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False) -> Catalogue:
-    """Check `settings` and give the catalogue; `min_count` serves fields that set none of their own.
+def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, max_ids: int | None = None) -> Catalogue:
+    """Check `settings` and give the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
 
     Raises InputError for an unknown word, a name that is no identifier, a raw id used twice (but for a numeric beside a
-    categorical field of its scope), a weight on a field of arity one, a setting of ids on a numeric field, or a group
-    that is no context field.
+    categorical field of its scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a
+    group that is no context field.
     """
     if not settings.fields:
         raise InputError("features.fields is empty; choose a catalogue, for example features=aliccp.")
-    entries = [_checked(name, entry, min_count) for name, entry in settings.fields.items()]
+    entries = [_checked(name, entry, min_count, max_ids) for name, entry in settings.fields.items()]
     for number, entry in enumerate(entries):
         for other in entries[:number]:
             if other.raw_id == entry.raw_id and (other.kind == entry.kind or other.scope != entry.scope):
@@ -120,7 +130,7 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False) -
     return Catalogue(tuple(entries), settings.group, timed)
 
 
-def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:
+def _checked(name: str, entry: FieldSettings, min_count: int, max_ids: int | None) -> Field:
     if not _NAME.match(name):
         raise InputError(f"features.fields has the name {name!r}; use lower-case letters, digits and underscores.")
     words: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -131,8 +141,7 @@ def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:
     for key, (value, allowed) in words.items():
         if value not in allowed:
             raise InputError(f"features.fields.{name}.{key}={value} is not one of {', '.join(allowed)}.")
-    if entry.kind == NUMERIC:
-        _check_numeric(name, entry)
+    _check_kind(name, entry)
     if entry.weighted and entry.arity == "one":
         raise InputError(
             f"features.fields.{name} is weighted with arity one; only a field of arity many carries weights."
@@ -140,16 +149,34 @@ def _checked(name: str, entry: FieldSettings, min_count: int) -> Field:
     count = min_count if entry.min_count is None else entry.min_count
     if count < 1:
         raise InputError(f"features.fields.{name}.min_count={count} is below 1; 1 keeps every id.")
-    return Field(name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count, entry.kind)
+    most = max_ids if entry.max_ids is None else entry.max_ids
+    if most is not None and not 1 <= most <= _MOST_ROWS:
+        raise InputError(
+            f"features.fields.{name}.max_ids={most} is not between 1 and {_MOST_ROWS}; leave it out (or null) to keep all."
+        )
+    return Field(
+        name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count, most, entry.kind, entry.hash_buckets
+    )
 
 
-def _check_numeric(name: str, entry: FieldSettings) -> None:
-    if entry.arity != "one" or entry.weighted:
+def _check_kind(name: str, entry: FieldSettings) -> None:
+    """InputError where settings of one kind of field stand on another."""
+    if entry.kind == NUMERIC and (entry.arity != "one" or entry.weighted):
         raise InputError(
             f"features.fields.{name} is numeric with arity={entry.arity}, weighted={entry.weighted}; a numeric field is one "
             "number a line, so leave both out."
         )
-    if entry.min_count is not None:
+    if not 0 <= entry.hash_buckets <= _MOST_ROWS:
         raise InputError(
-            f"features.fields.{name}.min_count={entry.min_count} is for ids, and the field is numeric; leave it out."
+            f"features.fields.{name}.hash_buckets={entry.hash_buckets} is not between 1 and {_MOST_ROWS}; "
+            "0 or nothing keeps a vocabulary."
         )
+    what = NUMERIC if entry.kind == NUMERIC else "hashed" if entry.hash_buckets else ""
+    of_ids = {"min_count": entry.min_count, "max_ids": entry.max_ids}
+    if entry.kind == NUMERIC:
+        of_ids["hash_buckets"] = entry.hash_buckets or None
+    for key, value in of_ids.items() if what else ():
+        if value is not None:
+            raise InputError(
+                f"features.fields.{name}.{key}={value} is for ids that are counted, and the field is {what}; leave it out."
+            )

@@ -1,9 +1,10 @@
 """The job: the settings of a run of jobs.preprocess, the raw files that they name, and what the first pass counts there."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit import Tally
+from pipeline.base import Base
 from pipeline.chunks import ChunkReader
 from pipeline.duplicates import Repeats
 from pipeline.events_chunks import EventReader
@@ -27,7 +28,7 @@ class Counted:
     """What the first pass found."""
 
     tally: Tally
-    vocabularies: list[Vocabulary]  # of each field in catalogue order; empty for a numeric one
+    vocabularies: list[Vocabulary]  # of each field in catalogue order; without ids for a numeric or a hashed one
     moments: Moments  # of the numeric fields in catalogue order
     repeats: Repeats  # impression ids that stand in several contexts
 
@@ -41,6 +42,7 @@ class Job:
     sources: tuple[SourceFile, ...]  # as the manifest lists them
     out: Store
     events: EventLog | None = None  # of source=events
+    base: Base | None = None  # whose vocabularies are extended
     labelled: "Labelled | None" = None  # what source=events makes of it, once it has
     lines: LineReader | None = None  # of source.reader=spark, once Spark has looked at the files
 
@@ -54,16 +56,20 @@ class Job:
                 "give a directory that all workers see as staging=DIRECTORY."
             )
         events = settings.source.events
-        fields = catalogue(settings.features, settings.vocabulary.min_count, timed=events is not None)
+        vocabulary = settings.vocabulary
+        fields = catalogue(settings.features, vocabulary.min_count, events is not None, vocabulary.max_ids)
+        base = Base.of(vocabulary.base, fields.fields) if vocabulary.base else None
+        if vocabulary.base and store_of(vocabulary.base).location == out.location:
+            raise InputError(f"vocabulary.base={vocabulary.base} is out itself; a dataset extends another one.")
         if events is None:
             by_spark = settings.source.reader == SPARK
             if by_spark:
                 start_spark(settings.spark)  # nothing else can look at the files
             found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
-            return cls(settings, fields, tuple(found), out)
+            return cls(settings, fields, tuple(found), out, base=base)
         events.checked(settings.labels.daction)
         log = find_log(settings.source.path, events, fields)
-        return cls(settings, fields, log.files, out, log)
+        return cls(settings, fields, log.files, out, log, base)
 
     @property
     def logs(self) -> tuple[SourceFile, ...]:
@@ -91,6 +97,11 @@ class Job:
     def with_daction(self) -> bool:
         """Whether the dataset has that label."""
         return bool(self.settings.labels.daction)
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """The settings that decide what the dataset holds, with the content of the base."""
+        return self.settings.determining(self.base.manifest_xxh3 if self.base else None)
 
     @property
     def manifest_sources(self) -> tuple[Source, ...]:

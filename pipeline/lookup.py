@@ -1,7 +1,7 @@
 """The lookup tables of all fields, as four .npy files that the workers of a host map into memory and share.
 
 A field whose largest id is at most 8 times its distinct ids gets a direct table (index by id: one load), any other an
-open-addressing hash. All fields lie one behind the other; `place_F3` says where.
+open-addressing hash. All fields lie one behind the other; `place_F3` says where. A hashed field needs no table.
 """
 
 # Shapes: F fields of the catalogue, D words of the direct tables, S slots of the hash tables.
@@ -22,8 +22,10 @@ from pipeline.vocabulary import OUT_OF_VOCABULARY, Vocabulary
 
 DIRECT_FACTOR = 8
 _EMPTY = -1  # no raw id is negative
-#: Columns of place_F3; MASK is the number of slots less one, or -1 for a direct table.
+#: Columns of place_F3; MASK is the number of slots less one, or DIRECT for a direct table, or HASHED for SIZE buckets.
 BEGIN, SIZE, MASK = range(3)
+DIRECT, HASHED = -1, -2
+_PARTS = ("place_F3", "direct_D", "key_S", "index_S")
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,21 @@ class Lookup:
     key_S: np.ndarray  # int64
     index_S: np.ndarray  # int32
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write the four files."""
+    def save(self, directory: Path, name: str = "lookup") -> list[Path]:
+        """Write the four files; `name` tells several lookups of a job apart."""
         paths = []
-        for name in ("place_F3", "direct_D", "key_S", "index_S"):
-            paths.append(directory / f"lookup_{name}.npy")
-            np.save(paths[-1], getattr(self, name))
+        for part in _PARTS:
+            paths.append(directory / f"{name}_{part}.npy")
+            np.save(paths[-1], getattr(self, part))
         return paths
 
     @classmethod
-    def load(cls, directory: Path) -> "Lookup":
+    def load(cls, directory: Path, name: str = "lookup") -> "Lookup":
         """Map the four files."""
-        names = ("place_F3", "direct_D", "key_S", "index_S")
-        return cls(*(np.asarray(np.load(directory / f"lookup_{name}.npy", mmap_mode="r")) for name in names))
+        return cls(*(np.asarray(np.load(directory / f"{name}_{part}.npy", mmap_mode="r")) for part in _PARTS))
 
     def indices_of(self, field_V: np.ndarray, id_V: np.ndarray) -> np.ndarray:
-        """int32 [V]: the index of each raw id in its field; OUT_OF_VOCABULARY where it has none."""
+        """int32 [V]: the index of each raw id in its field; OUT_OF_VOCABULARY where it has none, and it is not hashed."""
         index_V = np.empty(len(id_V), np.int32)
         _look_up(field_V, id_V, self.place_F3, self.direct_D, self.key_S, self.index_S, index_V)
         return index_V
@@ -64,8 +65,10 @@ def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
     for field, vocabulary in enumerate(vocabularies):
         id_N = vocabulary.id_N
         largest = int(id_N.max()) if len(id_N) else -1
-        if largest < DIRECT_FACTOR * len(id_N) or not len(id_N):
-            place_F3[field] = num_direct, largest + 1, -1
+        if vocabulary.hash_buckets:
+            place_F3[field] = 0, vocabulary.hash_buckets, HASHED
+        elif largest < DIRECT_FACTOR * len(id_N) or not len(id_N):
+            place_F3[field] = num_direct, largest + 1, DIRECT
             direct.append(np.full(largest + 1, OUT_OF_VOCABULARY, np.int32))
             direct[-1][id_N] = np.arange(NUM_RESERVED_ROWS, vocabulary.num_rows)
             num_direct += largest + 1
@@ -102,7 +105,9 @@ def _look_up(field_V, id_V, place_F3, direct_D, key_S, index_S, index_V):  # typ
         begin, mask = place_F3[field_V[v], BEGIN], place_F3[field_V[v], MASK]
         raw_id = id_V[v]
         index = np.int32(OUT_OF_VOCABULARY)
-        if mask < 0:
+        if mask == HASHED:
+            index = np.int32(np.int64(mix(np.uint64(raw_id)) % np.uint64(place_F3[field_V[v], SIZE])) + NUM_RESERVED_ROWS)
+        elif mask < 0:
             if raw_id < place_F3[field_V[v], SIZE]:
                 index = direct_D[begin + raw_id]
         else:

@@ -7,12 +7,13 @@ it holds nothing that differs between two runs of the same input and settings: n
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 from pyarrow import fs as pafs
 
 FORMAT_VERSION = 1
@@ -185,6 +186,11 @@ def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, st
 
 def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of `dataset`; InputError where there is none, for then there is no dataset."""
+    return read_manifest(dataset)[0]
+
+
+def read_manifest(dataset: str | os.PathLike[str], key: str = "data") -> tuple[Manifest, str]:
+    """The manifest of `dataset` and the xxh3 of its bytes; InputError, of the setting `key`, where there is none."""
     filesystem, root = open_location(dataset)
     path = f"{root.rstrip('/')}/{MANIFEST}"
     try:
@@ -193,15 +199,29 @@ def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
     except FileNotFoundError as error:
         if filesystem.get_file_info(root).type == pafs.FileType.NotFound:
             raise InputError(
-                f"data={dataset} does not exist; write it with: python -m jobs.preprocess out={dataset}"
+                f"{key}={dataset} does not exist; write it with: python -m jobs.preprocess out={dataset}"
             ) from error
         raise InputError(
-            f"data={dataset} has no {MANIFEST}, so no finished dataset is there; "
+            f"{key}={dataset} has no {MANIFEST}, so no finished dataset is there; "
             f"run (or rerun) python -m jobs.preprocess out={dataset}"
         ) from error
     except OSError as error:
         raise InputError(
-            f"data={dataset} cannot be read ({str(error).splitlines()[0]}); check the address, the network and the "
+            f"{key}={dataset} cannot be read ({str(error).splitlines()[0]}); check the address, the network and the "
             "credentials."
         ) from error
-    return Manifest.from_json(text, path)
+    return Manifest.from_json(text, path), xxhash.xxh3_64_hexdigest(text)
+
+
+def field_differences(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[str]:
+    """What has changed between two catalogues of fields, in words: names, the attributes `keys`, the order."""
+    was, is_now = ({entry.name: entry for entry in fields} for fields in (old, new))
+    found = [f"the field {name} is gone" for name in was if name not in is_now]
+    found += [f"the field {name} is new" for name in is_now if name not in was]
+    for name in was:
+        for key in keys:
+            if name in is_now and getattr(was[name], key) != getattr(is_now[name], key):
+                found.append(f"{name} was {key}={getattr(was[name], key)} and is {getattr(is_now[name], key)}")
+    if not found and list(was) != list(is_now):
+        found.append("the fields stand in another order, which is that of the towers' inputs")
+    return found

@@ -1,11 +1,11 @@
 """The chain: raw logs → dataset. Each step is a function below, called in order by `preprocess`."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,34 +19,21 @@ from pipeline.audit import Tally
 from pipeline.buckets import Buckets, buckets_of, partition_keys
 from pipeline.chunks import ChunkReader
 from pipeline.commit import Staging
-from pipeline.duplicates import Partitions, Repeats, num_partitions
+from pipeline.count import count
 from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
 from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, InputError, Manifest
-from pipeline.numbers import Moments
 from pipeline.parse import REASONS
 from pipeline.records import SPARK_SCHEMA
-from pipeline.settings import FAIL, GLOBAL, SPARK, PreprocessSettings, settings_xxh3
+from pipeline.settings import FAIL, SPARK, PreprocessSettings, settings_xxh3
 from pipeline.source import PERIODS
-from pipeline.tasks import (
-    COUNTED,
-    NO_PART,
-    NUMBERS_PART,
-    REPORT,
-    Counting,
-    Rereading,
-    Writing,
-    WritingPicked,
-    actions_path,
-)
-from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
+from pipeline.tasks import REPORT, Rereading, Writing, WritingPicked, actions_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_BYTES_PER_VOCABULARY_PART = 1 << 30
 _REJECTS_PER_SLICE = 1_000_000
 
 
@@ -71,7 +58,7 @@ def _finished(job: Job) -> Manifest | None:
     existing = _existing(job)
     if existing is None:
         return None
-    wanted = settings_xxh3(job.settings.determining())
+    wanted = settings_xxh3(job.determining)
     same_sources = existing.sources == job.manifest_sources
     if existing.settings_xxh3 == wanted and same_sources:
         print(f"{job.out.location} is already there, with these settings and sources; nothing to do.", flush=True)
@@ -103,10 +90,10 @@ def _written(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "label"):
         job = looked_at(spark, labelled(spark, job, staging))
     with _clocked(seconds, "count"):
-        counted = count(spark, job)
+        counted = count(spark, job, _input(spark, job))
     counted.repeats.move(counted.tally)
     _stop_at_failures(job, counted.tally)
-    with _clocked(seconds, "write"), _shared_tables(spark, job, counted.vocabularies, counted.repeats) as tables:
+    with _clocked(seconds, "write"), sparks.shared(spark, partial(_save_tables, job, counted)) as tables:
         reports = write(spark, job, counted.tally, tables, staging)
     written = Tally()
     for report in reports:
@@ -153,33 +140,6 @@ def _input(spark: "SparkSession", job: Job) -> "DataFrame":
         return sparks.numbers(spark, len(job.splits))
     sources = list(dict.fromkeys(split.source for split in job.splits))
     return lines(spark, sources, job.settings.source.split_bytes)
-
-
-def count(spark: "SparkSession", job: Job) -> Counted:
-    """The first pass: what the log holds, vocabularies, moments of numeric fields, ids that stand in several contexts."""
-    total_bytes = sum(source.bytes for source in job.sources)
-    num_parts = max(1, min(64, total_bytes // _BYTES_PER_VOCABULARY_PART))
-    # An event log's duplicates have been found with its labels.
-    is_global = job.settings.checks.duplicates == GLOBAL and not job.labelled
-    part_keys = partition_keys(num_parts + (num_partitions(job.sources) if is_global else 0))
-    sighted = Partitions(part_keys[num_parts:])
-    counting = Counting(job.splits, job.reader, part_keys[:num_parts], sighted)
-    num_splits, num_parts = len(counting.splits), len(part_keys)
-    frame = _input(spark, job).mapInArrow(counting.count, COUNTED)
-    frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
-    table = sparks.collect(frame, "count", num_splits + num_parts, "tasks")
-    tally, moments, pairs, sightings = Tally(), Moments(len(job.catalogue.numerics)), [np.empty((0, 2), np.int64)], []
-    for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
-        if part == NO_PART:
-            tally.merge(Tally.from_json(json.loads(blob.as_py())))
-        elif part == NUMBERS_PART:
-            moments.merge(blob.as_py())
-        elif part in sighted.keys:
-            sightings.append((sighted.kind_of(part), blob.as_buffer()))
-        else:
-            pairs.append(pairs_of(blob.as_buffer()))
-    repeats = Repeats.of(sightings, job.settings.split.validation, job.settings.seed)
-    return Counted(tally, vocabularies(np.concatenate(pairs), len(job.catalogue.fields)), moments, repeats)
 
 
 def write(
@@ -249,37 +209,13 @@ def _buckets(job: Job, scanned: Tally) -> Buckets:
     return buckets_of((train, validation, test), num_rejected, per_file, job.settings.seed)
 
 
-@contextmanager
-def _shared_tables(
-    spark: "SparkSession", job: Job, vocabulary: list[Vocabulary], repeats: Repeats
-) -> Iterator[Callable[[], Path]]:
-    """Lookup tables, action ids and duplicates where every worker can map them into memory: by path, or shipped by Spark."""
-    with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
-        directory = Path(temporary)
-        paths = [*lookup_of(vocabulary).save(directory), *repeats.save(directory)]
-        for period in PERIODS if job.with_daction and not job.labelled else ():
-            paths.append(actions_path(directory, period))
-            np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))
-        if sparks.is_local(spark.sparkContext.master):
-            yield _AtPath(str(directory))
-        else:
-            for path in paths:
-                spark.sparkContext.addFile(str(path))
-            yield _shipped
-
-
-@dataclass(frozen=True)
-class _AtPath:
-    path: str
-
-    def __call__(self) -> Path:
-        return Path(self.path)
-
-
-def _shipped() -> Path:
-    from pyspark import SparkFiles
-
-    return Path(SparkFiles.getRootDirectory())
+def _save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
+    """Lookup tables, duplicates and action ids, for the second pass."""
+    paths = [*lookup_of(counted.vocabularies).save(directory), *counted.repeats.save(directory)]
+    for period in PERIODS if job.with_daction and not job.labelled else ():
+        paths.append(actions_path(directory, period))
+        np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))
+    return paths
 
 
 def _stop_at_failures(job: Job, tally: Tally) -> None:

@@ -1,8 +1,8 @@
 """The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
 
 Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
-one asked for. The others (`source.path`, `source.split_bytes`, `spark`, `audit`, `out`, `staging`, `overwrite`,
-`grace_hours`) say only how and where the job runs, and go to run.json.
+one asked for. The others (`source.path`, `source.split_bytes`, the path of `vocabulary.base`, `spark`, `audit`, `out`,
+`staging`, `overwrite`, `grace_hours`) say only how and where the job runs, and go to run.json.
 """
 
 import json
@@ -53,6 +53,8 @@ class VocabularySettings:
     """The group `vocabulary`: which raw ids get an index of their own."""
 
     min_count: int = 2
+    max_ids: int | None = None  # of a field, the most frequent ones; null: no limit
+    base: str | None = None  # a dataset whose indices stay, and are followed by new ids; null: none
 
 
 @dataclass
@@ -163,10 +165,11 @@ class PreprocessSettings:
     def __post_init__(self) -> None:
         _at_least("grace_hours", self.grace_hours, 0)
 
-    def determining(self) -> dict[str, Any]:
-        """The settings that decide what the dataset holds, as they stand in the manifest."""
+    def determining(self, base_xxh3: str | None) -> dict[str, Any]:
+        """The settings that decide what the dataset holds, as they stand in the manifest; `base_xxh3` is of the base's."""
         everything = asdict(self)
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
+        chosen["vocabulary"]["base"] = base_xxh3
         if self.source.events is None:
             return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
         del chosen["split"]  # an event log is split by time alone
@@ -178,7 +181,7 @@ class PreprocessSettings:
         everything = asdict(self)
         source = {key: everything["source"][key] for key in ("path", "split_bytes", "reader")}
         chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "audit", "spark")}
-        return chosen | {"source": source}
+        return chosen | {"source": source, "vocabulary": {"base": self.vocabulary.base}}
 
 
 def settings_xxh3(determining: dict[str, Any]) -> str:

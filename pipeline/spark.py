@@ -3,10 +3,12 @@
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +135,33 @@ def collect(frame: "DataFrame", what: str, num_tasks: int, unit: str) -> "pa.Tab
     spark = frame.sparkSession
     with _progress(spark, what, num_tasks, unit), sentences():
         return frame.toArrow()
+
+
+@contextmanager
+def shared(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> Iterator[Callable[[], Path]]:
+    """The files that `save` writes, where every worker can map them into memory: by path, or shipped by Spark."""
+    with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
+        paths = save(Path(temporary))
+        if is_local(spark.sparkContext.master):
+            yield _AtPath(temporary)
+        else:
+            for path in paths:
+                spark.sparkContext.addFile(str(path))
+            yield _shipped
+
+
+@dataclass(frozen=True)
+class _AtPath:
+    path: str
+
+    def __call__(self) -> Path:
+        return Path(self.path)
+
+
+def _shipped() -> Path:
+    from pyspark import SparkFiles
+
+    return Path(SparkFiles.getRootDirectory())
 
 
 @contextmanager

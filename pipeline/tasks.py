@@ -27,16 +27,17 @@ from pipeline.duplicates import Partitions, Sightings
 from pipeline.encode import encode
 from pipeline.events_chunks import EventReader
 from pipeline.hadoop_lines import LineReader, Picking
+from pipeline.fields import Field
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
-from pipeline.manifest import SPLITS, InputError
+from pipeline.manifest import NUM_RESERVED_ROWS, SPLITS, InputError
 from pipeline.numbers import Moments, numbers_of
 from pipeline.parse import GOOD, REASON, REASONS
 from pipeline.pieces import scattered
 from pipeline.records import SCHEMA, layout_of
 from pipeline.rows import Rows, rows_of, schema_of
 from pipeline.source import PERIODS, InputSplit, SourceFile, read_line_at
-from pipeline.vocabulary import Counter, frequent, min_counts, pairs_of
+from pipeline.vocabulary import Counter, fields_of, frequent, pairs_of
 from pipeline.workers import settle
 
 Batches = Iterator[pa.RecordBatch]
@@ -48,6 +49,8 @@ Reader = ChunkReader | EventReader | LineReader
 COUNTED = "part int, blob binary"
 COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART, NUMBERS_PART = -1, -2
+BASE_PART = -3  # pairs of ids that the base has, as merging leaves them
+BASE_LOOKUP = "base"
 #: Rows of the second pass and of the last: a JSON object for each file written.
 REPORT = "report binary"
 REPORT_SCHEMA = pa.schema([("report", pa.binary())])
@@ -65,13 +68,16 @@ class Counting:
     reader: Reader
     part_keys: tuple[int, ...]
     sighted: Partitions  # of impression ids; empty where an id need be the only one in its context
+    fields: tuple[Field, ...]  # of the catalogue; max_ids is that of new ids
+    base: Callable[[], Path] | None = None  # where this host has the lookup tables of the base
 
     def count(self, batches: Batches) -> Batches:
         """Split numbers → COUNTED."""
         catalogue = self.reader.catalogue
-        number_F = np.array(catalogue.number_places(catalogue.numerics), np.int64)
-        is_counted_F = np.array([not entry.is_numeric for entry in catalogue.fields])
-        tally, counter, moments = Tally(), Counter(), Moments(len(catalogue.numerics))
+        numerics = () if self.base else catalogue.numerics  # a base has their moments already
+        number_F = np.array(catalogue.number_places(numerics), np.int64)
+        is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
+        tally, counter, moments = Tally(), Counter(), Moments(len(numerics))
         sightings = Sightings(self.sighted)
         for chunk in _chunks(self.reader, self.splits, batches):
             tally.count_chunk(chunk)
@@ -82,23 +88,27 @@ class Counting:
             parsed = chunk.parsed
             # Rejected lines have no values, unless a policy rejected them after parsing.
             chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
-            if catalogue.numerics:
-                moments.add(numbers_of(parsed, number_F, len(catalogue.numerics))[chosen_L])
-            chosen_V = np.repeat(chosen_L, parsed.num_values_L)
-            if not is_counted_F.all():
-                chosen_V &= is_counted_F[parsed.field_V]
-            counter.add(parsed.field_V, parsed.id_V, chosen_V)
+            if numerics:
+                moments.add(numbers_of(parsed, number_F, len(numerics))[chosen_L])
+            if is_counted_F.any():
+                chosen_V = np.repeat(chosen_L, parsed.num_values_L)
+                if not is_counted_F.all():
+                    chosen_V &= is_counted_F[parsed.field_V]
+                counter.add(parsed.field_V, parsed.id_V, chosen_V)
             if len(counter) > _MOST_PAIRS:
                 yield from self._handed_on(counter)
                 counter = Counter()
         yield from self._handed_on(counter)
         yield from (_counted(part, blob) for part, blob in sightings.handed_on())
         yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
-        if catalogue.numerics:
+        if numerics:
             yield _counted(NUMBERS_PART, moments.to_bytes())
 
     def merge(self, batches: Batches) -> Batches:
-        """COUNTED of one partition → its frequent pairs, or what its sightings share; tallies and moments pass through."""
+        """COUNTED of one partition → its frequent pairs and those of the base's ids, or what its sightings share.
+
+        Tallies and moments pass through.
+        """
         settle()
         counter = Counter()
         sightings: dict[int, list[Any]] = {}
@@ -112,7 +122,13 @@ class Counting:
                     counter.add_pairs(pairs_of(blob.as_buffer()))
         for part, blobs in sightings.items():
             yield _counted(part, duplicates.shared(self.sighted.kind_of(part)[0], blobs))
-        yield _counted(self.part_keys[0], frequent(counter.pairs(), min_counts(self.reader.catalogue)).tobytes())
+        pair_P2 = counter.pairs()
+        if self.base:
+            lookup = Lookup.load(self.base(), BASE_LOOKUP)
+            is_known_P = lookup.indices_of(fields_of(pair_P2), pair_P2[:, 0]) >= NUM_RESERVED_ROWS
+            yield _counted(BASE_PART, pair_P2[is_known_P].tobytes())
+            pair_P2 = pair_P2[~is_known_P]
+        yield _counted(self.part_keys[0], frequent(pair_P2, self.fields).tobytes())
 
     def _handed_on(self, counter: Counter) -> Batches:
         for part, blob in counter.parts(len(self.part_keys)):

@@ -13,6 +13,7 @@ import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kerne
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numba as nb
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.fields import Catalogue
+from pipeline.fields import Field
 from pipeline.hashing import mix
 from pipeline.manifest import NUM_RESERVED_ROWS
 
@@ -82,10 +83,19 @@ def pairs_of(blob: Any) -> np.ndarray:
     return np.require(np.frombuffer(blob, np.int64).reshape(-1, 2), requirements="A")
 
 
-def frequent(pair_P2: np.ndarray, min_counts: Sequence[int]) -> np.ndarray:
-    """The pairs whose count reaches their field's minimum."""
-    least_P = np.asarray(min_counts)[pair_P2[:, 1] & _FIELD_MASK]
-    return pair_P2[pair_P2[:, 1] >> _COUNT_SHIFT >= least_P]
+def fields_of(pair_P2: np.ndarray) -> np.ndarray:
+    """int64 [P]: the number of each pair's field."""
+    return pair_P2[:, 1] & _FIELD_MASK
+
+
+def frequent(pair_P2: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+    """The pairs whose count reaches their field's minimum, and of these no more than the field may have ids."""
+    least_F = np.array([entry.min_count for entry in fields])
+    pair_P2 = pair_P2[pair_P2[:, 1] >> _COUNT_SHIFT >= least_F[fields_of(pair_P2)]]
+    if all(entry.max_ids is None for entry in fields):
+        return pair_P2
+    chosen = [ids[: entry.max_ids] for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True)]
+    return pair_P2[np.concatenate(chosen)]
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,12 @@ class Vocabulary:
 
     id_N: np.ndarray
     count_N: np.ndarray
+    hash_buckets: int = 0  # not 0: there are no ids here, index = 2 + mix(raw id) mod hash_buckets
 
     @property
     def num_rows(self) -> int:
         """Rows of the embedding table."""
-        return len(self.id_N) + NUM_RESERVED_ROWS
+        return (self.hash_buckets or len(self.id_N)) + NUM_RESERVED_ROWS
 
     def table(self) -> pa.Table:
         """The content of vocabulary/<field>-<xxh3>.parquet."""
@@ -106,13 +117,21 @@ class Vocabulary:
         return pa.table({"raw_id": self.id_N, "index": index, "count": self.count_N})
 
 
-def vocabularies(pair_P2: np.ndarray, num_fields: int) -> list[Vocabulary]:
+def vocabularies(pair_P2: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
     """The vocabulary of each field of the catalogue, from the frequent pairs in any order."""
-    field_P, count_P = pair_P2[:, 1] & _FIELD_MASK, pair_P2[:, 1] >> _COUNT_SHIFT
+    found = []
+    for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True):
+        kept = ids[: entry.max_ids]
+        found.append(Vocabulary(pair_P2[kept, 0], pair_P2[kept, 1] >> _COUNT_SHIFT, entry.hash_buckets))
+    return found
+
+
+def _ranked(pair_P2: np.ndarray, num_fields: int) -> list[np.ndarray]:
+    """The positions of the pairs of each field, by falling count, ties by raw id."""
+    field_P, count_P = fields_of(pair_P2), pair_P2[:, 1] >> _COUNT_SHIFT
     order = np.lexsort((pair_P2[:, 0], -count_P, field_P))
     bounds = np.searchsorted(field_P[order], np.arange(num_fields + 1))
-    chosen = [order[bounds[field] : bounds[field + 1]] for field in range(num_fields)]
-    return [Vocabulary(pair_P2[ids, 0], count_P[ids]) for ids in chosen]
+    return [order[begin:end] for begin, end in pairwise(bounds)]
 
 
 def write_vocabulary(vocabulary: Vocabulary, sink: Any) -> None:
@@ -175,8 +194,3 @@ def _parts_of(pair_P2, num_parts):  # type: ignore[no-untyped-def]
         hashed = mix(np.uint64(pair_P2[i, 0]) ^ (np.uint64(pair_P2[i, 1] & _FIELD_MASK) * _FIELD_SALT))
         part_P[i] = np.int64(((hashed >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32))
     return part_P
-
-
-def min_counts(catalogue: Catalogue) -> list[int]:
-    """The minimum count of each field, in catalogue order."""
-    return [entry.min_count for entry in catalogue.fields]

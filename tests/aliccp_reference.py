@@ -185,7 +185,11 @@ def _files(directory: Path, stem: str) -> Iterator[tuple[str, bytes]]:
 
 def is_validation(key: str, share: float, seed: int) -> bool:
     """Whether a train context is held out: splitmix64's finalizer of the salted key, below the share."""
-    word = (int(key, 16) + (2 * seed + 1) * 0xD1B54A32D192ED03) % 2**64
+    return splitmix64((int(key, 16) + (2 * seed + 1) * 0xD1B54A32D192ED03) % 2**64) < int(share * 2**64)
+
+
+def splitmix64(word: int) -> int:
+    """Its finalizer, of 64 bits."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
-    return (word ^ (word >> 31)) < int(share * 2**64)
+    return word ^ (word >> 31)

@@ -10,7 +10,7 @@ from statistics import mean, pvariance
 from typing import Any
 
 import pyarrow.parquet as pq
-from aliccp_reference import Line, Period, is_validation, read_period
+from aliccp_reference import Line, Period, is_validation, read_period, splitmix64
 
 from pipeline.fields import Catalogue, Field, catalogue
 from pipeline.manifest import Manifest, load_manifest
@@ -20,24 +20,32 @@ PERIOD_OF = {"train": "train", "validation": "train", "test": "test"}
 
 
 def decoded_contexts(out: Path, split: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Context rows with raw ids instead of indices, -1 for an id out of vocabulary; one dict a row."""
+    """Context rows with raw ids instead of indices, -1 for an id out of vocabulary; one dict a row.
+
+    Hashed fields keep their indices.
+    """
     raw_ids = {}
-    categorical = [entry for entry in manifest.fields if entry.kind == "categorical"]
-    for entry in categorical:
+    with_ids = [entry for entry in manifest.fields if entry.vocabulary]
+    for entry in with_ids:
         table = pq.read_table(out / entry.vocabulary)
         assert table.column("index").to_pylist() == list(range(2, entry.num_rows))
         raw_ids[entry.name] = [None, -1, *table.column("raw_id").to_pylist()]
     for file in manifest.files:
         for row in pq.read_table(out / file.path).to_pylist() if file.split == split else ():
-            for entry in categorical:
+            for entry in with_ids:
                 ids = raw_ids[entry.name]
                 value = row[entry.name]
                 row[entry.name] = [ids[index] for index in value] if isinstance(value, list) else ids[value]
             yield row
 
 
-def expected_values(line: Line, raw_id: str, kept: dict[str, set[int]]) -> list[tuple[int, float]]:
-    return [(value if value in kept[raw_id] else -1, weight) for name, value, weight in line.values if name == raw_id]
+def expected_values(line: Line, entry: Field, kept: dict[str, set[int]]) -> list[tuple[int, float]]:
+    def seen(value: int) -> int:
+        if entry.hash_buckets:
+            return 2 + splitmix64(value) % entry.hash_buckets
+        return value if value in kept[entry.raw_id] else -1
+
+    return [(seen(value), weight) for name, value, weight in line.values if name == entry.raw_id]
 
 
 def number_of(line: Line, raw_id: str) -> float | None:
@@ -56,34 +64,60 @@ def moments(period: Period, entry: Field, validation: float, seed: int) -> tuple
     return (float(mean(numbers)), math.sqrt(pvariance(numbers))) if numbers else (0.0, 0.0)
 
 
-def kept_ids(period: Period, fields: Catalogue, validation: float, seed: int) -> dict[str, Counter[int]]:
-    """raw name → id → count over the lines of train contexts, where it reaches the minimum."""
+def ranked(counter: Counter[int], min_count: int) -> list[tuple[int, int]]:
+    """(id, count) by falling count, ties by raw id."""
+    return sorted(((value, n) for value, n in counter.items() if n >= min_count), key=lambda pair: (-pair[1], pair[0]))
+
+
+def base_ids(base: Path) -> dict[str, list[int]]:
+    """raw name → the ids that a base has, in its order."""
+    entries = [entry for entry in load_manifest(base).fields if entry.vocabulary]
+    return {entry.raw_id: pq.read_table(base / entry.vocabulary)["raw_id"].to_pylist() for entry in entries}
+
+
+def kept_ids(
+    period: Period, fields: Catalogue, validation: float, seed: int, base: dict[str, list[int]]
+) -> dict[str, dict[int, int]]:
+    """raw name → id → count over the lines of train contexts: of all ids of the base, then of new ones that are frequent."""
     counts: dict[str, Counter[int]] = {entry.raw_id: Counter() for entry in fields.fields}
     for line in period.parsed:
         assert line.key is not None
         if not is_validation(line.key, validation, seed):
             for name, value, _ in line.values:
                 counts[name][value] += 1
-    return {
-        entry.raw_id: Counter({value: n for value, n in counts[entry.raw_id].items() if n >= entry.min_count})
-        for entry in fields.fields
-    }
+    kept: dict[str, dict[int, int]] = {}
+    for entry in fields.fields:
+        if not entry.is_numeric:
+            counter = counts[entry.raw_id]
+            old = {value: counter.pop(value, 0) for value in base.get(entry.raw_id, [])}
+            room = None if entry.max_ids is None else max(entry.max_ids - len(old), 0)
+            kept[entry.raw_id] = old | dict(ranked(counter, entry.min_count)[:room])
+    return kept
 
 
 def assert_dataset_equals_reference(raw: Path, out: Path, settings: PreprocessSettings) -> None:
     manifest = load_manifest(out)
-    fields = catalogue(settings.features, settings.vocabulary.min_count)
+    vocabulary = settings.vocabulary
+    fields = catalogue(settings.features, vocabulary.min_count, max_ids=vocabulary.max_ids)
     checks = asdict(settings.checks)
     periods = {period: read_period(raw, period, fields, checks) for period in ("train", "test")}
     validation, seed = settings.split.validation, settings.seed
-    counts = kept_ids(periods["train"], fields, validation, seed)
+    base = settings.vocabulary.base
+    counts = kept_ids(periods["train"], fields, validation, seed, base_ids(Path(base)) if base else {})
     for entry in manifest.fields:
+        if entry.hash_buckets:
+            assert (entry.num_rows, entry.vocabulary) == (entry.hash_buckets + 2, "")
+            continue
         if entry.kind == "numeric":
             wanted_moments = moments(periods["train"], fields[entry.name], validation, seed)
+            if base:
+                wanted_moments = next(
+                    (old.mean, old.std) for old in load_manifest(base).fields if old.name == entry.name
+                )
             assert (entry.num_rows, entry.vocabulary, (entry.mean, entry.std)) == (0, "", wanted_moments)
             continue
         table = pq.read_table(out / entry.vocabulary)
-        order = sorted(counts[entry.raw_id].items(), key=lambda pair: (-pair[1], pair[0]))
+        order = list(counts[entry.raw_id].items())
         assert list(zip(table["raw_id"].to_pylist(), table["count"].to_pylist(), strict=True)) == order
     kept = {raw_id: set(counter) for raw_id, counter in counts.items()}
     for split, name in PERIOD_OF.items():
@@ -118,7 +152,7 @@ def assert_row_equals(
             numbers = [number_of(line, entry.raw_id) for line in owners]
             assert row[entry.name] == (numbers[0] if entry.scope == "context" else numbers), entry.name
             continue
-        expected = [expected_values(line, entry.raw_id, kept) for line in owners]
+        expected = [expected_values(line, entry, kept) for line in owners]
         if entry.arity == "one":
             values = [bag[0][0] if bag else None for bag in expected]
             assert row[entry.name] == (values[0] if entry.scope == "context" else values), entry.name

@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,18 @@ def random_log(seed: int, num_contexts: int = 60, dirty: bool = True, interleave
         log.lines[f"common_features_{period}"] = contexts
         log.lines[f"sample_skeleton_{period}"] = impressions
     return log
+
+
+def shifted(log: RawLog, by: int) -> RawLog:
+    """The log with another day's ids: all of them `by` larger."""
+
+    def later(match: re.Match[bytes]) -> bytes:
+        return b"\x02%d\x03" % (int(match[1]) + by)
+
+    lines = {
+        table: [re.sub(rb"\x02(\d+)\x03", later, line) for line in of_table] for table, of_table in log.lines.items()
+    }
+    return RawLog(lines)
 
 
 def _features(draw: random.Random, ones: Sequence[str], many: Sequence[str], most: int) -> list[Feature]:

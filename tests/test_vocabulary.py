@@ -5,7 +5,9 @@ from collections import Counter as PlainCounter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from pipeline.fields import Field
 from pipeline.lookup import Lookup, lookup_of
 from pipeline.vocabulary import Counter, Vocabulary, frequent, pairs_of, vocabularies
 
@@ -50,11 +52,41 @@ def test_merged_parts_of_several_tasks_hold_what_one_counter_would() -> None:
 def test_ids_come_by_falling_count_then_by_raw_id_and_rare_ones_are_cut_by_their_fields_minimum() -> None:
     counts = {(0, 7): 3, (0, 2): 3, (0, 9): 1, (1, 4): 1, (1, 5): 2}
     pair_P2 = np.array([(raw_id, count << 16 | field) for (field, raw_id), count in counts.items()], np.int64)
-    first, second, third = vocabularies(frequent(pair_P2, [2, 1, 1]), 3)
+    fields = [Field(name, name, "context", "one", False, least) for name, least in (("a", 2), ("b", 1), ("c", 1))]
+    first, second, third = vocabularies(frequent(pair_P2, fields), fields)
     assert (first.id_N.tolist(), first.count_N.tolist(), first.num_rows) == ([2, 7], [3, 3], 4)
     assert second.id_N.tolist() == [5, 4]
     assert third.num_rows == 2
     assert first.table().to_pylist()[0] == {"raw_id": 2, "index": 2, "count": 3}
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, None])
+def test_the_most_frequent_ids_stay_whether_or_not_partitions_are_cut_first(most: int | None) -> None:
+    counter = Counter()
+    field_V, id_V = values(6)
+    counter.add(field_V, id_V % 40, np.ones(len(id_V), np.bool_))
+    fields = [Field(name, name, "context", "one", False, 2, most if name == "b" else None) for name in "abc"]
+    parts = [frequent(pairs_of(blob), fields) for _, blob in counter.parts(4)]
+    whole = {pair: count for pair, count in plain(counter).items() if count >= 2}
+    for number, found in enumerate(vocabularies(np.concatenate(parts), fields)):
+        order = sorted((-count, raw_id) for (field, raw_id), count in whole.items() if field == number)
+        order = order[:most] if number == 1 else order
+        assert list(zip((-found.count_N).tolist(), found.id_N.tolist(), strict=True)) == order
+
+
+def test_a_hashed_id_goes_where_splitmix64_says_in_every_row_but_the_reserved_ones() -> None:
+    none = np.empty(0, np.int64)
+    hashed, dense = Vocabulary(none, none, hash_buckets=97), Vocabulary(np.arange(5), np.ones(5, np.int64))
+    lookup = lookup_of([dense, hashed, dense])
+    assert hashed.num_rows == 99
+    ids = [*range(1000), 2**63 - 1]
+    indices = lookup.indices_of(np.ones(len(ids), np.int16), np.array(ids)).tolist()
+    for raw_id, index in zip(ids, indices, strict=True):
+        word = (raw_id ^ (raw_id >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        assert index == 2 + (word ^ (word >> 31)) % 97
+    assert set(indices) == set(range(2, 99))
+    assert lookup.indices_of(np.array([0, 2], np.int16), np.array([4, 4])).tolist() == [6, 6]
 
 
 def test_lookup_finds_every_id_in_direct_and_hashed_tables_and_nothing_else(tmp_path: Path) -> None:

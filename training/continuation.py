@@ -15,14 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.manifest import NUM_RESERVED_ROWS, InputError, Manifest, ManifestField, open_location
+from pipeline.manifest import NUM_RESERVED_ROWS, InputError, Manifest, ManifestField, field_differences, open_location
 from training.place import Placed
 from training.settings import TrainSettings
+
+_SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same
 
 
 def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
     """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
-    found = _field_differences(old, new)
+    found = field_differences(old.fields, new.fields, _SAME)
     both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
     pairs: list[tuple[str, object, object]] = [
         (f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both
@@ -70,7 +72,9 @@ def carry_over(
 
 
 def rows_before(data_before: str, old: ManifestField, data: str, new: ManifestField) -> np.ndarray:
-    """int64 [rows of `new`]: the row of `old` that has the same raw id, or -1; reserved rows stay what they are."""
+    """int64 [rows of `new`]: the row of `old` that has the same raw id, or -1; reserved rows and buckets stay what they are."""
+    if new.hash_buckets:
+        return np.arange(new.num_rows)
     was, is_now = _vocabulary(data_before, old), _vocabulary(data, new)
     place_of = pc.index_in(is_now["raw_id"], value_set=was["raw_id"].combine_chunks())
     index_before = was["index"].combine_chunks().take(place_of.combine_chunks())
@@ -89,17 +93,3 @@ def _take(target: Tensor, source: Tensor, first_row: int, saved: Tensor) -> None
 def _vocabulary(data: str, entry: ManifestField) -> pa.Table:
     filesystem, root = open_location(data)
     return pq.read_table(f"{root.rstrip('/')}/{entry.vocabulary}", filesystem=filesystem, columns=["raw_id", "index"])
-
-
-def _field_differences(old: Manifest, new: Manifest) -> list[str]:
-    was, is_now = ({entry.name: entry for entry in manifest.fields} for manifest in (old, new))
-    found = [f"the field {name} is gone" for name in was if name not in is_now]
-    found += [f"the field {name} is new" for name in is_now if name not in was]
-    for name in was:
-        for key in ("scope", "arity", "weighted", "kind"):
-            if name in is_now and getattr(was[name], key) != getattr(is_now[name], key):
-                found.append(f"{name} was {key}={getattr(was[name], key)} and is {getattr(is_now[name], key)}")
-    order = [name for name in was if name in is_now]
-    if not found and order != list(is_now):
-        found.append("the fields stand in another order, which is that of the towers' inputs")
-    return found
