@@ -64,7 +64,7 @@ class Base:
     def _vocabulary(self, entry: ManifestField) -> Vocabulary:
         if not entry.vocabulary:
             none = np.empty(0, np.int64)
-            return Vocabulary(none, none, entry.hash_buckets)
+            return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
         filesystem, root = open_location(self.path)
         where = f"{root.rstrip('/')}/{entry.vocabulary}"
         try:
@@ -80,7 +80,8 @@ class Base:
                 raise InputError(
                     f"{where} has not the indices 2 to {entry.num_rows - 1} in order; preprocess it again."
                 )
-            return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(index_N), np.int64))
+            texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
+            return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(index_N), np.int64), texts)
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise InputError(f"vocabulary.base={self.path}: {where} cannot be read ({error}).") from error
 
@@ -99,4 +100,5 @@ def extended(base: Vocabulary, known: Vocabulary, new: Vocabulary) -> Vocabulary
     order = np.argsort(base.id_N)
     count_N[order[np.searchsorted(base.id_N, known.id_N, sorter=order)]] = known.count_N
     ids, counts = np.concatenate([base.id_N, new.id_N]), np.concatenate([count_N, new.count_N])
-    return Vocabulary(ids, counts, base.hash_buckets)
+    texts = (*base.texts, *(None for _ in new.id_N)) if base.texts else ()
+    return Vocabulary(ids, counts, texts, base.hash_buckets)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -28,6 +29,7 @@ from pipeline.events_tables import (
     MANY,
     EventLog,
     Table,
+    is_text,
     key_of,
     needed_columns,
     needed_of_actions,
@@ -41,7 +43,7 @@ _CORRUPT = "_corrupt"
 _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that make one thing
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
 
 
@@ -91,8 +93,7 @@ def impressions_of(
     f0 f1 …        of each field in catalogue order: the id, the ids or the number;  w0 w1 …  weights where it has them
     line           the row as JSON where it is set aside
     """
-    needed = needed_columns(settings, fields)
-    frame = _joined(spark, log, settings, read(spark, log.impressions, needed), needed)
+    frame = _joined(spark, log, settings, fields)
     entry, texts = settings.impressions, _Texts(frame, settings)
     at = texts.milliseconds(entry.timestamp)
     user, item = texts.tuple_of(entry.user), texts.tuple_of(entry.item)
@@ -124,6 +125,26 @@ def impressions_of(
     )  # fmt: skip
     aside = ~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)
     return slim.withColumn("line", F.when(aside, F.col("line")))
+
+
+def texts_of(
+    spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue
+) -> tuple[DataFrame, list[int]]:
+    """One row an impression of the files: t<number>, the text or the texts of each field with a vocabulary and text ids.
+
+    And the numbers of these fields; they may be none.
+    """
+    columns: dict[str, pa.DataType] = {}
+    for table in (log.impressions, *log.joins):
+        columns |= table.columns
+    chosen = {n: entry for n, entry in enumerate(fields.fields) if entry.is_counted and is_text(columns[entry.raw_id])}
+    frame = _joined(spark, log, settings, fields)
+    texts = _Texts(frame, settings)
+    found = [
+        (texts.of(entry.raw_id) if entry.arity == "one" else texts.list_of(entry.raw_id)).alias(f"t{number}")
+        for number, entry in chosen.items()
+    ]
+    return frame.select(*found), list(chosen)
 
 
 def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kinds: Sequence[str]) -> DataFrame:
@@ -253,10 +274,10 @@ def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], lis
     return columns, bad
 
 
-def _joined(
-    spark: SparkSession, log: EventLog, settings: EventsSettings, frame: DataFrame, needed: Mapping[str, str]
-) -> DataFrame:
-    """The impressions with the columns of the joined tables; as many rows as before. InputError for a key that is there twice."""
+def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue) -> DataFrame:
+    """The impressions with the columns of the joined tables; one row an impression. InputError for a key that is there twice."""
+    needed = needed_columns(settings, fields)
+    frame = read(spark, log.impressions, needed)
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
         keys = {f"_key{place}": F.col(_quoted(name)).cast("string") for place, name in enumerate(key_of(join))}
         wanted = {name: many for name, many in needed.items() if name not in frame.columns}

@@ -137,7 +137,7 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
         kind = owner[column].columns[column]
         if number_of_values == ONE and pa.types.is_nested(kind):
             raise InputError(f"{owner[column].name} has {kind} in the column {column!r}, where one value is needed.")
-        if number_of_values == MANY and not (_is_list(kind) or _is_text(kind)):
+        if number_of_values == MANY and not (_is_list(kind) or is_text(kind)):
             raise InputError(
                 f"{owner[column].name} has {kind} in the column {column!r}, where many values are needed: "
                 "a list, or text with source.events.list_separator between them."
@@ -153,7 +153,7 @@ def _check_ids(table: Table, columns: Sequence[str]) -> None:
     for column in columns:
         kind = table.columns[column]
         kind = kind.value_type if _is_list(kind) else kind
-        if not (pa.types.is_integer(kind) or _is_text(kind)):
+        if not (pa.types.is_integer(kind) or is_text(kind)):
             raise InputError(
                 f"{table.name} has {kind} in the column {column!r}, which is read as ids: integers or text are "
                 "ids; cast the column (pandas makes floats of integers with missing values)."
@@ -164,7 +164,7 @@ def _check_numbers(table: Table, columns: Sequence[str]) -> None:
     for column in columns:
         kind = table.columns[column]
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if not (is_number or _is_text(kind)):
+        if _is_list(kind) or not (is_number or is_text(kind)):
             raise InputError(
                 f"{table.name} has {kind} in the column {column!r}, which is read as numbers: integers, floats, "
                 "decimals or their text are numbers; cast the column."
@@ -175,7 +175,9 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type, or its lists, hold text."""
+    kind = kind.value_type if _is_list(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

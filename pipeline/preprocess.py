@@ -21,6 +21,7 @@ from pipeline.chunks import ChunkReader
 from pipeline.commit import Staging
 from pipeline.count import count
 from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
+from pipeline.events_texts import texted
 from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of
@@ -95,6 +96,7 @@ def _written(job: Job, staging: Staging) -> Manifest:
     _stop_at_failures(job, counted.tally)
     with _clocked(seconds, "write"), sparks.shared(spark, partial(_save_tables, job, counted)) as tables:
         reports = write(spark, job, counted.tally, tables, staging)
+        counted = texted(spark, job, counted, tables)
     written = Tally()
     for report in reports:
         written.merge(Tally.from_json(report.get("tally", {"counts": {}, "first": {}})))

@@ -104,6 +104,7 @@ class Vocabulary:
 
     id_N: np.ndarray
     count_N: np.ndarray
+    texts: tuple[str | None, ...] = ()  # of each id that is the hash of a text; empty where none is
     hash_buckets: int = 0  # not 0: there are no ids here, index = 2 + mix(raw id) mod hash_buckets
 
     @property
@@ -114,7 +115,8 @@ class Vocabulary:
     def table(self) -> pa.Table:
         """The content of vocabulary/<field>-<xxh3>.parquet."""
         index = np.arange(NUM_RESERVED_ROWS, self.num_rows, dtype=np.int32)
-        return pa.table({"raw_id": self.id_N, "index": index, "count": self.count_N})
+        columns = {"raw_id": self.id_N, "index": index, "count": self.count_N}
+        return pa.table(columns | ({"text": pa.array(self.texts, pa.string())} if self.texts else {}))
 
 
 def vocabularies(pair_P2: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
@@ -122,7 +124,7 @@ def vocabularies(pair_P2: np.ndarray, fields: Sequence[Field]) -> list[Vocabular
     found = []
     for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True):
         kept = ids[: entry.max_ids]
-        found.append(Vocabulary(pair_P2[kept, 0], pair_P2[kept, 1] >> _COUNT_SHIFT, entry.hash_buckets))
+        found.append(Vocabulary(pair_P2[kept, 0], pair_P2[kept, 1] >> _COUNT_SHIFT, hash_buckets=entry.hash_buckets))
     return found
 
 

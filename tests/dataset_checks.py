@@ -154,7 +154,8 @@ def assert_row_equals(
             continue
         expected = [expected_values(line, entry, kept) for line in owners]
         if entry.arity == "one":
-            values = [bag[0][0] if bag else None for bag in expected]
+            missing = 0 if entry.hash_buckets else None
+            values = [bag[0][0] if bag else missing for bag in expected]
             assert row[entry.name] == (values[0] if entry.scope == "context" else values), entry.name
             continue
         assert row[entry.name] == [value for bag in expected for value, _ in bag], entry.name
