@@ -106,7 +106,9 @@ def _look_up(field_V, id_V, place_F3, direct_D, key_S, index_S, index_V):  # typ
         raw_id = id_V[v]
         index = np.int32(OUT_OF_VOCABULARY)
         if mask == HASHED:
-            index = np.int32(np.int64(mix(np.uint64(raw_id)) % np.uint64(place_F3[field_V[v], SIZE])) + NUM_RESERVED_ROWS)
+            index = np.int32(
+                np.int64(mix(np.uint64(raw_id)) % np.uint64(place_F3[field_V[v], SIZE])) + NUM_RESERVED_ROWS
+            )
         elif mask < 0:
             if raw_id < place_F3[field_V[v], SIZE]:
                 index = direct_D[begin + raw_id]

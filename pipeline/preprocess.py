@@ -20,8 +20,8 @@ from pipeline.buckets import Buckets, buckets_of, partition_keys
 from pipeline.chunks import ChunkReader
 from pipeline.commit import Staging
 from pipeline.count import count
-from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
 from pipeline.events_texts import texted
+from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
 from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of

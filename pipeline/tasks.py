@@ -26,8 +26,8 @@ from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
 from pipeline.duplicates import Partitions, Sightings
 from pipeline.encode import encode
 from pipeline.events_chunks import EventReader
-from pipeline.hadoop_lines import LineReader, Picking
 from pipeline.fields import Field
+from pipeline.hadoop_lines import LineReader, Picking
 from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
 from pipeline.manifest import NUM_RESERVED_ROWS, SPLITS, InputError

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 
 from pipeline.manifest import InputError
-from pipeline.numba_cache import VARIABLE, own_directory
+from pipeline.numba_cache import VARIABLE, kernels_xxh3, own_directory
 
 
 def test_the_directory_is_made_for_its_owner_alone_and_named_for_numba(tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     made = own_directory(environment)
-    assert made == tmp_path / "entirespace" / "numba"
-    assert made.stat().st_mode & 0o777 == 0o700
+    assert made.parent == tmp_path / "entirespace" / "numba"
+    assert (made.stat().st_mode & 0o777, made.parent.stat().st_mode & 0o777) == (0o700, 0o700)
     assert environment[VARIABLE] == str(made)
+    assert own_directory(environment) == made, "a child process finds it as its parent left it"
 
 
 def test_a_directory_that_is_already_named_wins(tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), VARIABLE: str(tmp_path / "mine")}
-    assert own_directory(environment) == tmp_path / "mine"
+    assert own_directory(environment).parent == tmp_path / "mine"
     assert not (tmp_path / "cache").exists()
 
 
@@ -29,6 +30,22 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None
     tmp_path.chmod(0o777)
     with pytest.raises(InputError, match="may be written by other users"):
         own_directory({VARIABLE: str(tmp_path)})
+
+
+def test_another_state_of_any_kernel_has_a_directory_of_its_own_for_numba_sees_no_change_in_what_is_inlined(
+    tmp_path: Path,
+) -> None:
+    for package in ("pipeline", "training"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "kernel.py").write_text("@nb.njit\ndef kernel(): ...")
+    (tmp_path / "pipeline" / "plain.py").write_text("a = 1")
+    states = [kernels_xxh3(tmp_path)]
+    (tmp_path / "pipeline" / "plain.py").write_text("a = 2")
+    assert kernels_xxh3(tmp_path) == states[0]
+    for package in ("pipeline", "training"):
+        (tmp_path / package / "kernel.py").write_text(f"@nb.njit\ndef kernel(): {package}")
+        states.append(kernels_xxh3(tmp_path))
+    assert len(set(states)) == 3
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
