@@ -174,7 +174,7 @@ def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kind
 
 def raw_id(text: Column) -> Column:
     """The int64 of an id given as text; null for null."""
-    number = F.when(text.rlike("^(0|[1-9][0-9]{0,18})$"), text.try_cast("long"))
+    number = F.when(text.rlike(r"^(0|[1-9][0-9]{0,18})\z"), text.try_cast("long"))
     return F.when(text.isNotNull(), F.coalesce(number, F.xxhash64(text).bitwiseAND(F.lit((1 << 63) - 1))))
 
 
