@@ -88,7 +88,7 @@ class Finding:
                     text for text in pc.unique(column).to_pylist() if text is not None and text not in seen[number]
                 ]
                 ids = np.array([text_id(text) for text in texts], np.int64)
-                index_T = lookup.indices(np.full(len(ids), number), ids)
+                index_T = lookup.indices_of(np.full(len(ids), number), ids)
                 for place in np.flatnonzero(index_T >= NUM_RESERVED_ROWS).tolist():
                     if texts[place] != str(ids[place]):
                         seen[number][texts[place]] = int(ids[place])
