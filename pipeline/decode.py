@@ -77,20 +77,22 @@ def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndar
     return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
 
 
-def _raw_ids(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int]:
-    """index → raw id, from the row groups of the vocabulary that hold them: index i stands in row i − 2."""
+def _raw_ids(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int | str]:
+    """index → raw id, or the text that it is the hash of, from the row groups of the vocabulary that hold them: index i stands in row i − 2."""
     if not len(index_U):
         return {}
     filesystem, root = open_location(dataset)
-    found: dict[int, int] = {}
+    found: dict[int, int | str] = {}
     first = NUM_RESERVED_ROWS
     with pq.ParquetFile(f"{root}/{field.vocabulary}", filesystem=filesystem) as parquet:
         for number in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(number).num_rows
             mine = index_U[(index_U >= first) & (index_U < first + size)]
             if len(mine):
-                ids = parquet.read_row_group(number, ["raw_id"]).column("raw_id").to_numpy()
-                found |= dict(zip(mine.tolist(), ids[mine - first].tolist(), strict=True))
+                table = parquet.read_row_group(number, ["raw_id", "text"]).take(mine - first)
+                texts = table["text"].to_pylist() if "text" in table.column_names else [None] * len(mine)
+                for index, raw_id, text in zip(mine.tolist(), table["raw_id"].to_pylist(), texts, strict=True):
+                    found[index] = raw_id if text is None else text
             first += size
     return found
 
