@@ -31,7 +31,7 @@ _NAME_WIDTH = 24
 class Decoder:
     """The raw ids of the indices that some rows have."""
 
-    ids: Mapping[str, Mapping[int, int]]  # field → index → raw id
+    ids: Mapping[str, Mapping[int, int | str]]  # field → index → raw id
 
     def text(self, field: ManifestField, index: int) -> str:
         """A value as people read it."""
