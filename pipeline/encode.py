@@ -50,7 +50,7 @@ def _records(
         is_first = np.r_[True, key_L[1:] != key_L[:-1]]
     else:
         order, is_first = good, np.ones(len(good), np.bool_)
-    label_L = _labels(line_LC[order], actions) if is_skeleton else np.zeros(len(order), np.int64)
+    label_L = _labels(line_LC, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
     word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
     first_R = np.flatnonzero(is_first)
     lines = order[first_R]
@@ -66,15 +66,15 @@ def _records(
     return record_batch(columns, begin_R, byte_B)
 
 
-def _labels(line_LC: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-    """The label bits of records; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
-    raw_L = line_LC[:, parse.LABELS]
+def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+    """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
+    raw_L = line_LC[order, parse.LABELS]
     click_L = raw_L & parse.CLICK_BIT > 0
     label_L = click_L * records.CLICK + (click_L & (raw_L & parse.BUY_BIT > 0)) * records.CONVERSION
     label_L += (click_L & (raw_L & parse.DACTION_BIT > 0)) * records.DACTION
     if actions is not None and len(actions):
         clicked = np.flatnonzero(click_L)
-        sample_id = line_LC[clicked, parse.SAMPLE_ID]
+        sample_id = line_LC[order[clicked], parse.SAMPLE_ID]
         found = np.minimum(np.searchsorted(actions, sample_id), len(actions) - 1)
         label_L[clicked[actions[found] == sample_id]] |= records.DACTION
     return label_L
