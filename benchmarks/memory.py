@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
+from training.memory import keep_freed_memory
 from training.settings import TrainSettings
 from training.trainer import Agreed, Trainer
 from training.world import join
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=1000)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as jobs.train does
     print(
         "| epoch | RSS, MB | peak, MB | Arrow, MB | threads | open files | Python objects |\n|---|---|---|---|---|---|---|"
     )
