@@ -38,6 +38,7 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
         world_size=world.size,
         pooling=settings.embedding.pooling_of(manifest.fields),
         settings=settings.feed,
+        pin=world.device.type == "cuda",
     )
 
 

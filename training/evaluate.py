@@ -16,9 +16,10 @@ from training import checkpoint, metrics, report
 from training.assembly import build, check, check_dataset, open_feed
 from training.batch import NO_GROUP, Batch
 from training.journal import say
-from training.model import to_device, without_emptiness
+from training.model import without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings
+from training.transfer import on_device
 from training.world import World
 
 _ROWS_PER_GROUP = 1 << 19
@@ -72,8 +73,8 @@ def predict_split(
 
     def tables() -> Iterator[pa.Table]:
         with torch.no_grad():
-            for batch in world.in_step(feed.batches(0), plan.num_steps):
-                whole = without_emptiness(to_device(batch, world.device), *scopes)
+            for batch in world.in_step(on_device(feed.batches(0), world.device), plan.num_steps):
+                whole = without_emptiness(batch, *scopes)
                 columns = graph.predict(placed.network(whole, None))
                 if batch.num_impressions:
                     yield _table(batch, columns)

@@ -19,6 +19,7 @@ from training.petastorm_port import PlannedReader
 from training.plan import Plan, Read
 from training.row_groups import Columns, RowGroupData, pack
 from training.shards import Shards
+from training.transfer import pinned
 
 #: How long a full queue is waited for before the thread looks whether it has been stopped.
 _LOOK_AGAIN_S = 0.05
@@ -42,8 +43,8 @@ class FeedSettings:
 class Feed:
     """The batches of one rank, epoch by epoch.
 
-    `pooling` gives sum or mean for every field of arity many; `fields` restricts what is read (None: all). Raises
-    InputError where the settings, the ranks or the fields do not fit the dataset.
+    `pooling` gives sum or mean for every field of arity many; `fields` restricts what is read (None: all);
+    with `pin` batches lie in memory that a GPU copies from. Raises InputError where the settings, the ranks or the fields do not fit the dataset.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Feed:
         pooling: Mapping[str, str],
         fields: Sequence[str] | None = None,
         settings: FeedSettings | None = None,
+        pin: bool = False,
     ) -> None:
         manifest.files_of(split)  # says which splits there are
         plan.lanes_of(rank, world_size)
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
+        self._pin = pin
         self._columns = _columns(manifest, pooling, fields)
         self._shards = Shards(dataset, self._columns, self._settings.verify)
         self._running: _Ahead | None = None
@@ -121,7 +124,8 @@ class Feed:
                         wanted -= stop - piece.start
                         if stop < piece.stop:
                             left[lane] = Piece(piece.data, stop, piece.stop)
-                yield collate(pieces, self._columns)
+                batch = collate(pieces, self._columns)
+                yield pinned(batch) if self._pin else batch
         finally:
             reader.close()
 

@@ -101,27 +101,3 @@ def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fiel
         group_id=batch.group_id.new_zeros(1),
         context_id=[""],
     )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` on `device`; itself where it is there already."""
-    if device.type == "cpu":
-        return batch
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    def bags(scope: Bags) -> Bags:
-        return Bags(moved(scope.values), moved(scope.lengths), moved(scope.weights))
-
-    return Batch(
-        context=bags(batch.context),
-        impression=bags(batch.impression),
-        context_numeric=moved(batch.context_numeric),
-        impression_numeric=moved(batch.impression_numeric),
-        context_of_impression=moved(batch.context_of_impression),
-        labels={name: moved(label) for name, label in batch.labels.items()},
-        impression_id=moved(batch.impression_id),
-        group_id=moved(batch.group_id),
-        context_id=batch.context_id,
-    )

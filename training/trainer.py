@@ -19,9 +19,10 @@ from training.checkpoint_writer import CheckpointWriter
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.journal import Journal, say
 from training.losses import log_loss_sums, share_of_rank
-from training.model import to_device, without_emptiness
+from training.model import without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings, claim, held
+from training.transfer import on_device, to_device
 from training.validation import Validation
 from training.world import World
 
@@ -146,13 +147,13 @@ class Trainer:
         the others wait for it inside the forward pass already.
         """
         start = self.position.step
-        batches = self.feed.batches(self.position.epoch, start)
+        batches = on_device(self.feed.batches(self.position.epoch, start), self.world.device)
         for step in range(start, self.plan.num_steps):
             try:
                 batch = next(batches)
             except InputError as error:
-                self._broken, batch = error, self.feed.nothing()
-            yield step, to_device(batch, self.world.device)
+                self._broken, batch = error, to_device(self.feed.nothing(), self.world.device)
+            yield step, batch
 
     def _forward(self, batch: Batch, step: int) -> Tensor:
         """This rank's sum of each loss."""

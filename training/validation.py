@@ -14,10 +14,11 @@ from training.checkpoint_files import Judged
 from training.feed import Feed
 from training.graph import Graph
 from training.losses import log_loss_sums
-from training.model import to_device, without_emptiness
+from training.model import without_emptiness
 from training.place import Placed
 from training.plan import Plan
 from training.ranking import auc
+from training.transfer import on_device
 from training.world import World
 
 LOSS = "loss"
@@ -96,11 +97,11 @@ class Validation:
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         placed.network.eval()
         with torch.no_grad():
-            for batch in world.in_step(self._feed.batches(0), self._plan.num_steps):
+            for batch in world.in_step(on_device(self._feed.batches(0), world.device), self._plan.num_steps):
                 if world.max([int(stops())])[0]:
                     placed.network.train()
                     return None
-                column_CN, loss = self._predict(placed, to_device(batch, world.device))
+                column_CN, loss = self._predict(placed, batch)
                 columns.append(column_CN)
                 losses += loss
         placed.network.train()
