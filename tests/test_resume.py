@@ -170,7 +170,7 @@ def killed(settings: TrainSettings, at: int, number: int) -> Arrays:
 
 def test_a_rank_that_stops_answering_ends_the_others_in_one_sentence(data: Path, tmp_path: Path) -> None:
     settings = shuffled(data, tmp_path / "run")
-    settings.world = replace(settings.world, timeout_s=3)
+    settings.world = replace(settings.world, timeout_s=8)
     settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
     with pytest.raises(AssertionError):  # the killed rank's own exit status
         run_ranks(killed, 2, tmp_path / "ranks", settings, 5, signal.SIGKILL)
@@ -193,11 +193,11 @@ def outlived(settings: TrainSettings, at: int, pids: Path) -> Arrays:
 
 def test_a_rank_that_is_stopped_past_the_timeout_ends_the_others(data: Path, tmp_path: Path) -> None:
     settings = shuffled(data, tmp_path / "run")
-    settings.world = replace(settings.world, timeout_s=3)
+    settings.world = replace(settings.world, timeout_s=8)
     settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
     with pytest.raises(AssertionError, match=r"\[0, -9\]"):
         run_ranks(outlived, 2, tmp_path / "ranks", settings, 5, tmp_path)
-    assert "silent for longer than world.timeout_s=3" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
+    assert "silent for longer than world.timeout_s=8" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
     found = newest(tmp_path / "run", print)
     assert found is not None
     assert found.position == Position(0, 4)
