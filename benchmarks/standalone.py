@@ -7,6 +7,7 @@ never runs two attempts of a task on one host.
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from types import TracebackType
 
 import pyspark
 
+from pipeline.java import ensure_java
+
 ROOT = Path(__file__).resolve().parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent
-_START_S = 60
+_START_S = 180
 
 
 class Standalone:
@@ -68,18 +71,21 @@ class Standalone:
 
     def _start(self, what: str, arguments: list[str], **environment: str) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = ["java", "-Xmx256m", f"-Dlog4j2.configurationFile={ROOT}/conf/spark/log4j2.properties", "-cp",
-                   f"{SPARK_HOME}/jars/*", f"org.apache.spark.deploy.{what}", *arguments]  # fmt: skip
-        variables = {
-            "SPARK_HOME": str(SPARK_HOME),
-            "SPARK_SCALA_VERSION": "2.13",
-            "SPARK_LOCAL_IP": "127.0.0.1",
-        } | environment
-        # What a worker is started with, its executors inherit; they must find our code by themselves.
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        variables = without_checkout() | {"SPARK_HOME": str(SPARK_HOME), "SPARK_SCALA_VERSION": "2.13"} | environment
+        command = [str(ensure_java(variables)), "-Xmx256m", "-cp", f"{SPARK_HOME}/jars/*",
+                   f"-Dlog4j2.configurationFile={ROOT}/conf/spark/log4j2.properties",
+                   f"org.apache.spark.deploy.{what}", *arguments]  # fmt: skip
         with (self.directory / "log").open("ab") as log:
-            process = subprocess.Popen(command, env=inherited | variables, cwd=self.directory, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=variables, cwd=self.directory, stdout=log, stderr=log)
         self._processes.append(process)
+
+
+def without_checkout() -> dict[str, str]:
+    """This process's environment, with a Java and no way to the checkout: what a worker is started with, its executors inherit."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+    ensure_java(variables)
+    return variables
 
 
 def processes() -> dict[int, tuple[int, str]]:

@@ -1,9 +1,11 @@
 """Raw logs → dataset, in Spark. Read the modules in the order that the data takes:
 
-fields (the catalogue: what a raw id means) → source (byte ranges of files) → parse (the byte kernel) →
+fields (the catalogue: what a raw id means) → source (byte ranges of files; raw_files opens them, hadoop_lines where only
+Spark can) → parse (the byte kernel) →
 numbers (numeric fields, their exact moments) →
 vocabulary (raw id → index; base: an earlier dataset's, extended) → count (the first pass) → encode (values → indices) → contexts (impressions grouped under their context) →
-dataset (Parquet files, manifest last) → audit (every line accounted for) → preprocess (the chain of them all).
+dataset (Parquet files) → audit (every line accounted for) → commit (the manifest last, by lock and store) → preprocess (the
+chain of them all).
 
 Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables
 (what is there) → events_read (one shape for every format) → events (attribution) → events_stage (all of it) →

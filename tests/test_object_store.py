@@ -71,15 +71,18 @@ def keys(s3: Any, prefix: str) -> list[str]:
 
 def job(raw: str, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.preprocess", f"source.path={raw}", f"out={out}", *SMALL, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=550)
 
 
-def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left_alone(s3: Any, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("spark")
+def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left_alone(
+    s3: Any, tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
+) -> None:
     raw = random_log(4, num_contexts=20, interleaved=True).write(tmp_path / "raw", num_parts=2)
     (raw / "sample_skeleton_train" / "part-001").unlink()
     address = upload(s3, raw, "raw")
-    local = job(str(raw), str(tmp_path / "out"))
-    assert local.returncode == 0, local.stderr
+    preprocess(preprocess_settings(raw, tmp_path / "out", *SMALL))
     out = f"s3://{BUCKET}/deep/out"
     remote = job(address, out, "source.split_bytes=3000")
     assert remote.returncode == 0, remote.stderr
@@ -96,6 +99,7 @@ def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left
     assert (again.returncode, "already there" in again.stdout) == (0, True), again.stderr
 
 
+@pytest.mark.timeout(600)
 def test_an_event_log_becomes_a_dataset_on_s3_by_a_shared_directory_that_is_empty_again_afterwards(
     s3: Any, tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from raw_log import random_log
 
-from benchmarks.standalone import ROOT, SPARK_HOME, Standalone, python_workers
+from benchmarks.standalone import ROOT, SPARK_HOME, Standalone, python_workers, without_checkout
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
@@ -36,7 +36,7 @@ def test_a_job_from_a_zip_outlives_a_stuck_worker_and_a_killed_executor_and_give
     raw = random_log(4, num_contexts=40, interleaved=True).write(tmp_path / "raw")
     splits = "source.split_bytes=30000"
     preprocess(preprocess_settings(raw, tmp_path / "expected", *SMALL, splits))
-    subprocess.run([sys.executable, "-m", "zipfile", "-c", str(tmp_path / "code.zip"), "pipeline", "jobs", "conf"], cwd=ROOT, check=True)  # fmt: skip
+    subprocess.run([sys.executable, "-m", "zipfile", "-c", str(tmp_path / "code.zip"), "pipeline", "pages", "jobs", "conf"], cwd=ROOT, check=True)  # fmt: skip
     shutil.copy(ROOT / "jobs/preprocess.py", tmp_path / "preprocess.py")
     out, events = tmp_path / "out", tmp_path / "events"
     events.mkdir()
@@ -45,7 +45,7 @@ def test_a_job_from_a_zip_outlives_a_stuck_worker_and_a_killed_executor_and_give
         conf = [f"--conf={name}={value}" for name, value in cluster.conf(HASTY | logged).items()]
         command = [str(SPARK_HOME / "bin/spark-submit"), "--master", cluster.master, "--py-files", "code.zip", *conf]
         command += ["preprocess.py", f"source.path={raw}", f"out={out}", *SMALL, splits]
-        job = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+        job = subprocess.Popen(command, cwd=tmp_path, env=without_checkout(), stderr=subprocess.PIPE, text=True)
         stuck = stop_a_worker(job, cluster)
         kill_an_executor(job, cluster, out)
         _, said = job.communicate(timeout=300)
@@ -58,12 +58,6 @@ def test_a_job_from_a_zip_outlives_a_stuck_worker_and_a_killed_executor_and_give
     assert any(start["Speculative"] for start in starts), f"nobody ran again what worker {stuck} was stuck with"
     paths = {str(value) for event in happened if event["Event"] == "SparkListenerEnvironmentUpdate" for value in event["Spark Properties"]}  # fmt: skip
     assert not any("spark.executorEnv.PYTHONPATH" in path for path in paths)
-
-
-def environment() -> dict[str, str]:
-    """Ours without a way to the checkout."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return kept | {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
 
 
 def stop_a_worker(job: "subprocess.Popen[str]", cluster: Standalone) -> int:
