@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
 from pipeline.audit_leakage import sentences
-from pipeline.commit import AUDIT
+from pipeline.commit import AUDIT, AUDIT_PAGE
 from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
@@ -47,7 +47,7 @@ def run(settings: PreprocessSettings) -> None:
     try:
         print(summary(preprocess(settings)), flush=True)
         for sentence in warnings(settings.out):
-            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+            print(f"warning: {sentence} {settings.out}/{AUDIT_PAGE} has the other fields.", file=sys.stderr, flush=True)
     finally:
         stop_spark()
 

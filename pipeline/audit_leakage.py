@@ -101,13 +101,13 @@ def implausible(judged: Sequence[Judged], threshold: float) -> list[Judged]:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """For the terminal: one sentence for each field that was named."""
+    """One sentence for each field that was named."""
     said = []
     for pair in found["named"]:
         numbers = found["auc"][pair["field"]][pair["label"]]
         said.append(
             f"{pair['field']} alone tells {pair['label']} with an AUC of {numbers['auc']:.3f} (by its {numbers['by']}); "
-            "if it is known only afterwards, leave it out of features.fields. audit.html has the other fields."
+            "if it is known only afterwards, leave it out of features.fields."
         )
     return said
 
