@@ -15,13 +15,13 @@ from pipeline import spark as sparks
 from pipeline.audit import Tally
 from pipeline.base import extended, with_room
 from pipeline.buckets import partition_keys
+from pipeline.counting import BASE_LOOKUP, BASE_PART, COUNTED, NO_PART, NUMBERS_PART, Counting
 from pipeline.duplicates import Partitions, Repeats, num_partitions
 from pipeline.fields import Field
 from pipeline.job import Counted, Job
 from pipeline.lookup import lookup_of
 from pipeline.numbers import Moments
 from pipeline.settings import GLOBAL
-from pipeline.tasks import BASE_LOOKUP, BASE_PART, COUNTED, NO_PART, NUMBERS_PART, Counting
 from pipeline.vocabulary import Vocabulary, pairs_of, vocabularies
 
 if TYPE_CHECKING:

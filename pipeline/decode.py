@@ -24,7 +24,7 @@ from pipeline.manifest import (
 from pipeline.vocabulary import MISSING, OUT_OF_VOCABULARY
 
 _MOST_VALUES, _MOST_IMPRESSIONS = 6, 3  # shown of a field, of a row
-_NAME_WIDTH = 24
+_NAME_WIDTH = 32
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What runs inside Spark: the task functions of each stage, from Arrow batches to Arrow batches.
 
-Only this module and spark.py know how Spark calls us. A task finds its work by the number in its batch, so the
+Only this module, counting.py and spark.py know how Spark calls us. A task finds its work by the number in its batch, so the
 closures stay small, and hands its counts back as JSON in a row of their own.
 """
 
@@ -23,116 +23,27 @@ from pipeline.chunks import SCOPE_OF, Chunk, ChunkReader
 from pipeline.commit import QUARANTINE, Staging
 from pipeline.contexts import Selected, grouped, select
 from pipeline.dataset import PartWriter, quarantine_batch, write_quarantine
-from pipeline.duplicates import Partitions, Sightings
 from pipeline.encode import encode
 from pipeline.events_chunks import EventReader
-from pipeline.fields import Field
 from pipeline.hadoop_lines import LineReader, Picking
-from pipeline.hashing import TRAIN
 from pipeline.lookup import Lookup
-from pipeline.manifest import NUM_RESERVED_ROWS, SPLITS, InputError
-from pipeline.numbers import Moments, numbers_of
-from pipeline.parse import GOOD, REASON, REASONS
+from pipeline.manifest import SPLITS, InputError
+from pipeline.parse import REASONS
 from pipeline.pieces import scattered
 from pipeline.records import SCHEMA, layout_of
 from pipeline.rows import Rows, rows_of, schema_of
 from pipeline.source import PERIODS, InputSplit, SourceFile, read_line_at
-from pipeline.vocabulary import Counter, fields_of, frequent, pairs_of
 from pipeline.workers import settle
 
 Batches = Iterator[pa.RecordBatch]
 Task = Callable[[Batches], Batches]
 Reader = ChunkReader | EventReader | LineReader
 
-#: Rows of the first pass: pairs of one vocabulary partition, sightings of one of `duplicates.Partitions`, or under
-#: NO_PART the tally of a task as JSON, or under NUMBERS_PART the moments of its numeric fields.
-COUNTED = "part int, blob binary"
-COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
-NO_PART, NUMBERS_PART = -1, -2
-BASE_PART = -3  # pairs of ids that the base has, as merging leaves them
-BASE_LOOKUP = "base"
 #: Rows of the second pass and of the last: a JSON object for each file written.
 REPORT = "report binary"
 REPORT_SCHEMA = pa.schema([("report", pa.binary())])
 #: Rows of the writing pass that are no record: the report of a task before the last shuffle.
 _REPORT_TAG = 127
-_MOST_PAIRS = 4_000_000  # in a task's counter before it hands them on
-_MOST_SIGHTINGS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Counting:
-    """The first pass: count lines and ids."""
-
-    splits: tuple[InputSplit, ...]
-    reader: Reader
-    part_keys: tuple[int, ...]
-    sighted: Partitions  # of impression ids; empty where an id need be the only one in its context
-    fields: tuple[Field, ...]  # of the catalogue; max_ids is that of new ids
-    base: Callable[[], Path] | None = None  # where this host has the lookup tables of the base
-
-    def count(self, batches: Batches) -> Batches:
-        """Split numbers → COUNTED."""
-        catalogue = self.reader.catalogue
-        numerics = () if self.base else catalogue.numerics  # a base has their moments already
-        number_F = np.array(catalogue.number_places(numerics), np.int64)
-        is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
-        tally, counter, moments = Tally(), Counter(), Moments(len(numerics))
-        sightings = Sightings(self.sighted)
-        for chunk in _chunks(self.reader, self.splits, batches):
-            tally.count_chunk(chunk)
-            if self.sighted.keys:
-                sightings.add(chunk)
-                if len(sightings) > _MOST_SIGHTINGS:
-                    yield from (_counted(part, blob) for part, blob in sightings.handed_on())
-            parsed = chunk.parsed
-            # Rejected lines have no values, unless a policy rejected them after parsing.
-            chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
-            if numerics:
-                moments.add(numbers_of(parsed, number_F, len(numerics))[chosen_L])
-            if is_counted_F.any():
-                chosen_V = np.repeat(chosen_L, parsed.num_values_L)
-                if not is_counted_F.all():
-                    chosen_V &= is_counted_F[parsed.field_V]
-                counter.add(parsed.field_V, parsed.id_V, chosen_V)
-            if len(counter) > _MOST_PAIRS:
-                yield from self._handed_on(counter)
-                counter = Counter()
-        yield from self._handed_on(counter)
-        yield from (_counted(part, blob) for part, blob in sightings.handed_on())
-        yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
-        if numerics:
-            yield _counted(NUMBERS_PART, moments.to_bytes())
-
-    def merge(self, batches: Batches) -> Batches:
-        """COUNTED of one partition → its frequent pairs and those of the base's ids, or what its sightings share.
-
-        Tallies and moments pass through.
-        """
-        settle()
-        counter = Counter()
-        sightings: dict[int, list[Any]] = {}
-        for batch in batches:
-            for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
-                if part < 0:
-                    yield _counted(part, blob.as_py())
-                elif part in self.sighted.keys:
-                    sightings.setdefault(part, []).append(blob.as_buffer())
-                else:
-                    counter.add_pairs(pairs_of(blob.as_buffer()))
-        for part, blobs in sightings.items():
-            yield _counted(part, duplicates.shared(self.sighted.kind_of(part)[0], blobs))
-        pair_P2 = counter.pairs()
-        if self.base:
-            lookup = Lookup.load(self.base(), BASE_LOOKUP)
-            is_known_P = lookup.indices_of(fields_of(pair_P2), pair_P2[:, 0]) >= NUM_RESERVED_ROWS
-            yield _counted(BASE_PART, pair_P2[is_known_P].tobytes())
-            pair_P2 = pair_P2[~is_known_P]
-        yield _counted(self.part_keys[0], frequent(pair_P2, self.fields).tobytes())
-
-    def _handed_on(self, counter: Counter) -> Batches:
-        for part, blob in counter.parts(len(self.part_keys)):
-            yield _counted(self.part_keys[part], blob)
 
 
 @dataclass(frozen=True)
@@ -159,7 +70,7 @@ class Writing:
         # Impressions of event logs, which have no period, come with all their labels.
         paths = {period: actions_path(directory, period) for period in PERIODS if self.with_daction}
         acted = {period: np.load(path, mmap_mode="r") for period, path in paths.items() if path.exists()}
-        for chunk in _chunks(self.reader, self.splits, batches):
+        for chunk in chunks_of(self.reader, self.splits, batches):
             duplicates.mark(chunk, repeated)
             yield from encode(chunk, layouts[chunk.source.table], lookup, self.buckets, acted.get(chunk.source.period))
 
@@ -303,7 +214,7 @@ def actions_path(directory: Path, period: str) -> Path:
     return directory / f"actions_{period}.npy"
 
 
-def _chunks(reader: Reader, splits: Sequence[InputSplit], batches: Batches) -> Iterator[Chunk]:
+def chunks_of(reader: Reader, splits: Sequence[InputSplit], batches: Batches) -> Iterator[Chunk]:
     """The chunks of the splits whose numbers come, or of the lines that come themselves."""
     if isinstance(reader, LineReader):
         yield from reader.chunks(batches)
@@ -357,12 +268,6 @@ def _without_reports(batches: Batches) -> tuple[Batches, list[dict[str, Any]]]:
             yield batch.filter(pa.compute.invert(is_report))
 
     return records(), reports
-
-
-def _counted(part: int, blob: bytes) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [pa.array([part], pa.int32()), pa.array([blob], pa.binary())], schema=COUNTED_SCHEMA
-    )
 
 
 def _reported(report: dict[str, Any]) -> pa.RecordBatch:

@@ -10,12 +10,12 @@ from dataset_checks import assert_dataset_equals_reference
 from raw_log import random_log
 
 from pipeline.chunks import ChunkReader
+from pipeline.counting import NO_PART, Counting
 from pipeline.duplicates import Partitions
 from pipeline.fields import catalogue
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 from pipeline.source import InputSplit, find_sources
-from pipeline.tasks import NO_PART, Counting
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
