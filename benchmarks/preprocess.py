@@ -1,120 +1,190 @@
-"""python benchmarks/preprocess.py RAW: MB of raw text a core-second, peak memory, bytes per impression.
+"""Preprocessing: MB of raw text a core-second, peak memory, bytes an impression, the cost of each stage, other tools.
 
-CPU seconds are those of all processes: this driver, Spark's JVM and every Python worker. Cold is the first run of a
-process, with Spark's start and its JIT; warm is the second run in the same session.
+    python -m benchmarks.preprocess scale=0.3                                  # GB of raw text: cold, warm, stages
+    python -m benchmarks.preprocess scale=0.3,1.3,4 peers=polars,duckdb,python # the same log through other tools
+    python -m benchmarks.preprocess impressions=1,2,4,8 runs=5                 # millions, interleaved: cost of each
+    python -m benchmarks.preprocess raw=RAW                                    # a log that is there
+
+Further arguments are settings of jobs.preprocess. CPU seconds are user and system time of all processes: this driver,
+Spark's JVM and every Python worker; memory is the sum of their proportional set sizes, looked at four times a second. Cold
+is the first run of a process, with Spark's start and its JIT; warm is a later run in the same session. Logs come from
+jobs.simulate with seed 1, without dirt where peers read them, for they have no place for it; then validation is 0
+too, and the datasets must hold the same numbers, or this stops.
 """
 
 import os
 import platform
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
+from benchmarks.preprocess_peers.contents import contents
+from benchmarks.preprocess_stages import stages
+from benchmarks.processes import Spent, spent
 from jobs.entry import typed
 from pipeline.manifest import Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+BYTES_AN_IMPRESSION = 425  # of raw text that jobs.simulate writes
+PEERS = ("polars", "duckdb", "python")
 
 
-def process_tree(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+def simulated(impressions: int, directory: Path, dirt: bool) -> Path:
+    """The log of that size, made in a process of its own."""
+    out = directory / f"raw-{impressions}"
+    if not out.exists():
+        dirty = [] if dirt else ["dirt=0"]
+        command = [sys.executable, "-m", "jobs.simulate", f"out={out}", f"impressions={impressions}", "seed=1", *dirty]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
-def cpu_seconds(pids: list[int]) -> dict[str, float]:
-    """CPU by kind of process, with that of children that have ended."""
-    total = {"driver": 0.0, "jvm": 0.0, "workers": 0.0}
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            continue
-        kind = "driver" if pid == os.getpid() else "jvm" if "(java)" in text else "workers"
-        total[kind] += sum(map(int, text.rsplit(")", 1)[1].split()[11:15])) / _TICKS
-    return total
+def raw_mb(raw: Path) -> float:
+    """What all sides read."""
+    return sum(path.stat().st_size for path in raw.glob("[sc]*_*.csv*")) / 1e6
 
 
-def memory_mb(pids: list[int]) -> float:
-    """Proportional set size: what workers share counts once."""
-    total = 0
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
-
-
-@contextmanager
-def peak_memory() -> Iterator[tuple[list[float], list[float]]]:
-    """(peak in MB, CPU seconds of the watching itself), filled in the end."""
-    peak, watching, stop = [0.0], [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            peak[0] = max(peak[0], memory_mb(process_tree(os.getpid())))
-            watching[0] = time.thread_time()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak, watching
-    finally:
-        stop.set()
-        thread.join()
-
-
-def measured(name: str, raw: str, raw_mb: float, out: Path, overrides: list[str]) -> Manifest:
+def settings_of(raw: Path, out: Path, overrides: list[str]) -> PreprocessSettings:
+    """As on the command line of jobs.preprocess."""
     with initialize_config_module("conf", version_base="1.3"):
-        settings = typed(PreprocessSettings, compose("preprocess", [f"source.path={raw}", f"out={out}", *overrides]))
-    before, started = cpu_seconds(process_tree(os.getpid())), time.monotonic()
-    with peak_memory() as (peak, watching):
+        composed = compose("preprocess", [f"source.path={raw}", f"out={out}", *overrides])
+    return typed(PreprocessSettings, composed)
+
+
+def ours(raw: Path, out: Path, overrides: list[str]) -> tuple[Manifest, Spent]:
+    """One run, in the session that the first run started."""
+    settings = settings_of(raw, out, overrides)
+    with spent() as cost:
         manifest = preprocess(settings)
-    after = cpu_seconds(process_tree(os.getpid()))
-    spent = {kind: after[kind] - before[kind] for kind in after}
-    spent["driver"] -= watching[0]
-    total = sum(spent.values())
-    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in spent.items())
+    return manifest, cost
+
+
+def told(name: str, megabytes: float, cost: Spent) -> None:
+    """One line of the report."""
+    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in cost.cpu_s.items() if seconds >= 0.05)
     print(
-        f"{name}: {raw_mb / total:.1f} MB/core-s ({raw_mb:,.0f} MB in {total:.1f} CPU s: {parts}; "
-        f"{time.monotonic() - started:.1f} s on the clock), peak {peak[0]:,.0f} MB",
+        f"{name:>14}: {megabytes / cost.total_s:6.1f} MB/core-s ({megabytes:,.0f} MB in {cost.total_s:.1f} CPU s: {parts}; "
+        f"{cost.clock_s:.0f} s on the clock), peak {cost.peak_mb:,.0f} MB",
         flush=True,
     )
-    return manifest
+
+
+def one_size(raw: Path, directory: Path, peers: list[str], overrides: list[str]) -> None:
+    """Cold and warm runs of ours, the stages, and each peer once on the same log."""
+    megabytes = raw_mb(raw)
+    if peers:
+        overrides = ["split.validation=0", *overrides]
+    for name in ("first", "warm", "warm"):
+        out = directory / "ours"
+        shutil.rmtree(out, ignore_errors=True)
+        manifest, cost = ours(raw, out, overrides)
+        told(name, megabytes, cost)
+    impressions = sum(total["impressions"] for total in manifest.totals.values())
+    num_bytes = sum(file.bytes for file in manifest.files)
+    num_ids = sum(field.num_rows for field in manifest.fields)
+    print(f"dataset: {num_bytes / impressions:.1f} bytes per impression, {impressions:,} impressions, {num_ids:,} ids")
+    if peers:
+        expected = contents(out / file.path for file in manifest.files)
+    for peer in peers:
+        peer_out = directory / peer
+        peer_out.mkdir()
+        other = run_peer(peer, raw, peer_out)
+        told(peer, megabytes, other)
+        print(f"{'':>16}ours / {peer}: {other.total_s / cost.total_s:.2f}", flush=True)
+        compare(peer, expected, contents(peer_out / f"{period}.parquet" for period in ("train", "test")))
+        shutil.rmtree(peer_out)
+    if megabytes < 600:  # the stages hold the log in memory
+        stage_table(settings_of(raw, directory / "stages", overrides), megabytes, cost)
+
+
+def run_peer(peer: str, raw: Path, out: Path) -> Spent:
+    """One run of a peer in a process of its own."""
+    with spent(only_new=True) as cost:
+        module = f"benchmarks.preprocess_peers.{peer}_peer"
+        subprocess.run([sys.executable, "-m", module, str(raw), str(out)], check=True)
+    # It is gone by now, so its time is in that of the driver's children that were waited for.
+    return cost
+
+
+def compare(peer: str, expected: dict[str, int], found: dict[str, int]) -> None:
+    """Stop where the datasets differ: then the work was not equal."""
+    differ = {
+        name: (expected.get(name), found.get(name))
+        for name in expected | found
+        if expected.get(name) != found.get(name)
+    }
+    if differ:
+        sys.exit(f"{peer} wrote other numbers than ours (ours, {peer}): {differ}")
+
+
+def stage_table(settings: PreprocessSettings, megabytes: float, warm: Spent) -> None:
+    """The cost of each stage; what is left is Spark's."""
+    found = stages(settings)
+    print("\n| stage | CPU s | MB a core-second |\n|---|---|---|")
+    for name, seconds in sorted(found.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {seconds:.2f} | {megabytes / seconds:,.0f} |")
+    total = sum(found.values())
+    print(f"| **all of it without Spark** | {total:.2f} | {megabytes / total:,.0f} |")
+    print(f"| JVM: shuffle, sort, sockets, planning | {warm.cpu_s['jvm']:.2f} | |")
+    rest = warm.cpu_s["workers"] + warm.cpu_s["driver"] - total
+    print(f"| PySpark: tasks, sockets, Arrow between JVM and Python | {rest:.2f} | |")
+    print(f"| **the warm run** | {warm.total_s:.2f} | {megabytes / warm.total_s:,.0f} |", flush=True)
+
+
+def scaling(millions: list[float], runs: int, directory: Path, overrides: list[str]) -> None:
+    """CPU seconds a million impressions at each size: the median of interleaved warm runs."""
+    raws = {size: simulated(round(size * 1e6), directory, dirt=True) for size in millions}
+    ours(raws[min(millions)], directory / "warming", overrides)
+    costs: dict[float, list[Spent]] = {size: [] for size in millions}
+    for _ in range(runs):
+        for size, raw in raws.items():
+            shutil.rmtree(directory / "ours", ignore_errors=True)
+            _, cost = ours(raw, directory / "ours", overrides)
+            costs[size].append(cost)
+            told(f"{size:g}M", raw_mb(raw), cost)
+    print(
+        "\n| impressions | CPU s a million, median | least, most | MB a core-second | peak memory, MB |\n|---|---|---|---|---|"
+    )
+    for size, found in costs.items():
+        per_million = sorted(cost.total_s / size for cost in found)
+        middle, peak = statistics.median(per_million), max(cost.peak_mb for cost in found)
+        speed = raw_mb(raws[size]) / size / middle
+        print(f"| {size:g}M | {middle:.2f} | {per_million[0]:.2f}, {per_million[-1]:.2f} | {speed:.0f} | {peak:,.0f} |")
 
 
 def main() -> None:
-    raw, overrides = sys.argv[1], sys.argv[2:]
-    print(f"{platform.platform()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    """See the head of this file."""
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = {name: given.pop(name) for name in ("scale", "raw", "peers", "impressions", "runs") if name in given}
+    overrides = [f"{name}={value}" for name, value in given.items()]
+    peers = [peer for peer in options.get("peers", "").split(",") if peer]
+    if not {"scale", "raw", "impressions"} & options.keys() or not set(peers) <= set(PEERS):
+        sys.exit(__doc__)
+    print(f"{platform.platform()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="entirespace-benchmark-"))
     try:
-        for name in ("cold", "warm", "warm"):
-            out = directory / f"{name}-{time.monotonic_ns()}"
-            raw_mb = sum(path.stat().st_size for path in Path(raw).glob("[sc]*_*.csv*")) / 1e6
-            manifest = measured(name, raw, raw_mb, out, overrides)
-        num_bytes = sum(file.bytes for file in manifest.files)
-        impressions = sum(total["impressions"] for total in manifest.totals.values())
-        print(f"dataset: {num_bytes / impressions:.1f} bytes per impression ({impressions:,} impressions)")
+        if "impressions" in options:
+            scaling(
+                [float(size) for size in options["impressions"].split(",")],
+                int(options.get("runs", 5)),
+                directory,
+                overrides,
+            )
+        elif "raw" in options:
+            one_size(Path(options["raw"]), directory, peers, overrides)
+        else:
+            for scale in map(float, options["scale"].split(",")):
+                impressions = round(scale * 1e9 / BYTES_AN_IMPRESSION, -4)
+                raw = simulated(int(impressions), directory, dirt=not peers)
+                print(f"\n{scale:g} GB, {impressions:,.0f} impressions", flush=True)
+                one_size(raw, directory, peers, overrides)
+                shutil.rmtree(raw)
     finally:
         shutil.rmtree(directory)
 
