@@ -36,7 +36,8 @@ def run_ranks(function: Callable[..., Arrays], num_ranks: int, folder: Path, *ar
     for process in alive:
         process.kill()
     assert not alive, f"{len(alive)} of {num_ranks} ranks hang"
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    statuses = [process.exitcode for process in processes]
+    assert statuses == [0] * num_ranks, f"exit statuses {statuses}"
     return [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(num_ranks)]
 
 
