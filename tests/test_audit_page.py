@@ -114,3 +114,21 @@ def test_a_named_leak_stands_at_the_head_of_the_page(audited: tuple[Path, Path],
     audit["leakage"]["named"] = [{"field": "position", "label": "click"}]
     page = audit_page(audit, load_manifest(out))
     assert page.index("position alone tells click with an AUC of 0.999 (by its weights)") < page.index("<h2>Funnel")
+
+
+def test_contexts_count_once_however_they_are_cut_and_numbers_have_a_table(
+    audited: tuple[Path, Path], tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    raw, _ = audited
+    weight = "+features.fields.affinity={raw_id: '508', scope: impression, kind: numeric}"
+    audits = []
+    for name, most in (("whole", 1000), ("pieces", 8)):
+        overrides = [weight, f"rows.max_impressions={most}"]
+        preprocess(preprocess_settings(raw, tmp_path / name, *overrides))
+        audits.append(json.loads((tmp_path / name / "audit.json").read_text()))
+    for key in ("lines", "funnel", "contexts", "fields", "drift", "overlap", "examples", "quarantined"):
+        assert audits[0][key] == audits[1][key], key
+    found = audits[0]["fields"]["affinity"]["train"]
+    assert found["records"] == found["without"] + found["values"] == audits[0]["funnel"]["train"]["impressions"]
+    page = (tmp_path / "whole" / "audit.html").read_text(encoding="utf-8")
+    assert re.search(rf"affinity <small>train</small></th><td>{found['mean']:.5g}</td>", page)
