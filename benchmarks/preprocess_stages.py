@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from pipeline import assemble, chunks, parse, preprocess, tasks
+from pipeline import assemble, chunks, count, parse, preprocess, tasks
 from pipeline import spark as sparks
 from pipeline.audit import Tally
 from pipeline.audit_statistics import Statistics
@@ -50,7 +50,7 @@ _STAGES: list[tuple[str, Any, str]] = [
     ("quarantine", tasks, "write_quarantine"),
     ("audit: leakage, a sample of fixed size", assemble, "leakage"),
     ("audit: page", assemble, "audit_page"),
-    ("vocabularies", preprocess, "vocabularies"),
+    ("vocabularies", count, "vocabularies"),
     ("lookup tables", preprocess, "lookup_of"),
     ("vocabulary files", assemble, "write_vocabulary"),
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.preprocess_peers.contents import contents
+from benchmarks.preprocess_stages import stages
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
@@ -41,3 +42,11 @@ def test_a_peers_dataset_holds_the_numbers_of_ours(peer: str, raw: Path, ours: d
     assert contents(tmp_path / f"{period}.parquet" for period in ("train", "test")) == ours
     assert ours["impressions"] == 2000
     assert ours["item_id: values"] == 2000
+
+
+def test_the_job_runs_under_the_clocks_of_its_stages(
+    raw: Path, preprocess_settings: Callable[..., PreprocessSettings], tmp_path: Path
+) -> None:
+    found = stages(preprocess_settings(raw, tmp_path / "out"))
+    assert {"parse", "encode records", "write Parquet", "vocabularies"} <= found.keys()
+    assert all(seconds >= 0 for seconds in found.values())
