@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline.buckets import Buckets
 from pipeline.contexts import Selected
 from pipeline.hashing import mix
+from pipeline.packing import packed
 from pipeline.records import CONTEXT_TAG, NUM_WORDS, RUN_TAG, record_batch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -49,7 +50,8 @@ def scattered(selected: Selected, split: int, buckets: Buckets) -> Iterator[pa.R
             "ordinal": np.zeros(2 * (stop - start), np.int32),
             "offset": np.zeros(2 * (stop - start), np.int64),
         }
-        yield record_batch(columns, 4 * begin_R, word_W)
+        byte_B, packed_R = packed(word_W, begin_R)
+        yield record_batch(columns, packed_R, byte_B)
 
 
 @nb.njit(cache=True)
