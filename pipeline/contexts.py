@@ -21,9 +21,12 @@ import pyarrow as pa
 
 from pipeline import records
 from pipeline.hashing import mix
+from pipeline.manifest import InputError
 from pipeline.packing import unpacked
 from pipeline.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.records import CONTEXT_TAG, NUM_WORDS
+
+_MOST_BYTES = (1 << 31) - (64 << 20)  # of the records of a context, which become one Arrow array
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,13 @@ class Selected:
 
 
 def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The sorted records again, cut between groups only: the last group of a batch waits for the next."""
+    """The sorted records again, cut between groups only: the last group of a batch waits for the next.
+
+    Impressions without a context line do not wait, for each is set aside by itself: a key that stands for "unknown" may
+    have a large share of a log. InputError for a context that is too long to be held.
+    """
     held: list[pa.RecordBatch] = []
+    num_bytes = 0
     for batch in batches:
         if batch.num_rows == 0:
             continue
@@ -54,9 +62,27 @@ def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         if last > 0:
             yield pa.concat_batches([*held, batch.slice(0, last)]) if held else batch.slice(0, last)
             held = []
-        held.append(batch.slice(last))
+        rest = batch.slice(last)
+        if not held and rest.column("tag")[0].as_py() != CONTEXT_TAG:
+            yield rest
+            continue
+        num_bytes = rest.column("blob").nbytes + (num_bytes if held else 0)
+        held.append(rest)
+        if num_bytes > _MOST_BYTES:
+            raise InputError(_too_long(held[0]))
     if held:
         yield pa.concat_batches(held)
+
+
+def _too_long(batch: pa.RecordBatch) -> str:
+    byte_B = np.frombuffer(batch.column("blob")[0].as_py(), np.uint8)
+    word_W, _ = unpacked(byte_B, np.array([0, len(byte_B)]))
+    key = int(wide(word_W, records.KEY)) % (1 << 64)
+    return (
+        f"The context {key:016x} has more impressions than one context may have ({_MOST_BYTES >> 20} MB of packed records): "
+        "is it a key that stands for none? Give these impressions contexts of their own, or remove its line of "
+        "common_features, and they go to quarantine as missing_context."
+    )
 
 
 def select(batch: pa.RecordBatch, max_impressions: int) -> Selected:

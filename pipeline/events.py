@@ -155,7 +155,7 @@ def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFra
     shown = impressions.select(
         "user", "item", F.col("at").alias("position"), F.lit(_SHOWN).alias("rank"), "at",
         F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
-        F.coalesce("context_key", F.lit(0)).alias("context_key"), "clicked",
+        F.coalesce("context_key", F.lit(-1)).alias("context_key"), "clicked",
     )  # fmt: skip
     acted = actions.select(
         "user", "item", (F.col("at") + rules.skew_ms).alias("position"),

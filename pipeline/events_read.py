@@ -44,6 +44,7 @@ _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that make one thing
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
+_YEAR_10000_MS = 253_402_300_800_000
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
 
 
@@ -208,7 +209,7 @@ class _Texts:
         kind = self._types[name]
         if isinstance(kind, ArrayType) and isinstance(kind.elementType, IntegralType):
             return F.coalesce(F.transform(F.col(_quoted(name)), self._id_of_number), F.array().cast("array<long>"))
-        return F.transform(self.list_of(name), raw_id)
+        return F.transform(self.list_of(name), lambda text: raw_id(self._without_nulls(text)))
 
     def number_of(self, name: str) -> tuple[Column, Column]:
         """(one column as float32, whether it holds what is no finite number); null is missing."""
@@ -230,15 +231,18 @@ class _Texts:
         return F.coalesce(values, F.array().cast("array<string>"))
 
     def milliseconds(self, name: str) -> Column:
-        """A time as milliseconds since 1970 UTC; null where it is none."""
+        """A time as milliseconds since 1970 UTC; null where it is none, or not in the years 1970 to 9999."""
         column = F.col(_quoted(name))
         if isinstance(self._types[name], TimestampType | TimestampNTZType):
-            return F.unix_millis(column.cast("timestamp"))
-        if self._settings.time_unit == "iso":
-            return F.unix_millis(F.try_to_timestamp(column.cast("string")))
-        number = column.cast("string").try_cast("decimal(30,6)")
-        factor = F.lit(_MS_PER_UNIT[self._settings.time_unit]).cast("decimal(7,3)")
-        return F.floor(number * factor).try_cast("long")
+            at = F.unix_millis(column.cast("timestamp"))
+        elif self._settings.time_unit == "iso":
+            at = F.unix_millis(F.try_to_timestamp(column.cast("string")))
+        else:
+            number = column.cast("string").try_cast("decimal(30,6)")
+            factor = F.lit(_MS_PER_UNIT[self._settings.time_unit]).cast("decimal(7,3)")
+            at = F.floor(number * factor).try_cast("long")
+        # Nearer to 2^63 ms, adding a window would end the job.
+        return F.when(at.between(0, _YEAR_10000_MS - 1), at)
 
     def _id_of_number(self, number: Column) -> Column:
         """What raw_id() makes of its text, without the text, which costs several times as much."""

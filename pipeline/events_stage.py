@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -26,6 +27,15 @@ from pipeline.settings import FAIL, GLOBAL, ChecksSettings
 from pipeline.source import CONTEXT, SKELETON, InputSplit, SourceFile
 
 _LINE_SHOWN = 200  # characters of a row in a message
+_REPEATED = "duplicate_impression"
+#: The rule that each reason says was broken, in words.
+_RULES = {
+    "malformed_line": "a row can be taken apart, and has a time, a user, an item and an id",
+    "bad_label": "a click is 0 or 1, false or true",
+    "bad_context_key": "a row has its context",
+    "bad_feature": "a list has no gaps, and as many finite weights as values",
+    _REPEATED: "an impression id stands once in its context, or with checks.duplicates=global once in the log",
+}
 # In the text of Spark's exception, which may be wrapped in one of py4j's.
 _UNREADABLE = re.compile(
     r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/*)?(/.+?)\.\s(.*?)\s*SQLSTATE"
@@ -81,7 +91,7 @@ def label(
     counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows"), F.min("at"), F.max("at")).collect()
     _stop_without_impressions(counts, periods, end_ms)
     aside = rows.where(~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)).select("status", "split", "line")
-    _stop_at_failures(aside, counts, checks)
+    _stop_at_failures(impressions, aside, counts, checks)
     aside = _stored(aside.repartition(1).sortWithinPartitions("status", "split", "line"), staging / "aside")
     audit = {
         "actions": read | {"outcomes": _outcomes(attributed)},
@@ -161,14 +171,21 @@ def _stop_without_impressions(counts: Sequence[Row], periods: Periods, end_ms: i
     )
 
 
-def _stop_at_failures(aside: DataFrame, counts: Sequence[Row], checks: ChecksSettings) -> None:
+def _stop_at_failures(impressions: DataFrame, aside: DataFrame, counts: Sequence[Row], checks: ChecksSettings) -> None:
     present = {row["status"] for row in counts} - {GOOD, OUTSIDE, IMMATURE}
     for reason in sorted(reason for reason in present if getattr(checks, reason) == FAIL):
         line = aside.where(F.col("status") == reason).agg(F.min("line")).collect()[0][0]
         raise InputError(
-            f"impressions has {reason} in the row {line[:_LINE_SHOWN]}, and checks.{reason}=fail stops there; "
-            f"mend the row, or set checks.{reason}=quarantine."
+            f"{_file_with(impressions, reason, line)} has {reason} ({_RULES[reason]}) in the row {line[:_LINE_SHOWN]}, and "
+            f"checks.{reason}=fail stops there; mend the row, or set checks.{reason}=quarantine."
         )
+
+
+def _file_with(impressions: DataFrame, reason: str, line: str) -> str:
+    """The file with a row that was set aside; the name of the table where a join or a shuffle has lost sight of it."""
+    rows = impressions.where((F.col("status") == reason) & (F.col("line") == line))
+    address = (rows.agg(F.min(F.input_file_name())).collect()[0][0] or "") if reason != _REPEATED else ""
+    return unquote(re.sub("^file:/*", "/", address)) or "impressions"
 
 
 def _shown(ms: int) -> str:

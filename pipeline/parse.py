@@ -39,6 +39,18 @@ REASONS = (
     "duplicate_impression",
     "duplicate_context",
 )
+#: The rule that each reason says was broken, in words; docs/dataset.md has all of it.
+RULES = {
+    "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
+    "bad_label": "click and buy are 0 or 1",
+    "bad_context_key": "a key is 16 digits of 0-9a-f",
+    "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",
+    "feature_count_mismatch": "num_features counts the features of the line",
+    "conversion_without_click": "what was bought was clicked",
+    "missing_context": "an impression's key has a line in common_features of its period",
+    "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in its period",
+    "duplicate_context": "a key has one line in common_features of its period",
+}
 GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
 MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
 

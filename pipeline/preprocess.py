@@ -26,7 +26,7 @@ from pipeline.job import Counted, Job
 from pipeline.lock import locked
 from pipeline.lookup import lookup_of
 from pipeline.manifest import SPLITS, InputError, Manifest
-from pipeline.parse import REASONS
+from pipeline.parse import REASONS, RULES
 from pipeline.records import SPARK_SCHEMA
 from pipeline.settings import FAIL, SPARK, PreprocessSettings, settings_xxh3
 from pipeline.source import PERIODS
@@ -227,7 +227,7 @@ def _stop_at_failures(job: Job, tally: Tally) -> None:
         (ordinal, offset), reason = min(failing)
         mild = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
         raise InputError(
-            f"{job.logs[ordinal].path}, byte {offset}: {reason}, and checks.{reason}=fail stops there; "
+            f"{job.logs[ordinal].path}, byte {offset}: {reason} ({RULES[reason]}), and checks.{reason}=fail stops there; "
             f"mend the line, or set checks.{reason}={mild}."
         )
 

@@ -18,6 +18,7 @@ PERIODS = ("train", "test")
 CHUNK_BYTES = 2 << 20
 #: The columns that a line of each table has.
 NUM_COLUMNS = {SKELETON: 6, CONTEXT: 3}
+_BYTES_LOOKED_AT, _LINES_LOOKED_AT = 1 << 16, 100  # of each file, before Spark starts
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def _found(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFil
             compressed = name.endswith(".gz")
             source = SourceFile(len(sources), name, part.address, part.bytes, table, period, compressed, by_spark)
             sources.append(source)
-    for source in sources:
-        if source.table in NUM_COLUMNS and source.bytes:
-            _check_shape(source)
+    for table, period in tables:
+        if table in NUM_COLUMNS:
+            _check_shapes([source for source in sources if (source.table, source.period) == (table, period)])
     return sources
 
 
@@ -199,23 +200,39 @@ def _expected(with_actions: bool) -> str:
     return ", ".join(f"{table}_{{{','.join(PERIODS)}}}.csv" for table in tables)
 
 
-def _check_shape(source: SourceFile) -> None:
+def _check_shapes(parts: list[SourceFile]) -> None:
     """Stop at a file of another kind: none of its first lines has the columns and separators of its table."""
+    heads = [(source, _first_lines(source)) for source in parts if source.bytes]
+    wrong = [(source, lines) for source, lines in heads if lines is not None and not _is_of(source.table, lines)]
+    if len(wrong) < len(heads):
+        # Among parts that are as they should be, one of a few bad lines is for the quarantine.
+        wrong = [(source, lines) for source, lines in wrong if len(lines) >= _LINES_LOOKED_AT]
+    for source, lines in wrong:
+        seen = repr(lines[0][:60].decode("latin-1")) if lines else "only empty lines"
+        raise InputError(
+            f"{source.path} is no {source.table} log: a line has {NUM_COLUMNS[source.table]} comma-separated columns, "
+            f"the last of them features as name\\x02id\\x03value joined by \\x01, but its first lines read {seen}; "
+            "is it another file, or written with other separators?"
+        )
+
+
+def _first_lines(source: SourceFile) -> list[bytes] | None:
+    """Some lines that are not empty; None where the first line does not even end in what is looked at."""
     try:
         with source.open() as stream:
-            head = stream.read(1 << 16)
+            head = stream.read(_BYTES_LOOKED_AT)
     except (OSError, EOFError) as error:
         raise InputError(f"{source.path} cannot be read ({reason_of(error)}); repair or replace the file.") from error
-    lines = [line for line in head.splitlines() if line.strip()][:100]
-    commas = NUM_COLUMNS[source.table] - 1
-    if any(line.count(b",") == commas and _has_features(line) for line in lines):
-        return
-    seen = repr(lines[0][:60].decode("latin-1")) if lines else "only empty lines"
-    raise InputError(
-        f"{source.path} is no {source.table} log: a line has {commas + 1} comma-separated columns, the last of them "
-        f"features as name\\x02id\\x03value joined by \\x01, but its first lines read {seen}; "
-        "is it another file, or written with other separators?"
-    )
+    if len(head) == _BYTES_LOOKED_AT:
+        if b"\n" not in head:
+            return None
+        head = head[: head.rindex(b"\n")]
+    return [line for line in head.split(b"\n") if line.strip()][:_LINES_LOOKED_AT]
+
+
+def _is_of(table: str, lines: list[bytes]) -> bool:
+    commas = NUM_COLUMNS[table] - 1
+    return any(line.count(b",") == commas and _has_features(line) for line in lines)
 
 
 def _has_features(line: bytes) -> bool:

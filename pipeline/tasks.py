@@ -149,9 +149,12 @@ class Writing:
         tally.add(split, "contexts", "written", selected.num_contexts)
         tally.add(split, "contexts", "without_impressions", selected.num_contexts_alone)
         tally.add(split, "impressions", "written", len(selected.impression_I))
-        for ordinal, offset, reason in selected.reject_X3.tolist():
-            tally.add(split, GRAIN[self.sources[ordinal].table], REASONS[reason], 1)
-            tally.note_first(REASONS[reason], ordinal, offset)
+        ordinal_X, offset_X, reason_X = selected.reject_X3.T
+        for ordinal, reason in np.unique(selected.reject_X3[:, [0, 2]], axis=0).tolist():
+            chosen_X = (ordinal_X == ordinal) & (reason_X == reason)
+            grain, name = GRAIN[self.sources[ordinal].table], REASONS[reason]
+            tally.add(split, grain, name, int(np.count_nonzero(chosen_X)))
+            tally.note_first(name, ordinal, int(offset_X[chosen_X].min()))
 
     def _quarantined(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         names = [self.sources[ordinal].name for ordinal in batch.column("ordinal").to_pylist()]

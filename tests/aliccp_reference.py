@@ -176,7 +176,8 @@ def _place(found: Period, line: Line, scope: str, anywhere: bool) -> str:
 def _files(directory: Path, stem: str) -> Iterator[tuple[str, bytes]]:
     if (directory / stem).is_dir():
         for part in sorted((directory / stem).iterdir()):
-            yield f"{stem}/{part.name}", part.read_bytes()
+            text = part.read_bytes()
+            yield f"{stem}/{part.name}", gzip.decompress(text) if part.suffix == ".gz" else text
     elif (directory / f"{stem}.csv.gz").exists():
         yield f"{stem}.csv.gz", gzip.decompress((directory / f"{stem}.csv.gz").read_bytes())
     else:

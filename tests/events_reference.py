@@ -17,6 +17,7 @@ class Impression:
     id: int
     context: int
     clicked: bool = False
+    defect: str = ""  # why it is set aside; it competes for actions nevertheless
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Reference:
         for shown in impressions:
             split = next((s for s in range(3) if self.boundaries[s] <= shown.at < self.boundaries[s + 1]), None)
             status = "outside_split" if split is None else "immature" if shown.at + reach > self.end else "good"
+            status = shown.defect or status
             labels.append((shown, Labels(status, split)))
         usable = [action for action in actions if action.at <= self.end]
         told = [(action.kind, action.at, shown) for action, _, shown in self.attribute(impressions, usable) if shown]

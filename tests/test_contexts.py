@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import records
 from pipeline.contexts import grouped, select
+from pipeline.manifest import InputError
 from pipeline.packing import packed
 from pipeline.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.records import CONTEXT_TAG, HEADER, RUN_TAG
@@ -93,3 +94,21 @@ def test_batches_cut_anywhere_give_the_rows_of_one_batch(seed: int) -> None:
         for start in range(0, len(dict.fromkeys(ids)), 4)
     ]
     assert whole == rows
+
+
+def test_impressions_without_a_context_line_are_not_held_back() -> None:
+    pieces = [batch_of([context(1, 0), run(1, 0, [5]), run(2, 9, [6])]), batch_of([run(2, 20, [7])]), batch_of([run(2, 40, [6]), context(3, 0)])]  # fmt: skip
+    found = list(grouped(iter(pieces)))
+    assert [piece.num_rows for piece in found] == [2, 1, 1, 1, 1]
+    rejects = [row for piece in found for row in select(piece, 64).reject_X3.tolist()]
+    assert rejects == [[3, offset, MISSING_CONTEXT] for offset in (9, 20, 40)]
+
+
+def test_a_context_too_long_to_be_held_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.contexts._MOST_BYTES", 30)
+    words = [HEADER, 7, 0, 0x89ABCDEF - (1 << 32), 0x01234567]
+    pieces = [batch_of([(1, CONTEXT_TAG, 0, words)]), batch_of([run(1, 9, range(20))])]
+    with pytest.raises(InputError, match="The context 0123456789abcdef has more impressions than"):
+        list(grouped(iter(pieces)))
+    orphans = [batch_of([run(1, 9, range(20))])] * 3
+    assert len(list(grouped(iter(orphans)))) == 3

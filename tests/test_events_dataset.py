@@ -197,10 +197,54 @@ def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_balances(
     aside = manifest.audit["events"]["impressions"]
     assert aside["read"] == len(IMPRESSIONS) + len(broken) + 1
     assert aside["read"] == read + aside["outside_split"] + sum(aside["immature"].values())
-    with pytest.raises(
-        InputError, match=r'bad_feature in the row \{"impression_id":"14".*checks.bad_feature=quarantine'
-    ):
-        preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "other", *overrides, "checks.bad_feature=fail"))
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize(
+    ("reason", "bad", "place"),
+    [
+        ("malformed_line", {"timestamp": "soon"}, "raw/impressions"),
+        ("bad_label", {"clk": 2}, "raw/impressions"),
+        ("bad_context_key", {"page_view_id": None}, "raw/impressions"),
+        ("bad_feature", {"tags": ["a", None]}, "raw/impressions"),
+        ("duplicate_impression", {"impression_id": 1, "page_view_id": "v1"}, "impressions"),
+    ],
+)
+def test_fail_stops_an_event_log_at_a_row_in_one_sentence_and_publishes_nothing(
+    tmp_path: Path, preprocess_settings: Settings, reason: str, bad: Row, place: str
+) -> None:
+    good = [impression(1, 1, "ada", 31, "v1", clk=0), impression(2, 30, "bob", 31, "v2", clk=1)]
+    rows = [*good, impression(9, 2, "eve", 42, "v3", clk=0) | bad]
+    overrides = [*written(tmp_path / "raw", "jsonl", rows), "source.events.actions_end=900000"]
+    overrides += ["source.events.impressions.click=clk", "source.events.names.click=[]"]
+    settings = preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides)
+    assert preprocess(settings).audit["quarantined"][reason] == 1
+    with pytest.raises(InputError) as stopped:
+        preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "other", *overrides, f"checks.{reason}=fail"))
+    message = str(stopped.value)
+    assert f"{place} has {reason} (" in message
+    assert '"user_id":"eve"' in message
+    assert f"checks.{reason}=fail stops there; mend the row, or set checks.{reason}=quarantine." in message
+    assert not [path for path in (tmp_path / "other").rglob("*.parquet") if "_staging" not in path.parts]
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize(("chosen", "expected"), [("[cart]", {4}), ("[wish]", {1}), ("[cart,wish]", {1, 4})])
+def test_a_daction_of_an_event_log_is_a_chosen_action_after_the_click(
+    tmp_path: Path, preprocess_settings: Settings, chosen: str, expected: set[int]
+) -> None:
+    actions = [*ACTIONS, action(1.3, "ada", 31, "wish"), action(2, "ada", 42, "cart")]
+    overrides = [*written(tmp_path / "raw", "csv", actions=actions), f"labels.daction={chosen}"]
+    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    found = {
+        id_
+        for rows in rows_of(tmp_path / "out", manifest).values()
+        for row in rows
+        for id_, daction in zip(row["impression_id"], row["daction"], strict=True)
+        if daction
+    }
+    assert found == expected
+    assert set(manifest.audit["events"]["actions"]["outcomes"]) == {"click", "purchase", *chosen.strip("[]").split(",")}
 
 
 @pytest.mark.usefixtures("spark")

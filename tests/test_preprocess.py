@@ -1,5 +1,6 @@
 """The whole chain on small logs: every value, every line accounted for, every policy."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from dataset_checks import assert_dataset_equals_reference
-from raw_log import context_line, key_of, random_log, small_log
+from raw_log import random_log, small_log
 
 from pipeline.manifest import InputError
 from pipeline.preprocess import preprocess
@@ -52,6 +53,18 @@ def test_directories_of_parts_read_in_splits_of_a_kilobyte(tmp_path: Path, prepr
     assert_dataset_equals_reference(raw, tmp_path / "out", settings)
 
 
+def test_parts_that_are_empty_or_hold_one_bad_line(tmp_path: Path, preprocess_settings: Settings) -> None:
+    raw = random_log(4, num_contexts=6).write(tmp_path / "raw", num_parts=2)
+    for table in ("sample_skeleton_train", "common_features_test"):
+        for name, text in (("part-002", b""), ("part-003", b"cut o"), ("part-004", b"\r\n"), ("part-000-a", b"\x00\n")):
+            (raw / table / name).write_bytes(text)
+        for name, text in (("part-005.gz", b""), ("part-006.gz", b"1,0,0,"), ("part-007.gz", b"\n")):
+            (raw / table / name).write_bytes(gzip.compress(text))
+    settings = preprocess_settings(raw, tmp_path / "out", *SMALL)
+    preprocess(settings)
+    assert_dataset_equals_reference(raw, tmp_path / "out", settings)
+
+
 def test_row_groups_hold_a_fixed_number_of_impressions_give_or_take_a_row_and_their_counts_are_true(
     tmp_path: Path, preprocess_settings: Settings
 ) -> None:
@@ -71,59 +84,27 @@ def test_row_groups_hold_a_fixed_number_of_impressions_give_or_take_a_row_and_th
             assert group.impressions >= 50 or number == len(file.row_groups) - 1
 
 
-def test_a_conversion_without_a_click_is_kept_quarantined_or_stops_the_job_as_the_policy_says(
-    tmp_path: Path, preprocess_settings: Settings
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("[cart]", {("train", 3), ("test", 1)}), ("[wish]", {("train", 1)}), ("[cart,wish]", {("train", 1), ("train", 3), ("test", 1)})],
+)  # fmt: skip
+def test_a_daction_is_a_click_that_a_chosen_action_followed(
+    tmp_path: Path, preprocess_settings: Settings, chosen: str, expected: set[tuple[str, int]]
 ) -> None:
     raw = small_log().write(tmp_path / "raw")
-    kept = preprocess(preprocess_settings(raw, tmp_path / "keep", "split.validation=0"))
-    assert kept.totals["train"] == {"rows": 2, "impressions": 4, "clicks": 2, "conversions": 1}
-    assert kept.audit["kept"]["train"]["conversion_without_click"] == 1
-    policy = "checks.conversion_without_click"
-    aside = preprocess(preprocess_settings(raw, tmp_path / "aside", "split.validation=0", f"{policy}=quarantine"))
-    assert aside.totals["train"] == {"rows": 2, "impressions": 3, "clicks": 2, "conversions": 1}
-    assert aside.audit["quarantined"]["conversion_without_click"] == 2
-    with pytest.raises(InputError, match=r"sample_skeleton_train.csv, byte \d+: conversion_without_click.*=keep"):
-        preprocess(preprocess_settings(raw, tmp_path / "fail", f"{policy}=fail"))
-    assert not (tmp_path / "fail" / "manifest.json").exists()
-
-
-@pytest.mark.parametrize("reason", ["duplicate_impression", "bad_feature"])
-def test_a_policy_of_fail_names_the_first_such_line(tmp_path: Path, preprocess_settings: Settings, reason: str) -> None:
-    log = small_log()
-    lines = log.lines["sample_skeleton_test"]
-    lines.append(lines[0] if reason == "duplicate_impression" else lines[0].replace(b"\x03", b"\x03?"))
-    raw = log.write(tmp_path / "raw")
-    offset = sum(len(line) + 1 for line in lines[:-1])
-    with pytest.raises(InputError, match=f"sample_skeleton_test.csv, byte {offset}: {reason}"):
-        preprocess(preprocess_settings(raw, tmp_path / "out", f"checks.{reason}=fail"))
-
-
-def test_a_count_that_disagrees_with_the_features_can_be_quarantined(
-    tmp_path: Path, preprocess_settings: Settings
-) -> None:
-    log = small_log()
-    log.lines["common_features_test"][0] = context_line(key_of(1), [("101", 1, "1.0")], count=9)
-    raw = log.write(tmp_path / "raw")
-    settings = preprocess_settings(raw, tmp_path / "out", "checks.feature_count_mismatch=quarantine")
+    # Of the impressions, 1 and 3 were clicked; 99 is none.
+    (raw / "actions_train.csv").write_text("1,wish,3.5\n3,cart,60\n4,cart,9\n3,cart,61\n2,wish,1\n99,cart,1\n")
+    (raw / "actions_test.csv").write_text("1,cart,5\n4,wish,2\n")
+    settings = preprocess_settings(raw, tmp_path / "out", f"labels.daction={chosen}", "split.validation=0")
     manifest = preprocess(settings)
-    test = manifest.audit["lines"]["test"]
-    assert test["contexts"]["quarantined"] == {"feature_count_mismatch": 1}
-    assert test["impressions"]["quarantined"] == {"missing_context": 2}
-
-
-def test_a_daction_is_a_click_that_a_chosen_action_followed(tmp_path: Path, preprocess_settings: Settings) -> None:
-    raw = small_log().write(tmp_path / "raw")
-    (raw / "actions_train.csv").write_text("1,wish,3.5\n3,cart,60\n4,cart,9\n3,cart,61\n")
-    (raw / "actions_test.csv").write_text("1,cart,5\n")
-    settings = preprocess_settings(raw, tmp_path / "out", "labels.daction=[cart]", "split.validation=0")
-    manifest = preprocess(settings)
-    found = {}
+    found = set()
     for file in manifest.files:
         for row in pq.read_table(tmp_path / "out" / file.path).to_pylist():
-            found |= {(file.split, i): d for i, d in zip(row["impression_id"], row["daction"], strict=True) if d}
-    assert found == {("train", 3): 1, ("test", 1): 1}
-    assert manifest.totals["train"]["dactions"] == 1
-    assert "cart" in manifest.labels["daction"]
+            found |= {(file.split, i) for i, d in zip(row["impression_id"], row["daction"], strict=True) if d}
+    assert found == expected
+    for split in ("train", "test"):
+        assert manifest.totals[split]["dactions"] == sum(place == split for place, _ in expected)
+    assert manifest.labels["daction"].endswith(chosen.strip("[]").replace(",", " or "))
     assert [source.name for source in manifest.sources][-2:] == ["actions_train.csv", "actions_test.csv"]
 
 

@@ -119,3 +119,25 @@ def test_some_bad_first_lines_do_not_make_a_file_of_another_kind(tmp_path: Path)
     log = small_log()
     log.lines["sample_skeleton_train"][:0] = [b"", b"broken", b"1,2,3"]
     assert find_sources(str(log.write(tmp_path / "raw")), with_actions=False)
+
+
+def test_a_line_longer_than_what_is_looked_at_does_not_make_a_file_of_another_kind(tmp_path: Path) -> None:
+    log = small_log()
+    lines = log.lines["sample_skeleton_train"]
+    lines[0] += b"\x01205\x021\x031.0" * 10_000
+    assert find_sources(str(log.write(tmp_path / "one")), with_actions=False)
+    log.lines["sample_skeleton_train"] = lines[:1]
+    assert find_sources(str(log.write(tmp_path / "only")), with_actions=False)
+
+
+def test_a_short_part_of_bad_lines_is_for_the_quarantine_but_a_long_one_is_another_file(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw", num_parts=1)
+    part = raw / "sample_skeleton_train" / "part-001"
+    part.write_bytes(b"1,0,0,cut o")
+    (raw / "sample_skeleton_train" / "part-002.gz").write_bytes(gzip.compress(b""))
+    assert len(find_sources(str(raw), with_actions=False)) == 6
+    part.write_bytes(b"user,item\n" * 100)
+    assert "sample_skeleton_train/part-001 is no sample_skeleton log" in refusal(raw)
+    part.write_bytes(b"1,0,0,cut o")
+    (raw / "sample_skeleton_train" / "part-000").write_bytes(b"1,0,0,cut o")
+    assert "sample_skeleton_train/part-000 is no sample_skeleton log" in refusal(raw)
