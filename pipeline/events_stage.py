@@ -183,8 +183,11 @@ def _stop_at_failures(impressions: DataFrame, aside: DataFrame, counts: Sequence
 
 def _file_with(impressions: DataFrame, reason: str, line: str) -> str:
     """The file with a row that was set aside; the name of the table where a join or a shuffle has lost sight of it."""
+    if reason == _REPEATED:
+        return "impressions"
     rows = impressions.where((F.col("status") == reason) & (F.col("line") == line))
-    address = (rows.agg(F.min(F.input_file_name())).collect()[0][0] or "") if reason != _REPEATED else ""
+    files = rows.select(F.input_file_name().alias("file")).distinct().collect()
+    address = min((row["file"] for row in files), default="")
     return unquote(re.sub("^file:/*", "/", address)) or "impressions"
 
 
