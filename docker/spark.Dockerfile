@@ -11,7 +11,6 @@ RUN apt-get update \
     && useradd --uid 185 --create-home spark
 
 COPY pyproject.toml README.md LICENSE /src/
-COPY pages /src/pages
 COPY pipeline /src/pipeline
 COPY training /src/training
 COPY jobs /src/jobs

@@ -24,7 +24,6 @@ RUN torch="$(grep '^torch==' /src/requirements.txt)" \
     && pip install --no-cache-dir --no-deps --requirement /src/requirements.txt
 
 COPY pyproject.toml README.md LICENSE /src/
-COPY pages /src/pages
 COPY pipeline /src/pipeline
 COPY training /src/training
 COPY jobs /src/jobs

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pages.frame import details, note, page, pair, percent, section, table
 from pipeline import audit_tables as tables
 from pipeline.audit import GRAIN
 from pipeline.audit_leakage import sentences
 from pipeline.audit_pictures import context_figures, index_figures
 from pipeline.audit_tables import Audit
 from pipeline.manifest import LABELS, SPLITS, Manifest
+from pipeline.pages.frame import details, note, page, pair, percent, section, table
 
 MEANING = {
     "malformed_line": "not the columns that the table has",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pages.charts import Axis, Series, figure
+from pipeline.pages.charts import Axis, Series, figure
 
 _COLORS = {"train": 0, "validation": 2, "test": 1}
 _FEWEST = 100  # impressions behind a rate that is drawn

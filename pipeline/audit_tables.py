@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pages.frame import note, percent, table
 from pipeline.manifest import LABELS, Manifest, ManifestField
+from pipeline.pages.frame import note, percent, table
 
 Audit = Mapping[str, Any]
 

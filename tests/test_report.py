@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pages.charts import HEIGHT, WIDTH, Axis, Series, figure, linear_ticks, log_ticks, tick_text
 from pipeline.manifest import InputError
+from pipeline.pages.charts import HEIGHT, WIDTH, Axis, Series, figure, linear_ticks, log_ticks, tick_text
 from training.figures import LOSS_POINTS, calibration_figure, histogram_figure, roc_figure
 from training.metrics import evaluate, truth_metrics
 from training.report import headline_table, read_log, write_report

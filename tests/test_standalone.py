@@ -36,7 +36,7 @@ def test_a_job_from_a_zip_outlives_a_stuck_worker_and_a_killed_executor_and_give
     raw = random_log(4, num_contexts=40, interleaved=True).write(tmp_path / "raw")
     splits = "source.split_bytes=30000"
     preprocess(preprocess_settings(raw, tmp_path / "expected", *SMALL, splits))
-    subprocess.run([sys.executable, "-m", "zipfile", "-c", str(tmp_path / "code.zip"), "pipeline", "pages", "jobs", "conf"], cwd=ROOT, check=True)  # fmt: skip
+    subprocess.run([sys.executable, "-m", "zipfile", "-c", str(tmp_path / "code.zip"), "pipeline", "jobs", "conf"], cwd=ROOT, check=True)  # fmt: skip
     shutil.copy(ROOT / "jobs/preprocess.py", tmp_path / "preprocess.py")
     out, events = tmp_path / "out", tmp_path / "events"
     events.mkdir()

@@ -4,6 +4,6 @@ world (the ranks) → plan (who reads what, when) → shards and row_groups (fil
 petastorm_port (streams them) → feed → collate → batch → embeddings → towers → graph
 (probabilities and losses) → place (sharding, optimizers) → assembly → trainer → checkpoint → metrics → report.
 
-`competitors` are configurations of the same trainer. The report's frame and charts stand in pages/. Of pipeline/ only two
-modules are imported: the manifest, which is the contract, and numba_cache, which says where compiled kernels lie.
+`competitors` are configurations of the same trainer. Of pipeline/ only these are imported: the manifest, which is the
+contract; numba_cache, which says where compiled kernels lie; and pages/, the frame and charts of what people look at.
 """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pages.charts import Axis, Series, figure
+from pipeline.pages.charts import Axis, Series, figure
 from training.calibration import ECE_BINS, calibration_curve
 from training.ranking import Array, roc_curve
 

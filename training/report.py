@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pages.frame import details, note, page, percent, section
 from pipeline.manifest import LABELS, InputError
+from pipeline.pages.frame import details, note, page, percent, section
 from training.calibration import ECE_BINS
 from training.figures import calibration_figure, histogram_figure, loss_figure, roc_figure
 from training.metrics import Metrics, Task, tasks, true_probabilities
