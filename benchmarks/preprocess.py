@@ -5,7 +5,7 @@
     python -m benchmarks.preprocess impressions=1,2,4,8 runs=5                 # millions, interleaved: cost of each
     python -m benchmarks.preprocess raw=RAW                                    # a log that is there
 
-Further arguments are settings of jobs.preprocess. CPU seconds are user and system time of all processes: this driver,
+With logs=DIRECTORY simulated logs are kept there, and taken from there the next time. Further arguments are settings of jobs.preprocess. CPU seconds are user and system time of all processes: this driver,
 Spark's JVM and every Python worker; memory is the sum of their proportional set sizes, looked at four times a second. Cold
 is the first run of a process, with Spark's start and its JIT; warm is a later run in the same session. Logs come from
 jobs.simulate with seed 1, without dirt where peers read them, for they have no place for it; then validation is 0
@@ -37,7 +37,7 @@ PEERS = ("polars", "duckdb", "python")
 
 def simulated(impressions: int, directory: Path, dirt: bool) -> Path:
     """The log of that size, made in a process of its own."""
-    out = directory / f"raw-{impressions}"
+    out = directory / (f"raw-{impressions}" if dirt else f"raw-{impressions}-clean")
     if not out.exists():
         dirty = [] if dirt else ["dirt=0"]
         command = [sys.executable, "-m", "jobs.simulate", f"out={out}", f"impressions={impressions}", "seed=1", *dirty]
@@ -137,9 +137,9 @@ def stage_table(settings: PreprocessSettings, megabytes: float, warm: Spent) -> 
     print(f"| **the warm run** | {warm.total_s:.2f} | {megabytes / warm.total_s:,.0f} |", flush=True)
 
 
-def scaling(millions: list[float], runs: int, directory: Path, overrides: list[str]) -> None:
+def scaling(millions: list[float], runs: int, logs: Path, directory: Path, overrides: list[str]) -> None:
     """CPU seconds a million impressions at each size: the median of interleaved warm runs."""
-    raws = {size: simulated(round(size * 1e6), directory, dirt=True) for size in millions}
+    raws = {size: simulated(round(size * 1e6), logs, dirt=True) for size in millions}
     ours(raws[min(millions)], directory / "warming", overrides)
     costs: dict[float, list[Spent]] = {size: [] for size in millions}
     for _ in range(runs):
@@ -161,18 +161,22 @@ def scaling(millions: list[float], runs: int, directory: Path, overrides: list[s
 def main() -> None:
     """See the head of this file."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    options = {name: given.pop(name) for name in ("scale", "raw", "peers", "impressions", "runs") if name in given}
+    options = {
+        name: given.pop(name) for name in ("scale", "raw", "peers", "impressions", "runs", "logs") if name in given
+    }
     overrides = [f"{name}={value}" for name, value in given.items()]
     peers = [peer for peer in options.get("peers", "").split(",") if peer]
     if not {"scale", "raw", "impressions"} & options.keys() or not set(peers) <= set(PEERS):
         sys.exit(__doc__)
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="entirespace-benchmark-"))
+    logs = Path(options.get("logs", directory))
     try:
         if "impressions" in options:
             scaling(
                 [float(size) for size in options["impressions"].split(",")],
                 int(options.get("runs", 5)),
+                logs,
                 directory,
                 overrides,
             )
@@ -181,10 +185,11 @@ def main() -> None:
         else:
             for scale in map(float, options["scale"].split(",")):
                 impressions = round(scale * 1e9 / BYTES_AN_IMPRESSION, -4)
-                raw = simulated(int(impressions), directory, dirt=not peers)
+                raw = simulated(int(impressions), logs, dirt=not peers)
                 print(f"\n{scale:g} GB, {impressions:,.0f} impressions", flush=True)
                 one_size(raw, directory, peers, overrides)
-                shutil.rmtree(raw)
+                if "logs" not in options:
+                    shutil.rmtree(raw)
     finally:
         shutil.rmtree(directory)
 
