@@ -49,7 +49,8 @@ def spent(only_new: bool = False) -> Iterator[Spent]:
         stop.set()
         thread.join()
     after = _cpu_seconds(_tree(os.getpid()))
-    found.cpu_s = {kind: after[kind] - before[kind] for kind in after}
+    # Spark ends Python workers that have been idle for a minute, and their seconds go with them.
+    found.cpu_s = {kind: max(0.0, after[kind] - before[kind]) for kind in after}
     found.cpu_s["driver"] -= watching[0]
     found.clock_s = time.monotonic() - started
 
