@@ -119,7 +119,7 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
     """The parts of a rank's memory, where it is least and where most."""
     parts = [
         ("tables, their optimizer", min(need.tables), max(need.tables)),
-        ("towers, Adam, DDP", need.towers, need.towers),
+        ("towers, gradients, Adam", need.towers, need.towers),
         ("a step (an estimate)", need.step, need.step),
         ("all", min(need.ranks), max(need.ranks)),
     ]

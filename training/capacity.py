@@ -19,7 +19,7 @@ from training.sharding import assign, lookups_per_impression, row_block
 _FLOAT = 4
 #: A looked-up value: its row (int64), its weight (float32), and the length of its bag (int32, at most).
 _BYTES_PER_LOOKUP = 16
-#: The towers' weights, gradients, DDP's buckets, and Adam's two moments.
+#: The towers' weights, gradients, the flat copy that the ranks sum, and Adam's two moments.
 _COPIES_OF_TOWERS = 5
 #: Optimizer → bytes it keeps for a table of (rows, allocated columns).
 _STATE_BYTES = {
