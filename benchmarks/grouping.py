@@ -19,19 +19,23 @@ from hydra import compose, initialize_config_module
 from benchmarks.runs import CONTEXTS, CPU_S, run
 from benchmarks.train import processor
 from jobs.entry import typed
+from pipeline.manifest import load_manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
 
 AUCS = ("ctr_auc", "cvr_auc", "ctcvr_auc")
+#: A figure of the dataset, beside those of the run: its train files.
+BYTES = "bytes_an_impression"
 
 
-def dataset_of(raw: str, out: Path, max_impressions: int, scatter: bool) -> Path:
-    """Preprocess `raw` with K = `max_impressions`."""
+def dataset_of(raw: str, out: Path, max_impressions: int, scatter: bool) -> float:
+    """Preprocess `raw` with K = `max_impressions`; the bytes of the train files an impression."""
     rows = [f"rows.max_impressions={max_impressions}", f"rows.scatter_chunks={str(scatter).lower()}"]
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("preprocess", [f"source.path={raw}", f"out={out}", *rows])
     preprocess(typed(PreprocessSettings, config))
-    return out
+    manifest = load_manifest(out)
+    return sum(file.bytes for file in manifest.files_of("train")) / manifest.totals["train"]["impressions"]
 
 
 def study(
@@ -46,11 +50,11 @@ def study(
             keys = [(raw, size, scatter, seed, *overrides) for seed in seeds]
             with tempfile.TemporaryDirectory() as folder:
                 if any(key not in known for key in keys):
-                    dataset_of(raw, Path(folder) / "data", size, scatter)
+                    dataset_bytes = dataset_of(raw, Path(folder) / "data", size, scatter)
                 for key, seed in zip(keys, seeds, strict=True):
                     if key not in known:
                         seeded = [*overrides, f"seed={seed}", f"plan.seed={seed}"]
-                        known[key] = run(f"{folder}/data", seeded, "test")
+                        known[key] = run(f"{folder}/data", seeded, "test") | {BYTES: dataset_bytes}
                         if results is not None:
                             with results.open("a") as file:
                                 file.write(json.dumps({"run": key, "figures": known[key]}) + "\n")
@@ -68,8 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     found = study(arguments.raw, arguments.sizes, arguments.seeds, arguments.settings, arguments.results)
     print(f"{processor()} · {' '.join(arguments.settings)} · mean ± standard deviation of {len(arguments.seeds)} seeds")
-    print(f"| K | pieces | distinct contexts a batch | {' | '.join(AUCS)} | CPU s a run |")
-    print("|---" * (4 + len(AUCS)) + "|")
+    print(f"| K | pieces | distinct contexts a batch | {' | '.join(AUCS)} | CPU s a run | bytes an impression |")
+    print("|---" * (5 + len(AUCS)) + "|")
     for (size, scatter), runs in found.items():
         cells = [str(size), "scattered" if scatter else "together"]
         cells.append(f"{statistics.mean(figures[CONTEXTS] for figures in runs):.0f}")
@@ -77,7 +81,8 @@ def main() -> None:
             values = [figures[name] for figures in runs]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
-        cells.append(f"{statistics.mean(figures[CPU_S] for figures in runs):.0f}")
+        cells.append(f"{statistics.mean(figures[CPU_S] for figures in runs):.1f}")
+        cells.append(f"{runs[0][BYTES]:.1f}")
         print(f"| {' | '.join(cells)} |")
 
 
