@@ -14,10 +14,11 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
 from jobs.entry import typed, with_new_keys
-from jobs.plan import PlanJobSettings, planned
 from pipeline.manifest import CATEGORICAL, InputError, load_manifest
 from training.capacity import needs, table_plans, tower_parameters
 from training.cluster import cluster_of
+from training.fitting import FittingSettings, fitted
+from training.fitting_page import page
 from training.graph import Graph
 from training.model import EntireSpaceModel
 from training.plan import Plan
@@ -33,14 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings_of(data: Path, *overrides: str) -> PlanJobSettings:
+def settings_of(data: Path, *overrides: str) -> FittingSettings:
     with initialize_config_module("conf", version_base="1.3"):
-        return typed(PlanJobSettings, compose("plan", with_new_keys([f"data={data}", *overrides], PlanJobSettings)))
+        return typed(FittingSettings, compose("plan", with_new_keys([f"data={data}", *overrides], FittingSettings)))
 
 
 def said(data: Path, *overrides: str) -> tuple[str, bool]:
-    lines, fits = planned(settings_of(data, *overrides))
-    return "\n".join(lines), fits
+    fitting = fitted(settings_of(data, *overrides))
+    return "\n".join(page(fitting, overrides)), fitting.fits
 
 
 def held(settings: TrainSettings) -> Arrays:
@@ -105,6 +106,14 @@ def test_a_table_larger_than_a_device_is_to_be_cut_by_rows_and_then_it_fits(data
     assert said(data, *large, *remedy)[1]
 
 
+def test_the_launch_repeats_every_setting_of_training_that_was_given(data: Path) -> None:
+    given = ("optimizer.towers.lr=0.1", "sharding.default=row_wise", "plan.batch_size=640", "keep_free=0.2")
+    words = said(data, "cluster=1x4xT4", "model=base", "rows.user_id=500", *given)[0].splitlines()[-1].split()
+    assert words[-6:] == [f"data={data}", "model=base", *given[:3], "out=RUN"]
+    cut = said(data, "cluster=8x8xT4", *given)[0].splitlines()[-1]
+    assert cut.endswith("optimizer.towers.lr=0.1 sharding.default=row_wise plan.lanes=64 plan.batch_size=640 out=RUN")
+
+
 def test_too_few_devices_are_told_how_many_hosts_would_do(data: Path) -> None:
     large = ("rows.user_id=300000000", "rows.item_id=300000000")
     text, fits = said(data, "cluster=1x2xT4", *large)
@@ -158,7 +167,7 @@ def test_a_cluster_in_other_words_is_refused_with_the_devices_that_are_known(wor
 )
 def test_what_cannot_be_is_refused(data: Path, override: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        planned(settings_of(data, "cluster=1x1xcpu", override))
+        fitted(settings_of(data, "cluster=1x1xcpu", override))
 
 
 def test_the_job_ends_with_status_2_where_it_does_not_fit(data: Path) -> None:
