@@ -70,6 +70,23 @@ def test_every_rank_holds_the_rows_and_bytes_that_were_planned(data: Path, tmp_p
             assert num_bytes == table.bytes_of_rank(rank) - gradient
 
 
+def test_a_checkpoints_copy_is_as_large_as_what_the_rank_saves_and_counts_where_the_tables_lie(
+    data: Path, tmp_path: Path
+) -> None:
+    manifest, settings = load_manifest(data), tiny_settings(data, tmp_path)
+    settings.sharding = replace(settings.sharding, tables={"user_brands": "data_parallel"})
+    tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, 2)
+    whole = sum(table.weight_bytes + table.state_bytes for table in tables)
+    on_cpu, on_gpu = (needs(tables, manifest, settings, 2, on_cpu) for on_cpu in (True, False))
+    assert sum(on_cpu.checkpoint) == whole + 3 * 4 * tower_parameters(manifest, settings)
+    assert on_gpu.checkpoint == on_cpu.checkpoint
+    assert [more - less for more, less in zip(on_cpu.ranks, on_gpu.ranks, strict=True)] == pytest.approx(
+        on_cpu.checkpoint
+    )
+    settings.checkpoint.asynchronous = False
+    assert sum(needs(tables, manifest, settings, 2, on_cpu=True).checkpoint) == 0
+
+
 def test_towers_are_counted_as_they_are_built(data: Path, tmp_path: Path) -> None:
     manifest, settings = load_manifest(data), tiny_settings(data, tmp_path)
     graph = Graph(settings.model.graph, list(manifest.labels))
@@ -141,7 +158,7 @@ def test_more_of_anything_needs_more(data: Path, tmp_path: Path) -> None:
     def step(batch_size: int, precision: str = "fp32") -> float:
         settings = tiny_settings(data, tmp_path, batch_size=batch_size)
         settings.precision = precision
-        return needs([], manifest, settings, 2).step
+        return needs([], manifest, settings, 2, on_cpu=True).step
 
     assert step(128) == pytest.approx(2 * step(64))
     assert step(64, "bf16") < step(64)

@@ -1,7 +1,9 @@
 """What a run will need on each rank, from its settings and the sizes of its tables alone.
 
-Tables and optimizers are exact: the placement is the trainer's own (training.sharding). What a step takes on top is an
-estimate from the shapes that pass through it.
+Tables, optimizers and the copy that a checkpoint is written from are exact: the placement is the trainer's own
+(training.sharding). What a step takes on top is an estimate from the shapes that pass through it, and what a process has
+before it holds any model (some 0.6 GB of libraries and kernels on CPU) is not counted. `benchmarks.capacity` holds this
+against resident memory.
 """
 
 # Shapes: B impressions and C contexts of a rank's share of a step, D width of a scope's inputs, H of a layer, W ranks.
@@ -21,6 +23,7 @@ _FLOAT = 4
 _BYTES_PER_LOOKUP = 16
 #: The towers' weights, gradients, the flat copy that the ranks sum, and Adam's two moments.
 _COPIES_OF_TOWERS = 5
+_SAVED_COPIES_OF_TOWERS = 3  # less the gradients and the flat copy
 #: Optimizer → bytes it keeps for a table of (rows, allocated columns).
 _STATE_BYTES = {
     "rowwise_adagrad": lambda rows, columns: rows * _FLOAT,
@@ -56,6 +59,12 @@ class TablePlan:
         copies = 2 if self.kind == "data_parallel" else 1
         return share * (copies * self.weight_bytes + self.state_bytes)
 
+    def saved_by_rank(self, rank: int) -> float:
+        """What a checkpoint has from there: what every rank holds is saved by the first."""
+        if self.kind == "data_parallel":
+            return self.weight_bytes + self.state_bytes if rank == 0 else 0.0
+        return self.bytes_of_rank(rank)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -64,11 +73,14 @@ class Needs:
     tables: tuple[float, ...]
     towers: float
     step: float  # the inputs, outputs and gradients of one step
+    checkpoint: tuple[float, ...]  # the copy in the host's memory that is written beside training
+    on_cpu: bool  # where that is the memory of the model too
 
     @property
     def ranks(self) -> tuple[float, ...]:
-        """All of it."""
-        return tuple(tables + self.towers + self.step for tables in self.tables)
+        """All that lies where the model lies."""
+        copies = self.checkpoint if self.on_cpu else (0.0,) * len(self.tables)
+        return tuple(tables + self.towers + self.step + copy for tables, copy in zip(self.tables, copies, strict=True))
 
 
 def table_plans(fields: Sequence[ManifestField], settings: TrainSettings, num_ranks: int) -> list[TablePlan]:
@@ -98,11 +110,19 @@ def _rows_of_rank(entry: ManifestField, kind: str, owner: int | None, num_ranks:
     return tuple(max(0, min(block, entry.num_rows - rank * block)) for rank in range(num_ranks))
 
 
-def needs(tables: Sequence[TablePlan], manifest: Manifest, settings: TrainSettings, num_ranks: int) -> Needs:
+def needs(
+    tables: Sequence[TablePlan], manifest: Manifest, settings: TrainSettings, num_ranks: int, on_cpu: bool
+) -> Needs:
     """Bytes of each rank at the settings' batch size."""
-    by_rank = tuple(sum(table.bytes_of_rank(rank) for table in tables) for rank in range(num_ranks))
+    ranks, tower = range(num_ranks), _FLOAT * tower_parameters(manifest, settings)
+    saved = [sum(table.saved_by_rank(rank) for table in tables) for rank in ranks]
+    saved[0] += _SAVED_COPIES_OF_TOWERS * tower
     return Needs(
-        by_rank, _COPIES_OF_TOWERS * _FLOAT * tower_parameters(manifest, settings), _step(manifest, settings, num_ranks)
+        tables=tuple(sum(table.bytes_of_rank(rank) for table in tables) for rank in ranks),
+        towers=_COPIES_OF_TOWERS * tower,
+        step=_step(manifest, settings, num_ranks),
+        checkpoint=tuple(saved) if settings.checkpoint.asynchronous else (0.0,) * num_ranks,
+        on_cpu=on_cpu,
     )
 
 

@@ -69,9 +69,12 @@ def fitted(settings: FittingSettings) -> Fitting:
     graph = check(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
     settings, changed = for_ranks(settings, cluster.num_ranks)
     tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, cluster.num_ranks)
-    need = needs(tables, manifest, settings, cluster.num_ranks)
+    need = needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
     usable = cluster.memory_bytes * (1.0 - settings.keep_free)
-    proposed = propose(settings, manifest, graph, cluster, usable - need.towers - need.step)
+    free = usable - need.towers - need.step
+    if need.on_cpu and settings.checkpoint.asynchronous:
+        free /= 2  # for the checkpoint's copy, of which the planner knows nothing
+    proposed = propose(settings, manifest, graph, cluster, free)
     units = units_of_an_epoch(settings, manifest)
     too_small = max(need.ranks) > usable
     return Fitting(
@@ -134,7 +137,7 @@ def remedy(
         sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})
         other = replace(settings, sharding=sharding)
         found = table_plans(manifest.fields_of(kind=CATEGORICAL), other, num_ranks)
-        return max(needs(found, manifest, other, num_ranks).ranks) <= usable
+        return max(needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
 
     cut: dict[str, str] = {}
     for table in sorted(tables, key=lambda table: -table.weight_bytes):

@@ -61,14 +61,18 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
         ("tables, their optimizer", min(need.tables), max(need.tables)),
         ("towers, gradients, Adam", need.towers, need.towers),
         ("a step (an estimate)", need.step, need.step),
-        ("all", min(need.ranks), max(need.ranks)),
     ]
-    head = f"{'memory of a rank':<24}{'least':>11}{'most':>11}"
-    return [
-        head,
+    copy = ("a checkpoint's copy", min(need.checkpoint), max(need.checkpoint))
+    parts += [copy] if need.on_cpu else []
+    parts.append(("all", min(need.ranks), max(need.ranks)))
+    lines = [
+        f"{'memory of a rank':<24}{'least':>11}{'most':>11}",
         *(f"{name:<24}{size(least):>11}{size(most):>11}" for name, least, most in parts),
         f"{'it has':<24}{'':>11}{size(usable):>11}",
     ]
+    if not need.on_cpu:
+        lines.append(f"On the host besides, for each rank: {copy[0]}, {size(copy[1])} to {size(copy[2])}.")
+    return lines
 
 
 def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePlan], cluster: Cluster) -> list[str]:

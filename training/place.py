@@ -32,6 +32,8 @@ from training.optimizers import OptimizerSettings
 from training.sharding import ShardingSettings, plan_of
 from training.world import World
 
+_ROWS_AT_A_TIME = 1 << 18
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -169,12 +171,12 @@ def place(
         # Gloo's reduce-scatter needs equal batch sizes.
         model.most_rows = world.max
     for shard in shards:
-        dim = embedding.dim_of(shard.table)
-        values = uniform_rows(
-            model.seed, shard.table, shard.first_row, len(shard.weight), dim, bound=embedding.init_bound
-        )
         shard.weight.zero_()
-        shard.weight[:, :dim] = torch.from_numpy(values)
+        for start in range(0, len(shard.weight), _ROWS_AT_A_TIME):  # a table at once would be there twice
+            part = shard.weight[start : start + _ROWS_AT_A_TIME, : embedding.dim_of(shard.table)]
+            first_row, (num_rows, dim) = shard.first_row + start, part.shape
+            values = uniform_rows(model.seed, shard.table, first_row, num_rows, dim, embedding.init_bound)
+            part.copy_(torch.from_numpy(values))
     adam = optimizers.adam(model.towers.parameters(), optimizer.towers)
     return Placed(network, model.towers, shards, adam, table_optimizer, optimizer, world)
 
