@@ -22,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
-from jobs.entry import typed
+from jobs.entry import typed, with_new_keys
 from training.batch import Batch
 from training.memory import keep_freed_memory
 from training.model import PRECISIONS
@@ -152,7 +152,7 @@ def configured(data: str, out: str, model: str, overrides: list[str]) -> TrainSe
     """The configuration of jobs.train with these."""
     with initialize_config_module("conf", version_base="1.3"):
         given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
-        return typed(TrainSettings, compose("train", given))
+        return typed(TrainSettings, compose("train", with_new_keys(given, TrainSettings)))
 
 
 def main() -> None:
