@@ -29,18 +29,16 @@ def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[f
         trainer = Trainer(settings, world)
         writer = trainer._writer
         with writer:
-            for step, batch in trainer._batches():
+            for share in trainer.shares():
                 began_s, kind = time.monotonic(), "step meanwhile" if writer.is_underway else "step alone"
-                sums = trainer._forward(batch, step)
-                agreed = trainer._agree_on(sums, step)
-                trainer._backward(sums, step)
-                trainer._count(step, agreed)
+                agreed = trainer.step(share)
+                trainer._count(share.step, agreed)
                 if agreed.saved:
                     writer.advance()
                 ended_s = time.monotonic()
-                if step:  # the first warms up
+                if share.step:  # the first warms up
                     seconds[kind].append(ended_s - began_s)
-                if (step + 1) % every_steps == 0:
+                if (share.step + 1) % every_steps == 0:
                     trainer._save()
                     seconds["pause"].append(time.monotonic() - ended_s)
         trainer.close()

@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from benchmarks.train import configured, endless, processor, train_step
+from benchmarks.train import configured, endless, processor
 from training.memory import keep_freed_memory
 from training.trainer import Trainer
 from training.world import join
@@ -34,16 +34,16 @@ def rank(data: str, model: str, num_steps: int, overrides: list[str]) -> None:
     settings = configured(data, out, model, overrides)
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        batches = endless(trainer)
+        shares = endless(trainer)
         for _ in range(WARM_UP_STEPS):
-            train_step(trainer, *next(batches))
+            trainer.step(next(shares))
         world.barrier()
         start_s, cpu_s = time.monotonic(), time.process_time()
         for _ in range(num_steps):
-            train_step(trainer, *next(batches))
+            trainer.step(next(shares))
         world.barrier()
         wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
-        batches.close()
+        shares.close()
         total = world.sum(torch.tensor([cpu_s], dtype=torch.float64, device=world.device)).item()
         if world.rank == 0:
             print(json.dumps({"per_s": num_steps * settings.plan.batch_size / wall_s, "cpu_share": total / wall_s}))

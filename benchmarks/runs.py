@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 from hydra import compose, initialize_config_module
 
-from benchmarks.train import train_step
 from jobs.entry import typed, with_new_keys
 from training import metrics
 from training.assembly import open_feed
@@ -54,9 +53,9 @@ def train(trainer: Trainer) -> dict[str, float]:
     start_s = time.process_time()
     for epoch in range(trainer.settings.epochs):
         trainer.position = Position(epoch, 0)
-        for step, batch in trainer._batches():
-            train_step(trainer, step, batch)
-            contexts.append(len(set(batch.context_id)))
+        for share in trainer.shares():
+            trainer.step(share)
+            contexts.append(len(set(share.batch.context_id)))
     cpu_s = time.process_time() - start_s
     return {CPU_S: cpu_s, CONTEXTS: float(np.mean(contexts[: trainer.plan.num_steps - 1] or contexts))}
 
@@ -67,10 +66,9 @@ def predict(trainer: Trainer, split: str) -> dict[str, np.ndarray]:
     in_order = Plan(trainer.manifest.files_of(split), batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
     feed = open_feed(trainer.settings, trainer.manifest, split, in_order, trainer.world)
     parts = []
-    with torch.no_grad():
-        for batch in feed.batches(0):
-            columns = batch.labels | trainer.graph.predict(trainer.placed.network(batch, None))
-            parts.append({"impression_id": batch.impression_id} | columns)
+    for batch in feed.batches(0):
+        columns = batch.labels | trainer.graph.predict(trainer.placed.predict(batch))
+        parts.append({"impression_id": batch.impression_id} | columns)
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 

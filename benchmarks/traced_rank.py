@@ -7,28 +7,29 @@ A line is `<step of the run> <impression ids>`, and reaches the file in one writ
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.entry import launch
-from training.batch import Batch
 from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join, speaks
+from training.trainer import Agreed, Share, Trainer
+from training.world import World, join, speaks
 
 
 class Traced(Trainer):
     """Writes down what it trains on."""
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def __init__(self, settings: TrainSettings, world: World) -> None:
+        super().__init__(settings, world)
         folder = Path(os.environ["TRACE"])
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"rank-{self.world.rank}.txt").open("ab", buffering=0) as trace:
-            for step, batch in super()._batches():
-                run_step = self.position.epoch * self.plan.num_steps + step
-                ids = " ".join(str(number) for number in batch.impression_id.tolist())
-                trace.write(f"{run_step} {ids}\n".encode())
-                yield step, batch
+        self._trace = folder / f"rank-{world.rank}.txt"
+
+    def step(self, share: Share) -> Agreed:
+        """As any trainer's."""
+        ids = " ".join(map(str, share.batch.impression_id[: share.num_impressions].tolist()))
+        with self._trace.open("ab", buffering=0) as trace:
+            trace.write(f"{self.steps_done} {ids}\n".encode())
+        return super().step(share)
 
 
 def run(settings: TrainSettings) -> None:

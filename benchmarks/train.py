@@ -28,7 +28,7 @@ from training.memory import keep_freed_memory
 from training.model import PRECISIONS
 from training.settings import TrainSettings
 from training.towers import Tower, TowerSettings
-from training.trainer import Trainer
+from training.trainer import Share, Trainer
 from training.world import World, join
 
 STEPS_PER_ROUND = 8
@@ -73,15 +73,9 @@ class Floor:
         self.cpu_s += time.thread_time() - start_s
 
 
-def endless(trainer: Trainer) -> Iterator[tuple[int, Batch]]:
+def endless(trainer: Trainer) -> Iterator[Share]:
     while True:
-        yield from trainer._batches()
-
-
-def train_step(trainer: Trainer, step: int, batch: Batch) -> None:
-    sums = trainer._forward(batch, step)
-    trainer._agree_on(sums, step)
-    trainer._backward(sums, step)
+        yield from trainer.shares()
 
 
 class EndToEnd:
@@ -89,16 +83,16 @@ class EndToEnd:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.batches = trainer._batches()
+        self.shares = trainer.shares()
         self.cpu_s = self.waiting_share = 0.0
 
     def round(self) -> list[Batch]:
         """Train on some batches."""
         recent: list[Batch] = []
         cpu_s, wall_s, waited_s = time.process_time(), time.monotonic(), self.trainer.feed.wait_s
-        for step, batch in itertools.islice(self.batches, STEPS_PER_ROUND):
-            train_step(self.trainer, step, batch)
-            recent.append(batch)
+        for share in itertools.islice(self.shares, STEPS_PER_ROUND):
+            self.trainer.step(share)
+            recent.append(share.batch)
         # The other trainer's threads and this one's run ahead a little in each other's rounds, and as much in each.
         self.cpu_s = time.process_time() - cpu_s
         self.waiting_share = (self.trainer.feed.wait_s - waited_s) / (time.monotonic() - wall_s)
@@ -106,8 +100,8 @@ class EndToEnd:
 
     def finish(self, world: World) -> dict[str, float | None]:
         """Take what is left of the epoch, and judge the model on the validation split."""
-        for step, batch in self.batches:
-            train_step(self.trainer, step, batch)
+        for share in self.shares:
+            self.trainer.step(share)
         assert self.trainer.validation is not None, "the dataset has no validation split"
         return self.trainer.validation.figures(self.trainer.placed, world)
 
@@ -120,7 +114,7 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
             name: EndToEnd(stack.enter_context(closing(Trainer(settings, world))))
             for name, settings in settings_of.items()
         }
-        network, hidden = sides["fp32"].trainer.placed.network.module, some.model.towers.hidden
+        network, hidden = sides["fp32"].trainer.placed.model, some.model.towers.hidden
         widths = network.widths
         ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.edges], *widths)
         plain = Floor([PlainTower(*widths, hidden) for _ in network.edges], *widths)

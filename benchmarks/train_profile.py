@@ -12,28 +12,23 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.train import configured, endless, processor
 from training import feed
 from training.memory import keep_freed_memory
-from training.place import _kernels
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import join
 
 WARM_UP_STEPS = 12
 #: Autograd nodes, by their names → part.
-NODES = {
-    "_PerceptronBackward": "towers, backward",
-    "SplitLookupFunction": "tables: gradient and update",
-    "_TakeColumnsBackward": "embeddings, backward, but the tables",
-}
+NODES = {"_PerceptronBackward": "towers, backward", "SplitLookupFunction": "tables: gradient and update (FBGEMM)"}
 
 
 class Stopwatch:
@@ -60,12 +55,22 @@ class Stopwatch:
             self.spent_s[self._inside[-1]] += now_s - self._since_s
         self._since_s = now_s
 
-    def around(self, module: nn.Module, part: str) -> None:
-        """Take the time of `module` called."""
-        module.register_forward_pre_hook(lambda *_: self.enter(part))
-        module.register_forward_hook(lambda *_: self.leave())
+    def around(self, owner: Any, name: str, part: str, roots: Callable[[Any], Sequence[Tensor]] | None = None) -> None:
+        """Take the time of the method `name` of `owner`, and of autograd's nodes behind the `roots` of its argument."""
+        function = getattr(owner, name)
 
-    def around_nodes(self, result: Tensor) -> None:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            for root in roots(arguments[0]) if roots else ():
+                self._around_nodes(root)
+            self.enter(part)
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.leave()
+
+        setattr(owner, name, timed)
+
+    def _around_nodes(self, result: Tensor) -> None:
         """Take the time of the nodes behind `result` that NODES names, when the gradient comes to them."""
         waiting, seen = [result.grad_fn], set()
         while waiting:
@@ -85,47 +90,31 @@ class Profiled:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.watch = trainer, Stopwatch()
-        self._batches = endless(trainer)
-        network = trainer.placed.network.module
-        self.watch.around(trainer.placed.network, "the model, but its embeddings and towers, forward")
-        for scope in (network.context, network.impression):
-            self.watch.around(scope, "embeddings, forward, but the lookup: TorchRec, columns")
-        for kernel in _kernels(trainer.placed.network):
-            self.watch.around(kernel, "embeddings, forward: FBGEMM's lookup")
-        for tower in network.towers:
-            self.watch.around(tower, "towers, forward")
-        self.watch.around(_Step(trainer.placed.tower_optimizer), "towers' Adam")
+        self._shares = endless(trainer)
+        placed, around = trainer.placed, self.watch.around
+        around(placed.exchange, "send", "ids: cut")
+        around(placed.exchange, "look_up", "ids to the kernels, rows back")
+        for kernel in placed.exchange.kernels:
+            around(kernel.module, "forward", "lookup (FBGEMM)")
+        around(placed, "forward", "the model, but its embeddings and towers, forward")
+        for tower in placed.model.towers:
+            around(tower, "forward", "towers, forward")
+        around(placed, "differentiate", "autograd of graph and loss", lambda loss: [loss])
+        around(placed, "learn", "gradients of the towers put back")
+        around(placed.exchange, "learn", "gradients of rows to the kernels", lambda pooled: pooled.outputs)
+        around(placed.tower_optimizer, "step", "towers' Adam")
 
     def step(self) -> tuple[int, dict[str, float]]:
         """One training step: its impressions, and the CPU seconds of its parts."""
-        trainer, watch = self.trainer, self.watch
+        watch = self.watch
         watch.spent_s = defaultdict(float)
         watch.enter("the feed's hand-over")
-        step, batch = next(self._batches)
+        share = next(self._shares)
         watch.leave()
-        watch.enter("graph and loss, forward")
-        sums = trainer._forward(batch, step)
+        watch.enter("graph and loss, forward; agreement of the ranks")
+        self.trainer.step(share)
         watch.leave()
-        watch.around_nodes(sums)
-        watch.enter("agreement of the ranks")
-        trainer._agree_on(sums, step)
-        watch.leave()
-        watch.enter("autograd, and the rest of the backward pass")
-        trainer._backward(sums, step)
-        watch.leave()
-        return batch.num_impressions, dict(watch.spent_s)
-
-
-class _Step(nn.Module):
-    """An optimizer whose step has hooks as a module's call has."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__()
-        self._take = optimizer.step
-        optimizer.step = self  # type: ignore[method-assign, assignment]
-
-    def forward(self) -> None:
-        self._take()
+        return share.num_impressions, dict(watch.spent_s)
 
 
 class FeedClock:

@@ -16,7 +16,9 @@ from training import checkpoint, checkpoint_files, checkpoint_writer
 from training.checkpoint import restore
 from training.checkpoint_files import META, TOWERS, CheckpointSettings, Judged, Position, newest
 from training.checkpoint_writer import CheckpointWriter
-from training.place import Placed, Shard
+from training.exchange import Exchange
+from training.optimizers import OptimizerSettings
+from training.placed import Placed, Shard
 from training.settings import TrainSettings
 from training.trainer import Trainer
 from training.world import World, join
@@ -70,15 +72,18 @@ def test_what_one_rank_saves_two_restore_and_the_other_way_round(data: Path, tmp
     assert_same(restored(tiny_settings(data, tmp_path / "back"), tmp_path / "two"), both)
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 def fake(rows: range, columns: int = 4) -> Placed:
     """A world without TorchRec: rows of a table `t` that say where they belong, and one tower."""
     tower = torch.nn.ModuleList([torch.nn.Linear(2, 1)])
     weight = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None].repeat(1, columns).contiguous()
     shard = Shard("t", rows.start, weight, {"momentum1": weight[:, 0].clone()})
-    return Placed(tower, tower, [shard], torch.optim.Adam(tower.parameters()))
-
-
-ALONE = World(0, 1, torch.device("cpu"))
+    model = torch.nn.Module()
+    model.towers = tower
+    adam = torch.optim.Adam(tower.parameters())
+    return Placed(model, Exchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
 
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:

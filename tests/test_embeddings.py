@@ -1,33 +1,14 @@
 import math
 
 import pytest
-import torch
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from pipeline.manifest import InputError, ManifestField
-from training.embeddings import Embeddings, EmbeddingSettings, allocated, rowwise_lr
+from training.embeddings import EmbeddingSettings, allocated, rowwise_lr
 
 FIELDS = [
     ManifestField(name, name, "context", "one", False, 10, f"vocabulary/{name}.parquet", "0" * 16)
     for name in ("a", "b", "c")
 ]
-
-
-def test_columns_are_taken_by_field_name_whatever_order_the_sharding_gives() -> None:
-    embeddings = Embeddings(FIELDS, EmbeddingSettings(dim=3, dims={"b": 4}))
-    columns = {name: torch.randn(5, 4, dtype=torch.float64) for name in "abc"}
-    expected = torch.cat([columns["a"][:, :3], columns["b"], columns["c"][:, :3]], 1)
-    for order in ("abc", "bca", "cab"):
-        values = torch.cat([columns[name] for name in order], 1).requires_grad_()
-        taken = embeddings.in_catalogue_order(KeyedTensor(keys=list(order), length_per_key=[4, 4, 4], values=values))
-        torch.testing.assert_close(taken, expected)
-        weight = torch.arange(taken.numel(), dtype=torch.float64).view_as(taken)
-        (taken * weight).sum().backward()
-        assert values.grad is not None
-        by_name = dict(zip(order, values.grad.split(4, 1), strict=True))
-        torch.testing.assert_close(torch.cat([by_name["a"][:, :3], by_name["b"], by_name["c"][:, :3]], 1), weight)
-        assert by_name["a"][:, 3].eq(0).all()
-        assert by_name["c"][:, 3].eq(0).all()
 
 
 def test_a_table_allocates_a_multiple_of_four_columns() -> None:

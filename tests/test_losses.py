@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_graph import ESMM, IMPRESSION, LABELS, probability, random_graphs
 
 from training.graph import Event, Graph, GraphSettings, Query
-from training.losses import holds, log_loss_sums, share_of_rank
+from training.losses import holds, log_loss_sums, share_of_mean
 
 CLICK = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], np.float64)
 CONVERSION = np.array([0, 0, 0, 1, 1, 0, 0, 1, 0], np.float64)
@@ -91,15 +91,15 @@ def test_an_event_less_another_holds_where_only_the_first_happened() -> None:
     assert holds(Event("click", ("daction",)), labels).tolist() == [0, 1, 0]
 
 
-def test_the_mean_of_the_ranks_gradients_is_that_of_the_global_mean() -> None:
+def test_the_sum_of_the_ranks_gradients_is_that_of_the_global_mean() -> None:
     parts = [torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5])]
-    shares = [share_of_rank(part, world_size=2, global_count=10) for part in parts]
-    assert (sum(shares) / 2).item() == pytest.approx(7.5 / 10)
+    shares = [share_of_mean(part, global_count=10) for part in parts]
+    assert sum(shares).item() == pytest.approx(7.5 / 10)
 
 
 def test_each_loss_has_its_weight_in_the_gradient() -> None:
     sums = torch.tensor([3.0, 5.0], requires_grad=True)
-    share = share_of_rank(sums, 2, 10, (1.0, 0.25))
-    assert share.item() == pytest.approx((3 * 1.0 + 5 * 0.25) * 2 / 10)
+    share = share_of_mean(sums, 10, (1.0, 0.25))
+    assert share.item() == pytest.approx((3 * 1.0 + 5 * 0.25) / 10)
     share.backward()
-    torch.testing.assert_close(sums.grad, torch.tensor([0.2, 0.05]))
+    torch.testing.assert_close(sums.grad, torch.tensor([0.1, 0.025]))

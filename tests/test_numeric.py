@@ -144,8 +144,7 @@ def test_the_network_equals_numpy_on_the_raw_rows(data: Path, tmp_path: Path) ->
         trainer = Trainer(settings, world)
         take_steps(trainer, 3)
         batch = next(iter(trainer.feed.batches(0)))
-        with torch.no_grad():
-            logits = list(trainer.placed.network(batch, None).values())
+        logits = list(trainer.placed.predict(batch).values())
         where = {impression: place for place, impression in enumerate(batch.impression_id.tolist())}
         num_compared = 0
         for file in manifest.files_of("train"):
@@ -195,7 +194,7 @@ def test_two_ranks_one_without_an_impression_train_like_one(tmp_path: Path) -> N
     for num_ranks in (1, 2):
         settings = tiny_settings(tmp_path / "data", tmp_path / f"run-{num_ranks}", batch_size=8)
         settings.optimizer.embeddings.name = "sgd"
-        settings.sharding.default = "row_wise"  # pads both scopes
+        settings.sharding.default = "row_wise"
         ranks = run_ranks(train_on_ranks, num_ranks, tmp_path / f"ranks-{num_ranks}", settings, 100)
         found.append(merged([{k: v for k, v in rank.items() if not k.startswith("tables/")} for rank in ranks]))
     for name, value in found[0].items():

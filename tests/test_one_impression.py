@@ -107,9 +107,7 @@ def check_a_training_step(trainer: Trainer, item_row: int) -> None:
     assert weights == pytest.approx([0.69315 / (0.69315 + 1.38629), 1.38629 / (0.69315 + 1.38629)])  # mean by weight
 
     # 6. The towers, the chain rule and the log loss (towers, graph, losses): its loss is -log(pCTR) - log(1 - pCTCVR).
-    network, graph = trainer.placed.network, trainer.graph
-    with torch.no_grad():
-        prediction = graph.predict(network(batch, None))
+    prediction = trainer.graph.predict(trainer.placed.predict(batch))
     assert prediction["p_ctcvr"][place] == pytest.approx(float(prediction["p_ctr"][place] * prediction["p_cvr"][place]))
     before = mean_loss(trainer, batch)
 
@@ -138,8 +136,7 @@ def bag(bags: Bags, field: int, row: int, num_rows: int) -> tuple[list[int], lis
 
 def mean_loss(trainer: Trainer, batch: Batch) -> float:
     """In float64, from the predicted probabilities: ESMM eq. 3 written out."""
-    with torch.no_grad():
-        prediction = trainer.graph.predict(trainer.placed.network(batch, None))
+    prediction = trainer.graph.predict(trainer.placed.predict(batch))
     total = 0.0
     for name, label in (("p_ctr", "click"), ("p_ctcvr", "conversion")):
         p, y = prediction[name].double().numpy(), batch.labels[label].numpy()

@@ -10,6 +10,7 @@ from tiny_run import take_steps, tiny_settings, weights
 
 from pipeline.manifest import InputError
 from training.embeddings import EmbeddingSettings
+from training.losses import log_loss_sums
 from training.optimizers import EmbeddingOptimizerSettings, ScheduleSettings, TowerOptimizerSettings
 from training.settings import TrainSettings
 from training.sharding import ShardingSettings
@@ -68,8 +69,10 @@ def moves(settings: TrainSettings, num_steps: int) -> dict[str, np.ndarray]:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         before = weights(trainer)
-        _, batch = next(trainer._batches())
-        trainer.placed.learn(trainer._forward(batch, num_steps).sum())
+        share = next(trainer.shares())
+        passed = trainer.placed.forward(share.batch, share.ids, num_steps)
+        loss = log_loss_sums(trainer.graph, passed.logits, share.batch.labels).sum()
+        trainer.placed.learn(passed, trainer.placed.differentiate(loss))
         after = weights(trainer)
         return {name: after[name] - before[name] for name in before}
 

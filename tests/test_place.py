@@ -11,6 +11,7 @@ from pipeline.manifest import InputError
 from training.batch import Bags, Batch
 from training.embeddings import EmbeddingSettings
 from training.init_values import uniform_rows
+from training.losses import log_loss_sums, share_of_mean
 from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
 from training.settings import TrainSettings
 from training.trainer import Trainer
@@ -52,18 +53,13 @@ def rowwise_adagrad_batch(settings: TrainSettings, num_steps: int, batch: Batch)
         trainer = Trainer(settings, world)
         tables, gradients = [], []
         for _ in range(num_steps):
-            model = trainer.placed.network.module
             tables.append(weights(trainer)["tables/item_id"])
-            kept: list[torch.Tensor] = []
-
-            def keep(_module: object, _input: object, output: torch.Tensor, kept: list[torch.Tensor] = kept) -> None:
-                output.register_hook(kept.append)
-
-            hook = model.impression.register_forward_hook(keep)
-            sums = trainer._forward(batch, 0)
-            trainer._backward(sums, 0)
-            hook.remove()
-            gradients.append(kept[0].numpy().copy())
+            passed = trainer.placed.forward(batch, trainer.placed.exchange.send(batch), 0)
+            sums = log_loss_sums(trainer.graph, passed.logits, batch.labels)
+            towers_gradient = trainer.placed.differentiate(share_of_mean(sums, trainer.plan.step_size(0)))
+            assert passed.pooled.impression_BD.grad is not None
+            gradients.append(passed.pooled.impression_BD.grad.numpy().copy())
+            trainer.placed.learn(passed, towers_gradient)
         return {"tables": np.stack([*tables, weights(trainer)["tables/item_id"]])}, gradients
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, tiny_settings, weights
 
 from pipeline.manifest import InputError
-from training.batch import Batch
 from training.checkpoint_files import META, Position, folder, newest
 from training.evaluate import predict_split, read_predictions
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.journal import LOG
 from training.settings import TrainSettings, held
 from training.sharding import ShardingSettings
-from training.trainer import Trainer
+from training.trainer import Agreed, Share, Trainer
 from training.world import join
 
 
@@ -43,12 +41,11 @@ class Signalled(Trainer):
 
     at, signal = -1, signal.SIGTERM
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
-        for step, batch in super()._batches():
-            self.seen.append(np.sort(batch.impression_id.numpy()))
-            if self.steps_done == self.at and self.world.rank == self.world.size - 1:
-                os.kill(os.getpid(), self.signal)
-            yield step, batch
+    def step(self, share: Share) -> Agreed:
+        self.seen.append(np.sort(share.batch.impression_id[: share.num_impressions].numpy()))
+        if self.steps_done == self.at and self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), self.signal)
+        return super().step(share)
 
 
 def fit(settings: TrainSettings, at: int = -1, number: int = signal.SIGTERM) -> Arrays:
@@ -222,10 +219,10 @@ def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Pa
     assert fit(settings, 5)["status"] == EXIT_REQUEUE
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        step, batch = next(trainer._batches())
-        trainer._forward(batch, step)
-        counts = {int(kernel.iter_cpu.item()) for kernel, _ in trainer.placed._kernel_rates}
-        assert (step, counts) == (6, {7})
+        share = next(trainer.shares())
+        trainer.placed.forward(share.batch, share.ids, share.step)
+        counts = {int(kernel.iter_cpu.item()) for kernel in trainer.placed._fused}
+        assert (share.step, counts) == (6, {7})
         trainer.close()
 
 

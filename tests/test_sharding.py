@@ -80,7 +80,7 @@ class Plain:
     def __init__(self, settings: TrainSettings) -> None:
         with join(settings.world) as world:
             self.trainer = Trainer(settings, world)
-            self.batches = [batch for (_, batch), _ in zip(self.trainer._batches(), range(NUM_STEPS), strict=False)]
+            self.batches = [share.batch for share, _ in zip(self.trainer.shares(), range(NUM_STEPS), strict=False)]
         manifest = self.trainer.manifest
         self.names = {scope: [entry.name for entry in manifest.fields_of(scope)] for scope in ("context", "impression")}
         model = EntireSpaceModel(manifest, self.trainer.graph, settings.embedding, settings.model.towers, settings.seed)

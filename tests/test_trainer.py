@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(data: Path, t
 def losses_with_an_idle_rank(settings: TrainSettings, num_steps: int) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        sizes = [batch.num_impressions for _, batch in trainer._batches()]
+        sizes = [share.num_impressions for share in trainer.shares()]
         return {"losses": np.array(take_steps(trainer, num_steps)), "sizes": np.array(sizes)}
 
 

@@ -11,7 +11,7 @@ from training.embeddings import EmbeddingSettings
 from training.graph import GraphSettings
 from training.model import ModelSettings
 from training.optimizers import EmbeddingOptimizerSettings, OptimizerSettings, TowerOptimizerSettings
-from training.place import Placed
+from training.placed import Placed
 from training.plan import PlanSettings
 from training.settings import TrainSettings
 from training.towers import TowerSettings
@@ -54,12 +54,10 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
 def take_steps(trainer: Trainer, num_steps: int) -> list[float]:
     """The loss of each of the first steps of the epoch, over the global batch."""
     losses = []
-    for step, batch in trainer._batches():
-        if step == num_steps:
+    for share in trainer.shares():
+        if share.step == num_steps:
             break
-        sums = trainer._forward(batch, step)
-        losses.append(sum(trainer._agree_on(sums, step).losses))
-        trainer._backward(sums, step)
+        losses.append(sum(trainer.step(share).losses))
     return losses
 
 

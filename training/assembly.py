@@ -13,7 +13,8 @@ from training.feed import Feed
 from training.graph import Graph
 from training.journal import say
 from training.model import EntireSpaceModel
-from training.place import Placed, place
+from training.place import place
+from training.placed import Placed
 from training.plan import Plan
 from training.settings import TrainSettings, load
 from training.world import World

@@ -23,7 +23,7 @@ from training.checkpoint_files import (
     read_meta,
     steps_of,
 )
-from training.place import Placed
+from training.placed import Placed
 from training.world import World
 
 

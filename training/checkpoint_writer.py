@@ -33,7 +33,7 @@ from training.checkpoint_files import (
     sweep,
     write,
 )
-from training.place import Placed
+from training.placed import Placed
 from training.world import World
 
 #: What `write` returns of each file: its size and the halves of its checksum.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.manifest import NUM_RESERVED_ROWS, InputError, Manifest, ManifestField, field_differences, open_location
-from training.place import Placed
+from training.placed import Placed
 from training.settings import TrainSettings
 
 _SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same

@@ -3,21 +3,15 @@
 The pooling (sum or mean of a bag, by the log's weights) is already in a batch's weights, so every table sums.
 """
 
-# Shapes: N rows of a scope (C contexts or B impressions), F fields, D the width of all fields together.
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
 from pipeline.manifest import NUMERIC, InputError, ManifestField
-from training.batch import Bags
 
 POOLINGS = ("sum", "mean")
 #: FBGEMM's kernels want a row to be a multiple of this many floats.
@@ -81,7 +75,7 @@ def rowwise_lr(lr: float, dim: int) -> float:
 
 
 class Embeddings(nn.Module):
-    """The tables of one scope: bags → [N, D], the fields' columns side by side in catalogue order."""
+    """The tables of one scope, as `training.place` shards them and `training.exchange` looks them up."""
 
     def __init__(self, fields: Sequence[ManifestField], settings: EmbeddingSettings) -> None:
         super().__init__()
@@ -105,45 +99,10 @@ class Embeddings(nn.Module):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The used columns of all fields."""
         return sum(self.dims)
-
-    def forward(self, bags: Bags, num_rows: int, padded_rows: int) -> Tensor:
-        """Look up `bags` of `num_rows` rows, as if they were `padded_rows`: the rest are empty bags, and get no loss."""
-        lengths = bags.lengths
-        if padded_rows > num_rows:
-            lengths = nn.functional.pad(lengths.view(-1, num_rows), (0, padded_rows - num_rows)).flatten()
-        features = KeyedJaggedTensor(keys=self.names, values=bags.values, lengths=lengths, weights=bags.weights)
-        return self.in_catalogue_order(self.tables(features))[:num_rows]
-
-    def in_catalogue_order(self, pooled: KeyedTensor) -> Tensor:
-        """The used columns, by field name.
-
-        Trap: the order of a sharded KeyedTensor's keys depends on the sharding, so its values alone would permute
-        the towers' inputs, without an error, when the number of ranks changes.
-        """
-        starts = dict(zip(pooled.keys(), pooled.offset_per_key(), strict=False))
-        return _TakeColumns.apply(pooled.values(), [starts[name] for name in self.names], self.dims)
 
 
 def _leave(values: Tensor) -> Tensor:
     """TorchRec's own initial values would be overwritten (training.init_values)."""
     return values
-
-
-class _TakeColumns(torch.autograd.Function):
-    """Columns [start, start + width) of each field side by side. Slices and a cat would do, but each slice's gradient
-    would be a matrix of zeros as large as the whole."""
-
-    @staticmethod
-    def forward(ctx: Any, values_N: Tensor, starts: list[int], widths: list[int]) -> Tensor:
-        ctx.starts, ctx.widths, ctx.shape = starts, widths, values_N.shape
-        return torch.cat([values_N[:, at : at + wide] for at, wide in zip(starts, widths, strict=True)], dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        whole = gradients[0].new_zeros(ctx.shape)
-        for at, wide, part in zip(ctx.starts, ctx.widths, gradients[0].split(ctx.widths, dim=1), strict=True):
-            whole[:, at : at + wide] = part
-        return whole, None, None

@@ -75,11 +75,10 @@ def predict_split(
         with torch.no_grad():
             for batch in world.in_step(on_device(feed.batches(0), world.device), plan.num_steps):
                 whole = without_emptiness(batch, *scopes)
-                columns = graph.predict(placed.network(whole, None))
+                columns = graph.predict(placed.predict(whole))
                 if batch.num_impressions:
                     yield _table(batch, columns)
 
-    placed.network.eval()
     if world.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)

@@ -37,11 +37,11 @@ def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mappi
     return torch.stack(sums)
 
 
-def share_of_rank(sums: Tensor, world_size: int, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
-    """What this rank takes the gradient of: Σ weight · sum · W / global count; the weights are 1 where none are given.
+def share_of_mean(sums: Tensor, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
+    """What this rank takes the gradient of: Σ weight · sum / global count; the weights are 1 where none are given.
 
-    `place` and TorchRec both divide gradients by W, so after their sum over the ranks the gradient is that of the mean
-    over the global batch, however unequal the ranks' shares are.
+    Gradients are summed over the ranks, so theirs is that of the mean over the global batch, however unequal the ranks'
+    shares are.
     """
     weighted = sums if weights is None else sums * sums.new_tensor(weights)
-    return weighted.sum() * (world_size / global_count)
+    return weighted.sum() / global_count

@@ -1,6 +1,5 @@
-"""The whole model: a batch in, one logit per impression and edge of the behaviour graph out."""
+"""The whole model: tables below, and above them one logit per impression and edge of the behaviour graph."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -53,18 +52,13 @@ class EntireSpaceModel(nn.Module):
             self.context.width + len(manifest.fields_of("context", NUMERIC)),
             self.impression.width + len(manifest.fields_of("impression", NUMERIC)),
         )
-        #: [C, B] of this rank → the most of any rank, where the sharding wants all ranks to look up as many rows.
-        self.most_rows: Callable[[list[int]], list[int]] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
             self.towers = nn.ModuleList([Tower(str(edge), *self.widths, towers) for edge in graph.edges])
 
-    def forward(self, batch: Batch, step: int | None) -> dict[Query, Tensor]:
-        """edge → logit [B]; `step` (of the run) keys the dropout masks, and is None outside training."""
-        num_rows = [batch.num_contexts, batch.num_impressions]
-        most_contexts, most_impressions = self.most_rows(num_rows) if self.most_rows else num_rows
-        context_CD = self.context(batch.context, batch.num_contexts, most_contexts)
-        impression_BD = self.impression(batch.impression, batch.num_impressions, most_impressions)
+    def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
+        """edge → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
+        the dropout masks, and is None outside training."""
         context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
         impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)

@@ -16,15 +16,16 @@ from training.assembly import build, check, check_dataset, continue_from, open_f
 from training.batch import Batch
 from training.checkpoint_files import Position
 from training.checkpoint_writer import CheckpointWriter
+from training.ids import Message
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.journal import Journal, say
-from training.losses import log_loss_sums, share_of_rank
+from training.losses import log_loss_sums, share_of_mean
 from training.model import without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings, claim, held
 from training.transfer import on_device, to_device
 from training.validation import Validation
-from training.world import World
+from training.world import Pending, World
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class Agreed:
     def stops(self) -> bool:
         """Whether a signal ends the run after this step."""
         return self.requeue or self.ctrl_c
+
+
+@dataclass
+class Share:
+    """This rank's part of a step."""
+
+    step: int  # of the epoch
+    batch: Batch  # on the device; a stand-in where the rank has no impressions
+    num_impressions: int
+    ids: Message  # of the batch, on their way
+    error: InputError | None  # why this rank has no batch
+    following: "Share | None" = None  # its part of the next step of the epoch
 
 
 class Trainer:
@@ -71,7 +84,6 @@ class Trainer:
         self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
         self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
         self._interrupts = Interrupts()
-        self._broken: InputError | None = None  # why this rank has no batch
         self._journal: Journal | None = None
         if not self.finished:
             with world.agreeing():
@@ -115,11 +127,9 @@ class Trainer:
         if self.finished:  # by that
             self._save()
         while not self.finished:
-            for step, batch in self._batches():
-                sums = self._forward(batch, step)
-                agreed = self._agree_on(sums, step)  # raises before a weight has changed
-                self._backward(sums, step)
-                self._count(step, agreed)
+            for share in self.shares():
+                agreed = self.step(share)
+                self._count(share.step, agreed)
                 if agreed.saved:
                     self._writer.advance()
                 if agreed.stops and not self.finished:
@@ -140,53 +150,78 @@ class Trainer:
         if self.validation:
             self.validation.close()
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
-        """(step of the epoch, this rank's batch) from the position on.
+    def shares(self) -> Iterator[Share]:
+        """This rank's share of each step of the epoch from the position on; the ids of the next are on their way already.
 
         A rank that cannot read its share takes part in the step with nothing, and the ranks agree on its error there:
         the others wait for it inside the forward pass already.
         """
         start = self.position.step
         batches = on_device(self.feed.batches(self.position.epoch, start), self.world.device)
-        for step in range(start, self.plan.num_steps):
-            try:
-                batch = next(batches)
-            except InputError as error:
-                self._broken, batch = error, to_device(self.feed.nothing(), self.world.device)
-            yield step, batch
-
-    def _forward(self, batch: Batch, step: int) -> Tensor:
-        """This rank's sum of each loss."""
-        run_step = self.position.epoch * self.plan.num_steps + step
         fields = [len(self.manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
-        whole = without_emptiness(batch, *fields)
-        sums = log_loss_sums(self.graph, self.placed.network(whole, run_step), whole.labels)
-        return sums if batch.num_impressions else sums * 0.0
+        error: InputError | None = None
+        following: Share | None = None
+        for step in range(start, self.plan.num_steps + 1):
+            present, following = following, None
+            if step < self.plan.num_steps:
+                try:
+                    batch = self._nothing() if error else next(batches)
+                except InputError as failure:
+                    error, batch = failure, self._nothing()
+                whole = without_emptiness(batch, *fields)
+                following = Share(step, whole, batch.num_impressions, self.placed.exchange.send(whole), error)
+            if present:
+                present.following = following
+                yield present
 
-    def _agree_on(self, sums: Tensor, step: int) -> Agreed:
-        """What the ranks find together; InputError on every rank where one failed or a loss is not finite."""
-        error = self._broken or (self._journal.error if self._journal else None)
-        ready = self._writer.is_ready
-        flags = (error is not None, ready, self._clock_is_due(), self._interrupts.requeue, self._interrupts.ctrl_c)
+    def _nothing(self) -> Batch:
+        return to_device(self.feed.nothing(), self.world.device)
+
+    def step(self, share: Share) -> Agreed:
+        """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
+        changed, where one failed or a loss is not finite."""
+        run_step = self.position.epoch * self.plan.num_steps + share.step
+        passed = self.placed.forward(share.batch, share.ids, run_step)
+        sums = log_loss_sums(self.graph, passed.logits, share.batch.labels)
+        if not share.num_impressions:
+            sums = sums * 0.0
+        agreeing = self._start_agreement(sums, share)
+        loss = share_of_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
+        towers_gradient = self.placed.differentiate(loss)
+        if share.following:
+            share.following.ids.proceed()
+        agreed = self._agreed(agreeing, share)
+        self.placed.learn(passed, towers_gradient)
+        return agreed
+
+    def _start_agreement(self, sums: Tensor, share: Share) -> Pending:
+        """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
+        error = share.error or (self._journal.error if self._journal else None)
+        flags = (
+            error is not None,
+            self._writer.is_ready,
+            self._clock_is_due(),
+            self._interrupts.requeue,
+            self._interrupts.ctrl_c,
+        )
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
-        *totals, num_failed, num_ready, save, requeue, ctrl_c = self.world.sum(table.to(self.world.device)).tolist()
+        return self.world.start_sum(table.to(self.world.device))
+
+    def _agreed(self, agreeing: Pending, share: Share) -> Agreed:
+        *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
         if num_failed:
-            self.world.agree(error)
+            self.world.agree(share.error or (self._journal.error if self._journal else None))
         bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
         if bad:
-            groups = self.plan.row_groups_of(self.position.epoch, step)
+            groups = self.plan.row_groups_of(self.position.epoch, share.step)
             raise InputError(
-                f"The loss `{bad[0]}` is not finite at step {step} of epoch {self.position.epoch}, which reads "
+                f"The loss `{bad[0]}` is not finite at step {share.step} of epoch {self.position.epoch}, which reads "
                 f"{_listed([f'{file} row group {number}' for file, number in groups])}; no weight was "
                 "touched by that step, and the last checkpoint is good. Lower optimizer.embeddings.lr or "
                 "optimizer.towers.lr, and start again in another out=…."
             )
-        means = [total / self.plan.step_size(step) for total in totals]
+        means = [total / self.plan.step_size(share.step) for total in totals]
         return Agreed(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
-
-    def _backward(self, sums: Tensor, step: int) -> None:
-        weights = self.graph.loss_weights
-        self.placed.learn(share_of_rank(sums, self.world.size, self.plan.step_size(step), weights))
 
     def _count(self, step: int, agreed: Agreed) -> None:
         """`step` of the epoch is done."""

@@ -15,7 +15,7 @@ from training.feed import Feed
 from training.graph import Graph
 from training.losses import log_loss_sums
 from training.model import without_emptiness
-from training.place import Placed
+from training.placed import Placed
 from training.plan import Plan
 from training.ranking import auc
 from training.transfer import on_device
@@ -95,16 +95,13 @@ class Validation:
         rank, where one cannot read its share.
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
-        placed.network.eval()
         with torch.no_grad():
             for batch in world.in_step(on_device(self._feed.batches(0), world.device), self._plan.num_steps):
                 if world.max([int(stops())])[0]:
-                    placed.network.train()
                     return None
                 column_CN, loss = self._predict(placed, batch)
                 columns.append(column_CN)
                 losses += loss
-        placed.network.train()
         whole_CN = world.collect(torch.cat(columns, dim=1))
         totals = torch.zeros(len(self.names), dtype=torch.float64)
         totals[0] = losses[0] / self._count if self._count else math.nan
@@ -116,7 +113,7 @@ class Validation:
     def _predict(self, placed: Placed, batch: Batch) -> tuple[torch.Tensor, float]:
         """The columns [C, N] of this rank's impressions, and its sum of all losses."""
         whole = without_emptiness(batch, *self._scopes)
-        logits = placed.network(whole, None)
+        logits = placed.predict(whole)
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
         columns = torch.stack([{**whole.labels, **predicted}[name] for name in self._columns])
         if not batch.num_impressions:

@@ -32,6 +32,20 @@ class WorldSettings:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A collective that is under way."""
+
+    values: Tensor  # not to be read before `wait`
+    work: Any = None  # None: there was nothing to do
+
+    def wait(self) -> Tensor:
+        """The values, once they are there."""
+        if self.work is not None:
+            self.work.wait()
+        return self.values
+
+
+@dataclass(frozen=True)
 class World:
     """This process among the ranks of the run."""
 
@@ -41,9 +55,22 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over the ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        return self.start_sum(values).wait()
+
+    def start_sum(self, values: Tensor) -> Pending:
+        """Begin to sum `values` over the ranks, in place."""
+        return Pending(values, dist.all_reduce(values, async_op=True) if self.size > 1 else None)
+
+    def start_exchange(
+        self, values: Tensor, sizes: list[int], coming_sizes: list[int], into: Tensor | None = None
+    ) -> Pending:
+        """Begin to send the first `sizes[0]` of `values` to rank 0, the next `sizes[1]` to rank 1, …, and to receive
+        `coming_sizes` of each, in the order of the ranks."""
+        if into is None:
+            into = values.new_empty(sum(coming_sizes))
+        if self.size == 1:
+            return Pending(into)
+        return Pending(into, dist.all_to_all_single(into, values, coming_sizes, sizes, async_op=True))
 
     def max(self, values: list[int]) -> list[int]:
         """The largest of each over the ranks."""
@@ -165,8 +192,9 @@ def join(settings: WorldSettings) -> Iterator[World]:
 
 
 def _means_a_lost_rank(error: RuntimeError) -> bool:
-    """Gloo raises plain RuntimeErrors that begin with its source file; NCCL and the store have types."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error) or "Gloo" in str(error)
+    """Gloo raises plain RuntimeErrors, most of which begin with its source file; NCCL and the store have types."""
+    told_by_gloo = ("gloo/transport", "Gloo", "pair closure")
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in told_by_gloo)
 
 
 def _store() -> Any:
