@@ -8,7 +8,7 @@ dataset (Parquet files) → audit (every line accounted for) → commit (the man
 chain of them all).
 
 Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables
-(what is there) → events_read (one shape for every format) → events (attribution) → events_stage (all of it) →
+(what is there) → events_json (lines taken apart) → events_read (one shape for every format) → events (attribution) → events_stage (all of it) →
 events_chunks, which the vocabulary and encode read instead of parsed lines.
 
 `simulate` writes raw logs of the same layout, with the truth beside them. `manifest` is the contract with

@@ -111,7 +111,7 @@ def _rejected(source: SourceFile) -> Iterator[Chunk]:
     """Rows set aside, one behind the other: the offset of each is where it begins in all of them together."""
     offset = 0
     for batch in pq.ParquetFile(source.path).iter_batches(_ROWS):
-        lines = [line.encode("utf-8", "surrogatepass") for line in batch.column("line").to_pylist()]
+        lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may be no UTF-8
         line_LC = np.zeros((len(lines), parse.LINE_COLUMNS), np.int64)
         line_LC[:, parse.END] = np.cumsum([len(line) for line in lines])
         line_LC[1:, parse.START] = line_LC[:-1, parse.END]

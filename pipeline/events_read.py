@@ -24,9 +24,9 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from pipeline.events_settings import CLICK, CSV, JSONL, MS_PER_S, PARQUET, EventsSettings
+from pipeline.events_json import CORRUPT, FILE
+from pipeline.events_settings import CLICK, CSV, MS_PER_S, PARQUET, EventsSettings
 from pipeline.events_tables import (
-    MANY,
     EventLog,
     Table,
     is_text,
@@ -39,10 +39,8 @@ from pipeline.fields import Catalogue, Field
 from pipeline.manifest import InputError
 
 GOOD, OUTSIDE, IMMATURE = "good", "outside_split", "immature"
-_CORRUPT = "_corrupt"
 _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that make one thing
-_GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 _YEAR_10000_MS = 253_402_300_800_000
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
@@ -66,20 +64,19 @@ def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFr
 
     One row a row of the files.
     """
-    paths = ["file:" + file.path.translate(_GLOB) for file in table.files]
-    if table.format == PARQUET:
-        frame = spark.read.parquet(*paths).withColumn(_CORRUPT, F.lit(None).cast("string"))
-    elif table.format == JSONL:
-        fields = [StructField(name, _json_type(needed[name])) for name in table.columns if name in needed]
-        schema = StructType([*fields, StructField(_CORRUPT, StringType())])
-        frame = spark.read.json(paths, schema=schema, columnNameOfCorruptRecord=_CORRUPT, primitivesAsString=True)
+    if table.parsed:
+        frame = spark.read.parquet(table.parsed)
+    elif table.format == PARQUET:
+        frame = spark.read.parquet(*table.addresses)
+        frame = frame.withColumns({CORRUPT: F.lit(None).cast("string"), FILE: F.input_file_name()})
     else:
-        assert table.format == CSV
-        schema = StructType([StructField(name, StringType()) for name in (*table.columns, _CORRUPT)])
+        assert table.format == CSV, "JSON lines are parsed before (events_json)"
+        schema = StructType([StructField(name, StringType()) for name in (*table.columns, CORRUPT)])
         frame = spark.read.csv(
-            paths, schema=schema, header=True, escape='"', columnNameOfCorruptRecord=_CORRUPT, mode="PERMISSIVE"
-        )
-    return frame.select(*(F.col(_quoted(name)) for name in table.columns if name in needed), _CORRUPT)
+            list(table.addresses), schema=schema, header=True, escape='"', columnNameOfCorruptRecord=CORRUPT,
+            mode="PERMISSIVE",
+        ).withColumn(FILE, F.input_file_name())  # fmt: skip
+    return frame.select(*(F.col(_quoted(name)) for name in table.columns if name in needed), CORRUPT, FILE)
 
 
 def impressions_of(
@@ -92,7 +89,7 @@ def impressions_of(
     user, item     what actions are matched by, as text (user null where malformed);  at  milliseconds since 1970 UTC
     impression_id, context_key    64 bits;  clicked  the log's own click flag, or false
     f0 f1 …        of each field in catalogue order: the id, the ids or the number;  w0 w1 …  weights where it has them
-    line           the row as JSON where it is set aside
+    line, file     the row as JSON where it is set aside;  the address of its file
     """
     frame = _joined(spark, log, settings, fields)
     entry, texts = settings.impressions, _Texts(frame, settings)
@@ -107,7 +104,7 @@ def impressions_of(
     own_id = texts.tuple_of(entry.id) if entry.id else F.concat_ws(_TUPLE, user, item, context, at.cast("string"))
     columns, bad_features = _features(fields.fields, texts)
     split = periods.split(at)
-    broken = F.col(_CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | item.isNull() | own_id.isNull()
+    broken = F.col(CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | item.isNull() | own_id.isNull()
     status = (
         F.when(broken, "malformed_line")
         .when(~F.coalesce(flag.isin(*_CLICKED, *_NOT_CLICKED), F.lit(False)), "bad_label")
@@ -117,12 +114,12 @@ def impressions_of(
         .when(at > periods.mature_until_ms, IMMATURE)
         .otherwise(GOOD)
     )  # fmt: skip
-    raw = F.to_json(F.struct(*(F.col(_quoted(name)) for name in frame.columns if name != _CORRUPT)))
+    raw = F.to_json(F.struct(*(F.col(_quoted(name)) for name in frame.columns if name not in (CORRUPT, FILE))))
     slim = frame.select(
         status.alias("status"), split.alias("split"), F.when(~broken, user).alias("user"), item.alias("item"),
         at.alias("at"), raw_id(own_id).alias("impression_id"), raw_id(context).alias("context_key"),
         F.coalesce(flag.isin(*_CLICKED), F.lit(False)).alias("clicked"), *columns,
-        F.coalesce(F.col(_CORRUPT), raw).alias("line"),
+        F.coalesce(F.col(CORRUPT), raw).alias("line"), F.col(FILE).alias("file"),
     )  # fmt: skip
     aside = ~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)
     return slim.withColumn("line", F.when(aside, F.col("line")))
@@ -164,7 +161,7 @@ def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kind
     ).cast("string")
     at, user, item = texts.milliseconds(entry.timestamp), texts.tuple_of(entry.user), texts.tuple_of(entry.item)
     named = raw_id(texts.tuple_of(entry.impression)) if entry.impression else F.lit(None).cast("long")
-    broken = F.col(_CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | name.isNull()
+    broken = F.col(CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | name.isNull()
     # The item may be missing where it says nothing: of a visit to the front page, say.
     status = F.when(broken, "malformed").when(kind.isNull(), "other").when(item.isNull(), "malformed").otherwise(GOOD)
     return frame.select(
@@ -297,10 +294,6 @@ def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields
         matches = [F.col(_quoted(by)).cast("string") == F.col(key) for by, key in zip(join.by, keys, strict=True)]
         frame = frame.join(side, reduce(Column.__and__, matches), how="left").drop(*keys)
     return frame
-
-
-def _json_type(number_of_values: str) -> StringType | ArrayType:
-    return ArrayType(StringType()) if number_of_values == MANY else StringType()
 
 
 def _quoted(name: str) -> str:

@@ -1,5 +1,6 @@
 """The first stage of source=events: attribute, label, and leave labelled impressions where the next stages read them.
 
+JSON lines ─parsed()─▶ staging/parsed-…
 actions ─scan()─▶ how far the log reaches ─▶ attribute() ─▶ staging/attributed
 impressions ∪ labels ─labelled()─▶ staging/labelled ─▶ counts, and the rows set aside in an order of their own
 """
@@ -18,6 +19,7 @@ from pyspark.sql import functions as F
 
 from pipeline import events
 from pipeline.events_chunks import EventReader
+from pipeline.events_json import parsed
 from pipeline.events_read import GOOD, IMMATURE, OUTSIDE, Periods, actions_of, impressions_of
 from pipeline.events_settings import MS_PER_S, EventsSettings
 from pipeline.events_tables import EventLog
@@ -49,6 +51,7 @@ class Labelled:
     sources: tuple[SourceFile, ...]  # by ordinal: contexts, impressions, rows set aside
     splits: tuple[InputSplit, ...]
     reader: EventReader
+    log: EventLog  # with its JSON lines parsed
     audit: dict[str, Any]
 
 
@@ -67,10 +70,12 @@ def label(
     Raises InputError where no impression is left (and says why), or a row has a defect that `checks` stops at.
     """
     kinds = settings.checked(list(daction))
+    log = parsed(spark, log, settings, catalogue, staging)
     actions = actions_of(spark, log.actions, settings, kinds)
     end_ms, read = scan(actions, settings)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
-    impressions = impressions_of(spark, log, settings, catalogue, periods)
+    with_files = impressions_of(spark, log, settings, catalogue, periods)
+    impressions = with_files.drop("file")
     one_anywhere = checks.duplicates == GLOBAL
     rules = events.Rules(
         {kind: settings.window_ms(kind) for kind in kinds},
@@ -91,14 +96,14 @@ def label(
     counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows"), F.min("at"), F.max("at")).collect()
     _stop_without_impressions(counts, periods, end_ms)
     aside = rows.where(~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)).select("status", "split", "line")
-    _stop_at_failures(impressions, aside, counts, checks)
+    _stop_at_failures(with_files, aside, counts, checks)
     aside = _stored(aside.repartition(1).sortWithinPartitions("status", "split", "line"), staging / "aside")
     audit = {
         "actions": read | {"outcomes": _outcomes(attributed)},
         "actions_end_ms": end_ms,
         "impressions": _set_aside(counts),
     }
-    return _as_sources(staging, catalogue, audit)
+    return _as_sources(staging, catalogue, log, audit)
 
 
 @contextmanager
@@ -182,11 +187,11 @@ def _stop_at_failures(impressions: DataFrame, aside: DataFrame, counts: Sequence
 
 
 def _file_with(impressions: DataFrame, reason: str, line: str) -> str:
-    """The file with a row that was set aside; the name of the table where a join or a shuffle has lost sight of it."""
+    """The file with a row that was set aside; the name of the table where the shuffle has lost sight of it."""
     if reason == _REPEATED:
         return "impressions"
     rows = impressions.where((F.col("status") == reason) & (F.col("line") == line))
-    files = rows.select(F.input_file_name().alias("file")).distinct().collect()
+    files = rows.select("file").distinct().collect()
     address = min((row["file"] for row in files), default="")
     return unquote(re.sub("^file:/*", "/", address)) or "impressions"
 
@@ -202,7 +207,7 @@ def _stored(frame: DataFrame, path: Path) -> DataFrame:
     return frame.sparkSession.read.schema(frame.schema).parquet(address)
 
 
-def _as_sources(staging: Path, catalogue: Catalogue, audit: Mapping[str, Any]) -> Labelled:
+def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mapping[str, Any]) -> Labelled:
     """Every labelled file twice, for its contexts and for its impressions.
 
     All files of a table share one ordinal: the order of a context's rows is theirs in time (in_context), not the files'.
@@ -220,4 +225,4 @@ def _as_sources(staging: Path, catalogue: Catalogue, audit: Mapping[str, Any]) -
     ]
     if aside:
         splits.append(InputSplit(sources[2], 0, 0))
-    return Labelled(sources, tuple(splits), EventReader(catalogue, str(aside)), dict(audit))
+    return Labelled(sources, tuple(splits), EventReader(catalogue, str(aside)), log, dict(audit))

@@ -22,6 +22,7 @@ from pipeline.source import SourceFile
 
 IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"
 ONE, MANY = "one", "many"
+_GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _LINES_LOOKED_AT = 100  # of a JSON lines file, whose rows may leave columns out
 
 
@@ -33,6 +34,12 @@ class Table:
     format: str
     files: tuple[SourceFile, ...]
     columns: Mapping[str, pa.DataType]
+    parsed: str = ""  # of JSON lines, once they are: where their rows are as Parquet
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The files as Spark wants them."""
+        return tuple("file:" + file.path.translate(_GLOB) for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -248,22 +255,29 @@ def _header(file: SourceFile) -> list[str]:
 
 
 def _json_columns(file: SourceFile) -> dict[str, pa.DataType]:
-    columns: dict[str, pa.DataType] = {}
-    with _text(file) as stream:
+    """Every column of the first lines, of the simplest kind that a line has there: the other lines are set aside later."""
+    kinds: dict[str, set[type]] = {}
+    with _text(file, errors="replace") as stream:
         for _, line in zip(range(_LINES_LOOKED_AT), stream, strict=False):
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue  # Spark finds it too, and then it is set aside as malformed_line
+            except (ValueError, RecursionError):
+                continue  # the parser finds it too, and then it is set aside as malformed_line
             for name, value in row.items() if isinstance(row, dict) else ():
-                if value is not None or name not in columns:
-                    columns[name] = pa.list_(pa.string()) if isinstance(value, list) else pa.string()
-    if not columns:
+                kinds.setdefault(name, set()).add(type(value))
+    if not kinds:
         raise InputError(f"{file.path} has no JSON object in its first lines; is it JSON lines, one object a line?")
-    return columns
+    return {name: _json_type(found) for name, found in kinds.items()}
+
+
+def _json_type(found: set[type]) -> pa.DataType:
+    found = found - {type(None)}
+    if not found or found - {list, dict}:
+        return pa.string()
+    return pa.list_(pa.string()) if list in found else pa.struct([])
 
 
 @contextmanager
-def _text(file: SourceFile) -> Iterator[TextIO]:
-    with file.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+def _text(file: SourceFile, errors: str = "strict") -> Iterator[TextIO]:
+    with file.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as text:
         yield text

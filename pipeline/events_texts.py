@@ -40,15 +40,15 @@ def text_id(text: str) -> int:
 
 def texted(spark: "SparkSession", job: Job, counted: Counted, tables: Callable[[], Path]) -> Counted:
     """`counted`, its vocabularies with the texts of their ids; of logs without string ids, as it is."""
-    if job.events is None or job.settings.source.events is None:
+    if job.labelled is None or job.settings.source.events is None:
         return counted
     from pipeline.events_read import texts_of  # it imports pyspark
 
-    frame, numbers = texts_of(spark, job.events, job.settings.source.events, job.catalogue)
+    frame, numbers = texts_of(spark, job.labelled.log, job.settings.source.events, job.catalogue)
     if not numbers:
         return counted
     found = frame.mapInArrow(Finding(tuple(numbers), tables).find, _SPARK_SCHEMA).distinct()
-    table = sparks.collect(found, "texts", len(job.events.impressions.files), "files")
+    table = sparks.collect(found, "texts", len(job.labelled.log.impressions.files), "files")
     vocabularies = list(counted.vocabularies)
     for number in numbers:
         mine = table.filter(pc.equal(table["field"], number))

@@ -155,3 +155,54 @@ def write_rows(path: Path, form: str, rows: list[Row], lists: tuple[str, ...] = 
         # A list of one empty text is written as an empty one.
         rows = [{name: None if name in lists and row[name] == [""] else row[name] for name in row} for row in rows]
     return rows
+
+
+class _Number(str):
+    """A number of JSON, as it is written."""
+
+
+def row_of(line: bytes) -> Row | None:
+    """The row that a line of JSON is, by docs/events.md; None where it cannot be taken apart."""
+    try:
+        values = json.loads(line.decode(), parse_int=_Number, parse_float=_Number, parse_constant=_Number)
+        values = {name: values.get(name) for name in COLUMNS}
+        for name in LISTS:
+            if isinstance(value := values[name], str | bool):
+                values[name] = None if value == "" else _as_text(value).split("|")
+        row = {
+            name: [_as_text(entry) for entry in value] if name in LISTS and isinstance(value, list) else _as_text(value)
+            for name, value in values.items()
+        }
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, AttributeError):
+        return None
+    return row
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, list | dict):
+        raise ValueError("one value is needed")
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
+
+
+SNIPPETS = (b"[", b"]", b"{", b"}", b'"', b",", b":", b"null", b"NaN", b"-1e5", b"0", b"true", b"[]", b"{}", b"\\u0000", b"\\ud800", b"\\", b"\xff", b" ", b"|", b"\xc3\xbc", b'"7"', b'{"a": [1]}')  # fmt: skip
+
+
+def mutated(draw: random.Random, line: bytes, other: bytes) -> bytes:
+    """A line with a value, a span or its frame changed, or with another one."""
+    values = list(re.finditer(rb': ("[^"]*"|\[[^\]]*\]|null)', line))
+    begin, end = sorted(draw.choices(range(len(line) + 1), k=2))
+    end = min(end, begin + 9)
+    if values and draw.random() < 0.4:
+        begin, end = draw.choice(values).span(1)
+    changed = [
+        line[:begin] + draw.choice(SNIPPETS) + line[end:],
+        line[:begin] + line[end:],
+        line[:end] + line[begin:end] + line[end:],
+        b"[" + line + b"]",
+        b"[" + line + b", " + other + b"]",
+        line + draw.choice((*SNIPPETS, b", ")) + other,
+        line + draw.choice(SNIPPETS),
+        draw.choice(SNIPPETS),
+    ]
+    return draw.choice(changed[:3] * 3 + changed)
