@@ -6,8 +6,7 @@ impressions ∪ labels ─labelled()─▶ staging/labelled ─▶ counts, and t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,10 +37,6 @@ _RULES = {
     "bad_feature": "a list has no gaps, and as many finite weights as values",
     _REPEATED: "an impression id stands once in its context, or with checks.duplicates=global once in the log",
 }
-# In the text of Spark's exception, which may be wrapped in one of py4j's.
-_UNREADABLE = re.compile(
-    r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/*)?(/.+?)\.\s(.*?)\s*SQLSTATE"
-)
 
 
 @dataclass(frozen=True)
@@ -104,20 +99,6 @@ def label(
         "impressions": _set_aside(counts),
     }
     return _as_sources(staging, catalogue, log, audit)
-
-
-@contextmanager
-def damage_named() -> Iterator[None]:
-    """Turn Spark's exception about a file that it cannot read into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if found := _UNREADABLE.search(str(error)):
-            why = found.group(2) or "it is damaged, or not of the format that source.events says"
-            raise InputError(
-                f"{found.group(1)} cannot be read ({why}); repair or replace the file, then run again."
-            ) from error
-        raise
 
 
 def scan(actions: DataFrame, settings: EventsSettings) -> tuple[int, dict[str, int]]:

@@ -116,11 +116,11 @@ def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
     settings, events = job.settings, job.settings.source.events
     if job.events is None or events is None:
         return job
-    from pipeline.events_stage import damage_named, label  # it imports pyspark
+    from pipeline.events_stage import label  # it imports pyspark
 
     num_bytes = sum(source.bytes for source in job.sources)
     num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
-    with damage_named():
+    with sparks.sentences():
         found = label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
             num_partitions, staging.tables,

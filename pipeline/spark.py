@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from tqdm import tqdm
 
@@ -49,7 +50,10 @@ _ATTEMPTS = 4
 #: Where remote files are, and by whose account, as far as that is no secret: executors need to know it too.
 _REMOTE_FILES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 _SENTENCE = re.compile(r"pipeline\.manifest\.InputError: (.+)")
-_UNREADABLE = re.compile(r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (\S+?)\.\s(.*?)\s*SQLSTATE")
+# The exception may be wrapped in one of py4j's.
+_UNREADABLE = re.compile(
+    r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/+(?=/))?(.+?)\.\s(.*?)\s*SQLSTATE"
+)
 #: What Spark says at length where a limit of its own was met → the sentence for it.
 _LIMITS = {
     "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
@@ -166,7 +170,9 @@ def _shipped() -> Path:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Turn an InputError of a task, which arrives as text in Spark's exception, into itself."""
+    """Turn an InputError of a task, which arrives as text in Spark's exception, into itself, and what Spark says of a file
+    that it cannot read, or of a limit of its own, into a sentence.
+    """
     try:
         yield
     except Exception as error:
@@ -174,8 +180,9 @@ def sentences() -> Iterator[None]:
             raise InputError(found.group(1).strip()) from None
         if found := _UNREADABLE.search(str(error)):
             raise InputError(
-                f"{found.group(1)} cannot be read to its end ({found.group(2) or 'it is damaged'}); repair or replace the "
-                "file, then run again."
+                f"{unquote(found.group(1))} cannot be read to its end "
+                f"({found.group(2) or 'it is damaged, or not of the format that it should have'}); "
+                "repair or replace the file, then run again."
             ) from error
         for sign, sentence in _LIMITS.items():
             if sign in str(error):

@@ -363,10 +363,13 @@ def test_a_mistake_stops_before_spark_starts_in_one_sentence(
 @pytest.mark.usefixtures("spark")
 def test_a_damaged_file_is_named(tmp_path: Path, preprocess_settings: Settings) -> None:
     overrides = written(tmp_path / "raw", "parquet")
-    path = tmp_path / "raw" / "actions" / "1.parquet"
+    path = tmp_path / "raw" / "actions" / "1 2.parquet"
+    (tmp_path / "raw" / "actions" / "1.parquet").rename(path)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(InputError, match=r"actions/1.parquet cannot be read .*; repair or replace the file"):
+    with pytest.raises(InputError) as stopped:
         preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    assert str(stopped.value).startswith(f"{path} cannot be read to its end (")
+    assert str(stopped.value).endswith("repair or replace the file, then run again.")
 
 
 @pytest.mark.usefixtures("spark")

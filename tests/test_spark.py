@@ -16,6 +16,10 @@ _DAMAGED = (
     "Job aborted: Lost task 0.0 in stage 1.0: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] Encountered error "
     "while reading file hdfs://name/log/part-0.csv.gz.  SQLSTATE: KD001\n\tat org.apache.spark …"
 )
+_LOCAL = (
+    "An error occurred while calling o92.collectToPython.\n: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] "
+    "Encountered error while reading file file:///raw%20log/1.parquet. is not a Parquet file. SQLSTATE: KD001"
+)
 _NO_ROOM = "java.io.IOException: No space left on device\n\tat java.base/sun.nio.ch …"
 _OF_A_TASK = "Traceback …\n  File x\npipeline.manifest.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
 
@@ -23,7 +27,8 @@ _OF_A_TASK = "Traceback …\n  File x\npipeline.manifest.InputError: a.csv, byte
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        (_DAMAGED, "hdfs://name/log/part-0.csv.gz cannot be read to its end (it is damaged)"),
+        (_DAMAGED, "hdfs://name/log/part-0.csv.gz cannot be read to its end (it is damaged, or not of the format"),
+        (_LOCAL, "/raw log/1.parquet cannot be read to its end (is not a Parquet file.); repair or replace the file"),
         (_NO_ROOM, "point SPARK_LOCAL_DIRS at a larger disk"),
         (_TOO_LARGE, "leave it out, or raise it"),
         (_NO_HEAP, "raise spark.driver.memory"),
