@@ -18,11 +18,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, StringType, StructField, StructType
 
 from pipeline.events_settings import JSONL, EventsSettings
-from pipeline.events_tables import MANY, ONE, EventLog, Table, key_of, needed_columns, needed_of_actions
+from pipeline.events_tables import CORRUPT, FILE, MANY, ONE, EventLog, Table, key_of, needed_columns, needed_of_actions
 from pipeline.fields import Catalogue
 
-#: Beside the columns of a table: a line that cannot be taken apart, whole; and the file that a row is from.
-CORRUPT, FILE = "_corrupt", "_file"
 _BLANK = b" \t\r\n"
 _TYPES = {ONE: pa.string(), MANY: pa.list_(pa.string())}
 

@@ -24,9 +24,10 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from pipeline.events_json import CORRUPT, FILE
 from pipeline.events_settings import CLICK, CSV, MS_PER_S, PARQUET, EventsSettings
 from pipeline.events_tables import (
+    CORRUPT,
+    FILE,
     EventLog,
     Table,
     is_text,

@@ -1,5 +1,6 @@
 """The settings of `source=events`: which columns of the two tables mean what, the windows, and the boundaries in time."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -87,6 +88,7 @@ class EventsSettings:
             raise InputError("source.events.list_separator is empty; give the text between two values, such as '|'.")
         if self.boundaries:
             self.boundaries_ms()
+        self.actions_end_ms()
 
     def _check_actions(self) -> None:
         for action, window in self.windows_s.items():
@@ -178,12 +180,10 @@ class EventsSettings:
 def time_ms(key: str, text: str) -> int:
     """Milliseconds since 1970 of an ISO 8601 time (UTC where it names no offset) or a number of seconds."""
     try:
-        return int(text) * MS_PER_S
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        # Not int(): it takes 1_0 as well. Nor any number: datetime ends with the year 9999, and Spark's integers later.
+        is_number = re.fullmatch(r"[+-]?[0-9]+", text)
+        moment = datetime.fromtimestamp(int(text), UTC) if is_number else datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError) as error:
         raise InputError(
             f"{key} has {text!r}, which is no time; write it as 2017-05-06, 2017-05-06T16:00:00+08:00, or in seconds "
             "since 1970."

@@ -22,6 +22,8 @@ from pipeline.source import SourceFile
 
 IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"
 ONE, MANY = "one", "many"
+#: Beside the columns of a table as it is read: a row that cannot be taken apart, whole; and the file that a row is from.
+CORRUPT, FILE = "_corrupt", "_file"
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _LINES_LOOKED_AT = 100  # of a JSON lines file, whose rows may leave columns out
 
@@ -215,6 +217,9 @@ def _table(root: Path, name: str, relative: str, form: str, first_ordinal: int) 
             f"{files[0].path} cannot be read as {form} ({str(error).splitlines()[0]}); repair the file, or set "
             f"source.events.{name}.format to what it is."
         ) from error
+    for column in (CORRUPT, FILE):
+        if column in columns:
+            raise InputError(f"{name} has a column {column!r}, which is what is noted beside its columns; rename it.")
     return Table(name, form, files, columns)
 
 

@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.manifest import CATEGORICAL, NUM_RESERVED_ROWS, NUMERIC, InputError
+from pipeline.manifest import CATEGORICAL, LABELS, NUM_RESERVED_ROWS, NUMERIC, InputError
 
 SCOPES = ("context", "impression")
 ARITIES = ("one", "many")
 KINDS = (CATEGORICAL, NUMERIC)
 _MOST_ROWS = 2**31 - 1 - NUM_RESERVED_ROWS  # an index is an int32
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+#: Columns of a dataset that are no field's (rows.schema_of); what ends so stands beside a field's own column.
+_RESERVED = ("context_id", "group_id", "impression_id", "timestamp", *LABELS)
+_RESERVED_ENDINGS = ("__length", "__weight")
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Catalogue:
 def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, max_ids: int | None = None) -> Catalogue:
     """Check `settings` and give the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
 
-    Raises InputError for an unknown word, a name that is no identifier, a raw id used twice (but for a numeric beside a
+    Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but for a numeric beside a
     categorical field of its scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a
     group that is no context field.
     """
@@ -133,6 +136,12 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
 def _checked(name: str, entry: FieldSettings, min_count: int, max_ids: int | None) -> Field:
     if not _NAME.match(name):
         raise InputError(f"features.fields has the name {name!r}; use lower-case letters, digits and underscores.")
+    if name in _RESERVED or name.endswith(_RESERVED_ENDINGS):
+        raise InputError(
+            f"features.fields.{name} has the name of a column that every dataset has ({', '.join(_RESERVED)}, and what ends in "
+            f"{' or '.join(_RESERVED_ENDINGS)}); call the field something else, such as item_{name.strip('_')}: "
+            f"raw_id={entry.raw_id} stays what the log calls it."
+        )
     words: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "scope": (entry.scope, SCOPES),
         "arity": (entry.arity, ARITIES),

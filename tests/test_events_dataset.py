@@ -322,6 +322,9 @@ def test_numeric_columns_keep_their_numbers_and_what_is_no_finite_number_is_a_ba
         ("source.events.boundaries=[0,5,4,9]", "boundaries.*do not increase; give t0 < t1"),
         ("source.events.boundaries=[0,5,9]", "are 3 times, not the four t0,t1,t2,t3"),
         ("source.events.boundaries=[0,soon,9,10]", "'soon', which is no time; write it as 2017-05-06"),
+        ("source.events.boundaries=[0,1,2,'1_0']", "'1_0', which is no time; write it as 2017-05-06"),
+        ("source.events.boundaries=[0,1,2,99999999999999999999]", "'99999999999999999999', which is no time"),
+        ("source.events.actions_end=-99999999999", "actions_end has '-99999999999', which is no time"),
         (
             "source.events.impressions.user=[uid]",
             "impressions names the column 'uid', which is not there.*user_id, item_id",
@@ -345,6 +348,10 @@ def test_numeric_columns_keep_their_numbers_and_what_is_no_finite_number_is_a_ba
         ("labels.daction=[hug]", "names has no hug"),
         ("labels.daction=[purchase]", "daction names purchase, which is a label of its own"),
         ("source.events.windows_s.cart=-1", "windows_s.cart=-1 is negative"),
+        (
+            "+features.fields.click={raw_id: city, scope: context}",
+            "fields.click has the name of a column .* call the field",
+        ),
         ("source.events.clock_skew_s=-2", "clock_skew_s=-2 is below 0"),
         ("source.events.time_unit=h", "time_unit=h is not one of s, ms, us, iso"),
         ("source.events.impressions.click=clk", "both say what a click is"),
@@ -358,6 +365,12 @@ def test_a_mistake_stops_before_spark_starts_in_one_sentence(
     overrides = written(tmp_path / "raw", "parquet")
     with pytest.raises(InputError, match=sentence):
         Job.of(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides, override))
+
+
+def test_a_column_of_the_log_with_a_name_of_ours_is_refused(tmp_path: Path, preprocess_settings: Settings) -> None:
+    overrides = written(tmp_path / "raw", "csv", [row | {"_file": 1} for row in IMPRESSIONS])
+    with pytest.raises(InputError, match=r"impressions has a column '_file', .*; rename it"):
+        Job.of(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
 
 
 @pytest.mark.usefixtures("spark")

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.fields import FeaturesSettings, FieldSettings, catalogue
 from pipeline.manifest import InputError
+from pipeline.rows import schema_of
 
 
 def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_count_may_be_a_fields_own() -> None:
@@ -52,3 +53,19 @@ def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_co
 def test_a_mistake_in_the_catalogue_is_named(entries: dict[str, FieldSettings], group: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         catalogue(FeaturesSettings(entries, group), 2)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_field_named_like_a_column_that_every_dataset_has_is_refused_and_its_raw_id_may_be(timed: bool) -> None:
+    kinds = {"context": FieldSettings("user", "context"), "impression": FieldSettings("item", "impression")}
+    schema = schema_of(catalogue(FeaturesSettings(kinds), 2, timed=True), with_daction=True)
+    ours = [name for name in schema.names if name not in kinds]
+    assert len(ours) == 7
+    for name in [*ours, "tags__weight", "tags__length"]:
+        for entry in kinds.values():
+            with pytest.raises(InputError, match=f"features.fields.{name} has the name of a column .*; call the field"):
+                catalogue(FeaturesSettings({name: entry}), 2, timed)
+    assert (
+        catalogue(FeaturesSettings({"clicked": FieldSettings("click", "context")}), 2, timed)["clicked"].raw_id
+        == "click"
+    )
