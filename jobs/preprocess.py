@@ -1,6 +1,5 @@
 """python -m jobs.preprocess source=aliccp source.path=RAW out=DATASET, or the same behind spark-submit."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
 from pipeline.audit_leakage import sentences
-from pipeline.commit import AUDIT, AUDIT_PAGE
+from pipeline.commit import AUDIT_PAGE, audit_of
 from pipeline.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
@@ -37,9 +36,11 @@ def summary(manifest: Manifest) -> str:
 
 
 def warnings(out: str) -> list[str]:
-    """What audit.json says that nobody should overlook."""
-    audit = json.loads(store_of(out).read(AUDIT) or "{}")
-    return sentences(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
+    """What audit.json says, or does not say, that nobody should overlook."""
+    audit, doubt = audit_of(store_of(out))
+    leaks = sentences(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
+    found = [f"{sentence} {out}/{AUDIT_PAGE} has the other fields." for sentence in leaks]
+    return [*found, *([doubt] if doubt else [])]
 
 
 def run(settings: PreprocessSettings) -> None:
@@ -47,7 +48,7 @@ def run(settings: PreprocessSettings) -> None:
     try:
         print(summary(preprocess(settings)), flush=True)
         for sentence in warnings(settings.out):
-            print(f"warning: {sentence} {settings.out}/{AUDIT_PAGE} has the other fields.", file=sys.stderr, flush=True)
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
     finally:
         stop_spark()
 

@@ -55,7 +55,6 @@ def assembled(
     content = balanced | figures(job.catalogue, _statistics(reports, staging))
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
     content["examples"] = audit.examples_of([*early, *reread], job.logs)
-    commit.write_json(job.out, commit.AUDIT, content)
     determining = job.determining
     manifest = Manifest(
         settings=determining,
@@ -68,6 +67,8 @@ def assembled(
         audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
         lineage=job.base.lineage if job.base else (),
     )
+    content[commit.OF_MANIFEST] = manifest.xxh3
+    commit.write_json(job.out, commit.AUDIT, content)
     job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
     return manifest
 
@@ -129,9 +130,12 @@ def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
     return labels
 
 
-def write_run(job: Job, spark: "SparkSession", started: float, seconds: Mapping[str, float]) -> None:
+def write_run(
+    job: Job, spark: "SparkSession", manifest: Manifest, started: float, seconds: Mapping[str, float]
+) -> None:
     """Write run.json: what may differ between two runs that give the same dataset."""
     run = {
+        commit.OF_MANIFEST: manifest.xxh3,
         "settings": job.settings.run_only(),
         "host": socket.gethostname(),
         "python": sys.version.split()[0],

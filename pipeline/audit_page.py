@@ -53,7 +53,7 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
     size = sum(source.bytes for source in manifest.sources)
     subtitle = (
         f"{impressions:,} impressions from {len(manifest.sources)} files of {size / 1e6:,.1f} MB · "
-        f"settings {manifest.settings_xxh3}"
+        f"settings {manifest.settings_xxh3} · manifest {manifest.xxh3}"
     )
     return page("Audit", "audit", subtitle, sections)
 

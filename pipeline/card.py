@@ -1,10 +1,9 @@
-"""The card of a dataset: what jobs.inspect prints of its manifest, and of its audit where that is still there."""
+"""The card of a dataset: what jobs.inspect prints of its manifest, and of its audit where that is there and its own."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit import AUDIT
+from pipeline.commit import audit_of
 from pipeline.manifest import LABELS, SPLITS, Manifest, ManifestField
 from pipeline.store import store_of
 
@@ -13,11 +12,11 @@ _NONE = "–"
 
 def card(dataset: str, manifest: Manifest) -> str:
     """Splits, labels, fields and where it all comes from."""
-    audit = json.loads(store_of(dataset).read(AUDIT) or "{}")
+    audit, doubt = audit_of(store_of(dataset))
     splits = [split for split in SPLITS if split in manifest.totals]
     parts = [_origin(dataset, manifest), _splits(manifest, splits), _labels(manifest), _fields(manifest, audit, splits)]
     aside = ", ".join(f"{number:,} {reason}" for reason, number in manifest.audit["quarantined"].items() if number)
-    return "\n\n".join([*parts, f"set aside: {aside or 'nothing'}"])
+    return "\n\n".join([*parts, f"set aside: {aside or 'nothing'}", *([f"warning: {doubt}"] if doubt else [])])
 
 
 def _origin(dataset: str, manifest: Manifest) -> str:

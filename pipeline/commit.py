@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.lock import locked
 from pipeline.manifest import MANIFEST, SPLITS, InputError, Manifest
 from pipeline.store import STAGING, LocalStore, Store
 
+#: In audit.json and run.json: the xxh3 of the manifest that they belong to.
+OF_MANIFEST = "manifest_xxh3"
 AUDIT, AUDIT_PAGE, RUN, SUPERSEDED = "audit.json", "audit.html", "run.json", "_superseded"
 VOCABULARY, QUARANTINE = "vocabulary", "quarantine"
 FOLDERS = (*SPLITS, VOCABULARY, QUARANTINE)
@@ -81,6 +84,23 @@ def existing_manifest(store: Store) -> Manifest | None:
     """The manifest of the finished dataset in `store`, if there is one."""
     text = store.read(MANIFEST)
     return None if text is None else Manifest.from_json(text, f"{store.location}/{MANIFEST}")
+
+
+def audit_of(store: Store) -> tuple[dict[str, Any], str]:
+    """The content of audit.json and "", or nothing and the sentence that says why it is not this dataset's.
+
+    audit.json, audit.html and run.json are replaced just before the manifest is: a job that is killed in between leaves
+    them beside the earlier one, and the figures of two datasets would be told as one.
+    """
+    xxh3 = xxhash.xxh3_64_hexdigest(store.read(MANIFEST) or b"")
+    found = {name: json.loads(store.read(name) or "{}") for name in (AUDIT, RUN)}
+    strange = [name for name, content in found.items() if content.get(OF_MANIFEST, xxh3) != xxh3]
+    sentence = (
+        f"{' and '.join(strange)} in {store.location} are not of this dataset but of a job that was to replace it and ended "
+        f"before its commit (as {AUDIT_PAGE} may be, which names its manifest too); the dataset is whole: run that job again, "
+        "or this dataset's with overwrite=true."
+    )
+    return ({}, sentence) if strange else (found[AUDIT], "")
 
 
 def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:

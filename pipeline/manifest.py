@@ -120,6 +120,11 @@ class Manifest:
         """The canonical text: the same dataset gives the same bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
+    @property
+    def xxh3(self) -> str:
+        """The hash of the canonical text."""
+        return xxhash.xxh3_64_hexdigest(self.to_json().encode())
+
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
         """Parse `text`, read from `where`; InputError where it is not a manifest of a known format."""

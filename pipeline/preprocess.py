@@ -105,7 +105,7 @@ def _written(job: Job, staging: Staging) -> Manifest:
         reread = quarantine(spark, job, reports, staging)
     manifest = assembled(job, counted, written, reports, reread, staging)
     seconds["all"] = time.monotonic() - begun_at
-    write_run(job, spark, started, seconds)
+    write_run(job, spark, manifest, started, seconds)
     commit.publish(job.out, manifest, _existing(job))
     commit.sweep(job.out, job.settings.grace_hours)
     return manifest

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from raw_log import random_log, small_log
 
+from jobs.inspect import InspectSettings, run
+from jobs.preprocess import warnings
 from pipeline.lock import locked
 from pipeline.manifest import InputError, load_manifest
 from pipeline.preprocess import preprocess
@@ -87,6 +89,37 @@ def test_a_finished_dataset_is_left_alone_and_overwriting_keeps_the_earlier_gene
     assert gone
     assert not gone & present
     assert "train/notes.parquet" in present
+
+
+@pytest.mark.parametrize(("written", "named"), [(1, "audit.json in"), (3, "audit.json and run.json in")])
+def test_a_job_that_is_killed_just_before_it_replaces_a_dataset_leaves_an_audit_that_readers_do_not_take_for_its_own(
+    tmp_path: Path, preprocess_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    written: int, named: str,
+) -> None:  # fmt: skip
+    raw, out = small_log().write(tmp_path / "raw"), tmp_path / "out"
+    first = preprocess(preprocess_settings(raw, out))
+    run(InspectSettings(data=str(out), rows=0))
+    assert "warning" not in capsys.readouterr().out
+    put, names = LocalStore.put, iter(["audit.json", "audit.html", "run.json"][:written])
+
+    def put_until_killed(store: LocalStore, name: str, content: bytes) -> None:
+        if name != next(names, None):
+            raise KeyboardInterrupt
+        put(store, name, content)
+
+    monkeypatch.setattr(LocalStore, "put", put_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(preprocess_settings(raw, out, "rows.max_impressions=1", "overwrite=true"))
+    monkeypatch.setattr(LocalStore, "put", put)
+    assert manifest_bytes(out) == first.to_json().encode()
+    assert preprocess(preprocess_settings(raw, out)) == first
+    (sentence,) = warnings(str(out))
+    assert sentence.startswith(f"{named} {out} are not of this dataset but of a job that was to replace it")
+    run(InspectSettings(data=str(out), rows=0))
+    assert f"warning: {sentence}" in capsys.readouterr().out
+    preprocess(preprocess_settings(raw, out, "rows.max_impressions=1", "overwrite=true"))
+    assert warnings(str(out)) == []
+    assert load_manifest(out).xxh3 in (out / "audit.html").read_text()
 
 
 def test_a_second_job_on_the_same_path_is_refused(tmp_path: Path, preprocess_settings: Settings) -> None:
