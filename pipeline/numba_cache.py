@@ -2,11 +2,17 @@
 
 Import this module before numba: `import pipeline.numba_cache  # noqa: F401`. A compiled kernel is machine code that is
 loaded without a question, so a directory that another user may write to is refused. And numba asks only whether the file
-of a kernel has changed, not the files of what is inlined into it: so each state of our kernels has a directory below.
+of a kernel has changed, not the files of what is inlined into it: so each state of our kernels has a directory below, which
+is removed when nobody has used it for 30 days.
 """
 
+import fcntl
 import os
+import re
+import shutil
+import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -14,6 +20,9 @@ import xxhash
 from pipeline.manifest import InputError
 
 VARIABLE = "NUMBA_CACHE_DIR"
+_UNUSED_S = 30 * 24 * 3600.0
+_STATE = re.compile(r"[0-9a-f]{16}\Z")
+_held: dict[Path, int] = {}  # directories that this process uses → descriptors with a shared lock
 
 
 def own_directory(environment: MutableMapping[str, str]) -> Path:
@@ -29,8 +38,11 @@ def own_directory(environment: MutableMapping[str, str]) -> Path:
     else:
         home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = Path(home) / "entirespace" / "numba"
-    for path in (root, root / state):
-        _make_own(path)
+    _make_own(root)
+    is_new = not (root / state).exists()
+    _hold(root / state)
+    if is_new:  # the moment at which others fall out of use
+        _remove_unused(root)
     environment[VARIABLE] = str(root / state)
     return root / state
 
@@ -46,6 +58,41 @@ def _make_own(path: Path) -> None:
         raise InputError(f"{VARIABLE}={path} belongs to user id {status.st_uid}, who could plant code there; {remedy}")
     if status.st_mode & 0o022:
         raise InputError(f"{VARIABLE}={path} may be written by other users, who could plant code there; {remedy}")
+
+
+def _hold(path: Path) -> None:
+    """Make the directory, and lock it as long as this process or one that it forks lives: nobody removes it meanwhile."""
+    while path not in _held or not _is_at(path, _held[path]):
+        _make_own(path)
+        with suppress(FileNotFoundError):  # it was just being removed: make it again
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # where files cannot be locked, nothing is removed either
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _held[path] = descriptor
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+
+
+def _remove_unused(root: Path) -> None:
+    """Remove the directories of other states that no process holds, and that none has begun to use for long."""
+    for path in root.iterdir():
+        if not _STATE.match(path.name) or path in _held:
+            continue
+        with suppress(OSError):  # it is in use, or another process was faster
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > _UNUSED_S:
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def kernels_xxh3(root: Path) -> str:

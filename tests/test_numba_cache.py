@@ -1,14 +1,18 @@
 """Compiled kernels are machine code: they are kept where nobody else can write."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.manifest import InputError
-from pipeline.numba_cache import VARIABLE, kernels_xxh3, own_directory
+from pipeline.numba_cache import VARIABLE, _held, _hold, _is_at, _remove_unused, kernels_xxh3, own_directory
 
 
 def test_the_directory_is_made_for_its_owner_alone_and_named_for_numba(tmp_path: Path) -> None:
@@ -46,6 +50,48 @@ def test_another_state_of_any_kernel_has_a_directory_of_its_own_for_numba_sees_n
         (tmp_path / package / "kernel.py").write_text(f"@nb.njit\ndef kernel(): {package}")
         states.append(kernels_xxh3(tmp_path))
     assert len(set(states)) == 3
+
+
+def test_a_new_state_removes_those_that_nobody_has_used_for_a_month_but_none_that_a_process_holds(
+    tmp_path: Path,
+) -> None:
+    held = own_directory({VARIABLE: str(tmp_path)})
+    names = ["0" * 16, "1" * 16, "notes"]
+    for name in names:
+        (tmp_path / name / "kernels").mkdir(parents=True)
+        (tmp_path / name / "kernels/parse.nbi").touch()
+    holder = "import sys; from pathlib import Path; from pipeline.numba_cache import _hold; _hold(Path(sys.argv[1])); print(flush=True); input()"
+    command = [sys.executable, "-c", holder, str(tmp_path / names[1])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        process.stdout.readline()
+        for path in (held, *(tmp_path / name for name in names)):
+            os.utime(path, (0, time.time() - 31 * 24 * 3600))
+        assert {path.name for path in tmp_path.iterdir()} == {held.name, *names}
+        _remove_unused(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {held.name, *names[1:]}
+        process.stdin.write(b"\n")
+    _remove_unused(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {held.name, "notes"}
+    (tmp_path / names[0]).mkdir()
+    _remove_unused(tmp_path)
+    assert (tmp_path / names[0]).exists(), "it is young"
+
+
+def test_a_directory_that_is_removed_while_a_process_waits_for_its_lock_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.mkdir(mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    waiting = threading.Thread(target=_hold, args=(path,))
+    waiting.start()
+    shutil.rmtree(path)
+    os.close(descriptor)
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert path.is_dir()
+    assert _is_at(path, _held[path])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
