@@ -48,20 +48,25 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
 
 
 def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:
-    """`overrides` with `++` before those of settings by name, such as embedding.dims.item_id=128: Hydra adds a key that no
-    YAML file has only when it is told so."""
-    by_name = _keys_by_name(OmegaConf.structured(schema), "")
-    return [f"++{text}" if text.startswith(tuple(by_name)) else text for text in overrides]
+    """`overrides` with `++` before those of settings by name, such as embedding.dims.item_id=128 or
+    features.fields.item_id.max_ids=1000: Hydra adds a key that no YAML file has only when it is told so."""
+    by_name = tuple(_keys_by_name(OmegaConf.structured(schema), ""))
+    return [f"++{text}" if text.startswith(by_name) else text for text in overrides]
 
 
 def _keys_by_name(node: Any, prefix: str) -> list[str]:
-    """`embedding.dims.`, …: the settings that are dictionaries of plain values."""
+    """`embedding.dims.`, …: the settings that are dictionaries with values of one type."""
     found: list[str] = []
     for key in node:
         child = node._get_node(key)
-        if OmegaConf.is_dict(child) and not child._is_missing() and not child._is_none():
-            plain = child._metadata.element_type in (int, float, str, bool)
-            found += [f"{prefix}{key}."] if plain else _keys_by_name(child, f"{prefix}{key}.")
+        if not OmegaConf.is_dict(child) or child._is_missing():
+            continue
+        if child._is_none():  # a group that may be left out, such as source.events
+            child = OmegaConf.structured(child._metadata.ref_type)
+        if child._metadata.object_type is not dict:
+            found += _keys_by_name(child, f"{prefix}{key}.")
+        elif child._metadata.element_type is not Any:
+            found.append(f"{prefix}{key}.")
     return found
 
 

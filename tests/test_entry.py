@@ -29,6 +29,9 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["source.path=RAW"], "error: out is not set and has no default; give it on the command line as out=VALUE."),
         (["source.path=RAW", "out=OUT", "sead=2"], "error: sead is not a setting of this job; did you mean seed?"),
         (["source.path=/nowhere", "out=OUT"], "error: source.path=/nowhere does not exist; give the directory"),
+        (["source.path=/nowhere", "out=OUT", "features.fields.user_id.hash_buckets=9"], "error: source.path=/nowhere"),
+        (["source.path=RAW", "out=OUT", "features.fields.user_id.hash_bucket=9"],
+         "error: features.fields.user_id.hash_bucket is not a setting of this job"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_with_status_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -88,6 +91,8 @@ def test_a_setting_by_name_may_name_what_no_file_names() -> None:
         "model=esmm",
         "--help",
     ]
+    typed_in = ["features.fields.item_id.max_ids=9", "source.events.names.application=[apply]", "source.path=RAW"]
+    assert with_new_keys(typed_in, PreprocessSettings) == [f"++{typed_in[0]}", f"++{typed_in[1]}", typed_in[2]]
     command = [sys.executable, "-m", "jobs.train", "data=/nowhere", "out=/nowhere", "embedding.dims.item_id=128"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, "data=/nowhere does not exist" in result.stderr) == (2, True)
