@@ -118,5 +118,5 @@ def test_a_run_without_a_checkpoint_is_refused(yesterday: tuple[Path, Arrays], t
     folder, _ = yesterday
     settings = tiny_settings(folder / "data", tmp_path / "run")
     settings.init_from = str(tmp_path / "nothing")
-    with join(settings.world) as world, pytest.raises(InputError, match=r"nothing has no config\.yaml"):
+    with join(settings.world) as world, pytest.raises(InputError, match=r"init_from=\S+nothing has no config\.yaml"):
         Trainer(settings, world)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_module
 from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import typed
+from pipeline.manifest import InputError
 from training.graph import Graph
 from training.optimizers import EMBEDDING_OPTIMIZERS
 from training.settings import TrainSettings, load
@@ -49,6 +50,11 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert "does not exist" in done.stderr
+
+
+def test_a_split_that_is_none_is_refused_where_it_would_have_meant_no_validation() -> None:
+    with pytest.raises(InputError, match=r"validation.split=dev is not one of train, validation, test; null"):
+        composed("validation.split=dev")
 
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))

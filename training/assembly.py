@@ -70,7 +70,7 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed
     """Fill `placed` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
     does not fit."""
     with world.agreeing():
-        before = load(run)
+        before = load(run, "init_from")
         old = load_manifest(before.data)
     found = checkpoint.agreed(run, world, say)
     with world.agreeing():

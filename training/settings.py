@@ -118,14 +118,17 @@ def held(run: Path) -> Iterator[None]:
         yield
 
 
-def load(run: Path) -> TrainSettings:
-    """The settings of `run`, as plain values: nothing in the file is interpolated or instantiated."""
+def load(run: Path, key: str = "run") -> TrainSettings:
+    """The settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
+
+    `key` is the setting that named it, for the sentence where nothing is there.
+    """
     path = run / CONFIG
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError as error:
         raise InputError(
-            f"run={run} has no {CONFIG}, so no training run is there; start one with: "
+            f"{key}={run} has no {CONFIG}, so no training run is there; start one with: "
             f"torchrun --nproc-per-node 2 -m jobs.train data=DATASET model=esmm out={run}"
         ) from error
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.manifest import CATEGORICAL, LABELS, InputError, Manifest
+from pipeline.manifest import CATEGORICAL, LABELS, SPLITS, InputError, Manifest
 from training import metrics
 from training.batch import Batch
 from training.checkpoint_files import Judged
@@ -34,6 +34,8 @@ class ValidationSettings:
     def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise InputError(f"validation.every_steps={self.every_steps} is negative; 0 is the end of each epoch.")
+        if self.split is not None and self.split not in SPLITS:
+            raise InputError(f"validation.split={self.split} is not one of {', '.join(SPLITS)}; null validates never.")
 
     def is_due(self, steps_done: int, ends_epoch: bool) -> bool:
         """Whether to validate after `steps_done` steps of the run."""
