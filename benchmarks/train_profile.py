@@ -122,8 +122,8 @@ class FeedClock:
 
     def __init__(self, shards: Any) -> None:
         self.spent_s: dict[str, float] = defaultdict(float)
-        shards.read = self._timed(shards.read, "feed: read and decode (pyarrow)")
-        feed.pack = self._timed(feed.pack, "feed: check, shuffle, pool")
+        shards.read = self._timed(shards.read, "feed: read")
+        feed.pack = self._timed(feed.pack, "feed: decode, check, pool")
         feed.collate = self._timed(feed.collate, "feed: collate")
 
     def _timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from slow_reading import POOLING
 from tiny_dataset import write_tiny_dataset
 
 from pipeline.manifest import DatasetFile, InputError
-from training.row_groups import Columns
+from training.columns import Columns
 from training.shards import Shards
 
 
@@ -64,4 +64,4 @@ def test_a_file_that_was_only_touched_is_read_on(opened: tuple[Shards, DatasetFi
     shards, file, path = opened
     expected = shards.read(file, 1)
     os.utime(path, ns=(1, 1))
-    assert shards.read(file, 1).equals(expected)
+    assert shards.read(file, 1) == expected

@@ -1,4 +1,4 @@
-"""A small valid dataset (DESIGN §4), written with pyarrow alone, for tests that start after preprocessing.
+"""A small valid dataset (DESIGN §4), its files as jobs.preprocess writes them, for tests that start after preprocessing.
 
 One field of each kind, and labels drawn from a logistic model of the fields themselves, so that a trainer sees its loss
 fall. Import it as `from tiny_dataset import write_tiny_dataset` (pytest puts tests/ on the path).
@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipeline.dataset import PARQUET
 from pipeline.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, Source, totals_of
 
-INT32_LIST, FLOAT_LIST = pa.list_(pa.int32()), pa.list_(pa.float32())
-INT64_LIST, INT8_LIST = pa.list_(pa.int64()), pa.list_(pa.int8())
+INT32_LIST, FLOAT_LIST, INT64_LIST, INT8_LIST = (
+    pa.list_(pa.field("element", kind, nullable=False)) for kind in (pa.int32(), pa.float32(), pa.int64(), pa.int8())
+)
 
 #: name → (raw id, scope, arity, weighted, rows of its table)
 FIELDS = {
@@ -98,7 +100,7 @@ def write_file(
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f"_staged-{number}"
     schema = tiny_schema(daction, numeric)
-    with pq.ParquetWriter(staged, schema, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(staged, schema, **PARQUET) as writer:
         for group in groups:
             rows = [context.columns for context in group]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
@@ -122,8 +124,9 @@ def tiny_schema(daction: bool, numeric: bool = False) -> pa.Schema:
         if weighted:
             columns.append((f"{name}__weight", FLOAT_LIST))
     for name, (_, scope, _) in NUMERIC_FIELDS.items() if numeric else ():
-        columns.append((name, pa.float32() if scope == "context" else FLOAT_LIST))
-    return pa.schema(columns)
+        columns.append((name, pa.float32() if scope == "context" else pa.list_(pa.float32())))
+    nullable = {"group_id", *(name for name, (_, scope, _) in NUMERIC_FIELDS.items() if scope == "context")}
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in columns])
 
 
 def _context(

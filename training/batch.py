@@ -16,7 +16,7 @@ from torch import Tensor
 class Bags:
     """The embedding lookups of all F fields of one scope over N rows: the layout of TorchRec's KeyedJaggedTensor."""
 
-    values: Tensor  # int64 [V], rows of the tables, field-major: all of field 0's rows, then field 1's, …
+    values: Tensor  # int32 [V], rows of the tables, field-major: all of field 0's rows, then field 1's, …
     lengths: Tensor  # int32 [F * N], field-major
     weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of |w| over the bag)
 

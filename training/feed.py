@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pipeline.manifest import LABELS, InputError, Manifest
 from training.batch import Batch
 from training.collate import Piece, collate
+from training.columns import Columns
 from training.petastorm_port import PlannedReader
 from training.plan import Plan, Read
-from training.row_groups import Columns, RowGroupData, pack
+from training.row_groups import RowGroupData, pack
 from training.shards import Shards
 from training.transfer import pinned
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
@@ -10,7 +11,8 @@ import xxhash
 from pyarrow import fs as pafs
 
 from pipeline.manifest import DatasetFile, InputError, open_location
-from training.row_groups import Columns, check_schema
+from training.columns import Columns, check_schema
+from training.pages import PlainColumn, StoredRowGroup, chunks_of, plain_columns
 
 Result = TypeVar("Result")
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
@@ -18,6 +20,16 @@ Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 VERIFY = ("size", "checksum")
 _HASH_BLOCK_BYTES = 4 << 20
 _REMEDY = "run jobs.preprocess again."
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A file that was what the manifest says when it had this stamp."""
+
+    stamp: Stamp
+    metadata: pq.FileMetaData
+    plain: dict[str, PlainColumn]  # of the needed columns
+    others: list[str]
 
 
 class Shards:
@@ -32,36 +44,40 @@ class Shards:
         if verify not in VERIFY:
             raise InputError(f"feed.verify={verify} is not one of {', '.join(VERIFY)}.")
         self._filesystem, self._root = open_location(dataset)
-        self._names = list(columns.types())
         self._columns, self._verify = columns, verify
-        self._checked: dict[str, tuple[Stamp, pq.FileMetaData]] = {}
+        self._checked: dict[str, _Checked] = {}
         self._lock = threading.Lock()
 
-    def read(self, file: DatasetFile, row_group: int) -> pa.Table:
+    def read(self, file: DatasetFile, row_group: int) -> StoredRowGroup:
         """The needed columns of one row group."""
-        metadata = self._metadata(file)
+        checked = self._checked_now(file)
         try:
-            return _guarded(file, lambda: self._read(file, row_group, metadata))
+            return _guarded(file, lambda: self._read(file, row_group, checked))
         finally:
-            self._metadata(file)  # raises if the file has changed while it was read, and says how
+            self._checked_now(file)  # raises if the file has changed while it was read, and says how
 
-    def _read(self, file: DatasetFile, row_group: int, metadata: pq.FileMetaData) -> pa.Table:
-        with self._open(file) as stream, pq.ParquetFile(stream, metadata=metadata, pre_buffer=True) as parquet:
-            return parquet.read_row_group(row_group, columns=self._names, use_threads=False)
+    def _read(self, file: DatasetFile, row_group: int, checked: _Checked) -> StoredRowGroup:
+        with self._open(file) as stream:
+            table = pa.table({})
+            if checked.others:
+                with pq.ParquetFile(stream, metadata=checked.metadata, pre_buffer=True) as parquet:
+                    table = parquet.read_row_group(row_group, columns=checked.others, use_threads=False)
+            chunks = chunks_of(stream, row_group, checked.plain)
+        return StoredRowGroup(file.row_groups[row_group].rows, chunks, table)
 
     def _open(self, file: DatasetFile) -> pa.NativeFile:
         # Never memory-mapped: it is no faster here, and a file cut short while it is mapped ends the process.
         return self._filesystem.open_input_file(f"{self._root.rstrip('/')}/{file.path}")
 
-    def _metadata(self, file: DatasetFile) -> pq.FileMetaData:
-        """The footer of `file`, which is what the manifest says, now."""
+    def _checked_now(self, file: DatasetFile) -> _Checked:
+        """`file`, which is what the manifest says, now."""
         with self._lock:  # so that of two threads that want one file the second waits for the first one's verdict
             before = self._checked.get(file.path)
             stamp = _guarded(file, lambda: self._stamp(file))
-            if before is None or before[0] != stamp:
+            if before is None or before.stamp != stamp:
                 in_full = self._verify == "checksum" or before is not None
-                self._checked[file.path] = stamp, _guarded(file, lambda: self._check(file, stamp, in_full))
-            return self._checked[file.path][1]
+                before = self._checked[file.path] = _guarded(file, lambda: self._check(file, stamp, in_full))
+            return before
 
     def _stamp(self, file: DatasetFile) -> Stamp:
         path = f"{self._root.rstrip('/')}/{file.path}"
@@ -70,7 +86,7 @@ class Shards:
             raise FileNotFoundError(path)
         return info.size, info.mtime_ns
 
-    def _check(self, file: DatasetFile, stamp: Stamp, in_full: bool) -> pq.FileMetaData:
+    def _check(self, file: DatasetFile, stamp: Stamp, in_full: bool) -> _Checked:
         if stamp[0] != file.bytes:
             raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {_REMEDY}")
         with self._open(file) as stream:
@@ -82,6 +98,7 @@ class Shards:
             stream.seek(0)
             with pq.ParquetFile(stream) as parquet:
                 metadata, schema = parquet.metadata, parquet.schema_arrow
+                plain = plain_columns(stream, metadata)
         if metadata.num_row_groups != len(file.row_groups):
             raise InputError(
                 f"{file.path} has {metadata.num_row_groups} row groups where the manifest says "
@@ -94,7 +111,9 @@ class Shards:
                     f"{_REMEDY}"
                 )
         check_schema(schema, self._columns, file.path)
-        return metadata
+        names = list(self._columns.types())
+        others = [name for name in names if name not in plain]
+        return _Checked(stamp, metadata, {name: plain[name] for name in names if name in plain}, others)
 
 
 def _guarded(file: DatasetFile, read: Callable[[], Result]) -> Result:
