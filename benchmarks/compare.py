@@ -5,7 +5,7 @@
 
 Each argument is a set of settings; values with commas between are crossed, as in Hydra's multirun. A seed is that of the
 initial values and of the order of the data. With --results FILE every run is appended to it and none is repeated, so that
-a study can be cut short and go on.
+a study can be cut short and go on; a run is known by the settings given here alone, so begin a new FILE when defaults change.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 For each K (rows.max_impressions) in turn, the pieces of a context one behind the other and scattered (rows.scatter_chunks):
 preprocess, train one epoch for each seed, judge on the test split. With --results FILE every run is appended to it and none
-is repeated.
+is repeated; it is known by its settings here alone, so begin a new FILE when defaults change.
 """
 
 import argparse
