@@ -92,7 +92,11 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
 def command(fitting: Fitting, given: Sequence[str]) -> str:
     """What launches the run, on every host."""
     cluster, settings = fitting.cluster, fitting.settings
-    nodes = f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT " if cluster.hosts > 1 else ""
+    nodes = (
+        f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT "
+        if cluster.hosts > 1
+        else "--local-addr 127.0.0.1 "
+    )
     words = [f"data={settings.data}", f"model={settings.model.name}", *repeated(given, fitting.changed)]
     return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
 
