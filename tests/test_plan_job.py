@@ -40,7 +40,7 @@ def settings_of(data: Path, *overrides: str) -> FittingSettings:
 
 
 def said(data: Path, *overrides: str) -> tuple[str, bool]:
-    fitting = fitted(settings_of(data, *overrides))
+    fitting = fitted(settings_of(data, *(text for text in overrides if not text.startswith("--"))))
     return "\n".join(page(fitting, overrides)), fitting.fits
 
 
@@ -127,6 +127,8 @@ def test_the_launch_repeats_every_setting_of_training_that_was_given(data: Path)
     given = ("optimizer.towers.lr=0.1", "sharding.default=row_wise", "plan.batch_size=640", "keep_free=0.2")
     words = said(data, "cluster=1x4xT4", "model=base", "rows.user_id=500", *given)[0].splitlines()[-1].split()
     assert words[-6:] == [f"data={data}", "model=base", *given[:3], "out=RUN"]
+    wide = said(data, "cluster=1x1xT4", "model=esmm_wide", "--config-dir=mine")[0].splitlines()[-1]
+    assert wide.endswith(f"-m jobs.train data={data} model=esmm_wide --config-dir=mine out=RUN")
     cut = said(data, "cluster=8x8xT4", *given)[0].splitlines()[-1]
     assert cut.endswith("optimizer.towers.lr=0.1 sharding.default=row_wise plan.lanes=64 plan.batch_size=640 out=RUN")
 

@@ -97,7 +97,8 @@ def command(fitting: Fitting, given: Sequence[str]) -> str:
         if cluster.hosts > 1
         else "--local-addr 127.0.0.1 "
     )
-    words = [f"data={settings.data}", f"model={settings.model.name}", *repeated(given, fitting.changed)]
+    chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
+    words = [f"data={settings.data}", *chosen, *repeated(given, fitting.changed)]
     return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
 
 
