@@ -101,7 +101,12 @@ class Profiled:
             around(tower, "forward", "towers, forward")
         around(placed, "differentiate", "autograd of graph and loss", lambda loss: [loss])
         around(placed, "learn", "gradients of the towers put back")
-        around(placed.exchange, "learn", "gradients of rows to the kernels", lambda pooled: pooled.outputs)
+        around(
+            placed.exchange,
+            "learn",
+            "gradients of rows to the kernels",
+            lambda pooled: [*pooled.outputs_S[0], *pooled.outputs_S[1]],
+        )
         around(placed.tower_optimizer, "step", "towers' Adam")
 
     def step(self) -> tuple[int, dict[str, float]]:

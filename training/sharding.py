@@ -90,22 +90,27 @@ def plan_of(
 
 
 def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_size: int) -> dict[str, int]:
-    """field → rank, for whole tables: the most expensive first, each to the rank that has least so far.
+    """field → rank, for whole tables: the most expensive first, each to the rank that has least of what it needs.
 
-    A table's cost is its share of all memory (rows x columns) plus its share of all lookups.
+    A table costs memory (rows x columns), lookups, and pooled rows that travel; each counts by the table's share of all.
+    Balanced together by the dot product of costs and loads (Panigrahy et al. 2011, "Heuristics for vector bin packing").
     """
     columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
-    memory = {entry.name: entry.num_rows * columns[entry.name] for entry in fields}
-    lookups = {entry.name: lookups_per_impression(entry) * columns[entry.name] for entry in fields}
-    cost = {
-        entry.name: memory[entry.name] / sum(memory.values()) + lookups[entry.name] / sum(lookups.values())
-        for entry in fields
+    costs = [
+        {entry.name: amount(entry) * columns[entry.name] for entry in fields}
+        for amount in (lambda entry: entry.num_rows, lookups_per_impression, bags_per_impression)
+    ]
+    totals = [sum(cost.values()) for cost in costs]
+    share = {
+        entry.name: [cost[entry.name] / total for cost, total in zip(costs, totals, strict=True)] for entry in fields
     }
-    load = [0.0] * world_size
+    loads = [[0.0] * len(costs) for _ in range(world_size)]
     owners: dict[str, int] = {}
-    for name in sorted(cost, key=lambda name: (-cost[name], name)):
-        owners[name] = min(range(world_size), key=load.__getitem__)
-        load[owners[name]] += cost[name]
+    for name in sorted(share, key=lambda name: (-sum(share[name]), name)):
+        burden = [sum(load * part for load, part in zip(of_rank, share[name], strict=True)) for of_rank in loads]
+        owner = burden.index(min(burden))
+        loads[owner] = [load + part for load, part in zip(loads[owner], share[name], strict=True)]
+        owners[name] = owner
     return owners
 
 
@@ -114,6 +119,11 @@ def lookups_per_impression(entry: ManifestField) -> float:
     if entry.scope == "context":
         return 1 / 58 if entry.arity == "one" else 125 / 58
     return 1.0 if entry.arity == "one" else 1.7
+
+
+def bags_per_impression(entry: ManifestField) -> float:
+    """Of a field: one a context, or one an impression."""
+    return 1.0 if entry.scope == "impression" else 1 / 58
 
 
 def row_block(num_rows: int, num_ranks: int) -> int:
