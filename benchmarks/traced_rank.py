@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jobs.entry import launch
 from training.settings import TrainSettings
-from training.trainer import Agreed, Share, Trainer
+from training.shares import Share
+from training.trainer import Agreed, Trainer
 from training.world import World, join, speaks
 
 

@@ -27,8 +27,9 @@ from training.batch import Batch
 from training.memory import keep_freed_memory
 from training.model import PRECISIONS
 from training.settings import TrainSettings
+from training.shares import Share
 from training.towers import Tower, TowerSettings
-from training.trainer import Share, Trainer
+from training.trainer import Trainer
 from training.world import World, join
 
 STEPS_PER_ROUND = 8

@@ -19,7 +19,8 @@ from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.journal import LOG
 from training.settings import TrainSettings, held
 from training.sharding import ShardingSettings
-from training.trainer import Agreed, Share, Trainer
+from training.shares import Share
+from training.trainer import Agreed, Trainer
 from training.world import join
 
 

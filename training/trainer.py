@@ -13,17 +13,14 @@ from torch import Tensor
 from pipeline.manifest import CATEGORICAL, InputError, load_manifest
 from training import checkpoint
 from training.assembly import build, check, check_dataset, continue_from, open_feed, xxh3_of
-from training.batch import Batch
 from training.checkpoint_files import Position
 from training.checkpoint_writer import CheckpointWriter
-from training.ids import Message
 from training.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.journal import Journal, say
 from training.losses import log_loss_sums, share_of_mean
-from training.model import without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings, claim, held
-from training.transfer import on_device, to_device
+from training.shares import Share, shares
 from training.validation import Validation
 from training.world import Pending, World
 
@@ -42,18 +39,6 @@ class Agreed:
     def stops(self) -> bool:
         """Whether a signal ends the run after this step."""
         return self.requeue or self.ctrl_c
-
-
-@dataclass
-class Share:
-    """This rank's part of a step."""
-
-    step: int  # of the epoch
-    batch: Batch  # on the device; a stand-in where the rank has no impressions
-    num_impressions: int
-    ids: Message  # of the batch, on their way
-    error: InputError | None  # why this rank has no batch
-    following: "Share | None" = None  # its part of the next step of the epoch
 
 
 class Trainer:
@@ -151,31 +136,10 @@ class Trainer:
             self.validation.close()
 
     def shares(self) -> Iterator[Share]:
-        """This rank's share of each step of the epoch from the position on; the ids of the next are on their way already.
-
-        A rank that cannot read its share takes part in the step with nothing, and the ranks agree on its error there:
-        the others wait for it inside the forward pass already.
-        """
-        start = self.position.step
-        batches = on_device(self.feed.batches(self.position.epoch, start), self.world.device)
-        fields = [len(self.manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
-        error: InputError | None = None
-        following: Share | None = None
-        for step in range(start, self.plan.num_steps + 1):
-            present, following = following, None
-            if step < self.plan.num_steps:
-                try:
-                    batch = self._nothing() if error else next(batches)
-                except InputError as failure:
-                    error, batch = failure, self._nothing()
-                whole = without_emptiness(batch, *fields)
-                following = Share(step, whole, batch.num_impressions, self.placed.exchange.send(whole), error)
-            if present:
-                present.following = following
-                yield present
-
-    def _nothing(self) -> Batch:
-        return to_device(self.feed.nothing(), self.world.device)
+        """This rank's share of each step of the epoch from the position on."""
+        steps = range(self.position.step, self.plan.num_steps)
+        scopes = [len(self.manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
+        return shares(self.feed, self.position.epoch, steps, scopes, self.placed.exchange, self.world.device)
 
     def step(self, share: Share) -> Agreed:
         """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has

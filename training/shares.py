@@ -1,0 +1,52 @@
+"""One rank's share of each step: its batch on the device, and the batch's ids on their way one step ahead."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.manifest import InputError
+from training.batch import Batch
+from training.exchange import Exchange
+from training.feed import Feed
+from training.ids import Message
+from training.model import without_emptiness
+from training.transfer import on_device, to_device
+
+
+@dataclass
+class Share:
+    """This rank's part of a step."""
+
+    step: int  # of the epoch
+    batch: Batch  # on the device; a stand-in where the rank has no impressions
+    num_impressions: int
+    ids: Message  # of the batch
+    error: InputError | None  # why this rank has no batch
+    following: "Share | None" = None  # its part of the next step of the epoch
+
+
+def shares(
+    feed: Feed, epoch: int, steps: range, num_fields: Sequence[int], exchange: Exchange, device: torch.device
+) -> Iterator[Share]:
+    """This rank's share of each of `steps`; the ids of the one after it are on their way when it is given out.
+
+    A rank that cannot read its share takes part in the step with nothing, and the ranks agree on its error there: the
+    others wait for it inside the forward pass already. `num_fields` are the categorical ones of contexts and impressions.
+    """
+    batches = on_device(feed.batches(epoch, steps.start), device)
+    error: InputError | None = None
+    present: Share | None = None
+    for step in steps:
+        try:
+            batch = to_device(feed.nothing(), device) if error else next(batches)
+        except InputError as failure:
+            error, batch = failure, to_device(feed.nothing(), device)
+        whole = without_emptiness(batch, *num_fields)
+        following = Share(step, whole, batch.num_impressions, exchange.send(whole), error)
+        if present:
+            present.following = following
+            yield present
+        present = following
+    if present:
+        yield present
