@@ -4,10 +4,10 @@ from torch import nn
 
 from pipeline.manifest import InputError
 from training.init_values import dropout_mask
-from training.towers import DropoutKey, Tower, TowerSettings
+from training.towers import DropoutKey, Tower, TowerSettings, _rectify, _rectify_gradient
 
-C, B = 3, 7
-INDEX = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+C, B = 4, 7
+INDEX = torch.tensor([0, 0, 1, 1, 1, 3, 3])  # context 2 has no impression
 
 
 def unsplit(tower: Tower) -> nn.Sequential:
@@ -106,3 +106,39 @@ def test_bf16_products_keep_weights_gradients_and_logits_in_fp32_and_stay_near_t
         assert rounded.dtype == torch.float32
         # units near 0 pass their gradient on in one precision and not in the other
         assert (rounded - exact).norm() < 0.08 * exact.norm()
+
+
+def test_relu_of_every_bfloat16_is_torchs_and_passes_the_gradient_where_torch_does() -> None:
+    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16)
+    mine, theirs = every.clone(), every.relu()
+    _rectify(mine)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    assert mine.isnan().equal(every.isnan())
+    mine = mine[~mine.isnan()]
+    gradient = torch.linspace(-1, 1, len(mine)).bfloat16()
+    expected = torch.where(mine > 0, gradient, 0.0)
+    _rectify_gradient(gradient, mine)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nan", [float("nan"), -float("nan")])
+@pytest.mark.parametrize("scope", ["context", "impression"])
+def test_nan_in_an_input_reaches_the_logits_of_its_impressions(dtype: torch.dtype, nan: float, scope: str) -> None:
+    tower = Tower("t", 5, 4, TowerSettings([6, 5]))
+    u, i = torch.randn(C, 5).to(dtype), torch.randn(B, 4).to(dtype)
+    (u if scope == "context" else i)[1, 2] = nan
+    of_it = INDEX == 1 if scope == "context" else torch.arange(B) == 1
+    assert tower(u, i, INDEX, None).isnan().equal(of_it)
+
+
+def test_sums_over_a_context_of_many_impressions_do_not_lose_the_small_ones_in_bf16() -> None:
+    tower = Tower("t", 1, 1, TowerSettings([4]))
+    u = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    i = torch.ones(5000, 1, dtype=torch.bfloat16)
+    tower(u, i, torch.zeros(5000, dtype=torch.int64), None).sum().backward()
+    one = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    tower(one, i[:1], torch.zeros(1, dtype=torch.int64), None).sum().backward()
+    assert u.grad is not None
+    assert one.grad is not None
+    assert u.grad.item() == pytest.approx(5000 * one.grad.item(), rel=0.01)  # a sum kept in bf16 would stop at 256

@@ -29,7 +29,7 @@ class Batch:
     impression: Bags  # N = B
     context_numeric: Tensor  # float32 [C, numeric fields of the scope]: tanh((v - µ)/σ), 0 where missing
     impression_numeric: Tensor  # float32 [B, numeric fields of the scope]
-    context_of_impression: Tensor  # int64 [B], in [0, C)
+    context_of_impression: Tensor  # int64 [B], in [0, C), never falling: a context's impressions stand together
     labels: dict[str, Tensor]  # click, conversion, and daction where the dataset has it: float32 [B]
     impression_id: Tensor  # int64 [B]
     group_id: Tensor  # int64 [C]; NO_GROUP where missing
