@@ -12,6 +12,7 @@ and is waited for when the batch's turn comes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,15 +66,19 @@ class Message:
         self._world, self._scopes, self._columns = world, (batch.context, batch.impression), scopes
         self._held_W = [held_by(rank, scopes) for rank in range(world.size)]
         self.num_rows_WS = [[batch.num_contexts, batch.num_impressions] for _ in range(world.size)]
-        self._wanted = {
-            (rank, scope, place): part
-            for scope, (bags, columns) in enumerate(zip(self._scopes, scopes, strict=True))
-            for place, parts in enumerate(_cut(bags, columns, world.size))
-            for rank, part in zip(columns[place].holders(world), parts, strict=True)
-        }
         self._served: dict[Key, Lookups] = {}  # what the others want here, once it has arrived
         self._sizes = self._send_sizes()
         self._ids: Pending | None = None
+
+    @cached_property
+    def _wanted(self) -> dict[Key, Lookups]:
+        """What this rank wants of each; a rank that is alone does not ask, where its bags lie as its kernels want them."""
+        return {
+            (rank, scope, place): part
+            for scope, (bags, columns) in enumerate(zip(self._scopes, self._columns, strict=True))
+            for place, parts in enumerate(_cut(bags, columns, self._world.size))
+            for rank, part in zip(columns[place].holders(self._world), parts, strict=True)
+        }
 
     def proceed(self) -> None:
         """The sizes have had time to travel: send the ids."""
