@@ -16,10 +16,9 @@ from training import checkpoint, metrics, report
 from training.assembly import build, check, check_dataset, open_feed
 from training.batch import NO_GROUP, Batch
 from training.journal import say
-from training.model import without_emptiness
 from training.plan import Plan
 from training.settings import TrainSettings
-from training.transfer import on_device
+from training.shares import shares
 from training.world import World
 
 _ROWS_PER_GROUP = 1 << 19
@@ -72,12 +71,13 @@ def predict_split(
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:
-        with torch.no_grad():
-            for batch in world.in_step(on_device(feed.batches(0), world.device), plan.num_steps):
-                whole = without_emptiness(batch, *scopes)
-                columns = graph.predict(placed.predict(whole))
-                if batch.num_impressions:
-                    yield _table(batch, columns)
+        for share in shares(feed, 0, range(plan.num_steps), scopes, placed.exchange, world.device):
+            agreeing = share.start_agreement(world)
+            columns = graph.predict(placed.predict(share.batch, share.ids))
+            share.send_next()
+            share.agreed(agreeing, world)
+            if share.num_impressions:
+                yield _table(share.batch, columns)
 
     if world.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)

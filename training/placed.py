@@ -70,10 +70,10 @@ class Placed:
         """The part that every rank holds."""
         return self.model.towers
 
-    def predict(self, batch: Batch) -> dict[Query, Tensor]:
-        """edge → logit [B], outside training."""
+    def predict(self, batch: Batch, ids: Message | None = None) -> dict[Query, Tensor]:
+        """edge → logit [B], outside training; `ids` where those of `batch` were sent before."""
         with torch.no_grad():
-            return self.forward(batch, self.exchange.send(batch), None).logits
+            return self.forward(batch, ids or self.exchange.send(batch), None).logits
 
     def forward(self, batch: Batch, ids: Message, run_step: int | None) -> Passed:
         """One forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""

@@ -1,4 +1,4 @@
-"""One rank's share of each step: its batch on the device, and the batch's ids on their way one step ahead."""
+"""One rank's share of each step, in training, validation and evaluation: its batch on the device, and the batch's ids on their way one step ahead."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from training.feed import Feed
 from training.ids import Message
 from training.model import without_emptiness
 from training.transfer import on_device, to_device
+from training.world import Pending, World
 
 
 @dataclass
@@ -24,6 +25,22 @@ class Share:
     ids: Message  # of the batch
     error: InputError | None  # why this rank has no batch
     following: "Share | None" = None  # its part of the next step of the epoch
+
+    def send_next(self) -> None:
+        """Have the next share's ids go on, while this one's step computes."""
+        if self.following:
+            self.following.ids.proceed()
+
+    def start_agreement(self, world: World, stops: bool = False) -> Pending:
+        """Outside training: begin to tell the other ranks whether this one has failed, or wants to stop."""
+        return world.start_sum(torch.tensor([self.error is not None, stops], dtype=torch.int64, device=world.device))
+
+    def agreed(self, agreeing: Pending, world: World) -> bool:
+        """Whether any rank wants to stop; InputError on every rank where one has failed."""
+        num_failed, num_stops = agreeing.wait().tolist()
+        if num_failed:
+            world.agree(self.error)
+        return num_stops > 0
 
 
 def shares(

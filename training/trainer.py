@@ -152,8 +152,7 @@ class Trainer:
         agreeing = self._start_agreement(sums, share)
         loss = share_of_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
         towers_gradient = self.placed.differentiate(loss)
-        if share.following:
-            share.following.ids.proceed()
+        share.send_next()
         agreed = self._agreed(agreeing, share)
         self.placed.learn(passed, towers_gradient)
         return agreed

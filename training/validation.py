@@ -9,16 +9,14 @@ import torch
 
 from pipeline.manifest import CATEGORICAL, LABELS, SPLITS, InputError, Manifest
 from training import metrics
-from training.batch import Batch
 from training.checkpoint_files import Judged
 from training.feed import Feed
 from training.graph import Graph
 from training.losses import log_loss_sums
-from training.model import without_emptiness
 from training.placed import Placed
 from training.plan import Plan
 from training.ranking import auc
-from training.transfer import on_device
+from training.shares import Share, shares
 from training.world import World
 
 LOSS = "loss"
@@ -97,13 +95,15 @@ class Validation:
         rank, where one cannot read its share.
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
-        with torch.no_grad():
-            for batch in world.in_step(on_device(self._feed.batches(0), world.device), self._plan.num_steps):
-                if world.max([int(stops())])[0]:
-                    return None
-                column_CN, loss = self._predict(placed, batch)
-                columns.append(column_CN)
-                losses += loss
+        steps = range(self._plan.num_steps)
+        for share in shares(self._feed, 0, steps, self._scopes, placed.exchange, world.device):
+            agreeing = share.start_agreement(world, stops())
+            column_CN, loss = self._predict(placed, share)
+            share.send_next()
+            if share.agreed(agreeing, world):
+                return None
+            columns.append(column_CN)
+            losses += loss
         whole_CN = world.collect(torch.cat(columns, dim=1))
         totals = torch.zeros(len(self.names), dtype=torch.float64)
         totals[0] = losses[0] / self._count if self._count else math.nan
@@ -112,15 +112,15 @@ class Validation:
         values = world.sum(totals.to(world.device)).tolist()
         return {name: None if math.isnan(value) else value for name, value in zip(self.names, values, strict=True)}
 
-    def _predict(self, placed: Placed, batch: Batch) -> tuple[torch.Tensor, float]:
+    @torch.no_grad()
+    def _predict(self, placed: Placed, share: Share) -> tuple[torch.Tensor, float]:
         """The columns [C, N] of this rank's impressions, and its sum of all losses."""
-        whole = without_emptiness(batch, *self._scopes)
-        logits = placed.predict(whole)
+        logits, labels = placed.predict(share.batch, share.ids), share.batch.labels
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
-        columns = torch.stack([{**whole.labels, **predicted}[name] for name in self._columns])
-        if not batch.num_impressions:
+        columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
+        if not share.num_impressions:
             return columns[:, :0].cpu(), 0.0
-        return columns.cpu(), float(log_loss_sums(self._graph, logits, whole.labels).double().sum())
+        return columns.cpu(), float(log_loss_sums(self._graph, logits, labels).double().sum())
 
     def _aucs(self, whole_CN: np.ndarray) -> list[float]:
         columns = dict(zip(self._columns, whole_CN, strict=True))

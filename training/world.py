@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.manifest import InputError
-
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -140,16 +138,6 @@ class World:
             self.agree(error)
         else:
             self.agree(None)
-
-    def in_step(self, items: Iterator[Item], count: int) -> Iterator[Item]:
-        """The `count` items that every rank has; where one rank's `items` raise InputError, every rank raises it.
-
-        For loops whose body waits for the other ranks: they agree before each item is used.
-        """
-        for _ in range(count):
-            with self.agreeing():
-                item = next(items)
-            yield item
 
 
 def speaks() -> bool:
