@@ -1,10 +1,10 @@
-"""Training by several ranks beside one, on one machine: impressions a second of wall time, and the ratio.
+"""Training by several ranks beside one, on one machine: impressions a second of wall time, and the ratios.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ranks --data DATASET [--ranks 2]
 
-One rank and several in turn, each under torchrun, over the same global batches; the first steps are not counted. The
-ratio means something only where there is a free core for each rank: the CPU share printed beside it says whether there
-was (1.0: every rank had a whole core; its feed's threads count too, so above 1 is possible).
+One rank on one core, one rank on all cores, and several ranks on all, in turn, each under torchrun, over the same global
+batches; the first steps are not counted. One rank uses more than a core where there is one, for its feed runs beside it. The
+ratios mean something only where nothing else runs: the CPU share printed beside them says whether it did.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -49,17 +50,28 @@ def rank(data: str, model: str, num_steps: int, overrides: list[str]) -> None:
             print(json.dumps({"per_s": num_steps * settings.plan.batch_size / wall_s, "cpu_share": total / wall_s}))
 
 
-def run(num_ranks: int, arguments: list[str]) -> dict[str, float]:
-    """What `rank` printed, under torchrun with `num_ranks`."""
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1", "--rdzv-backend", "c10d"]
-        command += ["--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(num_ranks), "-m", "benchmarks.ranks"]
-        environment = os.environ | {"BENCHMARK_OUT": f"{out}/run", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "--rank", *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+@dataclass(frozen=True)
+class Side:
+    """Some ranks, and the cores that they may use."""
+
+    ranks: int
+    cores: int
+
+    def run(self, arguments: list[str]) -> dict[str, float]:
+        """What `rank` printed, under torchrun."""
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1"]
+            command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(self.ranks)]
+            done = subprocess.run(
+                [*command, "-m", "benchmarks.ranks", "--rank", *arguments],
+                env=os.environ | {"BENCHMARK_OUT": f"{out}/run", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.cores]),
+            )
+        found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
 
 
 def main() -> None:
@@ -77,20 +89,20 @@ def main() -> None:
         return
     passed = ["--data", arguments.data, "--model", arguments.model, "--steps", str(arguments.steps)]
     passed += ["--set", *arguments.set]
-    found: dict[int, list[dict[str, float]]] = {1: [], arguments.ranks: []}
+    num_cores = len(os.sched_getaffinity(0))
+    several = Side(arguments.ranks, num_cores)
+    found: dict[Side, list[dict[str, float]]] = {Side(1, 1): [], Side(1, num_cores): [], several: []}
     for _ in range(arguments.runs):
-        for num_ranks, figures in found.items():
-            figures.append(run(num_ranks, passed))
-    print(
-        f"{processor()} · {len(os.sched_getaffinity(0))} cores · {arguments.model} · medians of {arguments.runs} runs"
-    )
-    print("| ranks | impressions a second | CPU a rank had, of a core |")
-    print("|---|---|---|")
-    for num_ranks, figures in found.items():
+        for side, figures in found.items():
+            figures.append(side.run(passed))
+    print(f"{processor()} · {num_cores} cores · {arguments.model} · medians of {arguments.runs} runs")
+    print(f"| ranks | cores | impressions a second | CPU a rank had, of a core | {arguments.ranks} ranks are faster |")
+    print("|---|---|---|---|---|")
+    for side, figures in found.items():
         per_s, share = (statistics.median(row[key] for row in figures) for key in ("per_s", "cpu_share"))
-        print(f"| {num_ranks} | {per_s:,.0f} | {share / num_ranks:.2f} |")
-    ratios = [several["per_s"] / one["per_s"] for one, several in zip(*found.values(), strict=True)]
-    print(f"\nratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        ratios = [fast["per_s"] / row["per_s"] for fast, row in zip(found[several], figures, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if side != several else ""
+        print(f"| {side.ranks} | {side.cores} | {per_s:,.0f} | {share / side.ranks:.2f} | {ratio} |")
 
 
 if __name__ == "__main__":
