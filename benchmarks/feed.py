@@ -1,11 +1,11 @@
 """Impressions a core-second: this feed beside bare pyarrow reading the same files, and their ratio.
 
-    python benchmarks/feed.py                     # generates Ali-CCP's shape: 23 fields, 518 + 58 x 13.4 values a context
-    python benchmarks/feed.py data=DATASET        # a dataset of jobs.preprocess
+    python -m benchmarks.feed                     # generates Ali-CCP's shape: 23 fields, 518 + 58 x 13.4 values a context
+    python -m benchmarks.feed data=DATASET        # a dataset of jobs.preprocess
+    python -m benchmarks.feed pooling=mean lanes=1
 
-Both sides run in this process, interleaved, in CPU seconds of all threads (time.process_time); the median counts. A row
-group that a lane's end cuts is read by both lanes: with few row groups a lane the feed reads much more than the other
-side, which the last line shows. `benchmarks.train_profile` says where the feed's time goes.
+Both sides run in this process, interleaved, in CPU seconds of all threads (time.process_time); the median counts, of the
+ratio too, which is that of a round. Then where the feed's time goes: medians of what each stage took in its own thread.
 """
 
 import platform
@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from benchmarks.train_profile import FeedClock
+from pipeline.dataset import PARQUET
 from pipeline.manifest import (
     MANIFEST,
     DatasetFile,
@@ -30,7 +32,8 @@ from pipeline.manifest import (
     open_location,
     totals_of,
 )
-from training.feed import Feed, FeedSettings
+from training.embeddings import EmbeddingSettings
+from training.feed import Feed
 from training.memory import keep_freed_memory
 from training.plan import Plan
 
@@ -64,9 +67,7 @@ def generate(path: Path, num_row_groups: int = 96, contexts_per_row_group: int =
     for _ in range(num_row_groups):
         table, group = _row_group(random, contexts_per_row_group)
         if writer is None:
-            writer = pq.ParquetWriter(
-                staged, table.schema, compression="zstd", compression_level=1, use_dictionary=False
-            )
+            writer = pq.ParquetWriter(staged, table.schema, **PARQUET)
         writer.write_table(table, row_group_size=len(table))
         counts.append(group)
     writer.close()
@@ -90,8 +91,13 @@ def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table
     click = (random.random(num_impressions) < 0.039).astype(np.int8)
     conversion = click * (random.random(num_impressions) < 0.0054).astype(np.int8)
 
+    def lists(row_offsets: np.ndarray, values: np.ndarray) -> pa.Array:
+        flat = pa.array(values)
+        kind = pa.list_(pa.field("element", flat.type, nullable=False))
+        return pa.ListArray.from_arrays(row_offsets, flat, type=kind)
+
     def per_row(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, pa.array(values))
+        return lists(offsets, values)
 
     columns = {
         "context_id": pa.array([f"{number:016x}" for number in random.integers(0, 2**62, num_contexts)]),
@@ -110,13 +116,14 @@ def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table
         if (scope, arity) == ("context", "one"):
             columns[name] = pa.array(ids)
             continue
-        columns[name] = pa.ListArray.from_arrays(row_offsets, pa.array(ids))
+        columns[name] = lists(row_offsets, ids)
         if (scope, arity) == ("impression", "many"):
             columns[f"{name}__length"] = per_row(lengths.astype(np.int32))
         if weighted:
-            columns[f"{name}__weight"] = pa.ListArray.from_arrays(row_offsets, pa.array(weights))
+            columns[f"{name}__weight"] = lists(row_offsets, weights)
     group = RowGroup(num_contexts, num_impressions, int(click.sum()), int(conversion.sum()))
-    return pa.table(columns), group
+    schema = pa.schema([pa.field(name, column.type, nullable=name == "group_id") for name, column in columns.items()])
+    return pa.table(columns, schema=schema), group
 
 
 def bare(dataset: str, manifest: Manifest, split: str) -> int:
@@ -145,26 +152,32 @@ def main() -> None:
             dataset = f"{scratch}/dataset"
             generate(Path(dataset))
         manifest = load_manifest(dataset)
-        plan = Plan(manifest.files_of("train"), batch_size=int(settings.get("batch_size", 5000)), lanes=8, seed=1)
-        pooling = {entry.name: "mean" for entry in manifest.fields if entry.arity == "many"}
-        feed = Feed(dataset, manifest, "train", plan, rank=0, world_size=1, pooling=pooling, settings=FeedSettings())
-        sides = {"bare pyarrow": lambda epoch: bare(dataset, manifest, "train"), "feed": lambda epoch: fed(feed, epoch)}
+        lanes, pooling = int(settings.get("lanes", 8)), settings.get("pooling", EmbeddingSettings().pooling)
+        batch_size = int(settings.get("batch_size", 5000))
+        plan = Plan(manifest.files_of("train"), batch_size=batch_size, lanes=lanes, seed=1)
+        poolings = {entry.name: pooling for entry in manifest.fields if entry.arity == "many"}
+        feed = Feed(dataset, manifest, "train", plan, rank=0, world_size=1, pooling=poolings)
+        clock = FeedClock(feed._shards)
         fed(feed, 0)  # compiles, and verifies the checksums
-        per_core_s: dict[str, list[float]] = {side: [] for side in sides}
+        rounds: list[dict[str, float]] = []
         for epoch in range(int(settings.get("runs", 5))):
-            for side, run in sides.items():
-                start_s = time.process_time()
-                num_impressions = run(epoch)
-                per_core_s[side].append(num_impressions / (time.process_time() - start_s))
-    print(
-        f"{platform.processor() or platform.machine()}, {num_impressions:,} impressions, {len(manifest.fields)} fields"
-    )
+            start_s = time.process_time()
+            num_impressions = bare(dataset, manifest, "train")
+            bare_s = time.process_time() - start_s
+            clock.spent_s.clear()
+            start_s = time.process_time()
+            fed(feed, epoch)
+            feed_s = time.process_time() - start_s
+            stages_s = clock.spent_s | {"feed: queues, threads": feed_s - sum(clock.spent_s.values())}
+            rounds.append({"bare pyarrow": bare_s, "feed": feed_s} | stages_s)
     num_groups = sum(len(file.row_groups) for file in manifest.files_of("train"))
-    medians = {side: statistics.median(figures) for side, figures in per_core_s.items()}
-    for side, figure in medians.items():
-        print(f"{side:13s} {figure / 1e6:6.2f}M impressions a core-second, {1e9 / figure:6.1f} ns each")
-    print(f"ratio         {medians['feed'] / medians['bare pyarrow']:6.2f}")
-    print(f"row groups: {num_groups}, of which the feed reads {len(plan.reads(0, 0, 1)) / num_groups - 1:.0%} twice")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {num_impressions:,} impressions in {num_groups} row groups, {len(manifest.fields)} fields")
+    for side in rounds[0]:
+        each_ns = statistics.median(spent_s[side] for spent_s in rounds) / num_impressions * 1e9
+        print(f"{side:30s} {each_ns:6.1f} ns an impression, {1e3 / each_ns:6.2f}M a core-second")
+    ratios = [spent_s["bare pyarrow"] / spent_s["feed"] for spent_s in rounds]
+    print(f"ratio {statistics.median(ratios):.2f}, of the rounds {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,31 @@ def test_the_ranks_batches_are_together_the_batch_of_one_rank(dataset, unit):
             assert len(whole[step]) == plan.step_size(step)
 
 
+def row_groups_read(feed: Feed, epoch: int, start_step: int = 0) -> list[tuple[str, int]]:
+    """What the feed decodes in an epoch, in order."""
+    found, read = [], feed._shards.read
+
+    def noted(file, row_group):
+        found.append((file.path, row_group))
+        return read(file, row_group)
+
+    feed._shards.read = noted
+    list(feed.batches(epoch, start_step))
+    feed._shards.read = read
+    return found
+
+
+def test_a_row_group_that_lanes_share_is_decoded_once_where_one_rank_serves_them(dataset):
+    path, manifest = dataset
+    plan = plan_of(manifest)
+    once = row_groups_read(feed_of(path, manifest, plan), 2)
+    assert sorted(once) == sorted(set(once))
+    assert len(once) < len(plan.reads(2, 0, 1))
+    assert len(row_groups_read(feed_of(path, manifest, plan), 2, start_step=plan.num_steps - 1)) <= plan.lanes
+    ranks = [row_groups_read(feed_of(path, manifest, plan, rank=rank, world_size=4), 2) for rank in range(4)]
+    assert sum(map(len, ranks)) == len(plan.reads(2, 0, 1)) > len(once)
+
+
 def test_resuming_gives_the_same_batches_in_the_same_order(dataset):
     path, manifest = dataset
     feed = feed_of(path, manifest)

@@ -1,5 +1,6 @@
 """Pages decoded without pyarrow's column reader hold what pyarrow reads from them, and damaged ones end in an error."""
 
+import dataclasses
 import io
 import itertools
 from typing import Any
@@ -43,7 +44,7 @@ def opened(content: bytes) -> dict[str, PlainColumn]:
 
 def chunk_of(content: bytes, column: PlainColumn, row_group: int = 0) -> Chunk:
     start, stop = column.bytes_G[row_group]
-    return Chunk(pa.py_buffer(content[start:stop]), column.form)
+    return Chunk(pa.py_buffer(content[start:stop]), column.form, column.levels_G[row_group])
 
 
 def rows_of(chunk: Chunk, num_rows: int) -> list[Any]:
@@ -127,7 +128,7 @@ def test_damaged_pages_give_an_error_or_rows_of_the_right_shape():
                 places = random.integers(0, min(len(damaged), 60) if attempt % 3 == 1 else len(damaged), 2)
                 damaged[places] = random.integers(0, 256, 2)
             try:
-                rows = rows_of(Chunk(pa.py_buffer(damaged.tobytes()), chunk.form), num_rows)
+                rows = rows_of(dataclasses.replace(chunk, pages=pa.py_buffer(damaged.tobytes())), num_rows)
             except (OSError, UnicodeDecodeError, pa.ArrowException):
                 num_errors += 1
                 continue

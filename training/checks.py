@@ -5,7 +5,7 @@ Readers trust nothing (DESIGN §4). FBGEMM, left alone, would log "setting idx t
 
 # Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), V values.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -43,9 +43,9 @@ class CheckedColumns:
             "run jobs.preprocess again."
         )
 
-    def num_bags(self, scope: str) -> int:
-        """R or I."""
-        return len(self.offsets_R) - 1 if scope == "context" else len(self.impression_id_I)
+    def most_values(self, entry: ManifestField) -> int:
+        """A bound on the values of a field of arity many."""
+        return self._stored.most_values(entry.name)
 
     def context_ids(self) -> list[str]:
         """The key of each row, as logged."""
@@ -58,18 +58,14 @@ class CheckedColumns:
         """int64 [R]; NO_GROUP where missing."""
         return self._numbers_or("group_id", NO_GROUP)[0]
 
-    def labels(self, labels: Sequence[str], counts: RowGroup) -> np.ndarray:
-        """float32 [L, I], 0 or 1."""
-        promised = {"click": counts.clicks, "daction": counts.dactions, "conversion": counts.conversions}
-        labels_LI = np.empty((len(labels), len(self.impression_id_I)), np.float32)
-        for place, label in enumerate(labels):
-            values = self._parallel(label)
-            if len(values) and (values.min() < 0 or values.max() > 1):
-                raise self.error(label, "a label that is neither 0 nor 1")
-            if (found := int(np.count_nonzero(values))) != promised[label]:
-                raise self.error(label, f"{found} positives, and the manifest says {promised[label]}")
-            labels_LI[place] = values
-        return labels_LI
+    def label(self, label: str, promised: int | None) -> np.ndarray:
+        """Integers [I], 0 or 1, of which `promised` are 1."""
+        values = self._parallel(label)
+        if len(values) and (values.min() < 0 or values.max() > 1):
+            raise self.error(label, "a label that is neither 0 nor 1")
+        if (found := int(np.count_nonzero(values))) != promised:
+            raise self.error(label, f"{found} positives, and the manifest says {promised}")
+        return values
 
     def ones(self, entry: ManifestField) -> np.ndarray:
         """int32 [N]: the indices of a field of arity one."""
@@ -97,9 +93,9 @@ class CheckedColumns:
             return indices, offsets, weights
         lengths = self._parallel(f"{entry.name}__length")
         ends = np.empty(len(lengths) + 1, np.int32)
-        least, total = _add_up(lengths, ends)
-        if least < 0:
-            raise self.error(f"{entry.name}__length", f"the length {least}")
+        all_bits, total = _add_up(lengths, ends)
+        if all_bits < 0:
+            raise self.error(f"{entry.name}__length", f"the length {lengths.min()}")
         if total != len(indices) or not np.array_equal(ends[self.offsets_R], offsets):
             raise self.error(f"{entry.name}__length", f"lengths that do not add up to those of {entry.name}'s lists")
         return indices, ends, weights
@@ -183,11 +179,13 @@ def _split(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
 
 @njit(nogil=True, cache=True)
 def _add_up(lengths: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
-    """ends: 0, then the sum up to each length. Returns the least length and the sum; `ends` is right where that fits."""
-    least = total = 0
+    """ends: 0, then the sum up to each length. Returns the bits that any length has, negative if one is, and the sum,
+    which `ends` has lost where it is too large.
+    """
+    all_bits = total = 0
     ends[0] = 0
     for place in range(len(lengths)):
-        least = min(least, lengths[place])
+        all_bits |= lengths[place]
         total += lengths[place]
         ends[place + 1] = total
-    return least, total
+    return all_bits, total

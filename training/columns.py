@@ -1,5 +1,6 @@
 """What the feed reads of a dataset, and the types that the manifest's fields imply."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,15 @@ class Columns:
 
     def of_scope(self, scope: str, kind: str = CATEGORICAL) -> tuple[ManifestField, ...]:
         """The fields of `kind` and of scope "context" or "impression", in catalogue order."""
-        return tuple(entry for entry in self.fields if (entry.scope, entry.kind) == (scope, kind))
+        return self._by_scope[scope, kind]
+
+    @functools.cached_property
+    def _by_scope(self) -> dict[tuple[str, str], tuple[ManifestField, ...]]:
+        return {
+            (scope, kind): tuple(entry for entry in self.fields if (entry.scope, entry.kind) == (scope, kind))
+            for scope in ("context", "impression")
+            for kind in (CATEGORICAL, NUMERIC)
+        }
 
     def types(self) -> dict[str, pa.DataType]:
         """Every column that is read, with the type that DESIGN §4 gives it."""

@@ -5,11 +5,12 @@
 Reading, decompression, checks and collation run without the GIL, beside training.
 """
 
+import collections
 import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.manifest import LABELS, InputError, Manifest
@@ -24,6 +25,8 @@ from training.transfer import pinned
 
 #: How long a full queue is waited for before the thread looks whether it has been stopped.
 _LOOK_AGAIN_S = 0.05
+#: Share of an epoch's readings that must be second ones for row groups to be held for them.
+_WORTH_HOLDING = 0.02
 
 
 @dataclass
@@ -103,12 +106,8 @@ class Feed:
 
     def _collated(self, epoch: int, start_step: int) -> Iterator[Batch]:
         reads = self._plan.reads(epoch, self._rank, self._world_size, start_step)
-        reader = PlannedReader[Read, RowGroupData](
-            reads, self._load, num_threads=self._settings.threads, num_ahead=self._settings.row_groups_ahead
-        )
         lanes = self._plan.lanes_of(self._rank, self._world_size)
-        try:
-            upcoming = zip(reads, reader, strict=True)
+        with contextlib.closing(self._row_groups(reads)) as upcoming:
             left: dict[int, Piece] = {}  # lane → what it has left of its row group
             for step in range(start_step, self._plan.num_steps):
                 pieces: list[Piece] = []
@@ -127,6 +126,30 @@ class Feed:
                             left[lane] = Piece(piece.data, stop, piece.stop)
                 batch = collate(pieces, self._columns)
                 yield pinned(batch) if self._pin else batch
+
+    def _row_groups(self, reads: Sequence[Read]) -> Generator[tuple[Read, RowGroupData], None, None]:
+        """Each of `reads` with its row group, read ahead.
+
+        A row group that ends one lane begins the next one, so a rank that serves both needs it early and late. Where
+        that is much of the reading it is held in between: lanes - 1 row groups of memory, at most.
+        """
+        uses = collections.Counter(read.place for read in reads)
+        holds = len(reads) - len(uses) > _WORTH_HOLDING * len(reads)
+        once = {read.place: read for read in reversed(reads)}
+        reader = PlannedReader[Read, RowGroupData](
+            [read for read in reads if once[read.place] is read] if holds else reads,
+            self._load,
+            num_threads=self._settings.threads,
+            num_ahead=self._settings.row_groups_ahead,
+        )
+        held: dict[tuple[str, int], RowGroupData] = {}
+        try:
+            for read in reads:
+                data = held.pop(read.place) if read.place in held else next(reader)
+                uses[read.place] -= 1
+                if holds and uses[read.place]:
+                    held[read.place] = data
+                yield read, data
         finally:
             reader.close()
 

@@ -57,6 +57,7 @@ class PlainColumn:
 
     form: Form
     bytes_G: list[tuple[int, int]]  # of each row group: the first byte, and the one after the last
+    levels_G: list[int]  # of each row group: values, and rows without one
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Chunk:
 
     pages: pa.Buffer
     form: Form
+    num_levels: int  # values, and rows without one, as the footer has it
 
     def decoded(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The values of all rows, and int32 [R + 1] offsets into them; a row that is null has no value.
@@ -84,10 +86,10 @@ class Chunk:
             num_texts = _split_texts(part, end_T)
             if num_texts < 0:
                 raise OSError("a string that does not end where its page does")
-            content, start = part.tobytes(), 0
-            for end in end_T[:num_texts].tolist():
-                found.append(content[start + _LENGTH_BYTES : end].decode())
-                start = end
+            content, ends = part.tobytes(), end_T[:num_texts].tolist()
+            found += [
+                content[start + _LENGTH_BYTES : end].decode() for start, end in zip([0, *ends], ends, strict=False)
+            ]
         if len(found) != num_rows:
             raise OSError(f"{len(found)} strings where the row group has {num_rows} rows")
         return found
@@ -102,7 +104,7 @@ class Chunk:
         offsets_R, page_P4 = np.empty(num_rows + 1, np.int32), np.empty((num_rows + 1, 4), np.int64)
         content = np.frombuffer(self.pages, np.uint8)
         num_pages = _walk(content, self.form.is_list, self.form.may_lack, itemsize, offsets_R, page_P4)
-        if num_pages < 0:
+        if num_pages < 0 or offsets_R[-1] > self.num_levels:
             raise OSError("a page that does not hold together")
         return [self._values(*page) for page in page_P4[:num_pages].tolist()], offsets_R
 
@@ -121,6 +123,12 @@ class StoredRowGroup:
     chunks: Mapping[str, Chunk]
     table: pa.Table
 
+    def most_values(self, column: str) -> int:
+        """A bound on the values of a list column."""
+        if chunk := self.chunks.get(column):
+            return chunk.num_levels
+        return sum(len(part.values) for part in self.table.column(column).chunks)
+
 
 def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str, PlainColumn]:
     """The columns of a file that Chunk can decode, by the name of the column of the table."""
@@ -134,7 +142,7 @@ def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str,
             continue
         bytes_G = [(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size) for chunk in chunks]
         form = Form(dtype, is_list=levels[1] == 1, may_lack=levels[0] == 1)
-        found[column.path.split(".")[0]] = PlainColumn(form, bytes_G)
+        found[column.path.split(".")[0]] = PlainColumn(form, bytes_G, [chunk.num_values for chunk in chunks])
     if not found or not metadata.num_row_groups:
         return {}
     first = chunks_of(stream, 0, found)
@@ -152,7 +160,7 @@ def chunks_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainCo
     if len(read) < stop - start:
         raise OSError(f"it ends at byte {start + len(read)}")
     return {
-        name: Chunk(read.slice(first - start, last - first), plain[name].form)
+        name: Chunk(read.slice(first - start, last - first), plain[name].form, plain[name].levels_G[row_group])
         for name, (first, last) in bytes_of.items()
     }
 

@@ -47,6 +47,11 @@ class Read:
     shuffle_key: tuple[int, int, int] | None  # (seed, epoch, number of the row group in the split); None: file order
 
     @property
+    def place(self) -> tuple[str, int]:
+        """The row group: file and number in it."""
+        return self.file.path, self.row_group
+
+    @property
     def counts(self) -> RowGroup:
         """What the manifest says of the row group."""
         return self.file.row_groups[self.row_group]
