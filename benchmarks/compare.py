@@ -1,6 +1,6 @@
 """Compare configurations of jobs.train over datasets and seeds: mean ± standard deviation of every AUC.
 
-    python -m benchmarks.compare --data DATASET --split validation --seeds 1 2 3 \\
+    python -m benchmarks.compare --data DATASET --split validation --seeds 1 2 3 -- \\
         "model=esmm optimizer.towers.lr=1e-3,1e-2 embedding.pooling=mean,sum" "model=base plan.batch_size=600"
 
 Each argument is a set of settings; values with commas between are crossed, as in Hydra's multirun. A seed is that of the
