@@ -27,6 +27,10 @@ def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[f
     seconds: dict[str, list[float]] = {"step alone": [], "step meanwhile": [], "pause": []}
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
+        if trainer.plan.num_steps < 2 * every_steps:
+            raise SystemExit(
+                f"{settings.data} has {trainer.plan.num_steps} steps: too few for --every-steps {every_steps}"
+            )
         writer = trainer._writer
         with writer:
             for share in trainer.shares():
