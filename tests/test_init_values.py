@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.init_values import dropout_mask, key_of, uniform_rows
+from training.init_values import _mask_torch, dropout_mask, key_of, uniform_rows
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -49,6 +49,14 @@ def test_a_dropout_mask_equals_a_scalar_reference() -> None:
         for unit in range(6):
             bits = (mix((row + unit // 4 * GOLDEN) & MASK) >> (16 * (unit % 4))) & 0xFFFF
             assert mask[number, unit].item() == pytest.approx((bits >= 0.25 * 65536) / 0.75)
+
+
+@pytest.mark.parametrize("width", [1, 4, 5, 33])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99999])
+def test_a_dropout_mask_is_the_same_on_every_device(width: int, rate: float) -> None:
+    ids = torch.randint(-(1 << 63), (1 << 63) - 1, (50,), generator=torch.Generator().manual_seed(1))
+    kept = _mask_torch(key_of(3, "dropout/click/0/8"), ids, width, round(rate * 65536))
+    assert dropout_mask(3, 8, "click/0", ids, width, rate).equal(kept.float() / (1 - rate))
 
 
 def test_dropout_keeps_the_mean_and_belongs_to_the_impression() -> None:

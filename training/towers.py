@@ -99,7 +99,7 @@ class _Perceptron(torch.autograd.Function):
         for layer, (weight, bias) in enumerate(zip(later[::2], later[1::2], strict=True)):
             _rectify(x_BH)
             if masks:
-                x_BH *= masks[layer]
+                _drop(x_BH, masks[layer])
             inputs.append(x_BH)
             x_BH = _times(x_BH, weight, bias)
         ctx.save_for_backward(u_CD, i_BD, index_B, w_u, w_i, *later[::2], *inputs, *masks)
@@ -118,7 +118,7 @@ class _Perceptron(torch.autograd.Function):
             later += [_wide(g_BH.sum(0)), _weight_gradient(g_BH, inputs[layer])]
             g_BH = _times(g_BH, weights[layer].t())
             if masks:
-                g_BH *= masks[layer]
+                _drop(g_BH, masks[layer])
             _rectify_gradient(g_BH, inputs[layer])  # what a mask drops is 0 in `inputs` too, and gets no gradient
         g_CH = _sums_by_context(g_BH, index_B, len(u_CD))
         first = (_weight_gradient(g_CH, u_CD), _weight_gradient(g_BH, i_BD), _wide(g_CH.sum(0)))
@@ -128,6 +128,11 @@ class _Perceptron(torch.autograd.Function):
 def _wide(x: Tensor) -> Tensor:
     """In the precision that the weights' gradients are kept in."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _drop(x: Tensor, mask: Tensor) -> None:
+    """x *= mask in place, with the mask's precision; a product of mixed precisions takes torch several times as long."""
+    x.copy_(_wide(x).mul_(mask))
 
 
 def _sums_by_context(g_BH: Tensor, index_B: Tensor, num_contexts: int) -> Tensor:
