@@ -1,6 +1,7 @@
 """python -m jobs.demo out=demo: the whole road on this machine, each stage as the command that a user would type."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def demo(settings: DemoSettings) -> None:
             print("the newest checkpoint is evaluated already; nothing to do.", flush=True)
             continue
         started = time.monotonic()
-        status = subprocess.run(command, check=False).returncode
+        # What torchrun would set for several ranks, with a banner that says so.
+        environment = {"OMP_NUM_THREADS": "1", **os.environ} if name == "train" else None
+        status = subprocess.run(command, env=environment, check=False).returncode
         if status != 0:
             raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
