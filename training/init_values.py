@@ -19,7 +19,6 @@ from numba import njit
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_ROWS_AT_A_TIME = 1 << 14  # the scratch arrays stay in the cache
 _UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
 
 
@@ -28,30 +27,33 @@ def key_of(seed: int, name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode(), seed & 0xFFFFFFFFFFFFFFFF)
 
 
-def _mixed(counter: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer over uint64, in place."""
-    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        counter ^= counter >> np.uint64(shift)
-        counter *= np.uint64(multiplier)
-    counter ^= counter >> np.uint64(31)
-    return counter
-
-
 def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_columns: int, bound: float) -> np.ndarray:
     """Rows [first_row, first_row + num_rows) of `table` at the start: float32, uniform in [-bound, bound).
 
     Column j of row i is mix(mix(key + i·golden) + j·golden), its upper 24 bits read as a fraction.
     """
-    golden = np.uint64(_GOLDEN)
-    key = np.uint64(key_of(seed, table))
-    columns = np.arange(num_columns, dtype=np.uint64) * golden
     values = np.empty((num_rows, num_columns), np.float32)
-    for start in range(0, num_rows, _ROWS_AT_A_TIME):
-        stop = min(start + _ROWS_AT_A_TIME, num_rows)
-        rows = _mixed(np.arange(first_row + start, first_row + stop, dtype=np.uint64) * golden + key)
-        bits = _mixed(rows[:, None] + columns) >> np.uint64(40)
-        values[start:stop] = bits.astype(np.float32) * np.float32(2 * bound / (1 << 24)) - np.float32(bound)
+    _fill_uniform(np.uint64(key_of(seed, table)), first_row, np.float32(bound), values)
     return values
+
+
+@njit(inline="always")
+def _mixed(counter: np.uint64) -> np.uint64:
+    """splitmix64's finalizer."""
+    counter = (counter ^ (counter >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
+    counter = (counter ^ (counter >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
+    return counter ^ (counter >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.ndarray) -> None:
+    scale = np.float32(2) * bound * np.float32(2.0**-24)
+    for row in range(len(out_ND)):
+        first = _mixed(np.uint64(first_row + row) * np.uint64(_GOLDEN) + key)
+        out = out_ND[row]
+        for column in range(len(out)):
+            bits = _mixed(first + np.uint64(column) * np.uint64(_GOLDEN)) >> np.uint64(40)
+            out[column] = np.float32(bits) * scale - bound
 
 
 def _signed(number: int) -> int:
@@ -60,7 +62,7 @@ def _signed(number: int) -> int:
 
 
 def _mixed_torch(counter: Tensor) -> Tensor:
-    """splitmix64's finalizer over int64; torch shifts signed numbers, so the sign's copies are masked away."""
+    """The same over int64, on any device; torch shifts signed numbers, so the sign's copies are masked away."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
     return counter ^ ((counter >> 31) & ((1 << 33) - 1))
@@ -90,13 +92,6 @@ def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) 
     return torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= first_kept
 
 
-@njit(inline="always")
-def _mixed_one(counter: np.uint64) -> np.uint64:
-    counter = (counter ^ (counter >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
-    counter = (counter ^ (counter >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
-    return counter ^ (counter >> np.uint64(31))
-
-
 @njit(nogil=True, cache=True)
 def _fill_mask(
     key: np.uint64, impression_id_B: np.ndarray, first_kept: int, share_kept: np.float32, out_BH: np.ndarray
@@ -111,9 +106,9 @@ def _fill_mask(
     units = hashes.view(np.uint16)
     kept = np.float32(1.0) / share_kept
     for row in range(len(out_BH)):
-        first = _mixed_one(impression_id_B[row] * np.uint64(_GOLDEN) + key)
+        first = _mixed(impression_id_B[row] * np.uint64(_GOLDEN) + key)
         for number in range(len(hashes)):
-            hashes[number] = _mixed_one(first + np.uint64(number) * np.uint64(_GOLDEN))
+            hashes[number] = _mixed(first + np.uint64(number) * np.uint64(_GOLDEN))
         out = out_BH[row]
         for unit in range(width):
             out[unit] = kept if units[unit] >= first_kept else np.float32(0.0)
