@@ -11,7 +11,7 @@ DEMO_ARGS ?=
 
 .PHONY: help install install-dev demo test lint clean
 help:
-	@grep -E '^# ' Makefile | cut -c3-
+	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
