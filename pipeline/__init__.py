@@ -4,7 +4,7 @@ fields (the catalogue: what a raw id means) → source (byte ranges of files; ra
 Spark can) → parse (the byte kernel) →
 numbers (numeric fields, their exact moments) →
 vocabulary (raw id → index; base: an earlier dataset's, extended) → count (the first pass) → encode (values → indices) → contexts (impressions grouped under their context) →
-dataset (Parquet files) → audit (every line accounted for) → commit (the manifest last, by lock and store) → preprocess (the
+dataset (Parquet files) → audit (every line accounted for) → commit (the manifest last, by lock and store, a local_store or an object_store) → preprocess (the
 chain of them all).
 
 Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pipeline.local_store import STAGING, LocalStore
 from pipeline.lock import locked
 from pipeline.manifest import MANIFEST, SPLITS, InputError, Manifest
-from pipeline.store import STAGING, LocalStore, Store
+from pipeline.store import Store
 
 #: In audit.json and run.json: the xxh3 of the manifest that they belong to.
 OF_MANIFEST = "manifest_xxh3"

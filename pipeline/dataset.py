@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipeline.file_errors import writing
 from pipeline.manifest import LABELS, RowGroup
 from pipeline.rows import Rows
-from pipeline.store import writing
 
 PARQUET = {
     "compression": "zstd",

@@ -11,12 +11,13 @@ from pipeline.events_chunks import EventReader
 from pipeline.events_tables import EventLog, find_log
 from pipeline.fields import Catalogue, catalogue
 from pipeline.hadoop_lines import LineReader
+from pipeline.local_store import LocalStore
 from pipeline.manifest import InputError, Source
 from pipeline.numbers import Moments
 from pipeline.settings import SPARK, PreprocessSettings
 from pipeline.source import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
 from pipeline.spark import start_spark
-from pipeline.store import LocalStore, Store, store_of
+from pipeline.store import Store, store_of
 from pipeline.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

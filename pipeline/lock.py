@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.file_errors import writing
+from pipeline.local_store import LocalStore
 from pipeline.manifest import InputError
-from pipeline.store import LocalStore, Store, writing
+from pipeline.store import Store
 
 LOCK = "_lock"
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")

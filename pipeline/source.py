@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+from pipeline.file_errors import reason_of
 from pipeline.manifest import InputError
 from pipeline.raw_files import Entry, Files, files_of
-from pipeline.store import reason_of
 
 SKELETON, CONTEXT, ACTIONS = "sample_skeleton", "common_features", "actions"
 PERIODS = ("train", "test")

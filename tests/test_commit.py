@@ -13,11 +13,11 @@ from raw_log import random_log, small_log
 
 from jobs.inspect import InspectSettings, run
 from jobs.preprocess import warnings
+from pipeline.local_store import LocalStore
 from pipeline.lock import locked
 from pipeline.manifest import InputError, load_manifest
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
-from pipeline.store import LocalStore
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")

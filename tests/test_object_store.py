@@ -22,9 +22,10 @@ from tiny_dataset import write_tiny_dataset
 from pipeline import commit
 from pipeline.lock import locked
 from pipeline.manifest import InputError, Manifest, load_manifest
+from pipeline.object_store import ObjectStore
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
-from pipeline.store import ObjectStore, store_of
+from pipeline.store import store_of
 
 BUCKET = "entirespace"
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
@@ -177,7 +178,7 @@ def test_a_file_system_that_shows_files_as_they_grow_gets_them_by_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore("hdfs://host/data")
-    monkeypatch.setattr("pipeline.store.open_location", lambda location: (pafs.LocalFileSystem(), str(tmp_path)))
+    monkeypatch.setattr("pipeline.object_store.open_location", lambda location: (pafs.LocalFileSystem(), str(tmp_path)))
     store.put("manifest.json", b"first")
     store.put("manifest.json", b"second")
     assert store.read("manifest.json") == b"second"

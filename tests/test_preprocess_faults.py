@@ -17,10 +17,10 @@ from raw_log import random_log
 from benchmarks.preprocess_faults import waste
 from benchmarks.standalone import python_workers
 from benchmarks.watched import Reader, remount, small_disk
+from pipeline.local_store import LocalStore
 from pipeline.manifest import InputError
 from pipeline.preprocess import preprocess
 from pipeline.settings import PreprocessSettings
-from pipeline.store import LocalStore
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
