@@ -1,7 +1,7 @@
 """Raw logs → dataset, in Spark. Read the modules in the order that the data takes:
 
 fields (the catalogue: what a raw id means) → source (byte ranges of files; raw_files opens them, hadoop_lines where only
-Spark can) → parse (the byte kernel) →
+Spark can) → parse (the byte kernel; raw_names, what it finds fields by) →
 numbers (numeric fields, their exact moments) →
 vocabulary (raw id → index; base: an earlier dataset's, extended) → count (the first pass) → encode (values → indices) → contexts (impressions grouped under their context) →
 dataset (Parquet files) → audit (every line accounted for) → commit (the manifest last, by lock and store, a local_store or an object_store) → preprocess (the

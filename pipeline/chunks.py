@@ -9,6 +9,7 @@ from pipeline import parse
 from pipeline.fields import Catalogue
 from pipeline.hashing import TEST, TRAIN, splits_of
 from pipeline.manifest import InputError
+from pipeline.raw_names import Names, names_of
 from pipeline.settings import KEEP, PreprocessSettings
 from pipeline.source import CONTEXT, SKELETON, InputSplit, SourceFile, read_chunks
 
@@ -52,7 +53,7 @@ class ChunkReader:
 
     def read(self, split: InputSplit) -> Iterator[Chunk]:
         """The chunks of a split; InputError where the file breaks off or went away."""
-        names = parse.names_of(self.catalogue, SCOPE_OF[split.source.table])
+        names = names_of(self.catalogue, SCOPE_OF[split.source.table])
         try:
             for offset, text in read_chunks(split):
                 yield self.parsed(split.source, offset, text, names)
@@ -61,7 +62,7 @@ class ChunkReader:
                 f"{split.source.path} cannot be read to its end ({error}); repair or replace the file, then run again."
             ) from error
 
-    def parsed(self, source: SourceFile, offset: int, text: bytes, names: parse.Names) -> Chunk:
+    def parsed(self, source: SourceFile, offset: int, text: bytes, names: Names) -> Chunk:
         """Whole lines that begin at `offset`, with `names` of the scope of their table."""
         parsed = parse.parse(text, source.table == SKELETON, names)
         parse.apply_policies(parsed.line_LC, self.reject_mismatch, self.reject_without_click)

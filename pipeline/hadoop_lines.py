@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pipeline import parse
 from pipeline.chunks import SCOPE_OF, Chunk, ChunkReader
 from pipeline.commit import QUARANTINE, Staging
 from pipeline.dataset import quarantine_batch, write_quarantine
 from pipeline.fields import Catalogue
 from pipeline.parse import REASONS
+from pipeline.raw_names import names_of
 from pipeline.source import InputSplit, SourceFile
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LineReader:
 
     def chunks(self, batches: Batches) -> Iterator[Chunk]:
         """Parsed chunks."""
-        names = {table: parse.names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
+        names = {table: names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for source, offset, text in self.texts(batches):
             yield self.reader.parsed(source, offset, text, names[source.table])
 

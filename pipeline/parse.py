@@ -16,14 +16,13 @@ import pipeline.numba_cache  # noqa: F401  (before numba: it chooses where kerne
 
 # isort: split
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba as nb
 import numpy as np
 
-from pipeline.fields import Catalogue
 from pipeline.memory import WORD_BYTES, byte_at, word_at
+from pipeline.raw_names import Names, find, short_slot
 from pipeline.text import POWERS, digits, first_below, first_byte, integer, key, number, short_integer
 
 #: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
@@ -69,24 +68,8 @@ _EACH = 0x0101010101010101  # times a byte: that byte in all eight of a word
 _IDS, _VALUES, _SPACES = np.uint64(_ID * _EACH), np.uint64(_VALUE * _EACH), np.uint64(32 * _EACH)
 _COMMAS = np.uint64(_COMMA * _EACH)
 _FIRST = np.array([(1 << 8 * length) - 1 for length in range(9)] + [0], np.uint64)  # the first bytes of a word; 9: none
-_NO_NAME = np.uint64(2**64 - 1)
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _IS_BREAK = np.zeros(256, np.bool_)
 _IS_BREAK[[_JOIN, _ID, _VALUE, _LF, _COMMA]] = True
-
-
-@dataclass(frozen=True)
-class Names:
-    """The raw names of one scope's fields, in two tables: of all by hash, and of short ones as words of eight bytes."""
-
-    slot_S: np.ndarray  # int64, position in the scope, -1 empty
-    bytes_FN: np.ndarray  # uint8
-    length_F: np.ndarray  # int64
-    number_F: np.ndarray  # int64, position in the catalogue
-    is_one_F: np.ndarray  # bool: arity one
-    short_S2: (
-        np.ndarray
-    )  # uint64: the name with its \x02 as a word and its position in the scope, at `_short_slot` of the word
 
 
 @dataclass(frozen=True)
@@ -105,38 +88,6 @@ class Parsed:
     def num_values_L(self) -> np.ndarray:
         """How many values each line has."""
         return np.diff(self.line_LC[:, VALUES_END], prepend=0)
-
-
-def names_of(catalogue: Catalogue, scope: str) -> Names:
-    """The probe table of one scope."""
-    entries = catalogue.read_fields(scope)
-    raw = [entry.raw_id.encode() for entry in entries]
-    width = max([len(name) for name in raw] + [1])
-    bytes_FN = np.zeros((len(raw), width), np.uint8)
-    slot_S = np.full(1 << max(6, (4 * len(raw)).bit_length()), -1, np.int64)
-    for i, name in enumerate(raw):
-        bytes_FN[i, : len(name)] = np.frombuffer(name, np.uint8)
-        slot = _name_hash(name) & (len(slot_S) - 1)
-        while slot_S[slot] >= 0:
-            slot = (slot + 1) & (len(slot_S) - 1)
-        slot_S[slot] = i
-    number_F = np.array([catalogue.fields.index(entry) for entry in entries], np.int64)
-    is_one_F = np.array([entry.arity == "one" for entry in entries], np.bool_)
-    return Names(
-        slot_S, bytes_FN, np.array([len(name) for name in raw], np.int64), number_F, is_one_F, _short_names(raw)
-    )
-
-
-def _short_names(raw: Sequence[bytes]) -> np.ndarray:
-    """`Names.short_S2`: names of up to 7 bytes. Where two want one slot the second is left out, and read the longer way."""
-    short_S2 = np.full((1 << max(8, (16 * len(raw)).bit_length()), 2), _NO_NAME, np.uint64)
-    for position, name in enumerate(raw):
-        word = np.uint64(int.from_bytes(name + b"\x02", "little")) if len(name) < WORD_BYTES else _NO_NAME
-        with np.errstate(over="ignore"):
-            slot = int(_short_slot.py_func(word, len(short_S2)))
-        if short_S2[slot, 0] == _NO_NAME:
-            short_S2[slot] = word, position
-    return short_S2
 
 
 def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
@@ -163,13 +114,6 @@ def apply_policies(line_LC: np.ndarray, reject_mismatch: bool, reject_without_cl
         line_LC[good & (line_LC[:, LABELS] == BUY_BIT), REASON] = WITHOUT_CLICK
 
 
-def _name_hash(name: Sequence[int]) -> int:
-    hashed = 0
-    for byte in name:
-        hashed = hashed * 31 + byte
-    return hashed
-
-
 @nb.njit(cache=True)
 def _parse_lines(  # type: ignore[no-untyped-def]
     text, num_bytes, is_skeleton, slot_S, bytes_FN, length_F, number_F, is_one_F, short_S2,
@@ -188,7 +132,7 @@ def _parse_lines(  # type: ignore[no-untyped-def]
             field, raw_id, weight, behind = 0, 0, np.float32(0), np.int64(-1)
             if position + _SHORT_BYTES <= num_bytes:
                 name, raw_id, weight, behind = _short_feature(text, position)
-                slot = _short_slot(name, len(short_S2))
+                slot = short_slot(name, len(short_S2))
                 field = np.int64(short_S2[slot, 1])
                 behind = behind if short_S2[slot, 0] == name else -1
             if behind < 0:
@@ -293,11 +237,6 @@ def _short_feature(text, position):  # type: ignore[no-untyped-def]
     return name, raw_id, weight, (position + length if is_short else -1)
 
 
-@nb.njit(cache=True, inline="always")
-def _short_slot(name, slots):  # type: ignore[no-untyped-def]
-    return np.int64((name * _SPREAD) >> np.uint64(32)) & (slots - 1)
-
-
 @nb.njit(cache=True)
 def _any_feature(text, position, slot_S, bytes_FN, length_F):  # type: ignore[no-untyped-def]
     """(field of the scope or -1 if unknown, id, weight, position behind); that position is -1 if it is no feature."""
@@ -308,29 +247,12 @@ def _any_feature(text, position, slot_S, bytes_FN, length_F):  # type: ignore[no
         position += 1
     if byte_at(text, position) != _ID or position == name:
         return -1, 0, np.float32(0), -1
-    field = _find(text, name, position - name, hashed, slot_S, bytes_FN, length_F)
+    field = find(text, name, position - name, hashed, slot_S, bytes_FN, length_F)
     raw_id, position = integer(text, position + 1, False)
     if position < 0 or byte_at(text, position) != _VALUE:
         return -1, 0, np.float32(0), -1
     weight, position = number(text, position + 1)
     return field, raw_id, weight, position
-
-
-@nb.njit(cache=True)
-def _find(text, name, length, hashed, slot_S, bytes_FN, length_F):  # type: ignore[no-untyped-def]
-    """The field of the scope with this name, or -1."""
-    probe = hashed & (len(slot_S) - 1)
-    while True:
-        field = slot_S[probe]
-        if field < 0:
-            return -1
-        if length_F[field] == length:
-            same = True
-            for i in range(length):
-                same &= bytes_FN[field, i] == byte_at(text, name + i)
-            if same:
-                return field
-        probe = (probe + 1) & (len(slot_S) - 1)
 
 
 @nb.njit(cache=True, inline="always")

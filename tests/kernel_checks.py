@@ -7,6 +7,7 @@ from aliccp_reference import lines_of, read_line
 
 from pipeline import parse
 from pipeline.fields import Catalogue
+from pipeline.raw_names import names_of
 from pipeline.source import InputSplit, read_chunks
 
 
@@ -30,7 +31,7 @@ def assert_chunks_equal_reference(
 ) -> Counter[str]:
     """`chunks` are (offset in `text`, whole lines)."""
     scope = "impression" if is_skeleton else "context"
-    names = parse.names_of(catalogue, scope)
+    names = names_of(catalogue, scope)
     arity_of = {entry.raw_id: entry.arity for entry in catalogue.of_scope(scope)}
     raw_ids = [entry.raw_id for entry in catalogue.fields]
     lines = lines_of(text)

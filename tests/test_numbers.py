@@ -19,6 +19,7 @@ from pipeline import parse
 from pipeline.fields import FeaturesSettings, FieldSettings, catalogue
 from pipeline.numbers import Moments, numbers_of
 from pipeline.preprocess import preprocess
+from pipeline.raw_names import names_of
 from pipeline.settings import PreprocessSettings
 
 Settings = Callable[..., PreprocessSettings]
@@ -71,7 +72,7 @@ def test_the_number_of_a_line_is_the_one_behind_the_first_id_whether_or_not_a_fi
         impression_line(2, 0, 0, key_of(1), []),
         impression_line(3, 0, 0, key_of(1), [("702", 5, "-0.0")]),
     ]
-    parsed = parse.parse(b"\n".join([*lines, b""]), True, parse.names_of(fields, "impression"))
+    parsed = parse.parse(b"\n".join([*lines, b""]), True, names_of(fields, "impression"))
     number_F = np.array(fields.number_places(fields.numerics))
     number_LQ = numbers_of(parsed, number_F, 2)
     np.testing.assert_array_equal(number_LQ, np.array([[0.5, -300], [np.nan, np.nan], [-0.0, np.nan]], np.float32))

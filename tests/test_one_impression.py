@@ -13,6 +13,7 @@ from tiny_run import take_steps, tiny_settings
 from pipeline import parse
 from pipeline.fields import catalogue
 from pipeline.preprocess import preprocess
+from pipeline.raw_names import names_of
 from pipeline.settings import PreprocessSettings
 from training.batch import Bags, Batch
 from training.optimizers import EmbeddingOptimizerSettings
@@ -58,7 +59,7 @@ def test_one_impression_from_its_raw_line_to_a_gradient_in_the_row_of_its_item(
     settings = preprocess_settings(log.write(tmp_path / "raw"), tmp_path / "data", "split.validation=0")
     settings.vocabulary.min_count = 1
     fields = catalogue(settings.features, settings.vocabulary.min_count)
-    parsed = parse.parse(line + b"\n", True, parse.names_of(fields, "impression"))
+    parsed = parse.parse(line + b"\n", True, names_of(fields, "impression"))
     assert [fields.fields[number].name for number in parsed.field_V] == [
         "item_id",
         "item_category",

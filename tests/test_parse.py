@@ -11,6 +11,7 @@ from raw_log import random_log
 
 from pipeline import parse
 from pipeline.fields import Catalogue, FeaturesSettings, FieldSettings, catalogue
+from pipeline.raw_names import names_of
 
 FIELDS = {
     "user": ("101", "context", "one"), "brands": ("127_14", "context", "many"),
@@ -19,7 +20,7 @@ FIELDS = {
     "intention": ("210", "impression", "many"), "cross": ("702", "impression", "many"),
 }  # fmt: skip
 CATALOGUE: Catalogue = catalogue(FeaturesSettings({name: FieldSettings(*entry) for name, entry in FIELDS.items()}), 1)
-NAMES = {scope: parse.names_of(CATALOGUE, scope) for scope in ("context", "impression")}
+NAMES = {scope: names_of(CATALOGUE, scope) for scope in ("context", "impression")}
 GOOD = b"17,1,0,00c0ffee00000001,3,205\x0212\x031.0\x01702\x025\x030.69315\x01210\x027\x031.0"
 
 
