@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,13 +49,11 @@ class Run:
 
     def start(self, ranks: int, *torchrun: str) -> "subprocess.Popen[bytes]":
         """torchrun, with `ranks` ranks that meet on loopback; its stderr goes to <out>.stderr."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         self.trace.mkdir(parents=True, exist_ok=True)
         self.traced_before = self._traced_bytes()
         command = [*self.within, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "--local-addr", "127.0.0.1", *torchrun]
+        # A free port that torchrun finds itself: one that was found before it starts may be taken by then.
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", *torchrun]
         command += ["-m", "benchmarks.traced_rank", f"data={self.data}", f"out={self.out}", *self.overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TRACE": str(self.trace)}
         with self.stderr.open("wb") as stderr:

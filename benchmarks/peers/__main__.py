@@ -19,8 +19,8 @@ the training loop: for the peers from arrays in memory, for ours from the Parque
 keeps what is freed (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
 
 Of the towers and the optimizer each side has what it offers: ours row-wise Adagrad for embeddings and Adam for towers; the peers
-one Adam for all; torch-rechub's towers also normalize each batch, and no setting turns that off. Each side's learning rates were
-chosen on validation impressions, ours among more of them. At the default size this takes some ten minutes on two free cores.
+one Adam for all; torch-rechub's towers also normalize each batch, and no setting turns that off. Ours has the trainer's default
+rates; the peers' is the best of three, chosen on validation impressions. At the default size this takes some ten minutes on two free cores.
 """
 
 import argparse
