@@ -32,6 +32,7 @@ _EVERYWHERE = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(8 << 20),
     "spark.sql.adaptive.enabled": "false",  # our partitions are counted beforehand; merging them would merge files
     "spark.sql.session.timeZone": "UTC",
+    "spark.sql.caseSensitive": "true",  # the columns of a log are named as they are; find_log looks at them so, too
     "spark.python.unix.domain.socket.enabled": "true",  # cheaper than TCP between the JVM and Python
     "spark.buffer.size": str(1 << 20),
     "spark.driver.maxResultSize": "0",  # vocabularies come to the driver: 16 bytes for each id that is kept

@@ -131,6 +131,7 @@ def test_every_label_of_a_thousand_random_logs_is_that_of_the_reference(
     reach_ms = max(reference.windows.values()) + reference.windows["click"]
     checks = ChecksSettings(duplicates="global" if anywhere else "context")
     found = run_label(spark, tmp_path / "raw", settings_of(**changes), tmp_path / "staging", checks=checks)
+    assert spark.conf.get("spark.sql.shuffle.partitions") == "2", "not Spark's 200, however small the log"
     rows = pq.read_table(tmp_path / "staging" / "labelled").to_pylist()
     columns = (
         "user",

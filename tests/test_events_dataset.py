@@ -167,6 +167,15 @@ def test_json_lines_and_csv_give_the_same_files_as_parquet_whatever_the_number_o
     assert [source.name for source in manifest.sources] == ["impressions", "actions"]
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_columns_that_differ_in_case_alone_are_two(
+    tmp_path: Path, preprocess_settings: Settings, from_parquet: tuple[Path, Manifest], form: str
+) -> None:
+    overrides = written(tmp_path / "raw", form, [row | {"USER_ID": "x", "Tags": 5} for row in IMPRESSIONS])
+    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    assert manifest.files == from_parquet[1].files
+
+
 @pytest.mark.usefixtures("spark")
 def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_balances(
     tmp_path: Path, preprocess_settings: Settings
@@ -199,33 +208,54 @@ def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_balances(
     assert aside["read"] == read + aside["outside_split"] + sum(aside["immature"].values())
 
 
-@pytest.mark.usefixtures("spark")
-@pytest.mark.parametrize(
-    ("reason", "bad", "place"),
-    [
-        ("malformed_line", {"timestamp": "soon"}, "raw/impressions"),
-        ("bad_label", {"clk": 2}, "raw/impressions"),
-        ("bad_context_key", {"page_view_id": None}, "raw/impressions"),
-        ("bad_feature", {"tags": ["a", None]}, "raw/impressions"),
-        ("duplicate_impression", {"impression_id": 1, "page_view_id": "v1"}, "impressions"),
-    ],
-)
-def test_fail_stops_an_event_log_at_a_row_in_one_sentence_and_publishes_nothing(
-    tmp_path: Path, preprocess_settings: Settings, reason: str, bad: Row, place: str
-) -> None:
+BAD = {
+    "malformed_line": {"timestamp": "soon"},
+    "bad_label": {"clk": 2},
+    "bad_context_key": {"page_view_id": None},
+    "bad_feature": {"tags": ["a", None]},
+    "duplicate_impression": {"impression_id": 1, "page_view_id": "v1"},
+}
+
+
+@pytest.fixture(scope="module")
+def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A log with a row of each reason, and its settings."""
+    raw = tmp_path_factory.mktemp("bad") / "raw"
     good = [impression(1, 1, "ada", 31, "v1", clk=0), impression(2, 30, "bob", 31, "v2", clk=1)]
-    rows = [*good, impression(9, 2, "eve", 42, "v3", clk=0) | bad]
-    overrides = [*written(tmp_path / "raw", "jsonl", rows), "source.events.actions_end=900000"]
-    overrides += ["source.events.impressions.click=clk", "source.events.names.click=[]"]
-    settings = preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides)
-    assert preprocess(settings).audit["quarantined"][reason] == 1
+    overrides = written(
+        raw, "jsonl", [*good, *(impression(9, 2, reason, 42, "v3", clk=0) | bad for reason, bad in BAD.items())]
+    )
+    overrides += [
+        "source.events.actions_end=900000",
+        "source.events.impressions.click=clk",
+        "source.events.names.click=[]",
+    ]
+    return raw, overrides
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_row_of_each_reason_is_set_aside(
+    tmp_path: Path, preprocess_settings: Settings, one_of_each: tuple[Path, list[str]]
+) -> None:
+    raw, overrides = one_of_each
+    found = preprocess(preprocess_settings(raw, tmp_path / "out", *overrides)).audit["quarantined"]
+    assert {reason: number for reason, number in found.items() if number} == dict.fromkeys(BAD, 1)
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("reason", BAD)
+def test_fail_stops_an_event_log_at_a_row_in_one_sentence_and_publishes_nothing(
+    tmp_path: Path, preprocess_settings: Settings, reason: str, one_of_each: tuple[Path, list[str]]
+) -> None:
+    raw, overrides = one_of_each
     with pytest.raises(InputError) as stopped:
-        preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "other", *overrides, f"checks.{reason}=fail"))
+        preprocess(preprocess_settings(raw, tmp_path / "out", *overrides, f"checks.{reason}=fail"))
     message = str(stopped.value)
-    assert f"{place} has {reason} (" in message
-    assert ':"eve"' in message
+    place = "impressions" if reason == "duplicate_impression" else f"{raw}/impressions"
+    assert message.startswith(f"{place} has {reason} (")
+    assert f':"{reason}"' in message
     assert f"checks.{reason}=fail stops there; mend the row, or set checks.{reason}=quarantine." in message
-    assert not [path for path in (tmp_path / "other").rglob("*.parquet") if "_staging" not in path.parts]
+    assert not [path for path in (tmp_path / "out").rglob("*.parquet") if "_staging" not in path.parts]
 
 
 @pytest.mark.usefixtures("spark")
