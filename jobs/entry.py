@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -16,6 +17,8 @@ from pipeline.manifest import InputError
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
+#: torchrun ends all ranks when the first is gone, and the one that speaks has to be heard before.
+_AFTER_THE_SPEAKER_S = 3.0
 
 try:
     import pipeline.numba_cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
@@ -116,4 +119,6 @@ def _known_keys(schema: type[Any]) -> list[str]:
 def _stop(sentence: str, speaks: bool) -> None:
     if speaks:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_AFTER_THE_SPEAKER_S)
     sys.exit(EXIT_INPUT)
