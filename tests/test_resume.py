@@ -210,6 +210,8 @@ def test_a_run_that_is_being_trained_is_not_begun_a_second_time(data: Path, tmp_
             pytest.raises(InputError, match=rf"is being trained already, by process {os.getpid()} on"),
         ):
             first.fit()
+        with held(first.run), pytest.raises(InputError, match="is being trained already"):
+            Trainer(settings, world)  # before it reads a checkpoint that the other may delete
         assert Trainer(settings, world).fit() == 0
 
 

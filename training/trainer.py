@@ -65,6 +65,8 @@ class Trainer:
         with world.agreeing():
             if world.rank == 0:
                 claim(self.run, settings)
+                with held(self.run):  # whoever trains it may delete the checkpoint that would be read here
+                    pass
         found = checkpoint.agreed(self.run, world, say)
         self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
         self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
