@@ -153,9 +153,9 @@ def once_per_epoch(batches: list[list[int]], bench: Bench) -> bool:
 def resized(bench: Bench, whole: Run) -> bool:
     """2 → 1 → 4 → 2 ranks: whether the global batches are the same, and the losses while rounding alone tells the runs apart.
 
-    The sums over another number of ranks round differently, by 1e-8 of a loss, until an input of a ReLU falls on the other
-    side of 0; from there two runs part like two seeds, after some 70 steps or never. So the steps after the first change
-    are compared, which are far from exact if anything of the state was lost, and the last validation is only printed.
+    Sums over another number of ranks round differently, by 1e-8 of a loss, until the optimizers, which divide by the size of
+    a gradient, have made steps of it: two runs part after some 70 steps, or never. So the steps after the first change are
+    compared, which are far from exact if anything of the state was lost, and the last validation is only printed.
     """
     run, total = bench.run("resized"), EPOCHS * bench.num_steps
     changed_at = 0
