@@ -53,7 +53,7 @@ def place(
             plan=plan,
             # Every index was compared with its table as it was read (training.row_groups).
             sharders=[EmbeddingBagCollectionSharder(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})],
-            init_data_parallel=False,  # `Placed` averages gradients itself
+            init_data_parallel=False,  # `Placed` sums gradients itself
         )
         network.to(world.device)
         shards = _shards(network)
