@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.manifest import CATEGORICAL, InputError, load_manifest
+from pipeline.manifest import InputError, load_manifest
 from training import checkpoint, metrics, report
 from training.assembly import build, check, check_dataset, open_feed
 from training.batch import NO_GROUP, Batch
@@ -67,11 +67,10 @@ def predict_split(
         checkpoint.restore(found, placed)
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
     feed = open_feed(settings, manifest, split, plan, world)
-    scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:
-        for share in shares(feed, 0, range(plan.num_steps), scopes, placed.exchange, world.device):
+        for share in shares(feed, 0, range(plan.num_steps), placed.exchange, world.device):
             agreeing = share.start_agreement(world)
             columns = graph.predict(placed.predict(share.batch, share.ids))
             share.send_next()

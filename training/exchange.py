@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batch import Batch
-from training.ids import Column, Message, held_by
+from training.ids import Column, Holdings, Message
 from training.world import Pending, World
 
 #: (rank, field of a scope) → rows: [N, used columns].
@@ -52,12 +52,18 @@ class Exchange:
     """The road of one rank's ids and rows. All ranks call everything in the same order."""
 
     def __init__(self, scopes: Sequence[Sequence[Column]], kernels: Sequence[Kernel], world: World) -> None:
-        self.kernels, self._scopes, self._world = kernels, scopes, world
-        self._contexts, self._impressions = (_Road(scope, scopes, kernels, world) for scope in (0, 1))
+        self.kernels, self._holdings = kernels, Holdings(scopes, world)
+        self._contexts, self._impressions = (_Road(scope, self._holdings, kernels) for scope in (0, 1))
+
+    @property
+    def num_fields(self) -> tuple[int, int]:
+        """Of contexts and of impressions, the categorical ones."""
+        contexts, impressions = self._holdings.scopes
+        return len(contexts), len(impressions)
 
     def send(self, batch: Batch) -> Message:
         """Put the ids of `batch` on their way to the ranks that hold their rows."""
-        return Message(batch, self._scopes, self._world)
+        return Message(batch, self._holdings)
 
     def look_up(self, message: Message) -> Pooled:
         """The pooled rows of the batch whose ids `message` brought away."""
@@ -83,13 +89,13 @@ class Exchange:
 class _Road:
     """The exchange of one scope."""
 
-    def __init__(self, scope: int, scopes: Sequence[Sequence[Column]], kernels: Sequence[Kernel], world: World) -> None:
-        self._scope, self._columns, self._world = scope, scopes[scope], world
+    def __init__(self, scope: int, holdings: Holdings, kernels: Sequence[Kernel]) -> None:
+        self._scope, self._columns, self._world = scope, holdings.scopes[scope], holdings.world
         self._kernels = [kernel for kernel in kernels if kernel.scope == scope]
         self._widths = [column.width for column in self._columns]
         #: rank → the fields that it holds for all ranks
-        self._held_W = [[place for at, place in held_by(rank, scopes) if at == scope] for rank in range(world.size)]
-        self._held_here = [self._held_W[world.rank]] * world.size
+        self._held_W = [[place for at, place in held if at == scope] for held in holdings.of_rank]
+        self._held_here = [self._held_W[self._world.rank]] * self._world.size
 
     def look_up(self, message: Message) -> tuple[list[Tensor], "_Rows"]:
         """What this rank's kernels pool, [N of all ranks served, A]; and this rank's rows, on their way."""

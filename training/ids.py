@@ -40,14 +40,21 @@ class Column:
         return [world.rank if self.owner is None else self.owner]
 
 
-def held_by(rank: int, scopes: Sequence[Sequence[Column]]) -> list[tuple[int, int]]:
-    """(scope, field) of what `rank` holds for all ranks, in catalogue order."""
-    return [
-        (scope, place)
-        for scope, columns in enumerate(scopes)
-        for place, column in enumerate(columns)
-        if column.kind == "row_wise" or column.owner == rank
-    ]
+class Holdings:
+    """Who holds what, the same on all ranks."""
+
+    def __init__(self, scopes: Sequence[Sequence[Column]], world: World) -> None:
+        self.scopes, self.world = scopes, world
+        #: rank → (scope, field) of what it holds for all ranks, in catalogue order
+        self.of_rank = [
+            [
+                (scope, place)
+                for scope, columns in enumerate(scopes)
+                for place, column in enumerate(columns)
+                if column.kind == "row_wise" or column.owner == rank
+            ]
+            for rank in range(world.size)
+        ]
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,11 @@ class Lookups:
 class Message:
     """The ids of this rank's batch to the others, and theirs to this one. All ranks call everything in the same order."""
 
-    def __init__(self, batch: Batch, scopes: Sequence[Sequence[Column]], world: World) -> None:
-        self._world, self._scopes, self._columns = world, (batch.context, batch.impression), scopes
-        self._held_W = [held_by(rank, scopes) for rank in range(world.size)]
-        self.num_rows_WS = [[batch.num_contexts, batch.num_impressions] for _ in range(world.size)]
+    def __init__(self, batch: Batch, holdings: Holdings) -> None:
+        self._world, self._columns, self._held_W = holdings.world, holdings.scopes, holdings.of_rank
+        self._bags = (batch.context, batch.impression)
+        self.num_rows_WS = [[batch.num_contexts, batch.num_impressions] for _ in self._held_W]
+        self._num_values_WF: list[list[int]] = [[] for _ in self._held_W]  # of each rank, V of each field held here
         self._served: dict[Key, Lookups] = {}  # what the others want here, once it has arrived
         self._sizes = self._send_sizes()
         self._ids: Pending | None = None
@@ -75,7 +83,7 @@ class Message:
         """What this rank wants of each; a rank that is alone does not ask, where its bags lie as its kernels want them."""
         return {
             (rank, scope, place): part
-            for scope, (bags, columns) in enumerate(zip(self._scopes, self._columns, strict=True))
+            for scope, (bags, columns) in enumerate(zip(self._bags, self._columns, strict=True))
             for place, parts in enumerate(_cut(bags, columns, self._world.size))
             for rank, part in zip(columns[place].holders(self._world), parts, strict=True)
         }
@@ -85,12 +93,11 @@ class Message:
         if self._ids is not None:
             return
         me, sizes = self._world.rank, iter(self._sizes.wait().tolist())
-        self._lengths_WF: list[list[int]] = [[] for _ in self._held_W]  # of each rank: V of each field held here
         for rank in self._others():
             self.num_rows_WS[rank] = [next(sizes), next(sizes)]
-            self._lengths_WF[rank] = [next(sizes) for _ in self._held_W[me]]
+            self._num_values_WF[rank] = [next(sizes) for _ in self._held_W[me]]
         parts = [self._parts_for(rank) if rank != me else [] for rank in range(self._world.size)]
-        nothing = self._scopes[0].lengths.new_empty(0)
+        nothing = self._bags[0].lengths.new_empty(0)
         self._ids = self._world.start_exchange(
             torch.cat([nothing, *(part for of_rank in parts for part in of_rank)]),
             [sum(map(len, of_rank)) for of_rank in parts],
@@ -111,7 +118,7 @@ class Message:
     def inputs(self, scope: int, fields: Sequence[int], serves_all: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(indices, offsets, weights) of the bags in `fields`, in that order, of all ranks or of this one alone."""
         if self._world.size == 1 and list(fields) == list(range(len(self._columns[scope]))):
-            bags = self._scopes[scope]  # as they are
+            bags = self._bags[scope]  # as they are
             return bags.values, torch.ops.fbgemm.asynchronous_complete_cumsum(bags.lengths), bags.weights
         me = self._world.rank
         ranks = range(self._world.size) if serves_all else [me]
@@ -147,7 +154,7 @@ class Message:
         if rank == self._world.rank:
             return []
         lengths = [self.num_rows_WS[rank][scope] for scope, _ in self._held_W[self._world.rank]]
-        return [*lengths, *self._lengths_WF[rank], *self._lengths_WF[rank]]
+        return [*lengths, *self._num_values_WF[rank], *self._num_values_WF[rank]]
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self._world.size) if rank != self._world.rank]

@@ -1,6 +1,6 @@
 """One rank's share of each step, in training, validation and evaluation: its batch on the device, and the batch's ids on their way one step ahead."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,11 @@ class Share:
         return num_stops > 0
 
 
-def shares(
-    feed: Feed, epoch: int, steps: range, num_fields: Sequence[int], exchange: Exchange, device: torch.device
-) -> Iterator[Share]:
+def shares(feed: Feed, epoch: int, steps: range, exchange: Exchange, device: torch.device) -> Iterator[Share]:
     """This rank's share of each of `steps`; the ids of the one after it are on their way when it is given out.
 
     A rank that cannot read its share takes part in the step with nothing, and the ranks agree on its error there: the
-    others wait for it inside the forward pass already. `num_fields` are the categorical ones of contexts and impressions.
+    others wait for it inside the forward pass already.
     """
     batches = on_device(feed.batches(epoch, steps.start), device)
     error: InputError | None = None
@@ -59,7 +57,7 @@ def shares(
             batch = to_device(feed.nothing(), device) if error else next(batches)
         except InputError as failure:
             error, batch = failure, to_device(feed.nothing(), device)
-        whole = without_emptiness(batch, *num_fields)
+        whole = without_emptiness(batch, *exchange.num_fields)
         following = Share(step, whole, batch.num_impressions, exchange.send(whole), error)
         if present:
             present.following = following

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.manifest import CATEGORICAL, InputError, load_manifest
+from pipeline.manifest import InputError, load_manifest
 from training import checkpoint
 from training.assembly import build, check, check_dataset, continue_from, open_feed, xxh3_of
 from training.checkpoint_files import Position
@@ -140,8 +140,7 @@ class Trainer:
     def shares(self) -> Iterator[Share]:
         """This rank's share of each step of the epoch from the position on."""
         steps = range(self.position.step, self.plan.num_steps)
-        scopes = [len(self.manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
-        return shares(self.feed, self.position.epoch, steps, scopes, self.placed.exchange, self.world.device)
+        return shares(self.feed, self.position.epoch, steps, self.placed.exchange, self.world.device)
 
     def step(self, share: Share) -> Agreed:
         """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has

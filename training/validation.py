@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.manifest import CATEGORICAL, LABELS, SPLITS, InputError, Manifest
+from pipeline.manifest import LABELS, SPLITS, InputError, Manifest
 from training import metrics
 from training.checkpoint_files import Judged
 from training.feed import Feed
@@ -74,7 +74,6 @@ class Validation:
         early_stopping: EarlyStoppingSettings,
     ) -> None:
         self._graph, self._plan, self._feed, self._count = graph, plan, feed, count
-        self._scopes = [len(manifest.fields_of(scope, CATEGORICAL)) for scope in ("context", "impression")]
         self._labels = [label for label in LABELS if label in manifest.labels]
         self._columns = [*self._labels, *graph.outputs]
         nothing = {name: np.empty(0, np.float32) for name in self._columns}
@@ -96,7 +95,7 @@ class Validation:
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         steps = range(self._plan.num_steps)
-        for share in shares(self._feed, 0, steps, self._scopes, placed.exchange, world.device):
+        for share in shares(self._feed, 0, steps, placed.exchange, world.device):
             agreeing = share.start_agreement(world, stops())
             column_CN, loss = self._predict(placed, share)
             share.send_next()
