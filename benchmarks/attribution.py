@@ -16,9 +16,9 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipeline.events import Rules, attribute
-from pipeline.settings import SparkSettings
-from pipeline.spark import start_spark
+from pipeline.config.preprocess import SparkSettings
+from pipeline.events.attribute import Rules, attribute
+from pipeline.spark.session import start_spark
 
 SECONDS = 7 * 86400
 PARTITIONS = 8

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audit_leakage import leakage
-from pipeline.audit_statistics import Statistics
-from pipeline.columns import lengths
-from pipeline.dataset import PartWriter
-from pipeline.fields import Catalogue, Field
-from pipeline.manifest import load_manifest
-from pipeline.rows import Rows
-from pipeline.settings import AuditSettings
+from pipeline.audit.leakage import leakage
+from pipeline.audit.statistics import Statistics
+from pipeline.config.preprocess import AuditSettings
+from pipeline.contexts.rows import Rows
+from pipeline.dataset.arrow_columns import lengths
+from pipeline.dataset.manifest import load_manifest
+from pipeline.features.fields import Catalogue, Field
+from pipeline.storage.parquet_files import PartWriter
 
 _ROWS = 2500  # of a batch, as they come from Spark's sort
 _ROUNDS = 3

@@ -5,7 +5,7 @@
 One epoch of jobs.train's own loop under torchrun, for each size of the table: the same dataset, whose manifest claims more
 rows. Of each rank its resident memory once the model is built, after the last step, and once the checkpoint is whole, and
 the peak; then by how much each grew from the first size to the last, beside what jobs.plan says of that growth. What stands
-beside it is training.capacity's, for the rank that grows most.
+beside it is training.planning.memory_estimate's, for the rank that grows most.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.train import configured, processor
-from pipeline.manifest import CATEGORICAL, MANIFEST, load_manifest
-from training.capacity import needs, table_plans
-from training.fitting import with_rows
-from training.memory import keep_freed_memory
-from training.trainer import Agreed, Trainer
-from training.world import join
+from pipeline.dataset.manifest import CATEGORICAL, MANIFEST, load_manifest
+from training.distributed.world import join
+from training.planning.feasibility import with_rows
+from training.planning.memory_estimate import needs, table_plans
+from training.run.malloc import keep_freed_memory
+from training.run.trainer import Agreed, Trainer
 
 MOMENTS = ("built", "last step", "checkpoint", "peak")
 

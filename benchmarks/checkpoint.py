@@ -16,10 +16,10 @@ import torch
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
-from training.checkpoint_files import newest
-from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join
+from training.checkpoint.files import newest
+from training.distributed.world import join
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 
 def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[float]], int]:

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.told_faults import FAULTS
 from benchmarks.torchrun_runs import Ended, Run, kill_all, ranks_of
-from pipeline.manifest import load_manifest
-from training.interrupts import REQUEUE
-from training.plan import Plan
+from pipeline.dataset.manifest import load_manifest
+from training.feed.plan import Plan
+from training.run.interrupts import REQUEUE
 
 EPOCHS, EVERY_STEPS, TIMEOUT_S, LANES = 3, 10, 30, 8
 COMPARED_STEPS = 10

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from benchmarks.train_profile import FeedClock
-from pipeline.dataset import PARQUET
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     MANIFEST,
     DatasetFile,
     Manifest,
@@ -32,10 +31,11 @@ from pipeline.manifest import (
     open_location,
     totals_of,
 )
-from training.embeddings import EmbeddingSettings
-from training.feed import Feed
-from training.memory import keep_freed_memory
-from training.plan import Plan
+from pipeline.storage.parquet_files import PARQUET
+from training.feed.feed import Feed
+from training.feed.plan import Plan
+from training.model.embeddings import EmbeddingSettings
+from training.run.malloc import keep_freed_memory
 
 # name: (scope, arity, weighted, table rows, mean values of a bag)
 ALICCP = {

@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz [lines=20000] [seed=1]
 
 First `lines` lines (bit flips, cut lines, numbers too large, 17 digits, NaN, NUL bytes, invalid UTF-8, lines of a megabyte:
-tests/mutations.py) are parsed in chunks cut anywhere, and each line's fields, ids, weights (bit for bit), counts and
-reason are held against tests/aliccp_reference.py. Then two logs of a quarter as many lines each are preprocessed, with
+tests/support/mutations.py) are parsed in chunks cut anywhere, and each line's fields, ids, weights (bit for bit), counts and
+reason are held against tests/support/references/aliccp.py. Then two logs of a quarter as many lines each are preprocessed, with
 the default checks and with those that reject all they may, and every row, vocabulary, quarantined line and sum of the
 audit is held against what the reference makes of the log. Stops at the first difference; else says how many lines
 ended with each reason.
@@ -20,14 +20,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
-from pipeline.fields import catalogue
-from pipeline.parse import REASONS
+from pipeline.aliccp.parse import REASONS
+from pipeline.chunks.sources import SKELETON, SourceFile, input_splits
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.features.fields import catalogue
 from pipeline.preprocess import preprocess
-from pipeline.settings import PreprocessSettings
-from pipeline.source import SKELETON, SourceFile, input_splits
-from pipeline.spark import stop_spark
+from pipeline.spark.session import stop_spark
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # where the slow twins are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))  # where the slow twins are
 
 from dataset_checks import assert_dataset_equals_reference
 from kernel_checks import assert_splits_equal_reference

@@ -19,9 +19,9 @@ from hydra import compose, initialize_config_module
 from benchmarks.runs import CONTEXTS, CPU_S, run
 from benchmarks.train import processor
 from jobs.entry import typed
-from pipeline.manifest import load_manifest
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import load_manifest
 from pipeline.preprocess import preprocess
-from pipeline.settings import PreprocessSettings
 
 AUCS = ("ctr_auc", "cvr_auc", "ctcvr_auc")
 #: A figure of the dataset, beside those of the run: its train files.

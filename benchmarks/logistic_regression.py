@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from pipeline.manifest import NUMERIC, InputError, Manifest, ManifestField, load_manifest, open_location
-from training.calibration import log_loss
-from training.metrics import evaluate
-from training.numeric import squashed
+from pipeline.dataset.manifest import NUMERIC, InputError, Manifest, ManifestField, load_manifest, open_location
+from training.evaluation.calibration import log_loss
+from training.evaluation.metrics import evaluate
+from training.feed.numeric import squashed
 
 Array = NDArray[Any]
 

@@ -17,10 +17,10 @@ import torch
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
-from training.memory import keep_freed_memory
-from training.settings import TrainSettings
-from training.trainer import Agreed, Trainer
-from training.world import join
+from training.distributed.world import join
+from training.run.malloc import keep_freed_memory
+from training.run.settings import TrainSettings
+from training.run.trainer import Agreed, Trainer
 
 
 class Weighed(Trainer):

@@ -2,7 +2,7 @@
 
 For the suite's own processes alone, which benchmarks/petastorm_suite.py starts: there these names are added to numpy and
 pyarrow themselves, since the test modules import them from there. The trainer needs none of them; what it needs is in
-training/petastorm_port.py, which touches neither package.
+training/feed/petastorm_reader.py, which touches neither package.
 
 - `np.unicode_`, `np.string_`, `np.float`, `np.in1d` and Python's `inspect.getargspec`, renamed or removed;
 - pyarrow's file systems before pyarrow.fs, here over fsspec, whose methods have the same names;

@@ -43,7 +43,7 @@ SUITE_TIMEOUT_S = 3600
 
 def run_suite(python: str = sys.executable, pool: str = "ordered", only: str = "") -> list[dict[str, Any]]:
     """Run the suite in a pytest of its own; one record a test: module, test, outcome, seconds, reason."""
-    from pipeline.java import ensure_java
+    from pipeline.spark.java import ensure_java
 
     suite = _suite_of(python)
     with tempfile.TemporaryDirectory(prefix="petastorm-suite-") as scratch:
@@ -118,7 +118,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
 
 def pools() -> dict[str, type]:
     """Petastorm's own pool and ours, under the same signature."""
-    from training.petastorm_port import OrderedPool
+    from training.feed.petastorm_reader import OrderedPool
 
     from petastorm.workers_pool.thread_pool import ThreadPool  # isort: skip  (importable after the port alone)
 

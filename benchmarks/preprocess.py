@@ -27,9 +27,9 @@ from benchmarks.preprocess_peers.contents import contents
 from benchmarks.preprocess_stages import stages
 from benchmarks.processes import Spent, spent
 from jobs.entry import typed
-from pipeline.manifest import Manifest
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import Manifest
 from pipeline.preprocess import preprocess
-from pipeline.settings import PreprocessSettings
 
 BYTES_AN_IMPRESSION = 425  # of raw text that jobs.simulate writes
 PEERS = ("polars", "duckdb", "python")

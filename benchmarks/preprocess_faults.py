@@ -21,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.standalone import ROOT, Standalone, python_workers
 from benchmarks.watched import Reader, remount, small_disk
-from pipeline import commit
-from pipeline.manifest import MANIFEST, load_manifest
-from pipeline.store import store_of
+from pipeline.dataset.manifest import MANIFEST, load_manifest
+from pipeline.storage import commit
+from pipeline.storage.store import store_of
 
 NUM_KILLS, NUM_KILLS_OF_COMMIT = 10, 3
 _WAIT_S = 600

@@ -20,15 +20,19 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from pipeline import assemble, chunks, count, parse, preprocess, tasks
-from pipeline import spark as sparks
-from pipeline.audit import Tally
-from pipeline.audit_statistics import Statistics
-from pipeline.buckets import spark_hash
-from pipeline.dataset import PartWriter
-from pipeline.lookup import Lookup
-from pipeline.settings import PreprocessSettings
-from pipeline.vocabulary import Counter
+from pipeline import preprocess
+from pipeline.aliccp import parse
+from pipeline.audit.statistics import Statistics
+from pipeline.audit.tally import Tally
+from pipeline.chunks import chunk as chunks
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.contexts.buckets import spark_hash
+from pipeline.features.lookup_table import Lookup
+from pipeline.features.vocabulary import Counter
+from pipeline.passes import count, tasks
+from pipeline.passes import publish as assemble
+from pipeline.spark import session as sparks
+from pipeline.storage.parquet_files import PartWriter
 
 #: (stage, where the job finds the function, its name); a generator is timed while it is asked for its next value.
 _STAGES: list[tuple[str, Any, str]] = [

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.train import configured, endless, processor
-from training.memory import keep_freed_memory
-from training.trainer import Trainer
-from training.world import join
+from training.distributed.world import join
+from training.run.malloc import keep_freed_memory
+from training.run.trainer import Trainer
 
 WARM_UP_STEPS = 12
 

@@ -14,14 +14,14 @@ import torch
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed, with_new_keys
-from training import metrics
-from training.assembly import open_feed
-from training.checkpoint_files import Position
-from training.plan import Plan
-from training.ranking import auc
-from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join
+from training.checkpoint.files import Position
+from training.distributed.world import join
+from training.evaluation import metrics
+from training.evaluation.ranking import auc
+from training.feed.plan import Plan
+from training.run.build import open_feed
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 #: Figures of a run beside its AUCs.
 CPU_S, CONTEXTS = "cpu_s", "contexts_a_batch"
@@ -61,7 +61,7 @@ def train(trainer: Trainer) -> dict[str, float]:
 
 
 def predict(trainer: Trainer, split: str) -> dict[str, np.ndarray]:
-    """impression_id, the labels and the model's outputs over `split`: the columns that training.metrics wants."""
+    """impression_id, the labels and the model's outputs over `split`: the columns that training.evaluation.metrics wants."""
     plan = trainer.settings.plan
     in_order = Plan(trainer.manifest.files_of(split), batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
     feed = open_feed(trainer.settings, trainer.manifest, split, in_order, trainer.world)

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import pyspark
 
-from pipeline.java import ensure_java
+from pipeline.spark.java import ensure_java
 
 ROOT = Path(__file__).resolve().parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent

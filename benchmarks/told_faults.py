@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from benchmarks.torchrun_runs import Run, ranks_of
-from pipeline.manifest import MANIFEST, load_manifest
-from training.checkpoint_files import folder
-from training.interrupts import REQUEUE
+from pipeline.dataset.manifest import MANIFEST, load_manifest
+from training.checkpoint.files import folder
+from training.run.interrupts import REQUEUE
 
 USR1 = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
 

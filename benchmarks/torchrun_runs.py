@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.checkpoint_files import META, newest
+from training.checkpoint.files import META, newest
 
 LOOK_S = 0.01
 PATIENCE_S = 300.0

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from jobs.entry import launch
-from training.settings import TrainSettings
-from training.shares import Share
-from training.trainer import Agreed, Trainer
-from training.world import World, join, speaks
+from training.distributed.rank_batches import Share
+from training.distributed.world import World, join, speaks
+from training.run.settings import TrainSettings
+from training.run.trainer import Agreed, Trainer
 
 
 class Traced(Trainer):

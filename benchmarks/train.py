@@ -23,14 +23,14 @@ from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
 from jobs.entry import typed, with_new_keys
-from training.batch import Batch
-from training.memory import keep_freed_memory
-from training.model import PRECISIONS
-from training.settings import TrainSettings
-from training.shares import Share
-from training.towers import Tower, TowerSettings
-from training.trainer import Trainer
-from training.world import World, join
+from training.distributed.rank_batches import Share
+from training.distributed.world import World, join
+from training.feed.batch import Batch
+from training.model.entire_space import PRECISIONS
+from training.model.towers import Tower, TowerSettings
+from training.run.malloc import keep_freed_memory
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 STEPS_PER_ROUND = 8
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.train import configured, endless, processor
-from training import feed, pages
-from training.memory import keep_freed_memory
-from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join
+from training.distributed.world import join
+from training.feed import feed
+from training.feed import parquet_pages as pages
+from training.run.malloc import keep_freed_memory
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 WARM_UP_STEPS = 12
 #: Autograd nodes, by their names → part.

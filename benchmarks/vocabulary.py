@@ -17,9 +17,9 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks.train import processor
-from pipeline.fields import Field
-from pipeline.lookup import lookup_of
-from pipeline.vocabulary import vocabularies
+from pipeline.features.fields import Field
+from pipeline.features.lookup_table import lookup_of
+from pipeline.features.vocabulary import vocabularies
 
 Result = TypeVar("Result")
 

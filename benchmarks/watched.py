@@ -10,8 +10,8 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.commit import files_named
-from pipeline.manifest import MANIFEST, InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import MANIFEST, InputError, Manifest, load_manifest
+from pipeline.storage.commit import files_named
 
 _POLL_S = 0.05
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.entry import launch
-from pipeline.manifest import SPLITS, InputError, load_manifest
+from pipeline.dataset.manifest import SPLITS, InputError, load_manifest
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.manifest import InputError
+from pipeline.dataset.manifest import InputError
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
@@ -21,7 +21,7 @@ EXIT_INPUT = 2
 _AFTER_THE_SPEAKER_S = 3.0
 
 try:
-    import pipeline.numba_cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
+    import pipeline.kernels.cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
 except InputError as refused:
     print(f"error: {refused}", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT)

@@ -6,11 +6,11 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from jobs.entry import launch
-from training import settings as saved
-from training.evaluate import evaluate
-from training.journal import say
-from training.memory import keep_freed_memory
-from training.world import join, speaks
+from training.distributed.world import join, speaks
+from training.run import settings as saved
+from training.run.evaluate import evaluate
+from training.run.journal import say
+from training.run.malloc import keep_freed_memory
 
 
 @dataclass

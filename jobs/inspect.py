@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from jobs.entry import launch
-from pipeline.card import card
-from pipeline.decode import decoded_rows
-from pipeline.manifest import InputError, load_manifest
+from pipeline.audit.card import card
+from pipeline.dataset.decode import decoded_rows
+from pipeline.dataset.manifest import InputError, load_manifest
 
 
 @dataclass

@@ -7,8 +7,8 @@ small. Nothing is trained and no GPU is needed.
 import sys
 
 from jobs.entry import EXIT_INPUT, launch
-from training.fitting import FittingSettings, fitted
-from training.fitting_page import page
+from training.planning.feasibility import FittingSettings, fitted
+from training.planning.feasibility_page import page
 
 
 def run(settings: FittingSettings) -> None:

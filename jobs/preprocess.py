@@ -11,13 +11,13 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
-from pipeline.audit_leakage import sentences
-from pipeline.commit import AUDIT_PAGE, audit_of
-from pipeline.manifest import SPLITS, Manifest
+from pipeline.audit.leakage import sentences
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
-from pipeline.settings import PreprocessSettings
-from pipeline.spark import stop_spark
-from pipeline.store import store_of
+from pipeline.spark.session import stop_spark
+from pipeline.storage.commit import AUDIT_PAGE, audit_of
+from pipeline.storage.store import store_of
 
 _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 

@@ -3,10 +3,10 @@
 import sys
 
 from jobs.entry import launch
-from training.memory import keep_freed_memory
-from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join, speaks
+from training.distributed.world import join, speaks
+from training.run.malloc import keep_freed_memory
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 
 def run(settings: TrainSettings) -> None:

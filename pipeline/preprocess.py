@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import audit, commit
-from pipeline import spark as sparks
-from pipeline.actions import acted_ids
-from pipeline.assemble import assembled, write_run
-from pipeline.audit import Tally
-from pipeline.buckets import Buckets, buckets_of, partition_keys
-from pipeline.chunks import ChunkReader
-from pipeline.commit import Staging
-from pipeline.count import count
-from pipeline.events_texts import texted
-from pipeline.hadoop_lines import PICKED, Picking, line_reader, lines
-from pipeline.job import Counted, Job
-from pipeline.lock import locked
-from pipeline.lookup import lookup_of
-from pipeline.manifest import SPLITS, InputError, Manifest
-from pipeline.parse import REASONS, RULES
-from pipeline.records import SPARK_SCHEMA
-from pipeline.settings import FAIL, SPARK, PreprocessSettings, settings_xxh3
-from pipeline.source import PERIODS
-from pipeline.tasks import REPORT, Rereading, Writing, WritingPicked, actions_path
+from pipeline.aliccp.action_log import acted_ids
+from pipeline.aliccp.parse import REASONS, RULES
+from pipeline.aliccp.spark_lines import PICKED, Picking, line_reader, lines
+from pipeline.audit import tally as audit
+from pipeline.audit.tally import Tally
+from pipeline.chunks.chunk import ChunkReader
+from pipeline.chunks.sources import PERIODS
+from pipeline.config.preprocess import FAIL, SPARK, PreprocessSettings, settings_xxh3
+from pipeline.contexts.buckets import Buckets, buckets_of, partition_keys
+from pipeline.contexts.records import SPARK_SCHEMA
+from pipeline.dataset.manifest import SPLITS, InputError, Manifest
+from pipeline.events.id_texts import texted
+from pipeline.features.lookup_table import lookup_of
+from pipeline.passes.count import count
+from pipeline.passes.job import Counted, Job
+from pipeline.passes.publish import assembled, write_run
+from pipeline.passes.tasks import REPORT, Rereading, Writing, WritingPicked, actions_path
+from pipeline.spark import session as sparks
+from pipeline.storage import commit
+from pipeline.storage.commit import Staging
+from pipeline.storage.lock import locked
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -116,7 +117,7 @@ def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
     settings, events = job.settings, job.settings.source.events
     if job.events is None or events is None:
         return job
-    from pipeline.events_stage import label  # it imports pyspark
+    from pipeline.events.label import label  # it imports pyspark
 
     num_bytes = sum(source.bytes for source in job.sources)
     num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))

@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
-from pipeline.settings import PreprocessSettings, SparkSettings
+from pipeline.config.preprocess import PreprocessSettings, SparkSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 @pytest.fixture(scope="session")
 def spark() -> "Iterator[SparkSession]":
     """The one session; jobs started through pipeline.preprocess find and use it."""
-    from pipeline.spark import start_spark
+    from pipeline.spark.session import start_spark
 
     session = start_spark(SparkSettings(master="local[2]"))
     yield session

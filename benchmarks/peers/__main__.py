@@ -37,8 +37,8 @@ import numpy as np
 
 from benchmarks.peers import inputs
 from benchmarks.train import processor
-from pipeline.manifest import CATEGORICAL, load_manifest
-from training import metrics
+from pipeline.dataset.manifest import CATEGORICAL, load_manifest
+from training.evaluation import metrics
 
 OURS, LIBRARIES = "entirespace", ("torch-rechub", "deepctr-torch")
 #: Ours is short beside the others, so what else the machine does weighs more on it: the median of three.

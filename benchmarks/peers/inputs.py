@@ -1,6 +1,6 @@
 """A dataset of jobs.preprocess as other libraries want it: one row an impression, every field a dense array of integers.
 
-Imports NumPy, pyarrow and pipeline.manifest only, so that the peers' environment can run it.
+Imports NumPy, pyarrow and pipeline.dataset.manifest only, so that the peers' environment can run it.
 """
 
 # Shapes: I impressions, R context rows, N bags, V values, P the width to which a field is padded.
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, load_manifest, totals_of
+from pipeline.dataset.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, load_manifest, totals_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.peers import inputs
 from benchmarks.peers.inputs import Inputs
-from pipeline.manifest import ManifestField, load_manifest
+from pipeline.dataset.manifest import ManifestField, load_manifest
 
 HIDDEN, DIM = (200, 80), 18
 #: Of 3e-3, 1e-2 and 2e-2 the best of both libraries by CTCVR AUC on validation impressions (18 fields, 30 steps).

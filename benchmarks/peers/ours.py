@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_module
 
 from benchmarks.runs import CPU_S, predict, train
 from jobs.entry import typed
-from training.settings import TrainSettings
-from training.trainer import Trainer
-from training.world import join
+from training.distributed.world import join
+from training.run.settings import TrainSettings
+from training.run.trainer import Trainer
 
 
 def main() -> None:

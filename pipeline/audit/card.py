@@ -1,0 +1,100 @@
+"""The card of a dataset: what jobs.inspect prints of its manifest, and of its audit where that is there and its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
+from pipeline.storage.commit import audit_of
+from pipeline.storage.store import store_of
+
+_NONE = "–"
+
+
+def card(dataset: str, manifest: Manifest) -> str:
+    """Splits, labels, fields and where it all comes from."""
+    audit, doubt = audit_of(store_of(dataset))
+    splits = [split for split in SPLITS if split in manifest.totals]
+    parts = [_origin(dataset, manifest), _splits(manifest, splits), _labels(manifest), _fields(manifest, audit, splits)]
+    aside = ", ".join(f"{number:,} {reason}" for reason, number in manifest.audit["quarantined"].items() if number)
+    return "\n\n".join([*parts, f"set aside: {aside or 'nothing'}", *([f"warning: {doubt}"] if doubt else [])])
+
+
+def _origin(dataset: str, manifest: Manifest) -> str:
+    size = sum(source.bytes for source in manifest.sources)
+    names = [source.name for source in manifest.sources]
+    named = ", ".join(names[:4]) + (f", … ({len(names)} files)" if len(names) > 4 else "")
+    lines = [
+        dataset,
+        f"  source={manifest.settings['source']['name']}: {size / 1e6:,.1f} MB in {named}",
+        f"  settings {manifest.settings_xxh3}, format {manifest.format_version}",
+    ]
+    if manifest.lineage:
+        lines.append(f"  vocabulary.base: manifest {' ← '.join(manifest.lineage)}")
+    return "\n".join(lines)
+
+
+def _splits(manifest: Manifest, splits: Sequence[str]) -> str:
+    labels = [f"{label}s" for label in LABELS if f"{label}s" in manifest.totals[splits[0]]] if splits else []
+    rows = [["split", "rows", "impressions", *labels, "files", "row groups", "MB", "bytes an impression"]]
+    for split in splits:
+        total, files = manifest.totals[split], manifest.files_of(split)
+        size, impressions = sum(file.bytes for file in files), total["impressions"]
+        counts = [f"{total['rows']:,}", f"{impressions:,}", *(_rate(total, name) for name in labels)]
+        groups = sum(len(file.row_groups) for file in files)
+        rows.append(
+            [split, *counts, f"{len(files):,}", f"{groups:,}", f"{size / 1e6:,.1f}", f"{size / impressions:.1f}"]
+        )
+    return _aligned(rows)
+
+
+def _rate(total: Mapping[str, int], name: str) -> str:
+    """A count with its rate: clicks of impressions, everything else of clicks."""
+    whole = total["impressions" if name == "clicks" else "clicks"]
+    return f"{total[name]:,} ({100 * total[name] / whole:.3g} %)" if whole else f"{total[name]:,}"
+
+
+def _labels(manifest: Manifest) -> str:
+    known = [label for label in LABELS if label in manifest.labels]
+    return "\n".join(f"{label}: {manifest.labels[label]}" for label in known)
+
+
+def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str]) -> str:
+    rows = [["field", "raw id", "of each", "values", "table", *(f"unknown, {split}" for split in splits)]]
+    for field in manifest.fields:
+        unknown = [_unknown(audit.get("fields", {}).get(field.name, {}).get(split, {})) for split in splits]
+        rows.append([field.name, field.raw_id, field.scope, _shape(field), _table(field), *unknown])
+    return _aligned(rows)
+
+
+def _shape(field: ManifestField) -> str:
+    if field.kind == "numeric":
+        return "a number"
+    return field.arity + (", weighted" if field.weighted else "")
+
+
+def _table(field: ManifestField) -> str:
+    if field.kind == "numeric":
+        return f"µ {field.mean:.4g}, σ {field.std:.4g}" if field.mean is not None and field.std is not None else _NONE
+    return f"{field.num_rows:,} rows" + (", hashed" if field.hash_buckets else "")
+
+
+def _unknown(found: Mapping[str, int]) -> str:
+    """The share of values out of vocabulary."""
+    if not found.get("values") or "out_of_vocabulary" not in found:
+        return _NONE
+    return f"{100 * found['out_of_vocabulary'] / found['values']:.2f} %"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, those that begin with a digit to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_number = [all(cell[:1].isdigit() or cell == _NONE for cell in column[1:]) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(cells, widths, is_number, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, rows))

@@ -1,0 +1,206 @@
+"""The settings of `source=events`: which columns of the two tables mean what, the windows, and the boundaries in time."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.dataset.manifest import InputError
+
+CLICK, PURCHASE = "click", "purchase"
+PARQUET, JSONL, CSV = "parquet", "jsonl", "csv"
+FORMATS = (PARQUET, JSONL, CSV)
+#: How timestamps are written that are no timestamps by type: numbers since 1970 UTC, or text as 2017-05-06T00:00:00.
+TIME_UNITS = ("s", "ms", "us", "iso")
+MS_PER_S = 1000
+
+
+@dataclass
+class ImpressionsSettings:
+    """`source.events.impressions`: one row an impression. Several columns for one thing are read as their tuple."""
+
+    path: str = "impressions"  # a file or a directory of parts, relative to source.path
+    format: str = PARQUET
+    timestamp: str = "timestamp"
+    user: list[str] = field(default_factory=lambda: ["user_id"])
+    item: list[str] = field(default_factory=lambda: ["item_id"])  # what the actions table calls the same thing by
+    id: list[str] = field(default_factory=list)  # empty: user, item, context and timestamp make the id
+    context: list[str] = field(default_factory=list)  # page view id; empty: the user's impressions of a time window
+    click: str | None = (
+        None  # a column of 0 and 1, where the log says so itself; such a click has the impression's time
+    )
+
+
+@dataclass
+class ActionsSettings:
+    """`source.events.actions`: one row an action."""
+
+    path: str = "actions"
+    format: str = PARQUET
+    timestamp: str = "timestamp"
+    user: list[str] = field(default_factory=lambda: ["user_id"])
+    item: list[str] = field(default_factory=lambda: ["item_id"])
+    action: str = "action"
+    impression: list[str] = field(default_factory=list)  # the impression's id where the log knows it, or empty
+
+
+@dataclass
+class JoinSettings:
+    """One of `source.events.joins`: a table with one row a key, whose columns are added to the impressions."""
+
+    path: str = ""
+    format: str = CSV
+    by: list[str] = field(default_factory=list)  # columns of the impressions (not "on": YAML reads that as true)
+    key: list[str] = field(default_factory=list)  # what the table calls them; empty: the same
+
+
+@dataclass
+class EventsSettings:
+    """`source.events`: see docs/events.md."""
+
+    impressions: ImpressionsSettings = field(default_factory=ImpressionsSettings)
+    actions: ActionsSettings = field(default_factory=ActionsSettings)
+    joins: list[JoinSettings] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)  # action → what the log calls it
+    windows_s: dict[str, int] = field(default_factory=dict)  # click: after the impression; others: after the click
+    boundaries: list[str] = field(default_factory=list)  # t0 t1 t2 t3: train, validation, test; UTC
+    actions_end: str | None = None  # until when the actions log is complete; null: its latest timestamp
+    clock_skew_s: int = 0  # an action may be stamped this much before its impression
+    context_window_s: int = 1800  # where there is no context column
+    time_unit: str = "s"
+    list_separator: str = "|"  # of the values of a field of arity many in CSV
+    nulls: list[str] = field(default_factory=lambda: [""])  # texts that mean missing
+
+    def __post_init__(self) -> None:
+        for table, entry in (("impressions", self.impressions), ("actions", self.actions)):
+            _one_of(f"source.events.{table}.format", entry.format, FORMATS)
+            for name in ("user", "item"):
+                if not getattr(entry, name):
+                    raise InputError(f"source.events.{table}.{name} is empty; name one column or more.")
+        _one_of("source.events.time_unit", self.time_unit, TIME_UNITS)
+        for number, join in enumerate(self.joins):
+            _check_join(number, join)
+        self._check_actions()
+        for key, least in (("clock_skew_s", 0), ("context_window_s", 1)):
+            if (value := getattr(self, key)) < least:
+                raise InputError(f"source.events.{key}={value} is below {least}; give {least} or more seconds.")
+        if not self.list_separator:
+            raise InputError("source.events.list_separator is empty; give the text between two values, such as '|'.")
+        if self.boundaries:
+            self.boundaries_ms()
+        self.actions_end_ms()
+
+    def _check_actions(self) -> None:
+        for action, window in self.windows_s.items():
+            if window < 0:
+                raise InputError(f"source.events.windows_s.{action}={window} is negative; give seconds, 0 or more.")
+        meaning: dict[str, str] = {}
+        for action, names in self.names.items():
+            for name in names:
+                if name in meaning:
+                    raise InputError(
+                        f"source.events.names gives {name!r} to both {meaning[name]} and {action}; "
+                        "an action of the log has one meaning."
+                    )
+                meaning[name] = action
+        if self.impressions.click and self.names.get(CLICK):
+            raise InputError(
+                f"source.events.impressions.click={self.impressions.click} and source.events.names.click="
+                f"{list(self.names[CLICK])} both say what a click is; keep one and set the other to null or []."
+            )
+
+    def boundaries_ms(self) -> tuple[int, int, int, int]:
+        """t0, t1, t2, t3 in milliseconds since 1970 UTC."""
+        if len(self.boundaries) != 4:
+            raise InputError(
+                f"source.events.boundaries={list(self.boundaries)} are {len(self.boundaries)} times, not the four "
+                "t0,t1,t2,t3 of train [t0,t1), validation [t1,t2) and test [t2,t3); "
+                "for example source.events.boundaries=[2017-05-06,2017-05-11,2017-05-12,2017-05-13]."
+            )
+        t0, t1, t2, t3 = (time_ms("source.events.boundaries", text) for text in self.boundaries)
+        if not t0 < t1 <= t2 < t3:
+            raise InputError(
+                f"source.events.boundaries={list(self.boundaries)} do not increase; give t0 < t1 <= t2 < t3 "
+                "(t1 = t2 for no validation split)."
+            )
+        return t0, t1, t2, t3
+
+    def actions_end_ms(self) -> int | None:
+        """`actions_end` in milliseconds since 1970 UTC, if it is set."""
+        return time_ms("source.events.actions_end", self.actions_end) if self.actions_end else None
+
+    def checked(self, daction: list[str]) -> tuple[str, ...]:
+        """The actions that make labels: click, the dactions, purchase; InputError where one is not described."""
+        for action in daction:
+            if action in (CLICK, PURCHASE):
+                raise InputError(f"labels.daction names {action}, which is a label of its own; name cart, wish or so.")
+        kinds = (CLICK, *daction, PURCHASE)
+        for action in kinds:
+            if action == CLICK and self.impressions.click:
+                continue
+            if not self.names.get(action):
+                known = ", ".join(self.names) or "none"
+                raise InputError(
+                    f"source.events.names has no {action} (it has: {known}), which makes a label; say what the log "
+                    f"calls it: source.events.names.{action}=[NAME]."
+                )
+            if action not in self.windows_s:
+                raise InputError(
+                    f"source.events.windows_s has no {action} (it has: {', '.join(self.windows_s) or 'none'}); "
+                    f"give its window in seconds, for example source.events.windows_s.{action}=86400."
+                )
+        return kinds
+
+    def window_ms(self, action: str) -> int:
+        """The window of an action: after the impression for a click, after the click for any other."""
+        return 0 if action == CLICK and self.impressions.click else self.windows_s[action] * MS_PER_S
+
+    def reach_ms(self, kinds: tuple[str, ...]) -> int:
+        """How long after an impression an action can still make a label of it."""
+        return self.window_ms(CLICK) + max(self.window_ms(kind) for kind in kinds if kind != CLICK)
+
+    def label_definitions(self, daction: list[str]) -> dict[str, str]:
+        """Each label in words, for the manifest."""
+        after = {kind: f"{self.window_ms(kind) // MS_PER_S} s" for kind in (CLICK, *daction, PURCHASE)}
+        is_click = "the log's column says" if self.impressions.click else f"it came within {after[CLICK]}"
+        labels = {
+            "click": f"the impression was clicked ({is_click})",
+            "conversion": f"the impression was clicked and bought within {after[PURCHASE]} of the click",
+        }
+        if daction:
+            within = " or ".join(f"{kind} within {after[kind]}" for kind in daction)
+            labels["daction"] = f"the impression was clicked and followed by {within} of the click"
+        return labels
+
+    def determining(self) -> dict[str, Any]:
+        """What decides the content of the dataset, for the manifest: everything, times as one writes them canonically."""
+        return asdict(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}
+
+
+def time_ms(key: str, text: str) -> int:
+    """Milliseconds since 1970 of an ISO 8601 time (UTC where it names no offset) or a number of seconds."""
+    try:
+        # Not int(): it takes 1_0 as well. Nor any number: datetime ends with the year 9999, and Spark's integers later.
+        is_number = re.fullmatch(r"[+-]?[0-9]+", text)
+        moment = datetime.fromtimestamp(int(text), UTC) if is_number else datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(
+            f"{key} has {text!r}, which is no time; write it as 2017-05-06, 2017-05-06T16:00:00+08:00, or in seconds "
+            "since 1970."
+        ) from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * MS_PER_S)
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{key}={value} is not one of {', '.join(allowed)}.")
+
+
+def _check_join(number: int, join: JoinSettings) -> None:
+    where = f"source.events.joins[{number}]"
+    _one_of(f"{where}.format", join.format, FORMATS)
+    if not join.path or not join.by:
+        raise InputError(f"{where} needs a path and the columns of the impressions to join by, by=[COLUMN].")
+    if join.key and len(join.key) != len(join.by):
+        raise InputError(f"{where}.key={list(join.key)} and by={list(join.by)} differ in length; give one for each.")

@@ -1,0 +1,195 @@
+"""The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
+
+Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
+one asked for. The others (`source.path`, `source.split_bytes`, the path of `vocabulary.base`, `spark`, `audit`, `out`,
+`staging`, `overwrite`, `grace_hours`) say only how and where the job runs, and go to run.json.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import xxhash
+
+from pipeline.config.events import EventsSettings
+from pipeline.dataset.manifest import InputError
+from pipeline.features.fields import FeaturesSettings
+
+_MISSING = "???"  # OmegaConf's mark of a value that the command line must give
+
+QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
+WITHIN_CONTEXT, GLOBAL = "context", "global"
+ALICCP, EVENTS = "aliccp", "events"
+PYTHON, SPARK = "python", "spark"
+
+
+@dataclass
+class SourceSettings:
+    """The group `source`: where the raw log is, and how it is cut into input splits."""
+
+    name: str = "aliccp"
+    path: str = _MISSING
+    split_bytes: int = 64 << 20
+    reader: str = PYTHON
+    events: EventsSettings | None = None  # of source=events
+
+    def __post_init__(self) -> None:
+        if self.name not in (ALICCP, EVENTS):
+            raise InputError(f"source.name={self.name} is not a known layout; choose {ALICCP} or {EVENTS}.")
+        if (self.name == EVENTS) != (self.events is not None):
+            raise InputError(f"source.name={self.name} and source.events do not go together; choose source=events.")
+        if self.reader not in (PYTHON, SPARK):
+            raise InputError(f"source.reader={self.reader} is not one of {PYTHON}, {SPARK}.")
+        if self.events is not None and (self.reader == SPARK or "://" in self.path):
+            raise InputError(
+                "source=events takes a directory that all workers see as source.path, and no source.reader: it is always "
+                "Spark that reads event logs."
+            )
+        _at_least("source.split_bytes", self.split_bytes, 1)
+
+
+@dataclass
+class VocabularySettings:
+    """The group `vocabulary`: which raw ids get an index of their own."""
+
+    min_count: int = 2
+    max_ids: int | None = None  # of a field, the most frequent ones; null: no limit
+    base: str | None = None  # a dataset whose indices stay, and are followed by new ids; null: none
+
+
+@dataclass
+class SplitSettings:
+    """The group `split`: the share of the train contexts, by a hash of their key, that is held out for validation."""
+
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise InputError(f"split.validation={self.validation} is not a share in [0, 1); 0 trains on everything.")
+
+
+@dataclass
+class LabelsSettings:
+    """The group `labels`: the actions after a click that make a daction; empty for a dataset without that label."""
+
+    daction: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(set(self.daction)) != len(self.daction):
+            raise InputError(f"labels.daction={self.daction} names an action twice; name each once.")
+
+
+@dataclass
+class ChecksSettings:
+    """The group `checks`: what happens to a line with each defect (DESIGN §3.4)."""
+
+    malformed_line: str = QUARANTINE
+    bad_label: str = QUARANTINE
+    bad_context_key: str = QUARANTINE
+    bad_feature: str = QUARANTINE
+    feature_count_mismatch: str = KEEP
+    conversion_without_click: str = KEEP
+    missing_context: str = QUARANTINE
+    duplicate_impression: str = QUARANTINE
+    duplicate_context: str = QUARANTINE
+    duplicates: str = WITHIN_CONTEXT  # where an impression id must be the only one
+
+    def __post_init__(self) -> None:
+        if self.duplicates not in (WITHIN_CONTEXT, GLOBAL):
+            raise InputError(f"checks.duplicates={self.duplicates} is not one of {WITHIN_CONTEXT}, {GLOBAL}.")
+        for entry in fields(self):
+            if entry.name == "duplicates":
+                continue
+            may_keep = entry.name in ("feature_count_mismatch", "conversion_without_click")
+            allowed = (KEEP, QUARANTINE, FAIL) if may_keep else (QUARANTINE, FAIL)
+            if (chosen := getattr(self, entry.name)) not in allowed:
+                raise InputError(f"checks.{entry.name}={chosen} is not one of {', '.join(allowed)}.")
+
+
+@dataclass
+class RowsSettings:
+    """The group `rows`: the size of context rows, row groups and files, in impressions."""
+
+    max_impressions: int = 64
+    impressions_per_row_group: int = 16384
+    impressions_per_file: int = 1_000_000
+    scatter_chunks: bool = False  # the rows of a context that was cut stand apart
+
+    def __post_init__(self) -> None:
+        for name in ("max_impressions", "impressions_per_row_group", "impressions_per_file"):
+            _at_least(f"rows.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class AuditSettings:
+    """The group `audit`: when a field tells too much of a label, and how many impressions are looked at to know."""
+
+    leakage_auc: float = 0.9
+    leakage_impressions: int = 200_000  # of train, and as many of validation
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.leakage_auc <= 1:
+            raise InputError(
+                f"audit.leakage_auc={self.leakage_auc} is not above 0.5 and at most 1; a coin has 0.5, a leak almost 1."
+            )
+        _at_least("audit.leakage_impressions", self.leakage_impressions, 1)
+
+
+@dataclass
+class SparkSettings:
+    """The group `spark`: where Spark runs, and any further Spark setting by its own name."""
+
+    master: str = _MISSING  # a default here would be the master of spark=standalone, too
+    conf: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PreprocessSettings:
+    """conf/preprocess.yaml."""
+
+    out: str = _MISSING
+    overwrite: bool = False
+    grace_hours: float = 24.0
+    staging: str = ""
+    seed: int = 1
+    source: SourceSettings = field(default_factory=SourceSettings)
+    features: FeaturesSettings = field(default_factory=FeaturesSettings)
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    labels: LabelsSettings = field(default_factory=LabelsSettings)
+    checks: ChecksSettings = field(default_factory=ChecksSettings)
+    rows: RowsSettings = field(default_factory=RowsSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    spark: SparkSettings = field(default_factory=SparkSettings)
+
+    def __post_init__(self) -> None:
+        _at_least("grace_hours", self.grace_hours, 0)
+
+    def determining(self, base_xxh3: str | None) -> dict[str, Any]:
+        """The settings that decide what the dataset holds, as they stand in the manifest; `base_xxh3` is of the base's."""
+        everything = asdict(self)
+        chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
+        chosen["vocabulary"]["base"] = base_xxh3
+        if self.source.events is None:
+            return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
+        del chosen["split"]  # an event log is split by time alone
+        events = self.source.events.determining()
+        return chosen | {"seed": self.seed, "source": {"name": self.source.name, "events": events}}
+
+    def run_only(self) -> dict[str, Any]:
+        """The settings that do not decide it, for run.json."""
+        everything = asdict(self)
+        source = {key: everything["source"][key] for key in ("path", "split_bytes", "reader")}
+        chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "audit", "spark")}
+        return chosen | {"source": source, "vocabulary": {"base": self.vocabulary.base}}
+
+
+def settings_xxh3(determining: dict[str, Any]) -> str:
+    """The hash of the determining settings; the order of features counts, the order of other keys does not."""
+    ordered = {"fields": list(determining["features"]["fields"]), "settings": determining}
+    return xxhash.xxh3_64_hexdigest(json.dumps(ordered, sort_keys=True).encode())
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key}={value} is below {least}; give {least} or more.")

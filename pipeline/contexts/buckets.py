@@ -1,0 +1,95 @@
+"""Which output file a context goes to: a range of its order hash, in its split.
+
+The numbers of files follow from the counts of the first pass, so they depend on the data and the settings alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.dataset.manifest import SPLITS
+from pipeline.kernels.hashing import order_hashes, scaled
+
+LINES_PER_QUARANTINE_FILE = 1_000_000
+_WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Output files in manifest order, the quarantine of unreadable lines last.
+
+    `keys[b]` is the number that Spark's hash partitioning of int sends to partition b of as many partitions as there
+    are buckets: raw bucket numbers would collide and leave partitions empty and others twice as large.
+    """
+
+    num_files: tuple[int, int, int]  # of each split
+    num_quarantine: int
+    seed: int
+    keys: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def first(self, split: int) -> int:
+        """The first bucket of a split; of the quarantine for split 3."""
+        return sum(self.num_files[:split])
+
+    def of_contexts(self, key_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(bucket key, order hash as Spark sorts it: signed) of each context key."""
+        return self.of_places(order_hashes(key_N, self.seed), split_N)
+
+    def of_places(self, hash_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of order hashes (uint64)."""
+        bucket_N = np.empty(len(hash_N), np.int64)
+        for split in np.unique(split_N):
+            chosen = split_N == split
+            bucket_N[chosen] = self.first(split) + scaled(hash_N[chosen], self.num_files[split])
+        return np.array(self.keys, np.int32)[bucket_N], (hash_N ^ np.uint64(1 << 63)).view(np.int64)
+
+    def of_rejects(self, ordinal: int, offset_N: np.ndarray) -> np.ndarray:
+        """Bucket key of each unreadable line."""
+        hash_N = order_hashes(offset_N + (ordinal << 44), self.seed)
+        bucket_N = self.first(len(SPLITS)) + scaled(hash_N, max(self.num_quarantine, 1))
+        return np.array(self.keys, np.int32)[bucket_N]
+
+    def place(self, key: int) -> tuple[str, int]:
+        """(split or "quarantine", number of the file in it) of a bucket key."""
+        bucket = self.keys.index(key)
+        for split, name in enumerate(SPLITS):
+            if bucket < self.first(split + 1):
+                return name, bucket - self.first(split)
+        return "quarantine", bucket - self.first(len(SPLITS))
+
+
+def buckets_of(num_impressions: tuple[int, int, int], num_rejected: int, per_file: int, seed: int) -> Buckets:
+    """As many files as the impressions of each split (as parsed) and the unreadable lines need."""
+    # Contexts without impressions still need a place to be counted in, hence one bucket a split at least.
+    train, validation, test = (max(math.ceil(number / per_file), 1) for number in num_impressions)
+    num_files = (train, validation, test)
+    num_quarantine = math.ceil(num_rejected / LINES_PER_QUARANTINE_FILE)
+    total = sum(num_files) + num_quarantine
+    return Buckets(num_files, num_quarantine, seed, partition_keys(total))
+
+
+def partition_keys(num_partitions: int) -> tuple[int, ...]:
+    """For each partition a number that `repartition(num_partitions, column)` sends to it."""
+    found: dict[int, int] = {}
+    candidate = 0
+    while len(found) < num_partitions:
+        found.setdefault(spark_hash(candidate) % num_partitions, candidate)
+        candidate += 1
+    return tuple(found[partition] for partition in range(num_partitions))
+
+
+def spark_hash(value: int) -> int:
+    """Spark's hash of an int column: Murmur3 (x86, 32 bits) of its 4 bytes with seed 42, as a signed int."""
+    word = value * 0xCC9E2D51 & _WORD
+    word = (word << 15 | word >> 17) & _WORD
+    hashed = 42 ^ (word * 0x1B873593 & _WORD)
+    hashed = (hashed << 13 | hashed >> 19) & _WORD
+    hashed = (hashed * 5 + 0xE6546B64 & _WORD) ^ 4
+    hashed = (hashed ^ hashed >> 16) * 0x85EBCA6B & _WORD
+    hashed = (hashed ^ hashed >> 13) * 0xC2B2AE35 & _WORD
+    hashed ^= hashed >> 16
+    return hashed - (1 << 32) if hashed >= 1 << 31 else hashed

@@ -1,0 +1,182 @@
+"""Encode: the good lines of a chunk as records with indices instead of raw ids, under the context that they belong to.
+
+Context lines go one by one; impressions are sorted by context within the chunk first, so that interleaved logs make
+runs too. What could not be parsed goes along whole, to the quarantine.
+"""
+
+# Shapes: L lines of the chunk, V values, F fields, M fields of arity many, W words, R runs.
+
+import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
+
+# isort: split
+
+from collections.abc import Iterator
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.aliccp import parse
+from pipeline.chunks.chunk import Chunk
+from pipeline.chunks.sources import SKELETON
+from pipeline.contexts import records
+from pipeline.contexts.buckets import Buckets
+from pipeline.contexts.packing import packed
+from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
+from pipeline.features.lookup_table import Lookup
+from pipeline.features.moments import numbers_of
+
+
+def encode(
+    chunk: Chunk, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
+) -> Iterator[pa.RecordBatch]:
+    """The records of a chunk, and its rejected lines."""
+    reason_L = chunk.parsed.line_LC[:, parse.REASON]
+    good = np.flatnonzero(reason_L == parse.GOOD)
+    if len(good):
+        yield _records(chunk, good, layout, lookup, buckets, actions)
+    bad = np.flatnonzero(reason_L)
+    if len(bad):
+        yield _rejects(chunk, bad, buckets)
+
+
+def _records(
+    chunk: Chunk, good: np.ndarray, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
+) -> pa.RecordBatch:
+    is_skeleton = chunk.source.table == SKELETON
+    line_LC = chunk.parsed.line_LC
+    if is_skeleton:
+        order = good[np.argsort(line_LC[good, parse.KEY], kind="stable")]
+        key_L = line_LC[order, parse.KEY]
+        is_first = np.r_[True, key_L[1:] != key_L[:-1]]
+    else:
+        order, is_first = good, np.ones(len(good), np.bool_)
+    label_L = _labels(line_LC, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
+    word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
+    first_R = np.flatnonzero(is_first)
+    lines = order[first_R]
+    bucket_R, hash_R = buckets.of_contexts(line_LC[lines, parse.KEY], chunk.split_L[lines])
+    columns = {
+        "bucket": bucket_R,
+        "hash": hash_R,
+        "tag": np.full(len(lines), RUN_TAG if is_skeleton else CONTEXT_TAG, np.int8),
+        "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
+        "offset": chunk.offset + line_LC[lines, parse.START],
+    }
+    byte_B, begin_R = packed(word_W, begin_L[np.r_[first_R, len(order)]])
+    return record_batch(columns, begin_R, byte_B)
+
+
+def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+    """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
+    raw_L = line_LC[order, parse.LABELS]
+    click_L = raw_L & parse.CLICK_BIT > 0
+    label_L = click_L * records.CLICK + (click_L & (raw_L & parse.BUY_BIT > 0)) * records.CONVERSION
+    label_L += (click_L & (raw_L & parse.DACTION_BIT > 0)) * records.DACTION
+    if actions is not None and len(actions):
+        clicked = np.flatnonzero(click_L)
+        sample_id = line_LC[order[clicked], parse.SAMPLE_ID]
+        found = np.minimum(np.searchsorted(actions, sample_id), len(actions) - 1)
+        label_L[clicked[actions[found] == sample_id]] |= records.DACTION
+    return label_L
+
+
+def _rejects(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
+    line_LC = chunk.parsed.line_LC[bad]
+    offset_N = chunk.offset + line_LC[:, parse.START]
+    columns = {
+        "bucket": buckets.of_rejects(chunk.source.ordinal, offset_N),
+        "hash": np.zeros(len(bad), np.int64),
+        "tag": line_LC[:, parse.REASON].astype(np.int8),
+        "ordinal": np.full(len(bad), chunk.source.ordinal, np.int32),
+        "offset": offset_N,
+    }
+    lines = [chunk.text[start:end] for start, end in line_LC[:, [parse.START, parse.END]].tolist()]
+    begin_R = np.cumsum([0, *(len(line) for line in lines)])
+    return record_batch(columns, begin_R, np.frombuffer(b"".join(lines), np.uint8))
+
+
+def _encode(
+    chunk: Chunk, order: np.ndarray, is_first: np.ndarray, label_L: np.ndarray, layout: Layout, lookup: Lookup
+) -> tuple[np.ndarray, np.ndarray]:
+    """(words, first word of each line and the end) of the lines `order`."""
+    parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
+    assert layout.header == HEADER or timestamp_L is not None
+    per_line = layout.header + len(layout.fields)
+    number_LQ = numbers_of(parsed, layout.number_F, len(layout.numerics))
+    word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
+    begin_L = np.empty(len(order) + 1, np.int64)
+    _encode_lines(
+        order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V,
+        lookup.indices_of(parsed.field_V, parsed.id_V), parsed.weight_V.view(np.int32),
+        np.empty(0, np.int64) if timestamp_L is None else timestamp_L, layout.header,
+        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), number_LQ.view(np.int32), layout.group,
+        chunk.source.table == SKELETON,
+        word_W, begin_L,
+    )  # fmt: skip
+    return word_W[: begin_L[-1]], begin_L
+
+
+@nb.njit(cache=True)
+def _encode_lines(  # type: ignore[no-untyped-def]
+    order, is_first, label_L, line_LC, field_V, id_V, index_V, weight_bits_V, timestamp_L, header,
+    one_F, many_F, is_weighted_M, num_ones, number_LQ, group, is_skeleton,
+    word_W, begin_L,
+):  # fmt: skip
+    num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
+    value_at = np.empty(num_many, np.int64)  # where the next value of each field of arity many goes
+    weight_at = np.empty(num_many, np.int64)
+    begin = 0
+    run_start = 0
+    for i in range(len(order)):
+        line = order[i]
+        first = line_LC[line - 1, parse.VALUES_END] if line else 0
+        last = line_LC[line, parse.VALUES_END]
+        lengths = begin + header + num_ones + num_numbers
+        word_W[begin + header : lengths + num_many] = 0
+        for number in range(num_numbers):
+            word_W[begin + header + num_ones + number] = number_LQ[line, number]
+        for v in range(first, last):
+            many = many_F[field_V[v]]
+            if many >= 0:
+                word_W[lengths + many] += 1
+        end = lengths + num_many
+        for many in range(num_many):
+            value_at[many] = end
+            end += word_W[lengths + many]
+        for many in range(num_many):
+            if is_weighted_M[many]:
+                weight_at[many] = end
+                end += word_W[lengths + many]
+        id_ = line_LC[line, parse.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
+        for v in range(first, last):
+            field = np.int64(field_V[v])
+            many = many_F[field]
+            if many < 0:
+                if one_F[field] >= 0:
+                    word_W[begin + header + one_F[field]] = index_V[v]
+                if field == group:
+                    id_ = id_V[v]
+            else:
+                word_W[value_at[many]] = index_V[v]
+                value_at[many] += 1
+                if is_weighted_M[many]:
+                    word_W[weight_at[many]] = weight_bits_V[v]
+                    weight_at[many] += 1
+        if is_first[i]:
+            run_start = line_LC[line, parse.START]
+        word_W[begin] = end - begin
+        word_W[begin + records.ID] = id_
+        word_W[begin + records.ID + 1] = id_ >> 32
+        if is_skeleton:
+            word_W[begin + records.OFFSET] = line_LC[line, parse.START] - run_start
+            word_W[begin + records.LABELS] = label_L[i]
+            if header > HEADER:
+                word_W[begin + records.TIME] = timestamp_L[line]
+                word_W[begin + records.TIME + 1] = timestamp_L[line] >> 32
+        else:
+            word_W[begin + records.KEY] = line_LC[line, parse.KEY]
+            word_W[begin + records.KEY + 1] = line_LC[line, parse.KEY] >> 32
+        begin_L[i] = begin
+        begin = end
+    begin_L[len(order)] = begin

@@ -1,0 +1,97 @@
+"""The record: how one parsed line crosses Spark, as int32 words, packed, in a binary column instead of columns of lists.
+
+    word   0      1 2                  3 4                                    5 …
+           words  id                   key of a context | offset, labels      ones, numbers, lengths, values, weights
+
+    id       raw id of the group field (-1 missing) | sample id; 64 bits, the lower word first
+    offset   of the line, from the first line of its run
+    time     in a timed log an impression's timestamp, 64 bits, stands before the ones
+    ones     index of each field of arity one;  numbers: float32 bits of each numeric field, NaN where missing
+    lengths  of each field of arity many, in catalogue order
+    values   the indices of all fields of arity many, field by field, each in the order of the log
+    weights  float32 bits of the weighted ones among them, likewise
+
+A context line is one record; a run is the records of consecutive impressions of one context in one chunk. The words of
+either cross packed (packing.py).
+"""
+
+# Shapes: F fields of the catalogue, M fields of arity many of a scope.
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.features.fields import Catalogue, Field
+
+NUM_WORDS, ID, KEY, OFFSET, LABELS, HEADER, TIME = 0, 1, 3, 3, 4, 5, 5
+#: Bits of LABELS.
+CLICK, CONVERSION, DACTION = 1, 2, 4
+NO_GROUP = -1
+
+#: The columns that cross Spark; sorted by all but the blob, they bring a context and its impressions together.
+#: `bucket` is the output file (see buckets.py); `tag` is CONTEXT_TAG, RUN_TAG or, in quarantine buckets, the reason.
+SCHEMA = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("hash", pa.int64()),
+        ("tag", pa.int8()),
+        ("ordinal", pa.int32()),
+        ("offset", pa.int64()),
+        ("blob", pa.binary()),
+    ]
+)
+SPARK_SCHEMA = "bucket int, hash long, tag byte, ordinal int, offset long, blob binary"
+CONTEXT_TAG, RUN_TAG = 0, 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the fields of one scope stand in its records."""
+
+    fields: tuple[Field, ...]
+    one_F: np.ndarray  # int64: the field's place among the ones, -1 if it is none
+    number_F: np.ndarray  # int64: the place among the numbers of the one that comes with the field's values, or -1
+    many_F: np.ndarray  # int64: its place among those of arity many, -1 if it is none
+    is_weighted_M: np.ndarray  # bool
+    group: int  # number of the group field in the catalogue, -1 where the scope has none
+    header: int = HEADER  # words before the ones
+
+    @property
+    def ones(self) -> list[Field]:
+        """The categorical fields of arity one."""
+        return [entry for entry in self.fields if entry.arity == "one" and not entry.is_numeric]
+
+    @property
+    def numerics(self) -> list[Field]:
+        """The numeric fields."""
+        return [entry for entry in self.fields if entry.is_numeric]
+
+    @property
+    def many(self) -> list[Field]:
+        """The fields of arity many."""
+        return [entry for entry in self.fields if entry.arity == "many"]
+
+
+def layout_of(catalogue: Catalogue, scope: str) -> Layout:
+    """The layout of a scope's records."""
+    entries = catalogue.of_scope(scope)
+    ones = [entry for entry in entries if entry.arity == "one" and not entry.is_numeric]
+    many = [entry for entry in entries if entry.arity == "many"]
+    numerics = [entry for entry in entries if entry.is_numeric]
+    is_weighted_M = np.array([entry.weighted for entry in entries if entry.arity == "many"], np.bool_)
+    names = [entry.name for entry in catalogue.fields]
+    group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
+    header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
+    places = (catalogue.places(ones), catalogue.number_places(numerics), catalogue.places(many))
+    one_F, number_F, many_F = (np.array(place_F, np.int64) for place_F in places)
+    return Layout(entries, one_F, number_F, many_F, is_weighted_M, group, header)
+
+
+def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:
+    """A batch of SCHEMA: blob r is the bytes [begin_R[r], begin_R[r + 1]) of `blob`, not copied."""
+    num_rows = len(begin_R) - 1
+    offsets = pa.py_buffer(begin_R.astype(np.int32))
+    binary = pa.BinaryArray.from_buffers(pa.binary(), num_rows, [None, offsets, pa.py_buffer(blob)])
+    arrays = [pa.array(np.ascontiguousarray(columns[name]), SCHEMA.field(name).type) for name in SCHEMA.names[:-1]]
+    return pa.RecordBatch.from_arrays([*arrays, binary], schema=SCHEMA)

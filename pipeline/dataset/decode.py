@@ -1,0 +1,141 @@
+"""Context rows with raw ids again: what jobs.inspect prints, and the way back from an index to the log."""
+
+# Shapes: N rows, I impressions of a row, U distinct indices.
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import (
+    LABELS,
+    NUM_RESERVED_ROWS,
+    DatasetFile,
+    InputError,
+    Manifest,
+    ManifestField,
+    load_manifest,
+    open_location,
+)
+from pipeline.features.vocabulary import MISSING, OUT_OF_VOCABULARY
+
+_MOST_VALUES, _MOST_IMPRESSIONS = 6, 3  # shown of a field, of a row
+_NAME_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The raw ids of the indices that some rows have."""
+
+    ids: Mapping[str, Mapping[int, int | str]]  # field → index → raw id
+
+    def text(self, field: ManifestField, index: int) -> str:
+        """A value as people read it."""
+        if index == MISSING:
+            return "missing"
+        if field.hash_buckets:
+            return f"bucket {index - NUM_RESERVED_ROWS}"
+        return "out of vocabulary" if index == OUT_OF_VOCABULARY else str(self.ids[field.name][index])
+
+
+def decoded_rows(dataset: str, split: str, rows: int) -> str:
+    """The first rows of a split with raw ids and weights; InputError where a file is missing or damaged."""
+    manifest = load_manifest(dataset)
+    files = manifest.files_of(split)
+    try:
+        found = _first_rows(dataset, files, rows)
+        decoder = Decoder({field.name: _raw_ids(dataset, field, _indices(found, field)) for field in manifest.fields})
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"data={dataset} cannot be read ({error}); restore the file, or run jobs.preprocess again."
+        ) from error
+    return "\n\n".join(_row(manifest, decoder, split, number, row) for number, row in enumerate(found, 1))
+
+
+def _first_rows(dataset: str, files: Sequence[DatasetFile], rows: int) -> list[dict[str, Any]]:
+    filesystem, root = open_location(dataset)
+    found: list[dict[str, Any]] = []
+    for file in files:
+        with pq.ParquetFile(f"{root}/{file.path}", filesystem=filesystem) as parquet:
+            for batch in parquet.iter_batches(rows):
+                found += batch.slice(0, rows - len(found)).to_pylist()
+                if len(found) == rows:
+                    return found
+    return found
+
+
+def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndarray:
+    """The distinct indices of a field that have a raw id."""
+    if not field.vocabulary:
+        return np.empty(0, np.int64)
+    values = [row[field.name] for row in rows]
+    flat = [index for value in values for index in (value if isinstance(value, list) else [value])]
+    return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
+
+
+def _raw_ids(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int | str]:
+    """index → raw id, or the text that it is the hash of, from the row groups of the vocabulary that hold them: index i stands in row i − 2."""
+    if not len(index_U):
+        return {}
+    filesystem, root = open_location(dataset)
+    found: dict[int, int | str] = {}
+    first = NUM_RESERVED_ROWS
+    with pq.ParquetFile(f"{root}/{field.vocabulary}", filesystem=filesystem) as parquet:
+        for number in range(parquet.num_row_groups):
+            size = parquet.metadata.row_group(number).num_rows
+            mine = index_U[(index_U >= first) & (index_U < first + size)]
+            if len(mine):
+                table = parquet.read_row_group(number, ["raw_id", "text"]).take(mine - first)
+                texts = table["text"].to_pylist() if "text" in table.column_names else [None] * len(mine)
+                for index, raw_id, text in zip(mine.tolist(), table["raw_id"].to_pylist(), texts, strict=True):
+                    found[index] = raw_id if text is None else text
+            first += size
+    return found
+
+
+def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Mapping[str, Any]) -> str:
+    shown = len(row["impression_id"])
+    group = "missing" if row["group_id"] is None else row["group_id"]
+    lines = [f"{split} row {number}: context {row['context_id']}, group_id {group}, {shown} impressions"]
+    for field in manifest.fields_of("context"):
+        value, weights = row[field.name], row.get(f"{field.name}__weight")
+        lines.append(f"  {field.name:<{_NAME_WIDTH}}{_values(field, decoder, value, weights)}")
+    begin = {field.name: 0 for field in manifest.fields_of("impression")}
+    for place in range(min(shown, _MOST_IMPRESSIONS)):
+        labels = " ".join(f"{label} {row[label][place]}" for label in LABELS if label in row)
+        at = f" {_time(row['timestamp'][place])}" if "timestamp" in row else ""
+        lines.append(f"  impression {row['impression_id'][place]}{at}: {labels}")
+        for field in manifest.fields_of("impression"):
+            start = begin[field.name]
+            length = row[f"{field.name}__length"][place] if field.arity == "many" else 1
+            begin[field.name] += length
+            value = row[field.name][start : start + length]
+            weights = row[f"{field.name}__weight"][start : start + length] if field.weighted else None
+            text = _values(field, decoder, value if field.arity == "many" else value[0], weights)
+            lines.append(f"    {field.name:<{_NAME_WIDTH - 2}}{text}")
+    if shown > _MOST_IMPRESSIONS:
+        lines.append(f"  … and {shown - _MOST_IMPRESSIONS} more impressions")
+    return "\n".join(lines)
+
+
+def _values(field: ManifestField, decoder: Decoder, value: Any, weights: Sequence[float] | None) -> str:
+    """One value, or the first of many with their weights and how many there are."""
+    if field.kind == "numeric":
+        return "missing" if value is None else f"{value:g}"
+    if field.arity == "one":
+        return decoder.text(field, value)
+    if not value:
+        return "none"
+    texts = [decoder.text(field, index) for index in value[:_MOST_VALUES]]
+    if weights is not None:
+        texts = [f"{text} × {weight:g}" for text, weight in zip(texts, weights, strict=False)]
+    more = f", … ({len(value)} values)" if len(value) > _MOST_VALUES else ""
+    return ", ".join(texts) + more
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

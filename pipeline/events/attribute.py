@@ -1,0 +1,209 @@
+"""Attribution: which impression each action belongs to, in Spark, at a cost that grows with the log and no faster.
+
+    impressions ∪ actions of a (user, item), in order of time
+        ─▶ a click goes to the latest impression before it, within the click's window
+        ─▶ any other action goes where the latest attributed click before it went, within its own window after that click
+
+Everything is a running "last value" over one sort: no range join, so a user with a million events costs a million
+steps. docs/events.md says what is decided for ties, duplicates, clock skew and named impressions, and why.
+tests/support/references/events.py is the slow twin.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, Window, WindowSpec
+from pyspark.sql import functions as F
+
+from pipeline.config.events import CLICK, PURCHASE
+from pipeline.events.read import GOOD
+
+#: What becomes of an action.
+ATTRIBUTED = "attributed"
+OUTCOMES = (ATTRIBUTED, "no_impression", "unknown_impression", "no_click", "outside_window")
+_SHOWN, _CLICK, _LATER = 0, 1, 2  # at one moment, an impression comes before a click, and that before what follows it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How actions are attributed."""
+
+    windows_ms: Mapping[str, int]  # by kind: after the impression for a click, after the click for any other
+    skew_ms: int = 0
+    names_impressions: bool = False  # some actions say which impression they mean
+    one_anywhere: bool = False  # an id is one impression in all contexts, not in each (checks.duplicates=global)
+
+
+def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
+    """One row an action: kind, at, outcome, and the impression that it was attributed to (context_key, impression_id).
+
+    With rules.one_anywhere the user and the item come along. `impressions` has user, item, at, impression_id, context_key, clicked; `actions` has user, item, at, kind, named_id
+    (null where it names none). One shuffle by (user, item) and one sort; two more sorts where impressions are named.
+    """
+    events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
+    in_time = _until_now(Window.partitionBy("user", "item").orderBy("position", "rank", "own_id", "context_key"))
+    is_action = F.col("rank") != _SHOWN
+    shown = F.when(~is_action, F.struct("at", "context_key", F.col("own_id").alias("impression_id")))
+    if rules.names_impressions:
+        of_name = _until_now(Window.partitionBy("user", "item", "own_id").orderBy("position", "rank", "context_key"))
+        events = events.withColumn("named", F.last(shown, ignorenulls=True).over(of_name))
+        names = F.col("own_id").isNotNull()
+    else:
+        events = events.withColumn("named", F.lit(None).cast("struct<at:long,context_key:long,impression_id:long>"))
+        names = F.lit(False)
+    events = events.withColumn("latest", F.last(shown, ignorenulls=True).over(in_time))
+    meant = F.when(names, F.col("named")).otherwise(F.col("latest"))
+    is_in_time = F.col("at") - meant["at"] <= rules.windows_ms[CLICK]
+    clicked = F.when(
+        F.when(F.col("rank") == _SHOWN, F.col("clicked")).otherwise((F.col("rank") == _CLICK) & is_in_time),
+        F.struct(F.col("at"), meant["context_key"].alias("context_key"), meant["impression_id"].alias("impression_id")),
+    )
+    events = events.withColumn("own_click", clicked)
+    events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
+    if rules.names_impressions:
+        events = _clicks_of_named(events, names)
+    along = ("user", "item") if rules.one_anywhere else ()
+    return events.where(is_action).select("kind", "at", *along, *_decided(rules, meant, names))
+
+
+def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
+    """One row an attributed action that makes a label: context_key, impression_id, and its time under its label.
+
+    And user and item, where `attribute` gave them.
+
+    click_at, daction_at (any of the kinds between click and purchase), conversion_at: milliseconds, null but one.
+    """
+    dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
+    kind, at = F.col("kind"), F.col("at")
+    return attributed.where(F.col("outcome") == ATTRIBUTED).select(
+        *(name for name in ("user", "item") if name in attributed.columns),
+        "context_key",
+        "impression_id",
+        F.when(kind == CLICK, at).alias("click_at"),
+        F.when(kind.isin(dactions), at).alias("daction_at"),
+        F.when(kind == PURCHASE, at).alias("conversion_at"),
+    )
+
+
+def reaches_ms(rules: Rules) -> dict[str, int]:
+    """How long after an impression each label can come: the click's window, and for the others their own on top."""
+    click = rules.windows_ms[CLICK]
+    dactions = [window for kind, window in rules.windows_ms.items() if kind not in (CLICK, PURCHASE)]
+    return {
+        "click_at": click,
+        "daction_at": click + max(dactions, default=0),
+        "conversion_at": click + rules.windows_ms[PURCHASE],
+    }
+
+
+def labelled(
+    impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
+) -> DataFrame:
+    """One row an impression as events_read.impressions_of gives it, with click_at, daction_at, conversion_at, in_context.
+
+    The times are of the first action each, null without one. A good impression whose id came before in its context, or
+    with `one_anywhere` in any, gets the status duplicate_impression. The others of a context and a split are numbered
+    from 1 by in_context, in the order (at, impression_id), and stand together in this order. One shuffle of the full
+    rows, and with `one_anywhere` another one.
+
+    The impression that stays gets the labels of its later copies too, but none beyond its own `reach_ms`: else a copy in
+    the next period would bring the future into training. In another context a copy is one of the same user and item.
+    """
+    times = tuple(reach_ms)
+    shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
+    shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
+    told = labels.withColumn("is_label", F.lit(True))
+    # What has no context, or no id, is no more than counted, and need not crowd in one partition.
+    rows = shown.unionByName(told, allowMissingColumns=True)
+    rows = rows.withColumn("place", F.coalesce(F.col("context_key"), F.col("tie")))
+    rows = rows.withColumn("own_id", F.coalesce(F.col("impression_id"), F.col("tie")))
+    rows = rows.repartition(num_partitions, "own_id" if one_anywhere else "place")
+    is_good = F.col("status") == GOOD
+    order = ("is_label", ~is_good, "at", "user", "item", "context_key", "tie")
+    same_id = Window.partitionBy(*(("own_id",) if one_anywhere else ("place", "own_id"))).orderBy(*order)
+    copies = Window.partitionBy("own_id", "user", "item").orderBy(*order) if one_anywhere else same_id
+    everywhere = copies.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    number = F.row_number().over(same_id)
+    rows = rows.select(
+        *(name for name in rows.columns if name not in times),
+        *(F.min(name).over(everywhere).alias(name) for name in times),
+        number.alias("number"),
+    ).where(~F.col("is_label"))
+    rows = rows.repartition(num_partitions, "place") if one_anywhere else rows
+    is_repeat = is_good & (F.col("number") > 1)
+    # The text of every row that might turn out to be one is not worth a place in the shuffle: this is what was read of it.
+    as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
+    rows = rows.withColumns(
+        {
+            "line": F.when(is_repeat, as_read).otherwise(F.col("line")),
+            "status": F.when(is_repeat, "duplicate_impression").otherwise(F.col("status")),
+        }
+    )
+    in_reach = {name: is_good & (F.col(name) <= F.col("at") + reach) for name, reach in reach_ms.items()}
+    in_reach |= {name: reached & in_reach["click_at"] for name, reached in in_reach.items()}
+    of_context = Window.partitionBy("place", "split", "status").orderBy("at", "impression_id")
+    return rows.select(
+        *impressions.columns,
+        *(F.when(reached, F.col(name)).alias(name) for name, reached in in_reach.items()),
+        F.row_number().over(of_context).alias("in_context"),
+    )
+
+
+def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFrame:
+    """Both tables in one: `position` is when a row takes its place in the order, `own_id` the id that it is or names."""
+    shown = impressions.select(
+        "user", "item", F.col("at").alias("position"), F.lit(_SHOWN).alias("rank"), "at",
+        F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
+        F.coalesce("context_key", F.lit(-1)).alias("context_key"), "clicked",
+    )  # fmt: skip
+    acted = actions.select(
+        "user", "item", (F.col("at") + rules.skew_ms).alias("position"),
+        F.when(F.col("kind") == CLICK, _CLICK).otherwise(_LATER).alias("rank"), "at", "kind",
+        F.col("named_id").alias("own_id"), F.lit(None).cast("long").alias("context_key"),
+        F.lit(False).alias("clicked"),
+    )  # fmt: skip
+    return shown.unionByName(acted)
+
+
+def _clicks_of_named(events: DataFrame, names: Column) -> DataFrame:
+    """Where an action names its impression, the click that counts is the latest of that impression, not of any."""
+    owner = F.coalesce(F.col("own_click")["impression_id"], F.col("own_id"))
+    events = events.withColumn("owner", owner)
+    of_owner = _until_now(Window.partitionBy("user", "item", "owner").orderBy("position", "rank", "context_key"))
+    own = F.last("own_click", ignorenulls=True).over(of_owner)
+    return events.withColumn("own_latest", own).withColumn(
+        "click", F.when(names, F.col("own_latest")).otherwise(F.col("click"))
+    )
+
+
+def _decided(rules: Rules, meant: Column, names: Column) -> list[Column]:
+    """The columns outcome, context_key, impression_id of an action."""
+    is_click = F.col("kind") == CLICK
+    since = F.when(is_click, F.col("at") - meant["at"]).otherwise(F.col("at") - F.col("click")["at"])
+    window = reduce(
+        lambda found, pair: F.when(F.col("kind") == pair[0], pair[1]).otherwise(found),
+        rules.windows_ms.items(),
+        F.lit(-1),
+    )
+    outcome = (
+        F.when(meant.isNull(), F.when(names, "unknown_impression").otherwise("no_impression"))
+        .when(~is_click & F.col("click").isNull(), "no_click")
+        .when(since > window, "outside_window")
+        .otherwise(ATTRIBUTED)
+    )
+    target = F.when(outcome == ATTRIBUTED, F.when(is_click, _without_time(meant)).otherwise(_without_time(F.col("click"))))  # fmt: skip
+    return [
+        outcome.alias("outcome"),
+        target["context_key"].alias("context_key"),
+        target["impression_id"].alias("impression_id"),
+    ]
+
+
+def _without_time(target: Column) -> Column:
+    return F.struct(target["context_key"].alias("context_key"), target["impression_id"].alias("impression_id"))
+
+
+def _until_now(window: WindowSpec) -> WindowSpec:
+    # Never the mirror image, current row to unbounded following: Spark computes that anew for each row, in n² steps.
+    return window.rowsBetween(Window.unboundedPreceding, Window.currentRow)

@@ -1,0 +1,99 @@
+"""What the string ids of an event log were: indices know a hash of 63 bits, the vocabulary files the text as well.
+
+impressions ─texts_of()─▶ text columns ─Finding, in tasks─▶ each text whose id is in a vocabulary, once ─▶ vocabularies
+
+One more reading of the text columns, after the vocabularies are known; a text is hashed once a batch, however often it stands
+there. An id that is the number which its text says has no text here.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS
+from pipeline.features.lookup_table import Lookup
+from pipeline.features.vocabulary import Vocabulary
+from pipeline.passes.job import Counted, Job
+from pipeline.spark import session as sparks
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_SCHEMA = pa.schema([("field", pa.int32()), ("raw_id", pa.int64()), ("text", pa.string())])
+_SPARK_SCHEMA = "field int, raw_id long, text string"
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
+
+
+def text_id(text: str) -> int:
+    """The raw id of a text: events_read.raw_id, once more in Python."""
+    if _NUMBER.match(text) and int(text) < 1 << 63:
+        return int(text)
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed=42) & ((1 << 63) - 1)
+
+
+def texted(spark: "SparkSession", job: Job, counted: Counted, tables: Callable[[], Path]) -> Counted:
+    """`counted`, its vocabularies with the texts of their ids; of logs without string ids, as it is."""
+    if job.labelled is None or job.settings.source.events is None:
+        return counted
+    from pipeline.events.read import texts_of  # it imports pyspark
+
+    frame, numbers = texts_of(spark, job.labelled.log, job.settings.source.events, job.catalogue)
+    if not numbers:
+        return counted
+    found = frame.mapInArrow(Finding(tuple(numbers), tables).find, _SPARK_SCHEMA).distinct()
+    table = sparks.collect(found, "texts", len(job.labelled.log.impressions.files), "files")
+    vocabularies = list(counted.vocabularies)
+    for number in numbers:
+        mine = table.filter(pc.equal(table["field"], number))
+        vocabularies[number] = with_texts(vocabularies[number], mine["raw_id"].to_numpy(), mine["text"].to_pylist())
+    return replace(counted, vocabularies=vocabularies)
+
+
+def with_texts(vocabulary: Vocabulary, id_T: np.ndarray, texts: Sequence[str]) -> Vocabulary:
+    """The vocabulary with the text of each id; of several texts of one hash the base's or the first, and a note of that."""
+    first = {raw_id: text for raw_id, text in zip(vocabulary.id_N.tolist(), vocabulary.texts, strict=False) if text}
+    for raw_id, text in sorted(zip(id_T.tolist(), texts, strict=True)):
+        if (known := first.get(raw_id)) is None:
+            first[raw_id] = text
+        elif known != text:
+            print(f"the ids {known!r} and {text!r} have one hash, {raw_id}, and so one index.", flush=True)
+    if not first:
+        return vocabulary
+    return replace(vocabulary, texts=tuple(first.get(raw_id) for raw_id in vocabulary.id_N.tolist()))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The task: columns t<number> of texts → rows of _SCHEMA."""
+
+    numbers: tuple[int, ...]  # of the fields
+    tables: Callable[[], Path]  # where this host has the lookup tables
+
+    def find(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Each text whose id has an index, once a task."""
+        lookup = Lookup.load(self.tables())
+        seen: dict[int, dict[str, int]] = {number: {} for number in self.numbers}
+        for batch in batches:
+            for number in self.numbers:
+                column = batch.column(f"t{number}")
+                column = column.flatten() if pa.types.is_list(column.type) else column
+                texts = [
+                    text for text in pc.unique(column).to_pylist() if text is not None and text not in seen[number]
+                ]
+                ids = np.array([text_id(text) for text in texts], np.int64)
+                index_T = lookup.indices_of(np.full(len(ids), number), ids)
+                for place in np.flatnonzero(index_T >= NUM_RESERVED_ROWS).tolist():
+                    if texts[place] != str(ids[place]):
+                        seen[number][texts[place]] = int(ids[place])
+        for number, found in seen.items():
+            columns = [np.full(len(found), number, np.int32), list(found.values()), list(found)]
+            yield pa.RecordBatch.from_arrays(
+                [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA
+            )

@@ -1,0 +1,122 @@
+"""Labelled impressions as chunks, so that everything behind the parser serves event logs too.
+
+A chunk of the table `common_features` is the first impressions of their contexts, read for the fields of scope context;
+one of `sample_skeleton` is the impressions. Rows that were set aside come last, as text with a reason each.
+"""
+
+# Shapes: L rows of a chunk, V values.
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.aliccp import parse
+from pipeline.chunks.chunk import SCOPE_OF, Chunk
+from pipeline.chunks.sources import CONTEXT, InputSplit, SourceFile
+from pipeline.dataset.manifest import SPLITS
+from pipeline.features.fields import Catalogue, Field
+from pipeline.kernels.hashing import TRAIN
+
+GOOD = "good"
+_ROWS = 16384  # of a chunk at most
+_LABEL_BITS = {
+    "click_at": parse.CLICK_BIT,
+    "conversion_at": parse.BUY_BIT,
+    "daction_at": parse.DACTION_BIT,
+}
+
+
+@dataclass(frozen=True)
+class EventReader:
+    """Reads what events_stage.label wrote, as ChunkReader reads a raw log."""
+
+    catalogue: Catalogue
+    rejects: str  # the path of the file with the rows set aside
+
+    def read(self, split: InputSplit) -> Iterator[Chunk]:
+        """The chunks of one file."""
+        if split.source.path == self.rejects:
+            yield from _rejected(split.source)
+            return
+        scope = SCOPE_OF[split.source.table]
+        numbers = [number for number, entry in enumerate(self.catalogue.fields) if entry.scope == scope]
+        columns = ["split", "at", "impression_id", "context_key", "in_context", *_LABEL_BITS]
+        for number in numbers:
+            columns += [f"f{number}"] + [f"w{number}"] * self.catalogue.fields[number].weighted
+        for batch in pq.ParquetFile(split.source.path).iter_batches(_ROWS, columns=["status", *columns]):
+            chosen = pc.equal(batch.column("status"), GOOD)
+            if split.source.table == CONTEXT:
+                chosen = pc.and_(chosen, pc.equal(batch.column("in_context"), 1))
+            rows = batch.filter(chosen)
+            # One chunk a split: a context may have impressions in two, and encode() sees to contexts only.
+            for place in range(len(SPLITS)):
+                if (mine := rows.filter(pc.equal(rows.column("split"), place))).num_rows:
+                    yield self._chunk(split.source, place, mine, numbers)
+
+    def _chunk(self, source: SourceFile, place: int, rows: pa.RecordBatch, numbers: Sequence[int]) -> Chunk:
+        line_LC = np.zeros((rows.num_rows, parse.LINE_COLUMNS), np.int64)
+        line_LC[:, parse.START] = rows.column("in_context").to_numpy()
+        line_LC[:, parse.KEY] = rows.column("context_key").to_numpy()
+        line_LC[:, parse.HAS_KEY] = 1
+        line_LC[:, parse.SAMPLE_ID] = rows.column("impression_id").to_numpy()
+        for name, bit in _LABEL_BITS.items():
+            line_LC[:, parse.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
+        field_V, id_V, weight_V, end_L = values_of(rows, self.catalogue.fields, numbers)
+        line_LC[:, parse.VALUES_END] = end_L
+        parsed = parse.Parsed(line_LC, field_V, id_V, weight_V)
+        split_L = np.full(rows.num_rows, place)
+        return Chunk(source, 0, b"", parsed, split_L, np.ascontiguousarray(rows.column("at").to_numpy()))
+
+
+def values_of(
+    rows: pa.RecordBatch, fields: Sequence[Field], numbers: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(field, id, weight) of every value of the fields `numbers`, row by row, and where the values of each row end."""
+    columns = [_column(rows, number, fields[number]) for number in numbers]
+    total_L = np.zeros(rows.num_rows, np.int64)
+    for length_L, _, _ in columns:
+        total_L += length_L
+    end_L = np.cumsum(total_L)
+    next_L = end_L - total_L  # where the next value of each row goes
+    num_values = int(end_L[-1]) if len(end_L) else 0
+    field_V, id_V = np.empty(num_values, np.int16), np.empty(num_values, np.int64)
+    weight_V = np.ones(num_values, np.float32)
+    for number, (length_L, ids, weights) in zip(numbers, columns, strict=True):
+        first_L = np.cumsum(length_L) - length_L
+        at = np.arange(len(ids)) + np.repeat(next_L - first_L, length_L)
+        field_V[at], id_V[at] = number, ids
+        if weights is not None:
+            weight_V[at] = weights
+        next_L = next_L + length_L
+    return field_V, id_V, weight_V, end_L
+
+
+def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(number of values of each row, the ids, the weights) of one field; a number is the weight of the id 0."""
+    column = rows.column(f"f{number}")
+    if not pa.types.is_list(column.type):
+        length_L = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+        values = column.drop_null().to_numpy()
+        return (length_L, np.zeros(len(values), np.int64), values) if entry.is_numeric else (length_L, values, None)
+    length_L = pc.list_value_length(column).to_numpy().astype(np.int64)
+    weights = rows.column(f"w{number}").flatten().to_numpy() if entry.weighted else None
+    return length_L, column.flatten().to_numpy(), weights
+
+
+def _rejected(source: SourceFile) -> Iterator[Chunk]:
+    """Rows set aside, one behind the other: the offset of each is where it begins in all of them together."""
+    offset = 0
+    for batch in pq.ParquetFile(source.path).iter_batches(_ROWS):
+        lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may be no UTF-8
+        line_LC = np.zeros((len(lines), parse.LINE_COLUMNS), np.int64)
+        line_LC[:, parse.END] = np.cumsum([len(line) for line in lines])
+        line_LC[1:, parse.START] = line_LC[:-1, parse.END]
+        line_LC[:, parse.REASON] = [parse.REASONS.index(reason) for reason in batch.column("status").to_pylist()]
+        split_L = np.array(batch.column("split").fill_null(TRAIN).to_numpy(), np.int64)
+        none = parse.Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+        yield Chunk(source, offset, b"".join(lines), none, split_L)
+        offset += int(line_LC[-1, parse.END]) if len(lines) else 0

@@ -1,0 +1,288 @@
+"""The files of an event log, and what can be known to be wrong with them before Spark starts.
+
+Only the heads of files are read here: the columns of the first of each table, and the header of every CSV file.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.chunks.sources import SourceFile
+from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
+from pipeline.dataset.manifest import InputError
+from pipeline.features.fields import Catalogue
+
+IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"
+ONE, MANY = "one", "many"
+#: Beside the columns of a table as it is read: a row that cannot be taken apart, whole; and the file that a row is from.
+CORRUPT, FILE = "_corrupt", "_file"
+_GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
+_LINES_LOOKED_AT = 100  # of a JSON lines file, whose rows may leave columns out
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its files, and the type of each column (of Parquet; any other holds text)."""
+
+    name: str  # as messages call it: impressions, actions, joins[0]
+    format: str
+    files: tuple[SourceFile, ...]
+    columns: Mapping[str, pa.DataType]
+    parsed: str = ""  # of JSON lines, once they are: where their rows are as Parquet
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The files as Spark wants them."""
+        return tuple("file:" + file.path.translate(_GLOB) for file in self.files)
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Everything that an event log consists of, checked as far as the heads of its files say."""
+
+    impressions: Table
+    actions: Table
+    joins: tuple[Table, ...]
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Every file, in the order of the manifest."""
+        return tuple(file for table in (self.impressions, self.actions, *self.joins) for file in table.files)
+
+
+def weights_of(column: str) -> str:
+    """The column with the weights of a weighted field's column, one for each of its values."""
+    return f"{column}__weight"
+
+
+def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog:
+    """The tables below `path`; InputError for a missing file or column, or a type that cannot be what it should."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is not a directory" if root.exists() else "does not exist"
+        raise InputError(
+            f"source.path={path} {what}; give the directory that holds {settings.impressions.path} and "
+            f"{settings.actions.path} (source.events.impressions.path, source.events.actions.path)."
+        )
+    impressions = _table(root, IMPRESSIONS, settings.impressions.path, settings.impressions.format, 0)
+    actions = _table(root, ACTIONS, settings.actions.path, settings.actions.format, len(impressions.files))
+    log = EventLog(impressions, actions, ())
+    for number, join in enumerate(settings.joins):
+        table = _table(root, f"joins[{number}]", join.path, join.format, len(log.files))
+        log = EventLog(impressions, actions, (*log.joins, table))
+    _check_actions(actions, settings)
+    _check_impressions(log, settings, fields)
+    return log
+
+
+def key_of(join: JoinSettings) -> list[str]:
+    """The key columns of a joined table, by its own names."""
+    return join.key or join.by
+
+
+def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
+    """Column of the impressions (or of a table joined to them) → ONE or MANY values, for every column that is read."""
+    entry = settings.impressions
+    singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context]
+    singles += [entry.click] if entry.click else []
+    singles += [column for join in settings.joins for column in join.by]
+    needed = dict.fromkeys(singles, ONE)
+    for field in fields.fields:
+        needed.setdefault(field.raw_id, ONE if field.arity == "one" else MANY)
+        if field.weighted:
+            needed.setdefault(weights_of(field.raw_id), MANY)
+    return needed
+
+
+def needed_of_actions(settings: EventsSettings) -> dict[str, str]:
+    """The same for the actions."""
+    entry = settings.actions
+    return dict.fromkeys([entry.timestamp, *entry.user, *entry.item, entry.action, *entry.impression], ONE)
+
+
+def _check_actions(table: Table, settings: EventsSettings) -> None:
+    for column in needed_of_actions(settings):
+        if column not in table.columns:
+            raise InputError(_missing(column, "source.events.actions", [table]))
+    entry = settings.actions
+    _check_ids(table, [*entry.user, *entry.item, *entry.impression])
+
+
+def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogue) -> None:
+    own = log.impressions.columns
+    entry = settings.impressions
+    mapped = [entry.timestamp, *entry.user, *entry.id, *(column for join in settings.joins for column in join.by)]
+    for column in mapped:
+        if column not in own:
+            raise InputError(_missing(column, "source.events.impressions", [log.impressions]))
+    for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
+        for column in key_of(join):
+            if column not in table.columns:
+                raise InputError(_missing(column, f"source.events.joins[{number}]", [table]))
+    tables = [log.impressions, *log.joins]
+    owner: dict[str, Table] = {}
+    for number, table in enumerate(tables):
+        keys = key_of(settings.joins[number - 1]) if number else []
+        for column in table.columns:
+            if column in owner and column not in keys:
+                raise InputError(
+                    f"Both {owner[column].name} and {table.name} have a column {column!r}; rename one of them."
+                )
+            owner.setdefault(column, table)
+    owners = {field.raw_id: f"features.fields.{field.name}.raw_id" for field in fields.fields}
+    owners |= {weights_of(field.raw_id): f"features.fields.{field.name} is weighted, and its weights" for field in fields.fields}  # fmt: skip
+    many = [(field.raw_id, MANY) for field in fields.fields if field.arity == "many"]
+    for column, number_of_values in (*needed_columns(settings, fields).items(), *many):
+        if column not in owner:
+            raise InputError(_missing(column, owners.get(column, "source.events.impressions"), tables))
+        kind = owner[column].columns[column]
+        if number_of_values == ONE and pa.types.is_nested(kind):
+            raise InputError(f"{owner[column].name} has {kind} in the column {column!r}, where one value is needed.")
+        if number_of_values == MANY and not (_is_list(kind) or is_text(kind)):
+            raise InputError(
+                f"{owner[column].name} has {kind} in the column {column!r}, where many values are needed: "
+                "a list, or text with source.events.list_separator between them."
+            )
+    ids = {*entry.user, *entry.item, *entry.id, *entry.context}
+    ids |= {field.raw_id for field in fields.fields if not field.is_numeric}
+    for table in tables:
+        _check_ids(table, sorted(ids & set(table.columns)))
+        _check_numbers(table, sorted({field.raw_id for field in fields.numerics} & set(table.columns)))
+
+
+def _check_ids(table: Table, columns: Sequence[str]) -> None:
+    for column in columns:
+        kind = table.columns[column]
+        kind = kind.value_type if _is_list(kind) else kind
+        if not (pa.types.is_integer(kind) or is_text(kind)):
+            raise InputError(
+                f"{table.name} has {kind} in the column {column!r}, which is read as ids: integers or text are "
+                "ids; cast the column (pandas makes floats of integers with missing values)."
+            )
+
+
+def _check_numbers(table: Table, columns: Sequence[str]) -> None:
+    for column in columns:
+        kind = table.columns[column]
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if _is_list(kind) or not (is_number or is_text(kind)):
+            raise InputError(
+                f"{table.name} has {kind} in the column {column!r}, which is read as numbers: integers, floats, "
+                "decimals or their text are numbers; cast the column."
+            )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type, or its lists, hold text."""
+    kind = kind.value_type if _is_list(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _missing(column: str, key: str, tables: Sequence[Table]) -> str:
+    there = "; ".join(f"{table.name}: {', '.join(table.columns)}" for table in tables)
+    return f"{key} names the column {column!r}, which is not there ({there}); name one of these."
+
+
+def _table(root: Path, name: str, relative: str, form: str, first_ordinal: int) -> Table:
+    path = root / relative
+    key = f"source.events.{name}.path={relative}"
+    if not path.exists():
+        there = ", ".join(sorted(entry.name for entry in root.iterdir())) or "nothing"
+        raise InputError(f"{key} is not in source.path={root} (there is: {there}); correct one of the two.")
+    parts = sorted(_parts(path)) if path.is_dir() else [path]
+    parts = [part for part in parts if part.stat().st_size]
+    if not parts:
+        raise InputError(f"{key} in {root} holds no data; a file of one row or more is needed.")
+    files = tuple(
+        SourceFile(first_ordinal + number, part.relative_to(root).as_posix(), str(part.resolve()), part.stat().st_size,
+                   name, "", part.suffix == ".gz")
+        for number, part in enumerate(parts)
+    )  # fmt: skip
+    try:
+        columns = _columns(files, form)
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
+        raise InputError(
+            f"{files[0].path} cannot be read as {form} ({str(error).splitlines()[0]}); repair the file, or set "
+            f"source.events.{name}.format to what it is."
+        ) from error
+    for column in (CORRUPT, FILE):
+        if column in columns:
+            raise InputError(f"{name} has a column {column!r}, which is what is noted beside its columns; rename it.")
+    return Table(name, form, files, columns)
+
+
+def _parts(directory: Path) -> Iterator[Path]:
+    """The files below a directory without Hadoop's hidden ones; folders as Spark's partitionBy makes them are not read."""
+    for path in directory.iterdir():
+        if path.name.startswith(("_", ".")):
+            continue
+        if path.is_dir():
+            raise InputError(
+                f"{directory} has a directory {path.name} in it; a table is a file or a directory of files."
+            )
+        yield path
+
+
+def _columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
+    if form == PARQUET:
+        return {field.name: field.type for field in pq.read_schema(files[0].path)}
+    if form == JSONL:
+        return _json_columns(files[0])
+    assert form == CSV
+    headers = [_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        if header != headers[0]:
+            raise InputError(
+                f"{file.path} has the columns {', '.join(header)}, and {files[0].path} has {', '.join(headers[0])}; "
+                "the files of a table need one header."
+            )
+    return dict.fromkeys(headers[0], pa.string())
+
+
+def _header(file: SourceFile) -> list[str]:
+    with _text(file) as stream:
+        header = next(csv.reader(stream))
+    if len(set(header)) != len(header) or not all(header):
+        raise InputError(f"{file.path} has the header {','.join(header)}; its columns need names, each one of its own.")
+    return header
+
+
+def _json_columns(file: SourceFile) -> dict[str, pa.DataType]:
+    """Every column of the first lines, of the simplest kind that a line has there: the other lines are set aside later."""
+    kinds: dict[str, set[type]] = {}
+    with _text(file, errors="replace") as stream:
+        for _, line in zip(range(_LINES_LOOKED_AT), stream, strict=False):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # the parser finds it too, and then it is set aside as malformed_line
+            for name, value in row.items() if isinstance(row, dict) else ():
+                kinds.setdefault(name, set()).add(type(value))
+    if not kinds:
+        raise InputError(f"{file.path} has no JSON object in its first lines; is it JSON lines, one object a line?")
+    return {name: _json_type(found) for name, found in kinds.items()}
+
+
+def _json_type(found: set[type]) -> pa.DataType:
+    found = found - {type(None)}
+    if not found or found - {list, dict}:
+        return pa.string()
+    return pa.list_(pa.string()) if list in found else pa.struct([])
+
+
+@contextmanager
+def _text(file: SourceFile, errors: str = "strict") -> Iterator[TextIO]:
+    with file.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as text:
+        yield text

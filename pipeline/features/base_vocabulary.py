@@ -1,0 +1,104 @@
+"""The base: an earlier dataset whose vocabularies the new one extends (`vocabulary.base`), for batches day by day.
+
+Every index of the base stays, whether or not its id occurs today; ids that are new and frequent enough follow behind,
+by falling count, ties by raw id. A numeric field keeps the base's mean and standard deviation. So a model of yesterday
+goes on today with all of its rows. Of the base nothing is read but its manifest and vocabularies.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.dataset.manifest import (
+    NUM_RESERVED_ROWS,
+    InputError,
+    Manifest,
+    ManifestField,
+    field_differences,
+    open_location,
+    read_manifest,
+)
+from pipeline.features.fields import Field
+from pipeline.features.vocabulary import Vocabulary
+
+_SAME = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A finished dataset."""
+
+    path: str
+    manifest: Manifest
+    manifest_xxh3: str
+
+    @classmethod
+    def of(cls, path: str, fields: Sequence[Field]) -> "Base":
+        """The dataset at `path`; InputError where there is none, or one with other fields."""
+        manifest, manifest_xxh3 = read_manifest(path, "vocabulary.base")
+        if found := field_differences(manifest.fields, fields, _SAME):
+            raise InputError(
+                f"vocabulary.base={path} has another catalogue: {'; '.join(found)}; give the features of the base, "
+                "or start a vocabulary of its own (vocabulary.base=null)."
+            )
+        return cls(path, manifest, manifest_xxh3)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """xxh3 of the manifests that a dataset on this base extends, the nearest first."""
+        return (self.manifest_xxh3, *self.manifest.lineage)
+
+    def field(self, name: str) -> ManifestField:
+        """A field of the base's manifest."""
+        return next(entry for entry in self.manifest.fields if entry.name == name)
+
+    def vocabularies(self) -> list[Vocabulary]:
+        """The vocabulary of each field; InputError where a file is not what the manifest says."""
+        return [self._vocabulary(entry) for entry in self.manifest.fields]
+
+    def _vocabulary(self, entry: ManifestField) -> Vocabulary:
+        if not entry.vocabulary:
+            none = np.empty(0, np.int64)
+            return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
+        filesystem, root = open_location(self.path)
+        where = f"{root.rstrip('/')}/{entry.vocabulary}"
+        try:
+            with filesystem.open_input_file(where) as stream:
+                content = stream.read()
+            if xxhash.xxh3_64_hexdigest(content) != entry.vocabulary_xxh3:
+                raise InputError(
+                    f"{where} is not the file that its manifest names (another xxh3); preprocess vocabulary.base again."
+                )
+            table = pq.read_table(io.BytesIO(content))
+            index_N = np.arange(NUM_RESERVED_ROWS, entry.num_rows)
+            if not np.array_equal(table["index"].to_numpy(), index_N):
+                raise InputError(
+                    f"{where} has not the indices 2 to {entry.num_rows - 1} in order; preprocess it again."
+                )
+            texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
+            return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(index_N), np.int64), texts)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise InputError(f"vocabulary.base={self.path}: {where} cannot be read ({error}).") from error
+
+
+def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:
+    """The fields with `max_ids` less what the base has already: how many new ids each may get."""
+    return tuple(
+        entry if entry.max_ids is None else replace(entry, max_ids=max(entry.max_ids - len(old.id_N), 0))
+        for entry, old in zip(fields, base, strict=True)
+    )
+
+
+def extended(base: Vocabulary, known: Vocabulary, new: Vocabulary) -> Vocabulary:
+    """`base` and behind it `new`; `known` has today's counts of ids of the base, the others' are 0."""
+    count_N = np.zeros(len(base.id_N), np.int64)
+    order = np.argsort(base.id_N)
+    count_N[order[np.searchsorted(base.id_N, known.id_N, sorter=order)]] = known.count_N
+    ids, counts = np.concatenate([base.id_N, new.id_N]), np.concatenate([count_N, new.count_N])
+    texts = (*base.texts, *(None for _ in new.id_N)) if base.texts else ()
+    return Vocabulary(ids, counts, texts, base.hash_buckets)

@@ -1,0 +1,107 @@
+"""Numeric fields: the number of each line, and the mean and standard deviation that a model scales it by.
+
+    values of a line ─numbers_of()─▶ one float32 a field, NaN where missing ─Moments─▶ µ and σ over the train split
+
+The moments are exact: Σv and Σv² of float32 are kept as integers, one of each for every binary exponent, so that they are
+the same in whatever order tasks add theirs, and only the last step rounds.
+"""
+
+# Shapes: L lines, V values, F fields of the catalogue, Q numeric fields, E exponents.
+
+import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
+
+# isort: split
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from pipeline.aliccp.parse import VALUES_END, Parsed
+
+_EXPONENTS = 256  # of a float32
+#: Columns of the sums of an exponent e. A float32 is ±m · 2^(e - 150) with an integer m below 2^24, and int64 holds
+#: 2^39 such m; m² is summed in halves of 24 bits.
+_NUMBER, _SUM, _SQUARES_LOW, _SQUARES_HIGH = range(4)
+_MANTISSA_BITS, _SMALLEST = 24, 149  # 2^-149 is the smallest float32 above 0
+
+
+def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.ndarray:
+    """float32 [L, Q]: for each line the weight of the first value of each numeric field, NaN where it has none.
+
+    `number_F` says which place a field's values fill, -1 for none.
+    """
+    number_LQ = np.full((len(parsed.line_LC), num_numbers), np.nan, np.float32)
+    if num_numbers:
+        _fill(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
+    return number_LQ
+
+
+class Moments:
+    """How many numbers each of Q fields had, their sum and the sum of their squares; exact."""
+
+    def __init__(self, num_numbers: int) -> None:
+        self._sum_QE4 = np.zeros((num_numbers, _EXPONENTS, 4), np.int64)
+
+    def add(self, number_LQ: np.ndarray) -> None:
+        """Add numbers; NaN is none."""
+        _add(number_LQ.view(np.int32), self._sum_QE4)
+
+    def to_bytes(self) -> bytes:
+        """For the way from a task to the driver: (field, exponent, sums) of the exponents that occurred."""
+        field_R, exponent_R = np.nonzero(self._sum_QE4[:, :, _NUMBER])
+        row_R6 = np.column_stack([field_R, exponent_R, self._sum_QE4[field_R, exponent_R]])
+        return row_R6.astype(np.int64).tobytes()
+
+    def merge(self, blob: Any) -> None:
+        """Add what to_bytes() of another gave."""
+        row_R6 = np.frombuffer(blob, np.int64).reshape(-1, 6)
+        self._sum_QE4[row_R6[:, 0], row_R6[:, 1]] += row_R6[:, 2:]
+
+    def mean_std(self, place: int) -> tuple[float, float]:
+        """(mean, population standard deviation) of one field; (0, 0) where there was no number, and std 0 for a constant."""
+        sum_E4 = self._sum_QE4[place].tolist()
+        number = sum(sums[_NUMBER] for sums in sum_E4)
+        if not number:
+            return 0.0, 0.0
+        total = squares = 0  # in units of 2^-149 and of 2^-298
+        for exponent, (_, mantissas, low, high) in enumerate(sum_E4):
+            shift = max(exponent, 1) - 1  # subnormal numbers have the scale of the first exponent
+            total += mantissas << shift
+            squares += (low + (high << _MANTISSA_BITS)) << 2 * shift
+        mean = Fraction(total, number << _SMALLEST)
+        variance = Fraction(number * squares - total * total, number * number << 2 * _SMALLEST)
+        return float(mean), math.sqrt(variance)
+
+
+@nb.njit(cache=True)
+def _fill(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
+    value = 0
+    for line in range(len(line_LC)):
+        end = line_LC[line, VALUES_END]
+        while value < end:
+            place = number_F[field_V[value]]
+            if place >= 0 and np.isnan(number_LQ[line, place]):
+                number_LQ[line, place] = weight_V[value]
+            value += 1
+
+
+@nb.njit(cache=True)
+def _add(bits_LQ, sum_QE4):  # type: ignore[no-untyped-def]
+    for line in range(len(bits_LQ)):
+        for place in range(bits_LQ.shape[1]):
+            bits = np.int64(bits_LQ[line, place])
+            exponent = (bits >> 23) & 255
+            if exponent == 255:  # NaN: missing
+                continue
+            mantissa = bits & 0x7FFFFF
+            if exponent > 0:
+                mantissa |= 1 << 23
+            square = mantissa * mantissa
+            sums = sum_QE4[place, exponent]
+            sums[_NUMBER] += 1
+            sums[_SUM] += -mantissa if bits < 0 else mantissa
+            sums[_SQUARES_LOW] += square & 0xFFFFFF
+            sums[_SQUARES_HIGH] += square >> _MANTISSA_BITS

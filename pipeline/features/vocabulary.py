@@ -1,0 +1,198 @@
+"""Vocabulary: raw id → index. Counted in each task, merged by hash partitions, cut at the minimum count, looked up.
+
+    chunk ─count─▶ Counter of the task ─parts()─▶ blobs by hash ─merge()─▶ one Counter per partition ─▶ ids of a field
+
+Index 0 is missing, 1 out of vocabulary; the ids follow by falling count, ties by raw id.
+"""
+
+# Shapes: V values, P pairs (a distinct id of a field), S slots of a hash table, F fields of the catalogue.
+
+import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
+
+# isort: split
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS
+from pipeline.features.fields import Field
+from pipeline.kernels.hashing import mix
+
+MISSING, OUT_OF_VOCABULARY = 0, 1
+
+_COUNT_SHIFT = 16  # a slot's second word: count above, field number below
+_FIELD_MASK = (1 << _COUNT_SHIFT) - 1
+_FIELD_SALT = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Counter:
+    """Counts of (field, id) in one open-addressing table of two words a slot: the id, and count · 2^16 + field."""
+
+    def __init__(self) -> None:
+        self._slot_S2 = np.zeros((1 << 12, 2), np.int64)
+        self._num_pairs = 0
+
+    def __len__(self) -> int:
+        return self._num_pairs
+
+    def add(self, field_V: np.ndarray, id_V: np.ndarray, chosen_V: np.ndarray) -> None:
+        """Count each chosen value once."""
+        self._reserve(int(np.count_nonzero(chosen_V)))
+        self._num_pairs += _count_values(self._slot_S2, field_V, id_V, chosen_V)
+
+    def add_pairs(self, pair_P2: np.ndarray) -> None:
+        """Add the counts of another counter's pairs."""
+        self._reserve(len(pair_P2))
+        self._num_pairs += _count_pairs(self._slot_S2, pair_P2)
+
+    def pairs(self) -> np.ndarray:
+        """int64 [P, 2]: id, count · 2^16 + field; in no particular order."""
+        return self._slot_S2[self._slot_S2[:, 1] > 0]
+
+    def parts(self, num_parts: int) -> Iterator[tuple[int, bytes]]:
+        """(partition, its pairs as bytes) for every partition that has any."""
+        pair_P2 = self.pairs()
+        part_P = _parts_of(pair_P2, num_parts)
+        order = np.argsort(part_P, kind="stable")
+        bounds = np.searchsorted(part_P[order], np.arange(num_parts + 1))
+        for part in range(num_parts):
+            chosen = order[bounds[part] : bounds[part + 1]]
+            if len(chosen):
+                yield part, pair_P2[chosen].tobytes()
+
+    def _reserve(self, more: int) -> None:
+        """Keep at least half of the slots empty, or probing gets long."""
+        slots = len(self._slot_S2)
+        while 2 * (self._num_pairs + more) > slots:
+            slots *= 2
+        if slots > len(self._slot_S2):
+            pair_P2 = self.pairs()
+            self._slot_S2 = np.zeros((slots, 2), np.int64)
+            _count_pairs(self._slot_S2, pair_P2)
+
+
+def pairs_of(blob: Any) -> np.ndarray:
+    """The int64 [P, 2] of a blob, aligned: numba would compile another kernel for memory that is not."""
+    return np.require(np.frombuffer(blob, np.int64).reshape(-1, 2), requirements="A")
+
+
+def fields_of(pair_P2: np.ndarray) -> np.ndarray:
+    """int64 [P]: the number of each pair's field."""
+    return pair_P2[:, 1] & _FIELD_MASK
+
+
+def frequent(pair_P2: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+    """The pairs whose count reaches their field's minimum, and of these no more than the field may have ids."""
+    least_F = np.array([entry.min_count for entry in fields])
+    pair_P2 = pair_P2[pair_P2[:, 1] >> _COUNT_SHIFT >= least_F[fields_of(pair_P2)]]
+    if all(entry.max_ids is None for entry in fields):
+        return pair_P2
+    chosen = [ids[: entry.max_ids] for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True)]
+    return pair_P2[np.concatenate(chosen)]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of one field in index order: id_N[i] has index i + 2."""
+
+    id_N: np.ndarray
+    count_N: np.ndarray
+    texts: tuple[str | None, ...] = ()  # of each id that is the hash of a text; empty where none is
+    hash_buckets: int = 0  # not 0: there are no ids here, index = 2 + mix(raw id) mod hash_buckets
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table."""
+        return (self.hash_buckets or len(self.id_N)) + NUM_RESERVED_ROWS
+
+    def table(self) -> pa.Table:
+        """The content of vocabulary/<field>-<xxh3>.parquet."""
+        index = np.arange(NUM_RESERVED_ROWS, self.num_rows, dtype=np.int32)
+        columns = {"raw_id": self.id_N, "index": index, "count": self.count_N}
+        return pa.table(columns | ({"text": pa.array(self.texts, pa.string())} if self.texts else {}))
+
+
+def vocabularies(pair_P2: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
+    """The vocabulary of each field of the catalogue, from the frequent pairs in any order."""
+    found = []
+    for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True):
+        kept = ids[: entry.max_ids]
+        found.append(Vocabulary(pair_P2[kept, 0], pair_P2[kept, 1] >> _COUNT_SHIFT, hash_buckets=entry.hash_buckets))
+    return found
+
+
+def _ranked(pair_P2: np.ndarray, num_fields: int) -> list[np.ndarray]:
+    """The positions of the pairs of each field, by falling count, ties by raw id."""
+    field_P, count_P = fields_of(pair_P2), pair_P2[:, 1] >> _COUNT_SHIFT
+    order = np.lexsort((pair_P2[:, 0], -count_P, field_P))
+    bounds = np.searchsorted(field_P[order], np.arange(num_fields + 1))
+    return [order[begin:end] for begin, end in pairwise(bounds)]
+
+
+def write_vocabulary(vocabulary: Vocabulary, sink: Any) -> None:
+    """Write the Parquet bytes of one vocabulary to a file object, and close it."""
+    with pa.PythonFile(sink, "w") as stream:
+        pq.write_table(vocabulary.table(), stream, compression="zstd", compression_level=1, use_dictionary=False)
+
+
+@nb.njit(cache=True, inline="always")
+def _home(raw_id, field, slots):  # type: ignore[no-untyped-def]
+    hashed = mix(np.uint64(raw_id) ^ (np.uint64(field) * _FIELD_SALT))
+    return np.int64(hashed & np.uint64(slots - 1))
+
+
+@nb.njit(cache=True, inline="always")
+def _slot_of(slot_S2, raw_id, field):  # type: ignore[no-untyped-def]
+    """The slot that holds the pair, or the empty slot where it belongs."""
+    slots = len(slot_S2)
+    slot = _home(raw_id, field, slots)
+    while slot_S2[slot, 1] != 0 and (slot_S2[slot, 0] != raw_id or (slot_S2[slot, 1] & _FIELD_MASK) != field):
+        slot = (slot + 1) & (slots - 1)
+    return slot
+
+
+@nb.njit(cache=True)
+def _count_values(slot_S2, field_V, id_V, chosen_V):  # type: ignore[no-untyped-def]
+    num_new = 0
+    for i in range(len(id_V)):
+        if not chosen_V[i]:
+            continue
+        field = np.int64(field_V[i])
+        slot = _slot_of(slot_S2, id_V[i], field)
+        if slot_S2[slot, 1] == 0:
+            slot_S2[slot, 0] = id_V[i]
+            slot_S2[slot, 1] = field
+            num_new += 1
+        slot_S2[slot, 1] += 1 << _COUNT_SHIFT
+    return num_new
+
+
+@nb.njit(cache=True)
+def _count_pairs(slot_S2, pair_P2):  # type: ignore[no-untyped-def]
+    num_new = 0
+    for i in range(len(pair_P2)):
+        field = pair_P2[i, 1] & _FIELD_MASK
+        slot = _slot_of(slot_S2, pair_P2[i, 0], field)
+        if slot_S2[slot, 1] == 0:
+            slot_S2[slot, 0] = pair_P2[i, 0]
+            slot_S2[slot, 1] = field
+            num_new += 1
+        slot_S2[slot, 1] += pair_P2[i, 1] - field
+    return num_new
+
+
+@nb.njit(cache=True)
+def _parts_of(pair_P2, num_parts):  # type: ignore[no-untyped-def]
+    part_P = np.empty(len(pair_P2), np.int64)
+    for i in range(len(pair_P2)):
+        # The upper half: the lower bits choose the slot, and a part must not fill one corner of the merged table.
+        hashed = mix(np.uint64(pair_P2[i, 0]) ^ (np.uint64(pair_P2[i, 1] & _FIELD_MASK) * _FIELD_SALT))
+        part_P[i] = np.int64(((hashed >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32))
+    return part_P

@@ -1,0 +1,107 @@
+"""Where numba keeps its compiled kernels: a directory of the user's own, so that workers share what one compiled.
+
+Import this module before numba: `import pipeline.kernels.cache  # noqa: F401`. A compiled kernel is machine code that is
+loaded without a question, so a directory that another user may write to is refused. And numba asks only whether the file
+of a kernel has changed, not the files of what is inlined into it: so each state of our kernels has a directory below, which
+is removed when nobody has used it for 30 days.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+from pipeline.dataset.manifest import InputError
+
+VARIABLE = "NUMBA_CACHE_DIR"
+_UNUSED_S = 30 * 24 * 3600.0
+_STATE = re.compile(r"[0-9a-f]{16}\Z")
+_held: dict[Path, int] = {}  # directories that this process uses → descriptors with a shared lock
+
+
+def own_directory(environment: MutableMapping[str, str]) -> Path:
+    """The cache directory, made with mode 0700 if need be, and named in `environment` for numba and for child processes.
+
+    It is named by the content of our kernels, below $NUMBA_CACHE_DIR, or $XDG_CACHE_HOME/entirespace/numba, or
+    ~/.cache/entirespace/numba. Raises InputError where it cannot be made, belongs to another user, or may be written by
+    others.
+    """
+    state = kernels_xxh3(Path(__file__).parents[2])
+    if chosen := environment.get(VARIABLE):
+        root = Path(chosen).parent if Path(chosen).name == state else Path(chosen)  # a parent process has been here
+    else:
+        home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = Path(home) / "entirespace" / "numba"
+    _make_own(root)
+    is_new = not (root / state).exists()
+    _hold(root / state)
+    if is_new:  # the moment at which others fall out of use
+        _remove_unused(root)
+    environment[VARIABLE] = str(root / state)
+    return root / state
+
+
+def _make_own(path: Path) -> None:
+    remedy = f"set {VARIABLE} to a directory of your own with mode 0700."
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{VARIABLE}={path} cannot be used ({error.strerror}); {remedy}") from error
+    if status.st_uid != os.geteuid():
+        raise InputError(f"{VARIABLE}={path} belongs to user id {status.st_uid}, who could plant code there; {remedy}")
+    if status.st_mode & 0o022:
+        raise InputError(f"{VARIABLE}={path} may be written by other users, who could plant code there; {remedy}")
+
+
+def _hold(path: Path) -> None:
+    """Make the directory, and lock it as long as this process or one that it forks lives: nobody removes it meanwhile."""
+    while path not in _held or not _is_at(path, _held[path]):
+        _make_own(path)
+        with suppress(FileNotFoundError):  # it was just being removed: make it again
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # where files cannot be locked, nothing is removed either
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _held[path] = descriptor
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+
+
+def _remove_unused(root: Path) -> None:
+    """Remove the directories of other states that no process holds, and that none has begun to use for long."""
+    for path in root.iterdir():
+        if not _STATE.match(path.name) or path in _held:
+            continue
+        with suppress(OSError):  # it is in use, or another process was faster
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > _UNUSED_S:
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def kernels_xxh3(root: Path) -> str:
+    """The hash of every source file below `root` that has kernels."""
+    content = xxhash.xxh3_64()
+    for path in sorted(path for package in ("pipeline", "training") for path in (root / package).rglob("*.py")):
+        if b"njit" in (text := path.read_bytes()):
+            content.update(text)
+    return content.hexdigest()
+
+
+own_directory(os.environ)

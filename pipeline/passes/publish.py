@@ -1,0 +1,149 @@
+"""Assemble: staged files get the names that their content gives them, and the manifest that names them is made.
+
+The last step before the commit: after it, everything lies in its place and nothing is visible yet.
+"""
+
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.audit import tally as audit
+from pipeline.audit.figures import figures
+from pipeline.audit.leakage import leakage
+from pipeline.audit.page import audit_page
+from pipeline.audit.statistics import Statistics
+from pipeline.audit.tally import Tally
+from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
+from pipeline.dataset.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
+from pipeline.features.fields import Field
+from pipeline.features.vocabulary import write_vocabulary
+from pipeline.passes.job import Counted, Job
+from pipeline.storage import commit
+from pipeline.storage.commit import Staging
+from pipeline.storage.parquet_files import HashedFile
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "events")  # of audit.json
+
+
+def assembled(
+    job: Job,
+    counted: Counted,
+    written: Tally,
+    reports: Sequence[dict[str, Any]],
+    reread: Sequence[dict[str, Any]],
+    staging: Staging,
+) -> Manifest:
+    """Move every file to its place and describe them; all but the last act of the commit."""
+    files = _place_data(job, reports)
+    fields = tuple(_placed_field(job, entry, counted, staging) for entry in job.catalogue.fields)
+    early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
+    set_aside = [
+        {"path": job.out.place(report)} | {key: report[key] for key in ("lines", "bytes", "xxh3")}
+        for report in [*early, *reread]
+    ]
+    totals = totals_of(files)
+    balanced = audit.balanced(counted.tally, written, totals, set_aside)
+    if job.labelled:
+        balanced["events"] = job.labelled.audit
+    content = balanced | figures(job.catalogue, _statistics(reports, staging))
+    content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
+    content["examples"] = audit.examples_of([*early, *reread], job.logs)
+    determining = job.determining
+    manifest = Manifest(
+        settings=determining,
+        settings_xxh3=settings_xxh3(determining),
+        sources=job.manifest_sources,
+        fields=fields,
+        labels=_label_definitions(job.settings),
+        files=tuple(files),
+        totals=totals,
+        audit={name: balanced[name] for name in _IN_MANIFEST if name in balanced},
+        lineage=job.base.lineage if job.base else (),
+    )
+    content[commit.OF_MANIFEST] = manifest.xxh3
+    commit.write_json(job.out, commit.AUDIT, content)
+    job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
+    return manifest
+
+
+def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:
+    data = [report for report in reports if report.get("file")]
+    files = []
+    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
+        staged, split = report["file"], report["split"]
+        name = job.out.place(staged)
+        groups = tuple(RowGroup(**group) for group in staged["row_groups"])
+        files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
+    return files
+
+
+def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str, Statistics]:
+    """split → the tallies of its files, merged in the order of the files; only splits that have rows."""
+    found: dict[str, Statistics] = {}
+    data = [report for report in reports if "statistics" in report and report["statistics"]["sizes"]]
+    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
+        found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report, staging.kept))
+    return found
+
+
+def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
+    vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
+    found = ManifestField(
+        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, "", "", entry.kind,
+        entry.hash_buckets,
+    )  # fmt: skip
+    if entry.is_numeric:
+        mean, std = _mean_std(job, entry, counted)
+        return replace(found, num_rows=0, mean=mean, std=std)
+    if entry.hash_buckets:
+        return found
+    file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
+    write_vocabulary(vocabulary, file)
+    name = job.out.place(staging.hand_in(file.staged(), commit.VOCABULARY, entry.name))
+    return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
+
+
+def _mean_std(job: Job, entry: Field, counted: Counted) -> tuple[float | None, float | None]:
+    if job.base:
+        before = job.base.field(entry.name)
+        return before.mean, before.std
+    return counted.moments.mean_std(job.catalogue.numerics.index(entry))
+
+
+def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
+    daction = settings.labels.daction
+    if settings.source.events:
+        return settings.source.events.label_definitions(daction)
+    labels = {
+        "click": "the impression was clicked",
+        "conversion": "the impression was clicked and bought (ESMM eq. 3)",
+    }
+    if daction:
+        labels["daction"] = f"the impression was clicked and followed by {' or '.join(daction)}"
+    return labels
+
+
+def write_run(
+    job: Job, spark: "SparkSession", manifest: Manifest, started: float, seconds: Mapping[str, float]
+) -> None:
+    """Write run.json: what may differ between two runs that give the same dataset."""
+    run = {
+        commit.OF_MANIFEST: manifest.xxh3,
+        "settings": job.settings.run_only(),
+        "host": socket.gethostname(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "spark": {"version": spark.version, "master": spark.sparkContext.master},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    commit.write_json(job.out, commit.RUN, run)

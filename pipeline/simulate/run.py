@@ -1,0 +1,203 @@
+"""Simulated raw logs in Ali-CCP's layout, with the true probabilities beside them.
+
+Read in this order: simulate_shapes (published figures), simulate_world (tastes), simulate_truth (probabilities),
+simulate_draw (a chunk of contexts), simulate_write (its bytes), simulate_dirt (planted faults), simulate_split (the
+files of a split), and here the chain.
+Chunks of 20,000 impressions are drawn, written and forgotten, so memory does not grow with the log.
+"""
+
+import json
+import os
+import shutil
+import sys
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.dataset.manifest import InputError
+from pipeline.features.fields import FeaturesSettings, catalogue
+from pipeline.simulate.draw import draw_chunk
+from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, layout
+from pipeline.simulate.published_figures import field_sizes, id_blocks
+from pipeline.simulate.split import Log, SplitWriter
+from pipeline.simulate.truth import RatesSettings, calibrate
+from pipeline.simulate.world import PILOT, SPLITS, build_world
+
+FORMAT_VERSION = 1
+SIMULATION = "simulation.json"
+_STAGING = "_simulating"
+_PILOT_IMPRESSIONS = 40_000
+_MIN_IMPRESSIONS = 100  # of a split
+
+
+@dataclass
+class SimulateSettings:
+    """What jobs.simulate takes."""
+
+    out: str
+    impressions: int
+    seed: int
+    rates: RatesSettings
+    train_share: float = 0.5  # the published one is 42.3 : 43.0
+    actions: bool = False  # write the action log too
+    dirt: float = 0.001  # planted dirty lines, as a share of the lines
+    features: FeaturesSettings = field(default_factory=FeaturesSettings)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed} is negative; give a whole number from 0.")
+        if not 0 < self.train_share < 1:
+            raise InputError(f"train_share={self.train_share} leaves a split empty; give a share between 0 and 1.")
+        if not 0 <= self.dirt <= 0.1:
+            raise InputError(f"dirt={self.dirt} is not a share of at most 0.1; dirt=0 plants no dirty line.")
+        if min(self.split_impressions) < _MIN_IMPRESSIONS:
+            raise InputError(
+                f"impressions={self.impressions} with train_share={self.train_share} leaves a split of "
+                f"{min(self.split_impressions)}; each needs at least {_MIN_IMPRESSIONS}."
+            )
+
+    @property
+    def split_impressions(self) -> tuple[int, int]:
+        """Impressions of train and of test."""
+        train = round(self.impressions * self.train_share)
+        return train, self.impressions - train
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that determine the bytes: all but the place."""
+        settings = {"format_version": FORMAT_VERSION, **asdict(self)}
+        del settings["out"]
+        return settings
+
+
+def simulate(settings: SimulateSettings) -> None:
+    """Write the log to `settings.out`, simulation.json last; does nothing where the same log is already there.
+
+    Files are written beside their final names and moved when whole, so a run that was killed is simply run again.
+    Raises InputError where `out` holds anything else, or cannot be written.
+    """
+    out = Path(settings.out).expanduser()
+    if _is_there(out, settings):
+        print(f"{out}: already there, with the same settings; nothing to do.")
+        return
+    try:
+        staging = out / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        record = _write(settings, staging)
+        for path in sorted(staging.iterdir()):
+            os.replace(path, out / path.name)
+        temporary = staging / SIMULATION
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, out / SIMULATION)
+        staging.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"out={out} cannot be written ({error.strerror or error}); free space or name another."
+        ) from error
+    _tell(out, record)
+
+
+def _is_there(out: Path, settings: SimulateSettings) -> bool:
+    """Whether `out` holds this very log; InputError where it holds another, or what no simulator wrote."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise InputError(f"out={out} is a file; name a directory.")
+    names = sorted(path.name for path in out.iterdir())
+    if SIMULATION in names:
+        try:
+            written = json.loads((out / SIMULATION).read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{out / SIMULATION} is damaged ({error}); empty {out} or name another out=.") from error
+        wanted = json.loads(json.dumps(settings.determining()))
+        if written == wanted:
+            return True
+        differing = [key for key in wanted if written.get(key) != wanted[key]]
+        raise InputError(
+            f"out={out} holds a log simulated with other settings ({', '.join(differing)} differ); "
+            "empty it or name another out=."
+        )
+    if names and _STAGING not in names:
+        raise InputError(f"out={out} holds files of another origin ({names[0]}, …); name an empty directory.")
+    return False
+
+
+def _write(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
+    """Write every file of the log into `staging`; gives the content of simulation.json."""
+    fields = catalogue(settings.features, min_count=1)
+    world = build_world(settings.seed, settings.impressions, settings.train_share)
+    pilot = draw_chunk(world, np.random.default_rng([settings.seed, PILOT]), 0, _PILOT_IMPRESSIONS)
+    calibration = calibrate(world, settings.rates, pilot.scores, pilot.context_B)
+    blocks = id_blocks(field_sizes(settings.impressions, world.num_users))
+    log = Log(
+        world=world,
+        calibration=calibration,
+        context_layout=layout(fields, CONTEXT_FIELDS, blocks, world),
+        impression_layout=layout(fields, IMPRESSION_FIELDS, blocks, world),
+        seed=settings.seed,
+        impressions=settings.impressions,
+        actions=settings.actions,
+        dirt=settings.dirt,
+    )
+    splits, first_id = {}, 1
+    with closing(_Progress(settings.impressions)) as progress:
+        for split, impressions in enumerate(settings.split_impressions):
+            with SplitWriter(log, staging, split, impressions, first_id) as writer:
+                for written in writer.write():
+                    progress.add(written)
+            splits[SPLITS[split]] = writer.tally.summary()
+            first_id += impressions
+    return {
+        "settings": settings.determining(),
+        "click_logit_variance": {
+            "interaction_share": calibration.interaction_share,
+            "interaction_share_within_contexts_and_categories": calibration.interaction_share_strict,
+        },
+        "cardinality": {name: block.size for name, block in blocks.items()},
+        "splits": splits,
+    }
+
+
+class _Progress:
+    """A bar on a terminal, a line every tenth elsewhere; on stderr."""
+
+    def __init__(self, impressions: int) -> None:
+        self.total, self.done = impressions, 0
+        on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=impressions, unit="imp", unit_scale=True, desc="simulate") if on_terminal else None
+
+    def add(self, impressions: int) -> None:
+        before, self.done = self.done, self.done + impressions
+        if self.bar is not None:
+            self.bar.update(impressions)
+        elif before * 10 // self.total < self.done * 10 // self.total:
+            print(f"simulate: {self.done:,} of {self.total:,} impressions", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _tell(out: Path, record: dict[str, Any]) -> None:
+    """What was written, in a few lines."""
+    rates = record["settings"]["rates"]
+    print(
+        f"{out}: {record['settings']['impressions']:,} impressions in Ali-CCP's layout, labels at rates={rates['name']}"
+    )
+    if rates["name"] != "published":
+        print(
+            f"  NOTE rates={rates['name']}: {rates['click']:.1%} clicks and {rates['conversion']:.1%} conversions after a "
+            "click are not Ali-CCP's published 3.9% and 0.5%; rates=published has those."
+        )
+    for split, tally in record["splits"].items():
+        dirty = sum(count for reasons in tally["dirty"].values() for count in reasons.values())
+        auc = tally["true_auc"]["ctr_auc"]
+        print(
+            f"  {split}: {tally['contexts']:,} contexts, {tally['impressions']:,} impressions, {tally['clicks']:,} clicks, "
+            f"{tally['dactions']:,} dactions, {tally['conversions']:,} conversions, {dirty:,} dirty lines planted"
+            + (f", true CTR AUC {auc:.4f}" if auc is not None else "")
+        )

@@ -1,0 +1,176 @@
+"""The latent-factor world behind a simulated log: who likes what, and the true probabilities that follow.
+
+Each user has a taste vector and each category a vector of the same few dimensions; a shop, a brand or an intention is
+its category's vector plus a small part of its own. A user's lists are draws from softmax(taste · category), so the log
+reveals the taste; an impression carries the entries that its item shares with the user's lists, so the log reveals the
+interaction too. CVR depends on the interaction that also drives the click: clicked impressions are a biased sample.
+"""
+
+# Shapes: U users, G categories, T taxa (categories, shops, brands, intentions, in one index), D taste, B impressions.
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.simulate.published_figures import (
+    MEAN_IMPRESSIONS_PER_CONTEXT,
+    MIN_PER_CATEGORY,
+    PROFILE_CARDINALITY,
+    TAXA,
+    cardinality,
+    size_log_odds,
+)
+
+TASTE_WIDTH = 6
+#: Standard deviation, per dimension, of what a shop, brand or intention adds to its category's vector of 1.
+OWN_PART = 0.22
+#: Streams of random numbers: SeedSequence((seed, stream, …)), so that no part depends on how much another drew.
+WORLD, PILOT, CHUNK = 0, 1, 2
+SPLITS = ("train", "test")
+#: How much of a taste is left in the test period, and the share of its users that train has not seen.
+TASTE_CORRELATION = 0.95
+NEW_USERS = 0.3
+#: Standard deviation of the interaction in the logit of a click: about two thirds of the logit's variance.
+INTERACTION_SCALE = 0.85
+#: The same for what categories, shops and brands have of their own (main effects).
+BIAS_SCALE = {"category": 0.25, "shop": 0.15, "brand": 0.1, "intention": 0.0}
+POSITION_LOG_ODDS = np.array([0.35, 0.05, -0.2, -0.45])
+USER_SCALE = 0.2
+
+
+class Tables(NamedTuple):
+    """What the drawing kernel needs of the world (a NamedTuple, because numba takes it as it is)."""
+
+    vector_TD: np.ndarray  # float32; a category's vector, or what a shop, brand, intention adds to it
+    first_4G: np.ndarray  # int64; where the category's block of shops, brands, intentions, items begins
+    size_4G: np.ndarray  # int64; and how long it is
+    popularity_SG: np.ndarray  # float64, adds to 1 for each split
+    salt: np.uint64  # keys the fixed attributes of items
+
+
+@dataclass(frozen=True)
+class World:
+    """All that stays fixed while chunks are drawn."""
+
+    tables: Tables
+    taste_SUD: np.ndarray  # float32: in train, in test
+    profile: dict[str, np.ndarray]  # profile field → int64 [U]
+    user_effect_U: np.ndarray  # float64, adds to the logit of a click
+    bias_T: np.ndarray  # float64, likewise
+    buyer_U: np.ndarray  # float64, adds to the logit of a conversion
+    window_S: tuple[tuple[int, int], ...]  # the users active in each split
+
+    @property
+    def num_users(self) -> int:
+        """U: the users of both splits together."""
+        return len(self.user_effect_U)
+
+
+def build_world(seed: int, impressions: int, train_share: float) -> World:
+    """Draw the world of a log of `impressions`, a share `train_share` of them in train."""
+    rng = np.random.default_rng([seed, WORLD])
+    windows = _user_windows(impressions, train_share)
+    users = max(stop for _, stop in windows)
+    taste_UD = rng.standard_normal((users, TASTE_WIDTH))
+    profile = _profiles(rng, taste_UD)
+    drift_UD = rng.standard_normal((users, TASTE_WIDTH))
+    later_UD = TASTE_CORRELATION * taste_UD + np.sqrt(1 - TASTE_CORRELATION**2) * drift_UD
+    tables = _tables(rng, impressions)
+    bias_T = np.concatenate(
+        [BIAS_SCALE[kind] * rng.standard_normal(cardinality(kind, impressions)) for kind in TAXA], dtype=np.float64
+    )
+    age, gender = profile["user_age"], profile["user_gender"]
+    by_group = rng.standard_normal((PROFILE_CARDINALITY["user_gender"], PROFILE_CARDINALITY["user_age"]))
+    return World(
+        tables=tables,
+        taste_SUD=np.stack([taste_UD, later_UD]).astype(np.float32),
+        profile=profile,
+        user_effect_U=USER_SCALE * by_group[gender, age],
+        bias_T=bias_T,
+        buyer_U=0.4 * (profile["user_consumption_1"] - 1.5) + 0.3 * rng.standard_normal(users),
+        window_S=windows,
+    )
+
+
+def _user_windows(impressions: int, train_share: float) -> tuple[tuple[int, int], ...]:
+    """The users [start, stop) of train and of test: 2 contexts a user, and most of test's users seen before."""
+    half = [share * impressions / MEAN_IMPRESSIONS_PER_CONTEXT for share in (train_share, 1 - train_share)]
+    train, test = (max(4, round(0.5 * contexts)) for contexts in half)
+    start = round(NEW_USERS * train)
+    return (0, train), (start, start + test)
+
+
+def _profiles(rng: np.random.Generator, taste_UD: np.ndarray) -> dict[str, np.ndarray]:
+    """Demographics that lean on the taste, each field int64 [U]."""
+    users = len(taste_UD)
+
+    def leaning(dimension: int, values: int) -> np.ndarray:
+        noisy = 0.7 * taste_UD[:, dimension] + 0.7 * rng.standard_normal(users)
+        return np.clip(np.floor((noisy + 2) / 4 * values), 0, values - 1).astype(np.int64)
+
+    gender, age, region = leaning(0, 2), leaning(1, 7), rng.integers(0, 7, users)
+    unknown = rng.random(users) < 0.02
+    group = gender * 7 + age
+    return {
+        "user_profile": group * 7 + region,
+        "user_group": group,
+        "user_gender": np.where(unknown, 2, gender),
+        "user_age": np.where(unknown, 7, age),
+        "user_consumption_1": leaning(2, 4),
+        "user_consumption_2": leaning(3, 4),
+        "user_is_occupied": leaning(4, 3),
+        "user_geography": rng.integers(0, 5, users),
+    }
+
+
+def _tables(rng: np.random.Generator, impressions: int) -> Tables:
+    """Categories of Zipf popularity, and below each a block of shops, brands, intentions and items."""
+    count = {kind: cardinality(kind, impressions) for kind in (*TAXA, "item")}
+    num_categories = count["category"]
+    # Steep enough that larger logs add rare categories and leave the popular ones about as popular.
+    popularity_G = (np.arange(num_categories) + 40.0) ** -1.5
+    popularity_G /= popularity_G.sum()
+    drifted_G = popularity_G * np.exp(0.1 * rng.standard_normal(num_categories))
+    vector_GD = rng.standard_normal((num_categories, TASTE_WIDTH))
+    vector_GD -= popularity_G @ vector_GD  # centred, so that taste · vector is interaction and no main effect
+    own = [OWN_PART * rng.standard_normal((count[kind], TASTE_WIDTH), dtype=np.float32) for kind in TAXA[1:]]
+    sizes = [_block_sizes(count[kind], popularity_G, MIN_PER_CATEGORY[kind]) for kind in (*TAXA[1:], "item")]
+    starts = [*np.cumsum([num_categories, count["shop"], count["brand"]]).tolist(), 0]  # items count from 0
+    firsts = [start + np.cumsum(size_G) - size_G for start, size_G in zip(starts, sizes, strict=True)]
+    return Tables(
+        vector_TD=np.concatenate([vector_GD.astype(np.float32), *own]),
+        first_4G=np.stack(firsts),
+        size_4G=np.stack(sizes),
+        popularity_SG=np.stack([popularity_G, drifted_G / drifted_G.sum()]),
+        salt=rng.integers(0, 2**63, dtype=np.uint64),
+    )
+
+
+def _block_sizes(total: int, popularity_G: np.ndarray, smallest: int) -> np.ndarray:
+    """Share out `total` over the categories, popular ones getting more, none less than `smallest`: int64 [G]."""
+    share_G = popularity_G**0.7
+    size_G = smallest + np.floor((total - smallest * len(share_G)) * share_G / share_G.sum()).astype(np.int64)
+    size_G[: total - size_G.sum()] += 1
+    return size_G
+
+
+class Scores(NamedTuple):
+    """What the probabilities of B impressions are made of (all [B])."""
+
+    affinity: np.ndarray  # taste · item vector, unscaled: the interaction
+    user: np.ndarray  # row of the world's user tables
+    taxa_4: np.ndarray  # int64 [4, B]: category, shop, brand, first intention
+    position: np.ndarray
+    context_size: np.ndarray  # impressions of its context
+
+
+def click_parts(world: World, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """(unscaled interaction, everything else) of the logit of a click, each float64 [B]."""
+    main = world.user_effect_U[scores.user] + world.bias_T[scores.taxa_4].sum(axis=0)
+    return scores.affinity, main + POSITION_LOG_ODDS[scores.position] + size_log_odds(scores.context_size)
+
+
+def buying_score(world: World, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
+    """What moves the logits of daction and conversion after a click: the click's own interaction among it."""
+    return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]

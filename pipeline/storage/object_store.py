@@ -1,0 +1,122 @@
+"""A dataset under a prefix of an object store: a task PUTs its file under the final name, for nothing can be renamed there."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from pipeline.dataset.manifest import open_location
+from pipeline.errors import reading, writing
+from pipeline.storage.local_store import STAGING, fresh_name
+
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """An address that pyarrow opens: s3://bucket/prefix and the like."""
+
+    location: str
+
+    def begin(self, run: str) -> None:
+        """Nothing: a prefix needs no making, and where nothing locks it another run's files may be alive."""
+
+    def scratch(self, run: str) -> Path:
+        """On this host: in Spark's own scratch space where there is one, which Spark empties when its executor ends."""
+        spark_dirs = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+        path = Path(spark_dirs or tempfile.gettempdir()) / f"entirespace-{run}"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def hand_in(self, staged: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """PUT it under its name. Attempts of one task PUT the same bytes there, in any order."""
+        path = Path(staged["staged"])
+        filesystem, root = self._open()
+        with (
+            writing(f"out={self.location}"),
+            path.open("rb") as source,
+            filesystem.open_output_stream(f"{root}/{name}") as sink,
+        ):
+            while block := source.read(_BLOCK_BYTES):
+                sink.write(block)
+        path.unlink()
+        return {key: value for key, value in staged.items() if key != "staged"} | {"name": name}
+
+    def keep(self, run: str, name: str, content: bytes) -> str:
+        """In the store, for the scratch of one host is not seen by another."""
+        place = f"{STAGING}/{run}/{name}"
+        self.put(place, content)
+        return place
+
+    def place(self, handed_in: Mapping[str, Any]) -> str:
+        """It is there."""
+        name: str = handed_in["name"]
+        return name
+
+    def settle(self, folders: tuple[str, ...]) -> None:
+        """An object that was PUT stays."""
+
+    def read(self, name: str) -> bytes | None:
+        """The content, or None."""
+        filesystem, root = self._open()
+        try:
+            with reading(self.location), filesystem.open_input_file(f"{root}/{name}") as stream:
+                content: bytes = stream.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def put(self, name: str, content: bytes) -> None:
+        """One PUT; on a file system behind an address (HDFS) written beside it and renamed."""
+        filesystem, root = self._open()
+        with writing(f"out={self.location}"):
+            if appears_whole(filesystem):
+                with filesystem.open_output_stream(f"{root}/{name}") as sink:
+                    sink.write(content)
+            else:
+                fresh = f"{root}/{STAGING}/{fresh_name(name)}"
+                filesystem.create_dir(f"{root}/{STAGING}")
+                with filesystem.open_output_stream(fresh) as sink:
+                    sink.write(content)
+                filesystem.move(fresh, f"{root}/{name}")
+
+    def names(self, folder: str) -> list[tuple[str, float]]:
+        """Objects and their age, by the store's time of writing and this host's clock."""
+        filesystem, root = self._open()
+        selector = pafs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True)
+        with reading(self.location):
+            infos = filesystem.get_file_info(selector)
+        return [
+            (info.path.removeprefix(f"{root}/"), time.time() - info.mtime_ns / 1e9) for info in infos if info.is_file
+        ]
+
+    def remove(self, name: str) -> None:
+        """Delete it."""
+        filesystem, root = self._open()
+        with writing(f"out={self.location}"):
+            if filesystem.get_file_info(f"{root}/{name}").is_file:
+                filesystem.delete_file(f"{root}/{name}")
+
+    def clear(self, run: str) -> None:
+        """Remove this host's scratch, and what the run kept in the store for its other hosts."""
+        shutil.rmtree(self.scratch(run), ignore_errors=True)
+        for name, _ in self.names(f"{STAGING}/{run}"):
+            self.remove(name)
+
+    def _open(self) -> tuple[pafs.FileSystem, str]:
+        # pyarrow would make three requests of a small file; put off, the opening and the writing are one PUT.
+        query = "?allow_delayed_open=true" if self.location.startswith("s3://") else ""
+        with reading(self.location):
+            filesystem, root = open_location(f"{self.location}{query}")
+        return filesystem, root.rstrip("/")
+
+
+def appears_whole(filesystem: pafs.FileSystem) -> bool:
+    """Whether a file is seen only when its writing has ended, as objects are."""
+    return filesystem.type_name in ("s3", "gcs", "abfs")

@@ -1,0 +1,98 @@
+"""Mistakes on the command line: one sentence on stderr, status 2, before Spark starts."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from raw_log import small_log
+
+from jobs.entry import with_new_keys
+from jobs.preprocess import quoted
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import InputError
+from pipeline.preprocess import preprocess
+from training.run.settings import TrainSettings
+
+
+def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"JAVA_HOME": "/nowhere", "PATH": "/nowhere"}  # Spark could not start
+    command = [sys.executable, "-m", "jobs.preprocess", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["source.path=RAW"], "error: out is not set and has no default; give it on the command line as out=VALUE."),
+        (["source.path=RAW", "out=OUT", "sead=2"], "error: sead is not a setting of this job; did you mean seed?"),
+        (["source.path=/nowhere", "out=OUT"], "error: source.path=/nowhere does not exist; give the directory"),
+        (["source.path=/nowhere", "out=OUT", "features.fields.user_id.hash_buckets=9"], "error: source.path=/nowhere"),
+        (["source.path=RAW", "out=OUT", "features.fields.user_id.hash_bucket=9"],
+         "error: features.fields.user_id.hash_bucket is not a setting of this job"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_with_status_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    result = job(*(argument.replace("RAW", str(raw)).replace("OUT", str(tmp_path / "out")) for argument in arguments))
+    assert result.returncode == 2
+    assert result.stderr.startswith(sentence)
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("seed=two", "seed: Value 'two'"),
+        ("split.validation=1.5", r"split.validation=1.5 is not a share in \[0, 1\)"),
+        ("checks.bad_label=keep", "checks.bad_label=keep is not one of quarantine, fail"),
+        ("rows.max_impressions=0", "rows.max_impressions=0 is below 1"),
+        ("labels.daction=[cart,cart]", "names an action twice"),
+        ("source.name=events", "source.name=events and source.events do not go together"),
+        ("source.name=kafka", "source.name=kafka is not a known layout; choose aliccp or events"),
+        ("features.group=item_id", "features.group=item_id is not a categorical context field"),
+    ],
+)
+def test_a_setting_outside_its_rule_stops_before_spark(
+    tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings], override: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        preprocess(preprocess_settings(small_log().write(tmp_path / "raw"), tmp_path / "out", override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_every_setting_and_starts_nothing() -> None:
+    result = job("--help")
+    assert result.returncode == 0
+    for key in (
+        "impressions_per_row_group: 16384",
+        "duplicate_impression: quarantine",
+        "master: local[2]",
+        "127_14",
+    ):
+        assert key in result.stdout
+
+
+def test_a_spark_master_may_be_typed_without_quotes() -> None:
+    assert quoted("spark.master=local[4]") == "spark.master='local[4]'"
+    assert quoted("spark.master='local[4]'") == "spark.master='local[4]'"
+    assert quoted("seed=3") == "seed=3"
+
+
+def test_a_setting_by_name_may_name_what_no_file_names() -> None:
+    typed_in = ["embedding.dims.item_id=128", "embedding.dim=8", "sharding.tables.a=row_wise", "model=esmm", "--help"]
+    assert with_new_keys(typed_in, TrainSettings) == [
+        "++embedding.dims.item_id=128",
+        "embedding.dim=8",
+        "++sharding.tables.a=row_wise",
+        "model=esmm",
+        "--help",
+    ]
+    typed_in = ["features.fields.item_id.max_ids=9", "source.events.names.application=[apply]", "source.path=RAW"]
+    assert with_new_keys(typed_in, PreprocessSettings) == [f"++{typed_in[0]}", f"++{typed_in[1]}", typed_in[2]]
+    command = [sys.executable, "-m", "jobs.train", "data=/nowhere", "out=/nowhere", "embedding.dims.item_id=128"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, "data=/nowhere does not exist" in result.stderr) == (2, True)

@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from tiny_dataset import write_tiny_dataset
+
+from jobs.entry import typed
+from pipeline.dataset.manifest import InputError
+from training.distributed.optimizers import EMBEDDING_OPTIMIZERS
+from training.model.graph import Graph
+from training.run.settings import TrainSettings, load
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def composed(*overrides: str) -> TrainSettings:
+    with initialize_config_module("conf", version_base="1.3"):
+        return typed(TrainSettings, compose("train", ["data=d", "out=o", *overrides]))
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_two_ranks_under_torchrun_train_and_one_evaluates(tmp_path: Path) -> None:
+    write_tiny_dataset(tmp_path / "data", num_contexts=60)
+    out = tmp_path / "run"
+    overrides = (f"data={tmp_path / 'data'}", f"out={out}", "plan.batch_size=64", "model.towers.hidden=[8]")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run(*torchrun, "-m", "jobs.train", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "is trained; evaluate it with" in done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    assert load(out).plan.batch_size == 64
+    done = run(sys.executable, "-m", "jobs.evaluate", f"run={out}")
+    assert done.returncode == 0, done.stderr
+    assert "ctcvr_auc" in done.stderr
+    for name in ("metrics.json", "metrics.test.json", "report.html", "predictions/test/part-00000.parquet"):
+        assert (out / name).exists(), name
+
+
+def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "jobs.train", f"data={tmp_path / 'nothing'}", f"out={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "does not exist" in done.stderr
+
+
+def test_a_split_that_is_none_is_refused_where_it_would_have_meant_no_validation() -> None:
+    with pytest.raises(InputError, match=r"validation.split=dev is not one of train, validation, test; null"):
+        composed("validation.split=dev")
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_composes_to_a_graph(model: str) -> None:
+    settings = composed(f"model={model}")
+    graph = Graph(settings.model.graph, ["click", "daction", "conversion"])
+    assert settings.model.name == model
+    assert "p_cvr" in graph.outputs
+
+
+@pytest.mark.parametrize("optimizer", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
+def test_every_optimizer_composes_to_one_that_a_cpu_has(optimizer: str) -> None:
+    assert composed(f"optimizer={optimizer}").optimizer.embeddings.name == optimizer
+    assert optimizer in EMBEDDING_OPTIMIZERS["cpu"]
+
+
+def test_an_experiment_holds_only_its_differences() -> None:
+    settings = composed("model=esm2", "experiment=esm2_paper")
+    assert settings.embedding.dims == {"item_id": 128}
+    assert (settings.plan.batch_size, settings.optimizer.towers.lr) == (1000, 5e-4)
+    assert settings.model.towers.hidden == [512, 256, 128, 32]
+    assert settings.embedding.dim == 18
+
+
+def test_the_wide_network_differs_from_esmm_in_its_hidden_layers_alone() -> None:
+    wide, plain = composed("model=esmm_wide"), composed("model=esmm")
+    assert wide.model.towers.hidden == [360, 200, 80]
+    assert wide.model.graph == plain.model.graph
+    assert plain.model.towers.hidden == [200, 80]
+
+
+def test_the_defaults_are_those_of_the_dataclasses() -> None:
+    settings = composed()
+    assert settings == TrainSettings(data="d", out="o", model=settings.model)

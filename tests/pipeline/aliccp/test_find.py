@@ -1,0 +1,143 @@
+"""Raw files: what is found, what is refused in one sentence, and lines that splits neither lose nor read twice."""
+
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+from raw_log import RawLog, small_log
+
+from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile, find_sources, input_splits, read_chunks
+from pipeline.dataset.manifest import InputError
+
+
+def source_of(path: Path, text: bytes, compressed: bool = False) -> SourceFile:
+    path.write_bytes(gzip.compress(text) if compressed else text)
+    return SourceFile(0, path.name, str(path), path.stat().st_size, SKELETON, "train", compressed)
+
+
+def lines_with_offsets(split: InputSplit, chunk_bytes: int) -> list[tuple[int, bytes]]:
+    found = []
+    for offset, chunk in read_chunks(split, chunk_bytes):
+        assert chunk.endswith(b"\n")
+        for line in chunk[:-1].split(b"\n"):
+            found.append((offset, line))
+            offset += len(line) + 1
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_splits_of_any_size_give_every_line_once_at_its_offset(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    lines = [b"x" * draw.choice([0, 0, 1, 5, 30, 200]) for _ in range(60)]
+    text = b"\n".join(lines) + (b"\n" if draw.random() < 0.5 else b"")
+    if not text.endswith(b"\n") and not lines[-1]:
+        lines.pop()  # a file that ends in a line feed has no empty line behind it
+    offsets = [sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
+    expected = list(zip(offsets, lines, strict=True))
+    if text.endswith(b"\n") and offsets and offsets[-1] >= len(text):
+        expected.pop()
+    source = source_of(tmp_path / "log", text)
+    for split_bytes in (1, 7, 64, 300, 10**6):
+        for chunk_bytes in (1, 16, 4096):
+            splits = input_splits([source], split_bytes)
+            found = [pair for split in splits for pair in lines_with_offsets(split, chunk_bytes)]
+            assert found == expected
+
+
+def test_a_gzip_file_is_one_split_with_offsets_in_the_uncompressed_file(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "log.gz", b"one\ntwo\nthree" * 50, compressed=True)
+    splits = input_splits([source], split_bytes=4)
+    assert len(splits) == 1
+    assert [offset for offset, _ in lines_with_offsets(splits[0], 8)][:3] == [0, 4, 8]
+    assert len(lines_with_offsets(splits[0], 8)) == 101
+
+
+def test_files_gzip_files_and_directories_of_parts_are_found_in_the_order_of_the_log(tmp_path: Path) -> None:
+    small_log().write(tmp_path / "plain")
+    small_log().write(tmp_path / "gzip", compressed=True)
+    small_log().write(tmp_path / "parts", num_parts=2)
+    (tmp_path / "parts" / "sample_skeleton_test" / "_SUCCESS").touch()
+    plain = find_sources(str(tmp_path / "plain"), with_actions=False)
+    assert [(source.ordinal, source.table, source.period) for source in plain] == [
+        (0, CONTEXT, "train"), (1, CONTEXT, "test"), (2, SKELETON, "train"), (3, SKELETON, "test"),
+    ]  # fmt: skip
+    assert all(source.compressed for source in find_sources(str(tmp_path / "gzip"), with_actions=False))
+    parts = [source.name for source in find_sources(str(tmp_path / "parts"), with_actions=False)]
+    assert parts[-2:] == ["sample_skeleton_test/part-000", "sample_skeleton_test/part-001"]
+
+
+def refusal(directory: Path, with_actions: bool = False) -> str:
+    with pytest.raises(InputError) as refused:
+        find_sources(str(directory), with_actions)
+    return str(refused.value)
+
+
+def test_a_missing_directory_is_refused_with_the_files_that_belong_in_it(tmp_path: Path) -> None:
+    assert "does not exist; give the directory that holds common_features_{train,test}.csv" in refusal(tmp_path / "no")
+    (tmp_path / "file").touch()
+    assert "is not a directory" in refusal(tmp_path / "file")
+
+
+def test_a_missing_an_empty_and_a_doubled_table_are_each_named(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    (raw / "sample_skeleton_test.csv").rename(raw / "elsewhere.csv")
+    assert "has no sample_skeleton_test.csv" in refusal(raw)
+    (raw / "sample_skeleton_test.csv").touch()
+    assert "sample_skeleton_test.csv is empty" in refusal(raw)
+    (raw / "elsewhere.csv").rename(raw / "sample_skeleton_test.csv")
+    (raw / "sample_skeleton_test.csv.gz").touch()
+    assert "has both sample_skeleton_test.csv and sample_skeleton_test.csv.gz" in refusal(raw)
+
+
+def test_an_action_log_is_asked_for_only_where_labels_need_it(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    find_sources(str(raw), with_actions=False)
+    assert "has no actions_train.csv" in refusal(raw, with_actions=True)
+    assert "labels.daction=[] does without" in refusal(raw, with_actions=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("sample_skeleton_train", b"1;0;0;0000000000000001;1;205\x021\x031.0"),
+        ("sample_skeleton_train", b"1,0,0,0000000000000001,1,205:1:1.0"),
+        ("sample_skeleton_train", b"1,0,0,0000000000000001,2,205\x021\x031.0;206\x025\x031.0"),
+        ("common_features_test", b"0000000000000001\t1\t101\x021\x031.0"),
+        ("common_features_test", b"\n\n"),
+    ],
+)
+def test_a_file_with_other_separators_is_refused_with_what_was_seen(tmp_path: Path, table: str, line: bytes) -> None:
+    log: RawLog = small_log()
+    log.lines[table] = [line, line]
+    message = refusal(log.write(tmp_path / "raw"))
+    assert f"{table}.csv is no " in message
+    assert ("only empty lines" if not line.strip() else repr(line[:10].decode())[1:-1]) in message
+
+
+def test_some_bad_first_lines_do_not_make_a_file_of_another_kind(tmp_path: Path) -> None:
+    log = small_log()
+    log.lines["sample_skeleton_train"][:0] = [b"", b"broken", b"1,2,3"]
+    assert find_sources(str(log.write(tmp_path / "raw")), with_actions=False)
+
+
+def test_a_line_longer_than_what_is_looked_at_does_not_make_a_file_of_another_kind(tmp_path: Path) -> None:
+    log = small_log()
+    lines = log.lines["sample_skeleton_train"]
+    lines[0] += b"\x01205\x021\x031.0" * 10_000
+    assert find_sources(str(log.write(tmp_path / "one")), with_actions=False)
+    log.lines["sample_skeleton_train"] = lines[:1]
+    assert find_sources(str(log.write(tmp_path / "only")), with_actions=False)
+
+
+def test_a_short_part_of_bad_lines_is_for_the_quarantine_but_a_long_one_is_another_file(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw", num_parts=1)
+    part = raw / "sample_skeleton_train" / "part-001"
+    part.write_bytes(b"1,0,0,cut o")
+    (raw / "sample_skeleton_train" / "part-002.gz").write_bytes(gzip.compress(b""))
+    assert len(find_sources(str(raw), with_actions=False)) == 6
+    part.write_bytes(b"user,item\n" * 100)
+    assert "sample_skeleton_train/part-001 is no sample_skeleton log" in refusal(raw)
+    part.write_bytes(b"1,0,0,cut o")
+    (raw / "sample_skeleton_train" / "part-000").write_bytes(b"1,0,0,cut o")
+    assert "sample_skeleton_train/part-000 is no sample_skeleton log" in refusal(raw)

@@ -1,0 +1,134 @@
+"""audit.html: what it says is what audit.json says, and nothing of a log can leave its place in it."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from raw_log import random_log
+
+from pipeline.audit.page import audit_page, visible
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.preprocess import preprocess
+
+Settings = Callable[..., PreprocessSettings]
+ATTACK = b'<script>alert("&")</script>,1,205\x02\x03\xe2\x80\xae\xff'
+
+
+class Text(HTMLParser):
+    """The text of a page, its tags, and whether each was closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {name for name, _ in attrs} & {"src", "href", "onload", "onclick"}
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def audited(
+    spark: object, tmp_path_factory: pytest.TempPathFactory, preprocess_settings: Settings
+) -> tuple[Path, Path]:
+    """A raw log with dirt and an attack in it, and its dataset."""
+    root = tmp_path_factory.mktemp("audited")
+    log = random_log(4)
+    log.lines["common_features_train"].insert(0, ATTACK)
+    raw = log.write(root / "raw")
+    preprocess(preprocess_settings(raw, root / "out"))
+    return raw, root / "out"
+
+
+def test_the_page_is_one_file_without_script_or_reference_and_shows_the_counts(audited: tuple[Path, Path]) -> None:
+    _, out = audited
+    page = Text((out / "audit.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    text = " ".join(page.words)
+    audit = json.loads((out / "audit.json").read_text())
+    for split, total in audit["funnel"].items():
+        assert split in text
+        for number in total.values():
+            assert f"{number:,}" in text
+    for reason, number in audit["quarantined"].items():
+        if number:
+            assert re.search(rf"{reason}: \d of {number:,}", text)
+    for name in audit["fields"]:
+        assert name in text
+
+
+def test_a_line_of_the_log_is_shown_as_text_whatever_it_holds(audited: tuple[Path, Path]) -> None:
+    _, out = audited
+    page = (out / "audit.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&quot;&amp;&quot;)" in page
+    assert visible("a\x02<\u202e é") == "a<b>\\x02</b>&lt;<b>\\u202e</b> é"
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
+
+
+def test_three_examples_of_each_reason_are_the_first_lines_of_the_log_that_have_it(audited: tuple[Path, Path]) -> None:
+    raw, out = audited
+    audit = json.loads((out / "audit.json").read_text())
+    sources = [source["name"] for source in json.loads((out / "manifest.json").read_text())["sources"]]
+    for reason, found in audit["examples"].items():
+        assert len(found) == min(3, audit["quarantined"][reason])
+        places = [(sources.index(example["source"]), example["offset"]) for example in found]
+        assert places == sorted(places)
+        for example in found:
+            line = (raw / example["source"]).read_bytes()[example["offset"] :].split(b"\n", 1)[0]
+            shown = line[:400].decode("utf-8", "backslashreplace")
+            assert example["line"] == shown + ("…" if len(line) > 400 else "")
+    assert audit["examples"]["bad_context_key"][0]["line"] == ATTACK.decode("utf-8", "backslashreplace")
+
+
+def test_another_run_writes_the_same_audit_and_page(
+    audited: tuple[Path, Path], tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    raw, out = audited
+    manifest = preprocess(preprocess_settings(raw, tmp_path / "again", "source.split_bytes=5000"))
+    for name in ("audit.json", "audit.html", "manifest.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+    assert audit_page(json.loads((out / "audit.json").read_text()), manifest) == (out / "audit.html").read_text()
+
+
+def test_a_named_leak_stands_at_the_head_of_the_page(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    from pipeline.dataset.manifest import load_manifest
+
+    _, out = audited
+    audit = json.loads((out / "audit.json").read_text())
+    audit["leakage"]["auc"]["position"] = {"click": {"auc": 0.999, "error": 0.001, "by": "weights"}}
+    audit["leakage"]["named"] = [{"field": "position", "label": "click"}]
+    page = audit_page(audit, load_manifest(out))
+    assert page.index("position alone tells click with an AUC of 0.999 (by its weights)") < page.index("<h2>Funnel")
+
+
+def test_contexts_count_once_however_they_are_cut_and_numbers_have_a_table(
+    audited: tuple[Path, Path], tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    raw, _ = audited
+    weight = "+features.fields.affinity={raw_id: '508', scope: impression, kind: numeric}"
+    audits = []
+    for name, most in (("whole", 1000), ("pieces", 8)):
+        overrides = [weight, f"rows.max_impressions={most}"]
+        preprocess(preprocess_settings(raw, tmp_path / name, *overrides))
+        audits.append(json.loads((tmp_path / name / "audit.json").read_text()))
+    for key in ("lines", "funnel", "contexts", "fields", "drift", "overlap", "examples", "quarantined"):
+        assert audits[0][key] == audits[1][key], key
+    found = audits[0]["fields"]["affinity"]["train"]
+    assert found["records"] == found["without"] + found["values"] == audits[0]["funnel"]["train"]["impressions"]
+    page = (tmp_path / "whole" / "audit.html").read_text(encoding="utf-8")
+    assert re.search(rf"affinity <small>train</small></th><td>{found['mean']:.5g}</td>", page)

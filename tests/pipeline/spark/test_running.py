@@ -1,0 +1,73 @@
+"""What Spark says at length reaches the user as one sentence."""
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from jobs.entry import typed
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import InputError
+from pipeline.spark.session import sentences, with_retries
+
+# The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
+_TOO_LARGE = """[UNKNOWN] Job aborted due to stage failure: Total size of serialized results of 1 tasks (324.8 KiB) is bigger than spark.driver.maxResultSize (10.0 KiB)
+\tat org.apache.spark.scheduler.DAGScheduler.abortStage(DAGScheduler.scala:2935)"""
+_NO_HEAP = "An error occurred while calling o71.collectAsArrowToPython.\n: java.lang.OutOfMemoryError: Java heap space"
+_DAMAGED = (
+    "Job aborted: Lost task 0.0 in stage 1.0: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] Encountered error "
+    "while reading file hdfs://name/log/part-0.csv.gz.  SQLSTATE: KD001\n\tat org.apache.spark …"
+)
+_LOCAL = (
+    "An error occurred while calling o92.collectToPython.\n: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] "
+    "Encountered error while reading file file:///raw%20log/1.parquet. is not a Parquet file. SQLSTATE: KD001"
+)
+_NO_ROOM = "java.io.IOException: No space left on device\n\tat java.base/sun.nio.ch …"
+_OF_A_TASK = (
+    "Traceback …\n  File x\npipeline.dataset.manifest.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        (_DAMAGED, "hdfs://name/log/part-0.csv.gz cannot be read to its end (it is damaged, or not of the format"),
+        (_LOCAL, "/raw log/1.parquet cannot be read to its end (is not a Parquet file.); repair or replace the file"),
+        (_NO_ROOM, "point SPARK_LOCAL_DIRS at a larger disk"),
+        (_TOO_LARGE, "leave it out, or raise it"),
+        (_NO_HEAP, "raise spark.driver.memory"),
+        (_OF_A_TASK, "a.csv, byte 7"),
+    ],
+)
+def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught, sentences():
+        raise RuntimeError(said)
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_other_failure_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="something else"), sentences():
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("group", "master"),
+    [("standalone", "spark://host:7077"), ("yarn", "yarn"), ("kubernetes", "k8s://https://host:6443")],
+)
+def test_the_configuration_of_each_cluster_asks_for_second_attempts_and_for_its_master(group: str, master: str) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        given = ["out=/out", "source.path=/raw", f"spark={group}"]
+        if group != "yarn":
+            with pytest.raises(InputError, match=r"spark\.master is not set"):
+                typed(PreprocessSettings, compose("preprocess", given))
+            given.append(f"spark.master={master}")
+        settings = typed(PreprocessSettings, compose("preprocess", given)).spark
+    assert settings.master == master
+    wanted = ("spark.speculation", "spark.dynamicAllocation.enabled", "spark.dynamicAllocation.shuffleTracking.enabled")
+    assert all(settings.conf[name] for name in wanted)
+    assert settings.conf["spark.task.maxFailures"] == 4
+
+
+def test_a_local_master_tries_a_task_as_often_as_a_cluster_does_unless_it_says_otherwise() -> None:
+    assert [with_retries(master) for master in ("local[2]", "local[*]")] == ["local[2,4]", "local[*,4]"]
+    for master in ("local", "local[2,1]", "spark://host:7077", "local-cluster[2,1,1024]"):
+        assert with_retries(master) == master

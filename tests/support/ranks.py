@@ -1,0 +1,49 @@
+"""Run a function on several ranks, each a process of its own that meets the others over gloo on loopback.
+
+A fork server imports torch and TorchRec once (seconds) and forks the ranks of every test from there.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["training.run.trainer"])
+TIMEOUT_S = 120
+
+Arrays = dict[str, np.ndarray]
+
+
+def run_ranks(function: Callable[..., Arrays], num_ranks: int, folder: Path, *args: Any) -> list[Arrays]:
+    """What `function(*args)` returns on each of `num_ranks` ranks, by rank; `folder` is for their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        CONTEXT.Process(target=_rank, args=(function, rank, num_ranks, port, folder, args)) for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT_S)
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+    assert not alive, f"{len(alive)} of {num_ranks} ranks hang"
+    statuses = [process.exitcode for process in processes]
+    assert statuses == [0] * num_ranks, f"exit statuses {statuses}"
+    return [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(num_ranks)]
+
+
+def _rank(
+    function: Callable[..., Arrays], rank: int, num_ranks: int, port: int, folder: Path, args: tuple[Any, ...]
+) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    np.savez(folder / f"rank-{rank}.npz", **function(*args))

@@ -1,0 +1,58 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from pipeline.dataset.manifest import InputError
+from training.distributed.world import WorldSettings, join, speaks
+
+CPU = WorldSettings(device="cpu", timeout_s=30)
+
+
+def test_without_torchrun_a_process_is_a_world_of_one_and_leaves_no_group_behind() -> None:
+    for _ in range(2):
+        with join(CPU) as world:
+            assert (world.rank, world.size, world.device.type) == (0, 1, "cpu")
+            assert world.sum(torch.ones(2)).tolist() == [1, 1]
+            assert world.broadcast(5) == 5
+            assert world.gather([1, 2]) == [[1, 2]]
+            world.agree(None)
+            with pytest.raises(InputError, match="mine"):
+                world.agree(InputError("mine"))
+        assert not torch.distributed.is_initialized()
+
+
+def agreeing(failing_ranks: list[int]) -> dict[str, np.ndarray]:
+    with join(CPU) as world:
+        told = ""
+        try:
+            world.agree(InputError(f"rank {world.rank}: ünreadable") if world.rank in failing_ranks else None)
+        except InputError as error:
+            told = str(error)
+        numbers = [world.rank, world.size, world.broadcast(7 + world.rank), int(world.sum(torch.ones(1)).item())]
+        return {"told": np.array(told), "numbers": np.array(numbers), "table": np.array(world.gather([world.rank, 9]))}
+
+
+def test_the_first_failing_ranks_error_is_raised_on_every_rank(tmp_path: Path) -> None:
+    ranks = run_ranks(agreeing, 3, tmp_path, [2, 1])
+    assert [str(rank["told"]) for rank in ranks] == ["rank 1: ünreadable"] * 3
+    assert [rank["numbers"].tolist() for rank in ranks] == [[0, 3, 7, 3], [1, 3, 7, 3], [2, 3, 7, 3]]
+    assert [rank["table"].tolist() for rank in ranks] == [[[0, 9], [1, 9], [2, 9]]] * 3
+
+
+def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert speaks()
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    assert not speaks()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match=r"world\.device=cuda.*world\.device=cpu"), join(WorldSettings("cuda")):
+        pass
+    with pytest.raises(InputError, match="not one of auto, cpu, cuda"), join(WorldSettings("tpu")):
+        pass

@@ -1,0 +1,71 @@
+"""Batches on their way to the device: the same tensors, one ahead, and errors in their turn."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+import torch
+
+from pipeline.dataset.manifest import InputError
+from training.feed.batch import Bags, Batch
+from training.feed.device_copy import mapped, on_device, to_device
+
+CPU = torch.device("cpu")
+
+
+def batch_of(number: int) -> Batch:
+    bags = Bags(torch.tensor([number]), torch.ones(1, dtype=torch.int32), torch.ones(1))
+    return Batch(
+        context=bags,
+        impression=bags,
+        context_numeric=torch.zeros(1, 0),
+        impression_numeric=torch.zeros(1, 0),
+        context_of_impression=torch.zeros(1, dtype=torch.int64),
+        labels={"click": torch.tensor([float(number)])},
+        impression_id=torch.tensor([number]),
+        group_id=torch.tensor([number]),
+        context_id=[str(number)],
+    )
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    mapped(batch, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def test_every_tensor_of_a_batch_moves_and_the_rest_stays() -> None:
+    moved = to_device(batch_of(7), torch.device("meta"))
+    found = tensors_of(moved)
+    assert {tensor.device.type for tensor in found} == {"meta"}
+    assert len(found) == 2 * len(fields(Bags)) + 6  # two scopes, and what Batch holds beside them
+    assert moved.context_id == ["7"]
+
+
+def test_the_next_batch_is_asked_for_before_the_present_one_is_given_out() -> None:
+    asked: list[int] = []
+
+    def host() -> Iterator[Batch]:
+        for number in range(3):
+            asked.append(number)
+            yield batch_of(number)
+
+    seen = []
+    for batch in on_device(host(), CPU):
+        seen.append((int(batch.impression_id), list(asked)))
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def host() -> Iterator[Batch]:
+        yield batch_of(0)
+        raise InputError("part-00000, row group 3: broken.")
+
+    batches = on_device(host(), CPU)
+    assert int(next(batches).impression_id) == 0
+    with pytest.raises(InputError, match="row group 3"):
+        next(batches)
+
+
+def test_no_batches_give_none() -> None:
+    assert list(on_device(iter(()), CPU)) == []

@@ -1,0 +1,102 @@
+"""Yesterday's model on today's dataset (`init_from=RUN`): rows follow their raw ids into a vocabulary that changed.
+
+A row whose id both vocabularies have keeps its weights and its optimizer's state; a new id's row stays at the initial
+value that it has in any case; rows of ids that are gone are left behind. Towers and their optimizer go on as they were.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.dataset.manifest import (
+    NUM_RESERVED_ROWS,
+    InputError,
+    Manifest,
+    ManifestField,
+    field_differences,
+    open_location,
+)
+from training.distributed.sharded_model import Placed
+from training.run.settings import TrainSettings
+
+_SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same
+
+
+def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
+    """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
+    found = field_differences(old.fields, new.fields, _SAME)
+    both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
+    pairs: list[tuple[str, object, object]] = [
+        (f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both
+    ]
+    pairs += [
+        ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
+        ("model.graph.edges", list(before.model.graph.edges), list(now.model.graph.edges)),
+        ("optimizer.embeddings.name", before.optimizer.embeddings.name, now.optimizer.embeddings.name),
+    ]
+    found += [f"{key} was {was} and is {is_now}" for key, was, is_now in pairs if was != is_now]
+    if found:
+        raise InputError(
+            f"init_from={now.init_from} cannot go on with data={now.data}: {'; '.join(found)}; "
+            "give a dataset and settings of the same shape, or train from the start (init_from=null)."
+        )
+
+
+def carry_over(
+    checkpoint: Path, files: Sequence[str], data_before: str, old: Manifest, data: str, new: Manifest, placed: Placed
+) -> dict[str, Tensor]:
+    """Fill the tables of `placed` from `checkpoint`, by raw id; returns the saved state of the towers.
+
+    Raises InputError where a file cannot be read.
+    """
+    tables_before = {entry.name: entry for entry in old.fields}
+    try:
+        readers = [safe_open(checkpoint / name, framework="pt") for name in files]
+        saved = {key: reader for reader in readers for key in reader.keys()}  # noqa: SIM118
+        for entry in new.fields:
+            shards = [shard for shard in placed.shards if shard.table == entry.name]
+            if not shards:
+                continue
+            source = rows_before(data_before, tables_before[entry.name], data, entry)
+            for shard in shards:
+                wanted = torch.from_numpy(source[shard.first_row : shard.first_row + len(shard.weight)])
+                for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
+                    for key, reader in saved.items():
+                        table, _, rest = key.partition("/")
+                        first_row, _, kind = rest.partition("/")
+                        if (table, kind) == (entry.name, part):
+                            _take(rows, wanted, int(first_row), reader.get_tensor(key))
+        return {key: reader.get_tensor(key) for key, reader in saved.items() if key.split("/")[0] not in tables_before}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"init_from: {checkpoint} or a vocabulary cannot be read ({error}).") from error
+
+
+def rows_before(data_before: str, old: ManifestField, data: str, new: ManifestField) -> np.ndarray:
+    """int64 [rows of `new`]: the row of `old` that has the same raw id, or -1; reserved rows and buckets stay what they are."""
+    if new.hash_buckets:
+        return np.arange(new.num_rows)
+    was, is_now = _vocabulary(data_before, old), _vocabulary(data, new)
+    place_of = pc.index_in(is_now["raw_id"], value_set=was["raw_id"].combine_chunks())
+    index_before = was["index"].combine_chunks().take(place_of.combine_chunks())
+    source = np.full(new.num_rows, -1, np.int64)
+    source[:NUM_RESERVED_ROWS] = np.arange(NUM_RESERVED_ROWS)
+    source[is_now["index"].to_numpy()] = index_before.fill_null(-1).to_numpy(zero_copy_only=False)
+    return source
+
+
+def _take(target: Tensor, source: Tensor, first_row: int, saved: Tensor) -> None:
+    here = (source >= first_row) & (source < first_row + len(saved))
+    chosen = here.nonzero().squeeze(1)
+    target[chosen.to(target.device)] = saved[source[chosen] - first_row].to(target.device)
+
+
+def _vocabulary(data: str, entry: ManifestField) -> pa.Table:
+    filesystem, root = open_location(data)
+    return pq.read_table(f"{root.rstrip('/')}/{entry.vocabulary}", filesystem=filesystem, columns=["raw_id", "index"])

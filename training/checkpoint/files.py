@@ -1,0 +1,246 @@
+"""The files of a run's checkpoints: written beside, renamed when whole, checked before they are believed.
+
+    RUN/checkpoints/step-00001234/
+      rank-00000.safetensors   the rows that rank 0 held: <table>/<first row>/weight and its optimizer's state
+      towers.safetensors       the replicated parameters and Adam's state
+      checkpoint.json          position, what validation found, and size and checksum of each file; written last
+
+`training.checkpoint.restore` says what goes into the tensors.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import xxhash
+from torch import Tensor
+
+from pipeline.dataset.manifest import InputError
+
+FORMAT_VERSION = 1
+CHECKPOINTS = "checkpoints"
+META = "checkpoint.json"
+TOWERS = "towers.safetensors"
+WHICH = ("newest", "best")
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass
+class CheckpointSettings:
+    """The group `checkpoint`. There is one at the end of each epoch in any case."""
+
+    every_steps: int = 0  # 0: not by steps
+    every_minutes: float = 15.0  # 0: not by the clock
+    asynchronous: bool = True  # written beside training, from a copy of all that the rank saves
+    keep: int = 2  # the newest ones, besides the best: one to go on from, one in case the disk damages it
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_minutes"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"checkpoint.{name}={getattr(self, name)} is negative; 0 saves at ends of epochs only."
+                )
+        if self.keep < 1:
+            raise InputError(f"checkpoint.keep={self.keep} is below 1; a run goes on from its newest checkpoint.")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the next step to take is `step` of `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What validation has found so far."""
+
+    total_steps: int  # done at the latest validation
+    best: float | None  # the best value of early_stopping.metric; None while it is undefined
+    best_steps: int  # done when it was found; the checkpoint of that step is kept
+    num_worse: int  # validations since
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint."""
+
+    path: Path
+    position: Position
+    manifest_xxh3: str
+    files: tuple[str, ...]
+    judged: Judged | None = None
+
+
+def folder(run: Path) -> Path:
+    """Where the checkpoints of `run` are."""
+    return run / CHECKPOINTS
+
+
+def path_of(run: Path, total_steps: int) -> Path:
+    """Where the checkpoint after `total_steps` steps is."""
+    return folder(run) / f"step-{total_steps:08d}"
+
+
+def steps_of(path: Path) -> int:
+    """The inverse of `path_of`."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of `run`; each that is damaged is named to `say` and passed over."""
+    if not folder(run).is_dir():
+        return None
+    for path in sorted(folder(run).glob("step-*"), reverse=True):
+        try:
+            return _checked(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            say(f"{path} is not whole ({error}) and is passed over.")
+    return None
+
+
+def chosen(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | None:
+    """The `newest` whole checkpoint, or the one that validation found `best`; None where there is none at all.
+
+    Raises InputError where the run has not been validated, or its best checkpoint is damaged.
+    """
+    if which not in WHICH:
+        raise InputError(f"checkpoint={which} is not one of {', '.join(WHICH)}.")
+    found = newest(run, say)
+    if which == "newest" or found is None:
+        return found
+    if found.judged is None:
+        raise InputError(f"run={run} has not been validated up to its newest checkpoint; use checkpoint=newest.")
+    path = path_of(run, found.judged.best_steps)
+    try:
+        return _checked(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}, the best of run={run}, is not whole ({error}); use checkpoint=newest.") from error
+
+
+def read_meta(path: Path) -> Checkpoint:
+    """The checkpoint at `path` by its checkpoint.json, its files unchecked; OSError, ValueError, KeyError or TypeError."""
+    raw = json.loads((path / META).read_text())
+    if raw["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
+    judged = Judged(**raw["judged"]) if raw["judged"] else None
+    return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])), judged)
+
+
+def _checked(path: Path) -> Checkpoint:
+    """The checkpoint at `path`; ValueError or OSError where a file is missing, cut or changed."""
+    checkpoint = read_meta(path)
+    for name, expected in json.loads((path / META).read_text())["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"it names {name!r}, which is not a file of its own folder")
+        if (path / name).stat().st_size != expected["bytes"]:
+            raise ValueError(f"{name} has another size than {META} says")
+        with (path / name).open("rb") as stream:
+            if _digest(stream) != expected["xxh3"]:
+                raise ValueError(f"{name} has another checksum than {META} says")
+    return checkpoint
+
+
+def _digest(stream: BinaryIO) -> str:
+    digest = xxhash.xxh3_64()
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sweep(parent: Path) -> None:
+    """Make the folder of the checkpoints, and remove what earlier kills left half-written in it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
+    """Write a safetensors file straight from the tensors' memory, to disk and not only to the cache.
+
+    Returns its size and the halves of its xxh3. (The library's own writer would copy every table once, and refuses
+    tables that share a buffer, as FBGEMM's do.)
+    """
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = xxhash.xxh3_64()
+    with path.open("wb") as stream:
+        for part in (len(text).to_bytes(8, "little"), text):
+            digest.update(part)
+            stream.write(part)
+        for tensor in tensors.values():
+            memory = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            digest.update(memory)
+            stream.write(memory)
+        stream.flush()
+        os.fsync(stream.fileno())
+        size = stream.tell()
+    return [size, *divmod(digest.intdigest(), 1 << 32)]
+
+
+def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapping[str, list[int]], keep: int) -> None:
+    """Make what lies in `staging` the whole `checkpoint`, by one rename, and drop what is older than the `keep` newest.
+
+    `entries` has what `write` returned for each file.
+    """
+    final = checkpoint.path
+    files = {name: {"bytes": row[0], "xxh3": f"{(row[1] << 32) + row[2]:016x}"} for name, row in entries.items()}
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "position": asdict(checkpoint.position),
+        "manifest_xxh3": checkpoint.manifest_xxh3,
+        "judged": asdict(checkpoint.judged) if checkpoint.judged else None,
+        "world_size": world_size,
+        "files": files,
+    }
+    with (staging / META).open("w") as stream:
+        json.dump(meta, stream, indent=1, sort_keys=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _sync_folder(staging)
+    if final.exists():  # damaged, or saved before its validation was
+        os.replace(final, replaced := final.with_name(f".{final.name}.old.tmp"))
+        os.replace(staging, final)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(staging, final)
+    _sync_folder(final.parent)
+    _drop(final.parent, keep)
+
+
+def _drop(parent: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints and what those call the best."""
+    kept = sorted(parent.glob("step-*"), reverse=True)[:keep]
+    wanted = {path.name for path in kept}
+    for path in kept:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one names nothing
+            judged = read_meta(path).judged
+            wanted |= {path_of(parent.parent, judged.best_steps).name} if judged else set()
+    for path in parent.glob("step-*"):
+        if path.name not in wanted:
+            shutil.rmtree(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

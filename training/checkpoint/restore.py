@@ -1,0 +1,128 @@
+"""Checkpoints: all that a run needs to go on, and how it is restored; nothing in them is a pickle.
+
+A table's rows are found by their row numbers, so any number of ranks restores what any number saved. The masks of
+dropout and the order of the data are functions of the position, so there is no random state to keep.
+`training.checkpoint.files` has the files, and how they appear whole or not at all; `training.checkpoint.save` writes
+them beside training.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.dataset.manifest import InputError
+from training.checkpoint.files import (
+    TOWERS,
+    Checkpoint,
+    chosen,
+    path_of,
+    read_meta,
+    steps_of,
+)
+from training.distributed.sharded_model import Placed
+from training.distributed.world import World
+
+
+def agreed(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
+    """The `newest` or the `best` whole checkpoint of `run` as rank 0 sees it; it alone reads the files to check them."""
+    found, error = None, None
+    if world.rank == 0:
+        try:
+            found = chosen(run, which, say)
+        except InputError as refused:
+            error = refused
+    world.agree(error)
+    total_steps = world.broadcast(steps_of(found.path) if found else -1)
+    if total_steps < 0:
+        return None
+    return found or read_meta(path_of(run, total_steps))
+
+
+def restore(checkpoint: Checkpoint, placed: Placed) -> None:
+    """Fill `placed` from `checkpoint`, whatever number of ranks wrote it.
+
+    Raises InputError where a table or a tower has another shape than the saved one.
+    """
+    try:
+        readers = [safe_open(checkpoint.path / name, framework="pt") for name in checkpoint.files if name != TOWERS]
+        pieces: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+        for reader in readers:
+            for key in reader.keys():  # noqa: SIM118
+                table, first_row, part = key.split("/")
+                pieces.setdefault((table, part), []).append((int(first_row), reader.get_slice(key)))
+        for shard in placed.shards:
+            for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
+                _fill(rows, shard.first_row, pieces.get((shard.table, part), []), f"{shard.table}/{part}", checkpoint)
+        with safe_open(checkpoint.path / TOWERS, framework="pt") as reader:
+            load_towers(placed, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"{checkpoint.path} cannot be read ({error}); delete it to go on from the one before."
+        ) from error
+
+
+def rank_tensors(placed: Placed) -> dict[str, Tensor]:
+    """What this rank saves of the tables: <table>/<first row>/<part> → rows."""
+    return {
+        f"{shard.table}/{shard.first_row}/{part}": rows
+        for shard in placed.shards
+        if shard.saved
+        for part, rows in {"weight": shard.weight, **shard.optimizer}.items()
+    }
+
+
+def tower_tensors(placed: Placed) -> dict[str, Tensor]:
+    """The replicated state by name: the towers' parameters, and Adam's moments and step counts."""
+    tensors = {}
+    for name, parameter in placed.towers.named_parameters():
+        tensors[name] = parameter.detach()
+        # Sorted, for a restored state has another order than a fresh one, and equal states are to give equal files.
+        for key, value in sorted(placed.tower_optimizer.state.get(parameter, {}).items()):
+            tensors[f"adam/{name}/{key}"] = value
+    return tensors
+
+
+def load_towers(placed: Placed, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Fill the towers and their optimizer from `saved`; InputError where a shape differs."""
+    for name, parameter in placed.towers.named_parameters():
+        _check_shape(name, saved.get(name), parameter, checkpoint)
+        with torch.no_grad():
+            parameter.copy_(saved[name])
+        prefix = f"adam/{name}/"
+        moments = {key.removeprefix(prefix): value.clone() for key, value in saved.items() if key.startswith(prefix)}
+        if moments:
+            placed.num_updates = int(moments["step"].item())
+            placed.tower_optimizer.state[parameter] = {
+                key: value.to(parameter.device) for key, value in moments.items()
+            }
+
+
+def _fill(target: Tensor, first_row: int, pieces: list[tuple[int, Any]], name: str, checkpoint: Checkpoint) -> None:
+    """Copy rows [first_row, first_row + len(target)) from the saved `pieces` (first row, rows) that cover them."""
+    last_row, filled = first_row + len(target), 0
+    for start, rows in pieces:
+        begin, end = max(first_row, start), min(last_row, start + rows.get_shape()[0])
+        if begin < end:
+            part = rows[begin - start : end - start]
+            _check_shape(name, part, target[begin - first_row : end - first_row], checkpoint)
+            target[begin - first_row : end - first_row].copy_(part)
+            filled += end - begin
+    saved_rows = sum(rows.get_shape()[0] for _, rows in pieces)
+    if filled != len(target) or (first_row == 0 and saved_rows < len(target)):
+        raise InputError(
+            f"{checkpoint.path} has {saved_rows} rows of {name} and the model {last_row}; "
+            "the run was trained on another dataset or with other settings, so start a new one (out=…)."
+        )
+
+
+def _check_shape(name: str, saved: Tensor | None, wanted: Tensor, checkpoint: Checkpoint) -> None:
+    if saved is None or saved.shape != wanted.shape:
+        found = "is not there" if saved is None else f"is {list(saved.shape)}"
+        raise InputError(
+            f"{checkpoint.path}: {name} {found} and the model's is {list(wanted.shape)}; "
+            "the run was trained with other settings, so start a new one (out=…)."
+        )

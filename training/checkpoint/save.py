@@ -1,0 +1,187 @@
+"""Saving a run while it trains on: copied in the step, written in a thread, whole once every rank has written.
+
+    in the step      every rank copies its tensors to buffers of its own, and training goes on
+    in a thread      every rank writes its file, down to the disk
+    at later steps   once all have written (the ranks agree on it with their losses), rank 0 gets sizes and checksums
+    in a thread      rank 0 writes checkpoint.json and renames the folder
+
+No thread waits for another rank, so all that the ranks say to each other stays in one order.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from pipeline.dataset.manifest import InputError
+from training.checkpoint.files import (
+    TOWERS,
+    Checkpoint,
+    CheckpointSettings,
+    Judged,
+    Position,
+    commit,
+    folder,
+    path_of,
+    sweep,
+    write,
+)
+from training.checkpoint.restore import rank_tensors, tower_tensors
+from training.distributed.sharded_model import Placed
+from training.distributed.world import World
+
+#: What `write` returns of each file: its size and the halves of its checksum.
+Rows = list[list[int]]
+_NOTHING = [0, 0, 0]
+
+
+@dataclass
+class _Underway:
+    whole: Checkpoint
+    staging: Path
+    job: "Future[Rows]"  # of this rank
+    commits: bool = False  # else it writes
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time. What it holds it keeps: buffers for all that this rank saves,
+    unless `settings.asynchronous` is off.
+
+    All ranks make the same calls; InputError is raised on all of them where one cannot write. The end of the block
+    waits for what is on its way.
+    """
+
+    def __init__(
+        self, run: Path, placed: Placed, manifest_xxh3: str, world: World, settings: CheckpointSettings
+    ) -> None:
+        self._run, self._placed, self._manifest_xxh3 = run, placed, manifest_xxh3
+        self._world, self._settings = world, settings
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._buffers: dict[str, Tensor] = {}
+        self._underway: _Underway | None = None
+        self._swept = False
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif isinstance(error, InputError):  # on all ranks; what was saved before it is worth having
+            with contextlib.suppress(InputError):
+                self.finish()
+        self._thread.shutdown(wait=error is None)
+
+    def save(self, position: Position, total_steps: int, judged: Judged | None) -> None:
+        """Begin to write the state after `total_steps` steps; one that is on its way is waited for first."""
+        self.finish()
+        final = path_of(self._run, total_steps)
+        staging = folder(self._run) / f".{final.name}.tmp"
+        self._sweep_once(final)
+        files = {f"rank-{self._world.rank:05d}.safetensors": rank_tensors(self._placed)}
+        if self._world.rank == 0:
+            files[TOWERS] = tower_tensors(self._placed)
+        if self._settings.asynchronous:
+            files = {name: self._copied(name, tensors) for name, tensors in files.items()}
+        names = (*(f"rank-{rank:05d}.safetensors" for rank in range(self._world.size)), TOWERS)
+        whole = Checkpoint(final, position, self._manifest_xxh3, names, judged)
+        self._underway = _Underway(whole, staging, self._thread.submit(_write_all, staging, files))
+        if not self._settings.asynchronous:
+            self.finish()
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._underway is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this rank's thread has done its part of what is on its way."""
+        return self._underway is not None and self._underway.job.done()
+
+    def advance(self) -> None:
+        """One stage further with what is on its way; waits for the threads of all ranks."""
+        underway = self._underway
+        assert underway is not None
+        rows = self._agreed(underway)
+        if underway.commits:
+            self._underway = None
+            return
+        mine, towers = rows if len(rows) == 2 else (rows[0], _NOTHING)
+        gathered = self._world.gather([*mine, *towers])
+        underway.commits, underway.job = True, Future()
+        if self._world.rank:
+            underway.job.set_result([])
+            return
+        written = [row[:3] for row in gathered] + [gathered[0][3:]]
+        entries = dict(zip(underway.whole.files, written, strict=True))
+        underway.job = self._thread.submit(self._commit, underway, entries)
+
+    def finish(self) -> None:
+        """Wait until what is on its way is whole."""
+        while self._underway:
+            self.advance()
+
+    def _agreed(self, underway: _Underway) -> Rows:
+        """What this rank's job gave; InputError on all ranks, and nothing left on the disk, where one failed."""
+        error, rows = None, []
+        try:
+            rows = underway.job.result()
+        except OSError as found:
+            error = _cannot_write(underway.whole.path, found)
+        try:
+            self._world.agree(error)  # by now no rank writes any more
+        except InputError:
+            self._underway = None
+            if self._world.rank == 0:
+                shutil.rmtree(underway.staging, ignore_errors=True)  # what is left of it would keep the disk full
+            raise
+        return rows
+
+    def _commit(self, underway: _Underway, entries: Mapping[str, list[int]]) -> Rows:
+        commit(underway.staging, underway.whole, self._world.size, entries, self._settings.keep)
+        return []
+
+    def _sweep_once(self, final: Path) -> None:
+        if self._swept:
+            return
+        with self._world.agreeing():
+            try:
+                if self._world.rank == 0:
+                    sweep(final.parent)
+            except OSError as error:
+                raise _cannot_write(final, error) from error
+        self._swept = True
+
+    def _copied(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` in memory that no training step touches; on a GPU's host it is pinned."""
+        copies = {}
+        for name, tensor in tensors.items():
+            key = f"{file}/{name}"
+            if key not in self._buffers:
+                on_gpu = tensor.device.type == "cuda"
+                self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            copies[name] = self._buffers[key].copy_(tensor, non_blocking=True)
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return copies
+
+
+def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> Rows:
+    staging.mkdir(parents=True, exist_ok=True)
+    return [write(staging / name, tensors) for name, tensors in files.items()]
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The checkpoint {path} cannot be written ({error}); free some space and run the same command again: it goes on "
+        "from the last whole checkpoint."
+    )

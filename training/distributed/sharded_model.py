@@ -1,0 +1,148 @@
+"""A model on its ranks, and what a training step does with it: forward, differentiate, learn.
+
+Between the last two nothing has changed yet, so the ranks can still find together that a loss is not finite.
+"""
+
+# Shapes: B impressions.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from training.distributed.id_messages import Message
+from training.distributed.optimizers import OptimizerSettings
+from training.distributed.peer_exchange import Exchange, Pooled
+from training.distributed.world import Pending, World
+from training.feed.batch import Batch
+from training.model.entire_space import EntireSpaceModel
+from training.model.graph import Query
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows [first_row, first_row + len(weight)) of one table, as this rank holds them: live tensors."""
+
+    table: str
+    first_row: int
+    weight: Tensor  # [rows, allocated columns]
+    optimizer: dict[str, Tensor]  # state name → [rows, …]
+    saved: bool = True  # by this rank; rank 0 saves what all ranks hold
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A forward pass."""
+
+    logits: dict[Query, Tensor]  # edge → [B]
+    pooled: Pooled
+
+
+@dataclass
+class Placed:
+    """A model on its ranks. All ranks call everything in the same order."""
+
+    model: EntireSpaceModel  # its tables are TorchRec's now
+    exchange: Exchange
+    shards: list[Shard]  # this rank's
+    tower_optimizer: torch.optim.Optimizer
+    table_optimizer: torch.optim.Optimizer | None  # of the replicated tables, where there are any
+    settings: OptimizerSettings
+    world: World
+
+    def __post_init__(self) -> None:
+        kernels = [kernel.module for kernel in self.exchange.kernels]
+        self._fused = [kernel for kernel in kernels if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)]
+        self._fused_rates = [kernel.get_learning_rate() for kernel in self._fused]
+        self._dense = [kernel for kernel in kernels if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen)]
+        groups = self.table_optimizer.param_groups if self.table_optimizer else []
+        self._group_rates = [(group, group["lr"]) for group in groups]
+        self._factor = 1.0
+        self.num_updates = 0  # that this model has had, those of the run that it continues included
+
+    @property
+    def towers(self) -> nn.ModuleList:
+        """The part that every rank holds."""
+        return self.model.towers
+
+    def predict(self, batch: Batch, ids: Message | None = None) -> dict[Query, Tensor]:
+        """edge → logit [B], outside training; `ids` where those of `batch` were sent before."""
+        with torch.no_grad():
+            return self.forward(batch, ids or self.exchange.send(batch), None).logits
+
+    def forward(self, batch: Batch, ids: Message, run_step: int | None) -> Passed:
+        """One forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""
+        if run_step is not None:
+            self._begin_step(run_step)
+        pooled = self.exchange.look_up(ids)
+        return Passed(self.model(pooled.context_CD, pooled.impression_BD, batch, run_step), pooled)
+
+    def differentiate(self, loss: Tensor) -> Pending:
+        """The gradients of the towers and of the pooled rows, before which no weight changes; the sum of the towers' over the
+        ranks is under way."""
+        self.tower_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return self._start_sum(list(self.towers.parameters()))
+
+    def learn(self, passed: Passed, towers_gradient: Pending) -> None:
+        """One step down the gradients that `differentiate` left, at the rates of the step of the forward pass."""
+        for kernel in self._dense:
+            kernel.weights.grad = None  # the tables are views of it
+        self.exchange.learn(passed.pooled)  # sharded tables update in here
+        replicated = [kernel.weights for kernel in self._dense]
+        _put_back(self._start_sum(replicated), replicated)
+        _put_back(towers_gradient, list(self.towers.parameters()))
+        if self.settings.towers.clip_norm:
+            nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
+        self.tower_optimizer.step()
+        if self.table_optimizer:
+            self.table_optimizer.step()
+        self.num_updates += 1
+
+    def _start_sum(self, parameters: Sequence[Tensor]) -> Pending:
+        """The sum over the ranks of the gradients of what every rank holds, in one message.
+
+        Not by DDP: it puts gradients into its buckets as the first backward pass of the process happens to give them, and
+        a sum over more than two ranks rounds by the place in the bucket, so that a resumed run would end with other bits.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.world.size == 1 or not gradients:
+            return Pending(torch.empty(0))
+        return self.world.start_sum(torch.cat([gradient.flatten() for gradient in gradients]))
+
+    def _begin_step(self, run_step: int) -> None:
+        """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards.
+
+        And they count their forward passes, those of validation too and from 0 after a restart, for Adam's correction
+        of its bias: here that count is the number of updates.
+        """
+        self._set_rates(run_step)
+        for kernel in self._fused:
+            kernel.iter.fill_(self.num_updates)
+            kernel.iter_cpu.fill_(self.num_updates)
+
+    def _set_rates(self, run_step: int) -> None:
+        towers, embeddings = self.settings.towers, self.settings.embeddings
+        for group in self.tower_optimizer.param_groups:
+            group["lr"] = towers.lr * towers.schedule.factor(run_step)
+        factor = embeddings.schedule.factor(run_step)
+        if factor != self._factor:
+            for kernel, rate in zip(self._fused, self._fused_rates, strict=True):
+                kernel.set_learning_rate(rate * factor)
+            for group, rate in self._group_rates:
+                group["lr"] = rate * factor
+            self._factor = factor
+
+
+def _put_back(total: Pending, parameters: Sequence[Tensor]) -> None:
+    """The sum of gradients that `Placed._start_sum` began, into the gradients of `parameters`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    summed = total.wait()
+    if len(summed):
+        for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,166 @@
+"""Which rank holds which rows of which table: the plan that TorchRec carries out.
+
+    table_wise     a table lives on one rank; ids travel to it and pooled rows come back
+    row_wise       every rank holds a range of the table's rows and sums its part of each bag
+    data_parallel  every rank holds the whole table, and gradients are averaged like the towers'
+
+The plan is made by hand: TorchRec's planner wants a GPU topology, and on CPU it refuses row-wise tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    EnumerableShardingSpec,
+    ParameterSharding,
+    ShardingPlan,
+    ShardMetadata,
+)
+
+from pipeline.dataset.manifest import NUMERIC, InputError, ManifestField
+from training.distributed.world import World
+from training.model.embeddings import EmbeddingSettings, allocated
+
+SHARDINGS = ("table_wise", "row_wise", "data_parallel")
+_BYTES_PER_VALUE = 4
+
+
+@dataclass
+class ShardingSettings:
+    """The group `sharding`."""
+
+    default: str = "table_wise"
+    tables: dict[str, str] = field(default_factory=dict)  # by field, where it differs
+    row_wise_above_mb: float | None = None  # larger tables are cut by rows, unless `tables` names them
+
+    def __post_init__(self) -> None:
+        for key, kind in {
+            "default": self.default,
+            **{f"tables.{name}": to for name, to in self.tables.items()},
+        }.items():
+            if kind not in SHARDINGS:
+                raise InputError(f"sharding.{key}={kind} is not one of {', '.join(SHARDINGS)}.")
+        if self.row_wise_above_mb is not None and self.row_wise_above_mb <= 0:
+            raise InputError(
+                f"sharding.row_wise_above_mb={self.row_wise_above_mb} is not above 0; leave it out (null)."
+            )
+
+    def check_fields(self, fields: Sequence[ManifestField]) -> None:
+        """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
+        names = [entry.name for entry in fields]
+        numeric = [entry.name for entry in fields if entry.kind == NUMERIC]
+        for name in self.tables:
+            if name not in names:
+                raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")
+            if name in numeric:
+                raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
+
+    def kind_of(self, entry: ManifestField, columns: int) -> str:
+        """How the table of `entry`, `columns` wide, is spread."""
+        if entry.name in self.tables:
+            return self.tables[entry.name]
+        megabytes = entry.num_rows * columns * _BYTES_PER_VALUE / 1e6
+        if self.row_wise_above_mb is not None and megabytes > self.row_wise_above_mb:
+            return "row_wise"
+        return self.default
+
+
+def plan_of(
+    fields: Sequence[ManifestField], embedding: EmbeddingSettings, settings: ShardingSettings, world: World
+) -> ShardingPlan:
+    """The placement of every table, by the names of the model's two collections."""
+    kinds = {entry.name: settings.kind_of(entry, allocated(embedding.dim_of(entry.name))) for entry in fields}
+    owners = assign([entry for entry in fields if kinds[entry.name] == "table_wise"], embedding, world.size)
+    return ShardingPlan(
+        {
+            f"{scope}.tables": EmbeddingModuleShardingPlan(
+                {
+                    entry.name: _placed(
+                        kinds[entry.name], entry, allocated(embedding.dim_of(entry.name)), owners, world
+                    )
+                    for entry in fields
+                    if entry.scope == scope
+                }
+            )
+            for scope in ("context", "impression")
+        }
+    )
+
+
+def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_size: int) -> dict[str, int]:
+    """field → rank, for whole tables: the most expensive first, each to the rank that has least of what it needs.
+
+    A table costs memory (rows x columns), lookups, and pooled rows that travel; each counts by the table's share of all.
+    Balanced together by the dot product of costs and loads (Panigrahy et al. 2011, "Heuristics for vector bin packing").
+    """
+    columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
+    costs = [
+        {entry.name: amount(entry) * columns[entry.name] for entry in fields}
+        for amount in (lambda entry: entry.num_rows, lookups_per_impression, bags_per_impression)
+    ]
+    totals = [sum(cost.values()) for cost in costs]
+    share = {
+        entry.name: [cost[entry.name] / total for cost, total in zip(costs, totals, strict=True)] for entry in fields
+    }
+    loads = [[0.0] * len(costs) for _ in range(world_size)]
+    owners: dict[str, int] = {}
+    for name in sorted(share, key=lambda name: (-sum(share[name]), name)):
+        burden = [sum(load * part for load, part in zip(of_rank, share[name], strict=True)) for of_rank in loads]
+        owner = burden.index(min(burden))
+        loads[owner] = [load + part for load, part in zip(loads[owner], share[name], strict=True)]
+        owners[name] = owner
+    return owners
+
+
+def lookups_per_impression(entry: ManifestField) -> float:
+    """Ali-CCP's means (DESIGN §2): 518 values a context, 58 impressions a context, 13.4 values an impression."""
+    if entry.scope == "context":
+        return 1 / 58 if entry.arity == "one" else 125 / 58
+    return 1.0 if entry.arity == "one" else 1.7
+
+
+def bags_per_impression(entry: ManifestField) -> float:
+    """Of a field: one a context, or one an impression."""
+    return 1.0 if entry.scope == "impression" else 1 / 58
+
+
+def row_block(num_rows: int, num_ranks: int) -> int:
+    """The rows of a row-wise table that a rank holds, the last ranks fewer: TorchRec sends id i to rank i // block."""
+    return -(-num_rows // num_ranks)
+
+
+def _placed(
+    kind: str, entry: ManifestField, columns: int, owners: Mapping[str, int], world: World
+) -> ParameterSharding:
+    if kind == "data_parallel":
+        everyone = list(range(world.size))
+        return ParameterSharding(sharding_type=kind, compute_kernel="dense", ranks=everyone, sharding_spec=None)
+    block = row_block(entry.num_rows, world.size)
+    ranges = (
+        [(owners[entry.name], 0, entry.num_rows)]
+        if kind == "table_wise"
+        else [
+            (rank, min(rank * block, entry.num_rows), min((rank + 1) * block, entry.num_rows))
+            for rank in range(world.size)
+        ]
+    )
+    shards = [
+        ShardMetadata(
+            shard_offsets=[first, 0],
+            shard_sizes=[last - first, columns],
+            placement=f"rank:{rank}/{_device_of(rank, world)}",
+        )
+        for rank, first, last in ranges
+    ]
+    return ParameterSharding(
+        sharding_type=kind,
+        compute_kernel="fused",
+        ranks=[rank for rank, _, _ in ranges],
+        sharding_spec=EnumerableShardingSpec(shards),
+    )
+
+
+def _device_of(rank: int, world: World) -> str:
+    return "cpu" if world.device.type == "cpu" else f"cuda:{rank % max(1, torch.cuda.device_count())}"

@@ -1,0 +1,191 @@
+"""The columns of one row group, each compared with what it must be as it is decoded; a wrong one is an InputError.
+
+Readers trust nothing (DESIGN §4). FBGEMM, left alone, would log "setting idx to zero" and train on.
+"""
+
+# Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), V values.
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+import pipeline.kernels.cache  # noqa: F401  (before numba)
+
+# isort: split
+from numba import njit
+
+from pipeline.dataset.manifest import InputError, ManifestField, RowGroup
+from training.feed.batch import NO_GROUP
+from training.feed.numeric import squashed
+from training.feed.parquet_pages import StoredRowGroup
+
+Result = TypeVar("Result")
+
+
+class CheckedColumns:
+    """NumPy arrays over the bytes that were read, and the sentence for a wrong one."""
+
+    def __init__(self, stored: StoredRowGroup, counts: RowGroup, where: str) -> None:
+        self._stored, self._where = stored, where
+        #: int64 [I], and where the impressions of each row begin: int32 [R + 1]
+        self.impression_id_I, self.offsets_R = self._lists("impression_id")
+        if len(self.impression_id_I) != counts.impressions:
+            raise self.error(
+                "impression_id", f"{len(self.impression_id_I)} impressions, and the manifest says {counts.impressions}"
+            )
+
+    def error(self, column: str, found: str) -> InputError:
+        """For the caller to raise: what was found in `column`, and where."""
+        return InputError(
+            f"{self._where}, column {column}: {found}; the file is damaged or not this dataset's: "
+            "run jobs.preprocess again."
+        )
+
+    def most_values(self, entry: ManifestField) -> int:
+        """A bound on the values of a field of arity many."""
+        return self._stored.most_values(entry.name)
+
+    def context_ids(self) -> list[str]:
+        """The key of each row, as logged."""
+        if chunk := self._stored.chunks.get("context_id"):
+            return self._decoded("context_id", chunk.texts)
+        ids: list[str] = self._no_nulls("context_id", self._array("context_id")).to_pylist()
+        return ids
+
+    def group_ids(self) -> np.ndarray:
+        """int64 [R]; NO_GROUP where missing."""
+        return self._numbers_or("group_id", NO_GROUP)[0]
+
+    def label(self, label: str, promised: int | None) -> np.ndarray:
+        """Integers [I], 0 or 1, of which `promised` are 1."""
+        values = self._parallel(label)
+        if len(values) and (values.min() < 0 or values.max() > 1):
+            raise self.error(label, "a label that is neither 0 nor 1")
+        if (found := int(np.count_nonzero(values))) != promised:
+            raise self.error(label, f"{found} positives, and the manifest says {promised}")
+        return values
+
+    def ones(self, entry: ManifestField) -> np.ndarray:
+        """int32 [N]: the indices of a field of arity one."""
+        if entry.scope == "impression":
+            indices = self._parallel(entry.name)
+        else:
+            indices, is_missing, _ = self._numbers_or(entry.name, 0)
+            if is_missing is not None:
+                raise self.error(entry.name, f"{is_missing.sum()} nulls")
+        self._check_indices(entry, indices)
+        return indices
+
+    def bags(self, entry: ManifestField) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The indices [V] of a field of arity many, offsets int32 [N + 1] of the bags, and weights [V] if it has any."""
+        indices, offsets = self._lists(entry.name)
+        self._check_indices(entry, indices)
+        weights = None
+        if entry.weighted:
+            weights, weight_offsets = self._lists(f"{entry.name}__weight")
+            if not np.array_equal(weight_offsets, offsets):
+                raise self.error(f"{entry.name}__weight", f"lists of another length than {entry.name}'s")
+            if len(weights) and not (np.isfinite(weights.min()) and np.isfinite(weights.max())):
+                raise self.error(f"{entry.name}__weight", "a weight that is not finite")
+        if entry.scope == "context":
+            return indices, offsets, weights
+        lengths = self._parallel(f"{entry.name}__length")
+        ends = np.empty(len(lengths) + 1, np.int32)
+        all_bits, total = _add_up(lengths, ends)
+        if all_bits < 0:
+            raise self.error(f"{entry.name}__length", f"the length {lengths.min()}")
+        if total != len(indices) or not np.array_equal(ends[self.offsets_R], offsets):
+            raise self.error(f"{entry.name}__length", f"lengths that do not add up to those of {entry.name}'s lists")
+        return indices, ends, weights
+
+    def numbers(self, entry: ManifestField) -> np.ndarray:
+        """float32 [N]: the inputs of a numeric field; a null is 0."""
+        values, is_missing, offsets = self._numbers_or(entry.name, 0.0)
+        if entry.scope == "impression":
+            self._check_parallel(entry.name, offsets)
+        if not np.isfinite(values).all():
+            raise self.error(entry.name, "a value that is not finite (a missing one is null)")
+        inputs = squashed(values, entry)
+        if is_missing is not None:
+            inputs[is_missing] = 0.0
+        return inputs
+
+    def _check_indices(self, entry: ManifestField, indices: np.ndarray) -> None:
+        # As unsigned numbers, so that one maximum finds the negative ones too.
+        if len(indices) and int(indices.view(np.uint32).max()) >= entry.num_rows:
+            wrong = indices[(indices < 0) | (indices >= entry.num_rows)][0]
+            raise self.error(entry.name, f"the index {wrong}, outside 0 to {entry.num_rows - 1} of the vocabulary")
+
+    def _parallel(self, column: str) -> np.ndarray:
+        """The values of a column that has one for each impression."""
+        values, offsets = self._lists(column)
+        self._check_parallel(column, offsets)
+        return values
+
+    def _check_parallel(self, column: str, offsets: np.ndarray) -> None:
+        if not np.array_equal(offsets, self.offsets_R):
+            raise self.error(column, "lists of another length than impression_id's")
+
+    def _lists(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """The values of all rows, none of them null, and int32 [R + 1] offsets into them."""
+        if chunk := self._stored.chunks.get(column):
+            return self._decoded(column, chunk.decoded)
+        values, offsets = _split(self._no_nulls(column, self._array(column)))
+        return self._no_nulls(column, values).to_numpy(zero_copy_only=len(values) > 0), offsets
+
+    def _numbers_or(self, column: str, missing: float) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """The numbers of a column, `missing` in place of nulls, which of them were null if any was, and the offsets of
+        the rows if they are lists."""
+        if chunk := self._stored.chunks.get(column):
+            values, offsets = self._decoded(column, chunk.decoded)
+            if chunk.form.is_list or len(values) == self._stored.num_rows:
+                return values, None, offsets
+            is_missing = np.diff(offsets) == 0
+            whole = np.full(self._stored.num_rows, missing, values.dtype)
+            whole[~is_missing] = values
+            return whole, is_missing, offsets
+        array, offsets = self._array(column), self.offsets_R
+        if pa.types.is_list(array.type):
+            array, offsets = _split(self._no_nulls(column, array))
+        is_missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+        return array.fill_null(missing).to_numpy(), is_missing, offsets
+
+    def _decoded(self, column: str, decode: Callable[[int], Result]) -> Result:
+        try:
+            return decode(self._stored.num_rows)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise self.error(column, f"pages that cannot be decoded ({str(error).splitlines()[0]})") from error
+
+    def _array(self, column: str) -> pa.Array:
+        chunks = self._stored.table.column(column)
+        return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+
+    def _no_nulls(self, column: str, array: pa.Array) -> pa.Array:
+        if array.null_count:
+            raise self.error(column, f"{array.null_count} nulls")
+        return array
+
+
+def _split(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
+    """The values of all lists, nulls among them, and int32 [R + 1] offsets into them."""
+    offsets = array.offsets.to_numpy()
+    if not len(offsets):
+        return array.values, np.zeros(1, np.int32)
+    values = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+    return values, offsets - offsets[0] if offsets[0] else offsets
+
+
+@njit(nogil=True, cache=True)
+def _add_up(lengths: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    """ends: 0, then the sum up to each length. Returns the bits that any length has, negative if one is, and the sum,
+    which `ends` has lost where it is too large.
+    """
+    all_bits = total = 0
+    ends[0] = 0
+    for place in range(len(lengths)):
+        all_bits |= lengths[place]
+        total += lengths[place]
+        ends[place + 1] = total
+    return all_bits, total

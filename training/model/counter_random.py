@@ -1,0 +1,114 @@
+"""Random numbers that are functions of what they are for, not of who draws them or when.
+
+A table's initial values depend on (seed, table, row, column) alone, and a dropout mask on (seed, step, impression,
+unit) alone: so neither changes with the number of ranks or the sharding, and a row that a grown vocabulary adds later
+gets what it would have had. Both hash a counter with splitmix64's finalizer (Steele et al., OOPSLA 2014).
+"""
+
+import sys
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+import pipeline.kernels.cache  # noqa: F401  (before numba)
+
+# isort: split
+from numba import njit
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
+
+
+def key_of(seed: int, name: str) -> int:
+    """A 64-bit key for the stream `name` under `seed`."""
+    return xxhash.xxh3_64_intdigest(name.encode(), seed & 0xFFFFFFFFFFFFFFFF)
+
+
+def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_columns: int, bound: float) -> np.ndarray:
+    """Rows [first_row, first_row + num_rows) of `table` at the start: float32, uniform in [-bound, bound).
+
+    Column j of row i is mix(mix(key + i·golden) + j·golden), its upper 24 bits read as a fraction.
+    """
+    values = np.empty((num_rows, num_columns), np.float32)
+    _fill_uniform(np.uint64(key_of(seed, table)), first_row, np.float32(bound), values)
+    return values
+
+
+@njit(inline="always")
+def _mixed(counter: np.uint64) -> np.uint64:
+    """splitmix64's finalizer."""
+    counter = (counter ^ (counter >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
+    counter = (counter ^ (counter >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
+    return counter ^ (counter >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.ndarray) -> None:
+    scale = np.float32(2) * bound * np.float32(2.0**-24)
+    for row in range(len(out_ND)):
+        first = _mixed(np.uint64(first_row + row) * np.uint64(_GOLDEN) + key)
+        out = out_ND[row]
+        for column in range(len(out)):
+            bits = _mixed(first + np.uint64(column) * np.uint64(_GOLDEN)) >> np.uint64(40)
+            out[column] = np.float32(bits) * scale - bound
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _mixed_torch(counter: Tensor) -> Tensor:
+    """The same over int64, on any device; torch shifts signed numbers, so the sign's copies are masked away."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
+    return counter ^ ((counter >> 31) & ((1 << 33) - 1))
+
+
+def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, width: int, rate: float) -> Tensor:
+    """float32 [B, width]: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Each hash decides four units by 16 bits each, so `rate` is met to 2⁻¹⁶.
+    """
+    key = key_of(seed, f"dropout/{layer}/{step}")
+    first_kept = round(rate * 65536)
+    if impression_id_B.device.type == "cpu" and sys.byteorder == "little":
+        mask_BH = np.empty((len(impression_id_B), width), np.float32)
+        _fill_mask(np.uint64(key), impression_id_B.numpy().view(np.uint64), first_kept, np.float32(1 - rate), mask_BH)
+        return torch.from_numpy(mask_BH)
+    return _mask_torch(key, impression_id_B, width, first_kept).float() / (1.0 - rate)
+
+
+def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
+    """bool [B, width]: which units are kept, on any device."""
+    num_hashes = -(-width // _UNITS_PER_HASH)
+    counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(_GOLDEN)
+    rows = _mixed_torch(impression_id_B * _signed(_GOLDEN) + _signed(key))
+    bits = _mixed_torch(rows[:, None] + counter)
+    parts = [(bits >> (16 * part)) & 0xFFFF for part in range(_UNITS_PER_HASH)]
+    return torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= first_kept
+
+
+@njit(nogil=True, cache=True)
+def _fill_mask(
+    key: np.uint64, impression_id_B: np.ndarray, first_kept: int, share_kept: np.float32, out_BH: np.ndarray
+) -> None:
+    """The same on a CPU, in one pass; a row's hashes stay in the cache, and are read again as four units of 16 bits each.
+
+    hashes  |hash 0             |hash 1             | …
+    units   |u 0 |u 1 |u 2 |u 3 |u 4 |u 5 |u 6 |u 7 | …
+    """
+    width = out_BH.shape[1]
+    hashes = np.empty((width + _UNITS_PER_HASH - 1) // _UNITS_PER_HASH, np.uint64)
+    units = hashes.view(np.uint16)
+    kept = np.float32(1.0) / share_kept
+    for row in range(len(out_BH)):
+        first = _mixed(impression_id_B[row] * np.uint64(_GOLDEN) + key)
+        for number in range(len(hashes)):
+            hashes[number] = _mixed(first + np.uint64(number) * np.uint64(_GOLDEN))
+        out = out_BH[row]
+        for unit in range(width):
+            out[unit] = kept if units[unit] >= first_kept else np.float32(0.0)

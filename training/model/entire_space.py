@@ -1,0 +1,97 @@
+"""The whole model: tables below, and above them one logit per impression and edge of the behaviour graph."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, InputError, Manifest
+from training.feed.batch import Bags, Batch
+from training.feed.plan import UNITS
+from training.model.embeddings import Embeddings, EmbeddingSettings
+from training.model.graph import Graph, GraphSettings, Query
+from training.model.towers import DropoutKey, Tower, TowerSettings
+
+#: Of the towers' matrix products.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class ModelSettings:
+    """The group `model`."""
+
+    name: str = ""
+    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
+    towers: TowerSettings = field(default_factory=TowerSettings)
+    graph: GraphSettings = field(default_factory=GraphSettings)
+
+    def __post_init__(self) -> None:
+        if self.train_on not in UNITS:
+            raise InputError(f"model.train_on={self.train_on} is not one of {', '.join(UNITS)}.")
+
+
+class EntireSpaceModel(nn.Module):
+    """Shared embeddings below one tower for each edge of `graph`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        graph: Graph,
+        embedding: EmbeddingSettings,
+        towers: TowerSettings,
+        seed: int,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.seed, self.dtype = seed, PRECISIONS[precision]
+        self.edges = graph.edges
+        self.context = Embeddings(manifest.fields_of("context", CATEGORICAL), embedding)
+        self.impression = Embeddings(manifest.fields_of("impression", CATEGORICAL), embedding)
+        #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
+        self.widths = (
+            self.context.width + len(manifest.fields_of("context", NUMERIC)),
+            self.impression.width + len(manifest.fields_of("impression", NUMERIC)),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # every rank draws the same towers
+            self.towers = nn.ModuleList([Tower(str(edge), *self.widths, towers) for edge in graph.edges])
+
+    def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
+        """edge → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
+        the dropout masks, and is None outside training."""
+        context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
+        impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)
+        key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
+        return {
+            edge: tower(context_CD, impression_BD, batch.context_of_impression, key)
+            for edge, tower in zip(self.edges, self.towers, strict=True)
+        }
+
+
+def _beside(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
+    return torch.cat([embedded_ND, numeric_ND], dim=1) if numeric_ND.shape[1] else embedded_ND
+
+
+def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
+    """`batch`, or for an empty one a stand-in of one context with one impression, all bags of the (categorical) fields
+    empty.
+
+    A rank without impressions still has to take part in every collective of the step; its loss counts zero times.
+    """
+    if batch.num_impressions:
+        return batch
+
+    def empty(num_fields: int, like: Bags) -> Bags:
+        return Bags(like.values[:0], like.lengths.new_zeros(num_fields), like.weights[:0])
+
+    return Batch(
+        context=empty(num_context_fields, batch.context),
+        impression=empty(num_impression_fields, batch.impression),
+        context_numeric=batch.context_numeric.new_zeros((1, batch.context_numeric.shape[1])),
+        impression_numeric=batch.impression_numeric.new_zeros((1, batch.impression_numeric.shape[1])),
+        context_of_impression=batch.context_of_impression.new_zeros(1),
+        labels={name: label.new_zeros(1) for name, label in batch.labels.items()},
+        impression_id=batch.impression_id.new_zeros(1),
+        group_id=batch.group_id.new_zeros(1),
+        context_id=[""],
+    )

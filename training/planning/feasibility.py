@@ -1,0 +1,153 @@
+"""Does a training run fit a cluster that is not here: its tables, its memory, its steps, and what to change where not.
+
+The work of jobs.plan; training.planning.feasibility_page writes it down.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from omegaconf import MISSING
+
+from pipeline.dataset.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from training.planning.cluster import Cluster, cluster_of
+from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
+from training.planning.torchrec_planner import adopting, propose
+from training.run.build import check
+from training.run.settings import TrainSettings
+
+#: Hosts that a remedy may ask for.
+_MOST_HOSTS = 1024
+
+
+@dataclass
+class FittingSettings(TrainSettings):
+    """conf/plan.yaml."""
+
+    cluster: str = MISSING
+    rows: dict[str, int] = field(default_factory=dict)
+    impressions: int | None = None
+    keep_free: float = 0.1
+    host_memory_gb: float = 512.0
+    network_gbit_per_s: float = 200.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.keep_free < 1.0:
+            raise InputError(f"keep_free={self.keep_free} is outside [0, 1).")
+        if self.impressions is not None and self.impressions < 1:
+            raise InputError(f"impressions={self.impressions} is below 1.")
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A run as it would lie on a cluster."""
+
+    settings: FittingSettings  # its plan cut for the cluster's ranks
+    changed: tuple[str, ...]  # what of the plan that took, as settings
+    cluster: Cluster
+    tables: tuple[TablePlan, ...]
+    need: Needs
+    usable_bytes: float  # of a rank
+    units: int  # impressions (or clicks) of an epoch
+    steps: int  # of an epoch
+    proposed: Mapping[str, str] | None  # table → placement, by TorchRec's planner; None where it finds none
+    remedy: str  # empty where it fits
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank has the memory."""
+        return max(self.need.ranks) <= self.usable_bytes
+
+
+def fitted(settings: FittingSettings) -> Fitting:
+    """Lay the run out; InputError where it could not start for another reason than memory."""
+    cluster = cluster_of(settings.cluster, settings.host_memory_gb, settings.network_gbit_per_s)
+    manifest = with_rows(load_manifest(settings.data), settings.rows)
+    manifest.files_of("train")
+    graph = check(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
+    settings, changed = for_ranks(settings, cluster.num_ranks)
+    tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, cluster.num_ranks)
+    need = needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
+    usable = cluster.memory_bytes * (1.0 - settings.keep_free)
+    free = usable - need.towers - need.step
+    if need.on_cpu and settings.checkpoint.asynchronous:
+        free /= 2  # for the checkpoint's copy, of which the planner knows nothing
+    proposed = propose(settings, manifest, graph, cluster, free)
+    units = units_of_an_epoch(settings, manifest)
+    too_small = max(need.ranks) > usable
+    return Fitting(
+        settings,
+        changed,
+        cluster,
+        tuple(tables),
+        need,
+        usable,
+        units,
+        math.ceil(math.ceil(units / settings.plan.lanes) / (settings.plan.batch_size // settings.plan.lanes)),
+        proposed,
+        remedy(settings, manifest, cluster, tables, proposed, usable) if too_small else "",
+    )
+
+
+def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
+    """`manifest` with tables of other sizes; InputError for a field without a table."""
+    names = [entry.name for entry in manifest.fields_of(kind=CATEGORICAL)]
+    for name, number in rows.items():
+        if name not in names:
+            raise InputError(f"rows.{name}: the dataset has no table {name}; it has {', '.join(names)}.")
+        if number < 1:
+            raise InputError(f"rows.{name}={number} is below 1.")
+    fields = tuple(replace(entry, num_rows=rows.get(entry.name, entry.num_rows)) for entry in manifest.fields)
+    return replace(manifest, fields=fields)
+
+
+def for_ranks(settings: FittingSettings, num_ranks: int) -> tuple[FittingSettings, tuple[str, ...]]:
+    """`settings` with lanes and a batch that `num_ranks` ranks can share, and the settings that this changed."""
+    plan = settings.plan
+    if plan.lanes % num_ranks == 0:
+        return settings, ()
+    lanes = -(-plan.lanes // num_ranks) * num_ranks
+    batch_size = max(1, round(plan.batch_size / lanes)) * lanes
+    changed = (f"plan.lanes={lanes}", f"plan.batch_size={batch_size}")
+    return replace(settings, plan=replace(plan, lanes=lanes, batch_size=batch_size)), changed
+
+
+def units_of_an_epoch(settings: FittingSettings, manifest: Manifest) -> int:
+    """Impressions, or clicks for a model that trains on clicks."""
+    total = manifest.totals["train"]
+    units = total[settings.model.train_on]
+    if settings.impressions is None:
+        return units
+    return round(units * settings.impressions / total["impressions"])
+
+
+def remedy(
+    settings: FittingSettings,
+    manifest: Manifest,
+    cluster: Cluster,
+    tables: Sequence[TablePlan],
+    proposed: Mapping[str, str] | None,
+    usable: float,
+) -> str:
+    """The first of these that makes it fit: the largest tables cut by rows, the planner's placement, more hosts."""
+
+    def fits(kinds: Mapping[str, str], num_ranks: int) -> bool:
+        sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})
+        other = replace(settings, sharding=sharding)
+        found = table_plans(manifest.fields_of(kind=CATEGORICAL), other, num_ranks)
+        return max(needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
+
+    cut: dict[str, str] = {}
+    for table in sorted(tables, key=lambda table: -table.weight_bytes):
+        cut[table.field.name] = "row_wise"
+        if fits(cut, cluster.num_ranks):
+            return " ".join(f"sharding.tables.{name}={kind}" for name, kind in cut.items())
+    if proposed and fits(proposed, cluster.num_ranks):
+        return " ".join(adopting(proposed, tables))
+    for hosts in range(cluster.hosts + 1, _MOST_HOSTS + 1):
+        if fits(cut, hosts * cluster.per_host):
+            bigger = replace(cluster, hosts=hosts)
+            return f"cluster={bigger} with sharding.default=row_wise, or a smaller embedding.dim (now {settings.embedding.dim})."
+    return "a smaller plan.batch_size, narrower towers, or devices with more memory: more of these do not help."

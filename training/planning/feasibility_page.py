@@ -1,0 +1,118 @@
+"""What jobs.plan prints: tables, the memory of a rank, steps, TorchRec's opinion, and the command or the remedy."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from training.planning.cluster import Cluster
+from training.planning.feasibility import Fitting, FittingSettings
+from training.planning.memory_estimate import Needs, TablePlan
+from training.planning.torchrec_planner import adopting
+from training.run.settings import TrainSettings
+
+#: Settings that a launch does not repeat as they were given: those of the planning alone, and those it states itself.
+_NOT_REPEATED = {entry.name for entry in fields(FittingSettings)} - {entry.name for entry in fields(TrainSettings)}
+_NOT_REPEATED |= {"data", "model", "out"}
+
+
+def page(fitting: Fitting, given: Sequence[str] = ()) -> list[str]:
+    """Its lines; `given` are the settings on the command line, as the launch must repeat them."""
+    cluster, settings = fitting.cluster, fitting.settings
+    lines = [
+        f"{cluster}: {cluster.num_ranks} ranks with {cluster.memory_bytes / 1e9:.3g} GB each, of which "
+        f"{settings.keep_free:.0%} stay free",
+        "",
+        *table_lines(fitting.tables),
+        "",
+        *memory_lines(fitting.need, fitting.usable_bytes),
+        "",
+        f"{fitting.steps:,} steps an epoch of {fitting.units:,} {settings.model.train_on} at "
+        f"plan.batch_size={settings.plan.batch_size}, {settings.plan.batch_size / cluster.num_ranks:,.0f} on each rank",
+        *proposal_lines(fitting.proposed, fitting.tables, cluster),
+        "",
+    ]
+    if fitting.fits:
+        return [*lines, "It fits. Launch it on every host with:", f"  {command(fitting, given)}"]
+    ranks = fitting.need.ranks
+    worst = max(range(cluster.num_ranks), key=ranks.__getitem__)
+    return [
+        *lines,
+        f"It does not fit: rank {worst} needs {size(ranks[worst])} and has {size(fitting.usable_bytes)}.",
+        f"Remedy: {fitting.remedy}",
+    ]
+
+
+def table_lines(tables: Sequence[TablePlan]) -> list[str]:
+    """One line a table, the largest first."""
+    lines = [f"{'table':<24}{'rows':>14}{'columns':>9}{'weights':>11}{'optimizer':>11}  placed"]
+    for table in sorted(tables, key=lambda table: (-table.weight_bytes, table.field.name)):
+        ranks = table.ranks
+        where = f"on rank {ranks[0]}" if len(ranks) == 1 else f"on {len(ranks)} ranks"
+        lines.append(
+            f"{table.field.name:<24}{table.field.num_rows:>14,}{table.columns:>9}{size(table.weight_bytes):>11}"
+            f"{size(table.state_bytes):>11}  {table.kind}, {where}"
+        )
+    return lines
+
+
+def memory_lines(need: Needs, usable: float) -> list[str]:
+    """The parts of a rank's memory, where it is least and where most."""
+    parts = [
+        ("tables, their optimizer", min(need.tables), max(need.tables)),
+        ("towers, gradients, Adam", need.towers, need.towers),
+        ("a step (an estimate)", need.step, need.step),
+    ]
+    copy = ("a checkpoint's copy", min(need.checkpoint), max(need.checkpoint))
+    parts += [copy] if need.on_cpu else []
+    parts.append(("all", min(need.ranks), max(need.ranks)))
+    lines = [
+        f"{'memory of a rank':<24}{'least':>11}{'most':>11}",
+        *(f"{name:<24}{size(least):>11}{size(most):>11}" for name, least, most in parts),
+        f"{'it has':<24}{'':>11}{size(usable):>11}",
+    ]
+    if not need.on_cpu:
+        lines.append(f"On the host besides, for each rank: {copy[0]}, {size(copy[1])} to {size(copy[2])}.")
+    return lines
+
+
+def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePlan], cluster: Cluster) -> list[str]:
+    """What TorchRec's planner says to the placement."""
+    if proposed is None:
+        return ["TorchRec's planner finds no placement that fits."]
+    adopt = adopting(proposed, tables)
+    if not adopt:
+        return ["TorchRec's planner would place every table in the same way (the ranks may be others)."]
+    limit = " (it knows no row_wise on CPU)" if cluster.is_cpu else ""
+    return [
+        f"TorchRec's planner{limit} would place {len(adopt)} tables in another way; to adopt that:",
+        "  " + " ".join(adopt),
+    ]
+
+
+def command(fitting: Fitting, given: Sequence[str]) -> str:
+    """What launches the run, on every host."""
+    cluster, settings = fitting.cluster, fitting.settings
+    nodes = (
+        f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT "
+        if cluster.hosts > 1
+        else "--local-addr 127.0.0.1 "
+    )
+    chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
+    words = [f"data={settings.data}", *chosen, *repeated(given, fitting.changed)]
+    return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
+
+
+def repeated(given: Sequence[str], changed: Sequence[str]) -> list[str]:
+    """Those of `given` that a training takes too, and `changed` in place of what it changes."""
+    keys = {text.partition("=")[0] for text in changed}
+    plain = [text.lstrip("+") for text in given]
+    kept = [text for text in plain if text.partition("=")[0] not in keys]
+    return [*(text for text in kept if text.partition("=")[0].partition(".")[0] not in _NOT_REPEATED), *changed]
+
+
+def size(num_bytes: float) -> str:
+    """Bytes, in the unit that suits them."""
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= divisor:
+            return f"{num_bytes / divisor:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"

@@ -1,0 +1,82 @@
+"""What a run is put together from, for training and for evaluation alike: checks, feed, model, and a model to begin with."""
+
+from pathlib import Path
+
+import torch
+import xxhash
+
+from pipeline.dataset.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from training.checkpoint import restore as checkpoint
+from training.checkpoint.carry_over import carry_over, check_same_schema
+from training.checkpoint.files import Checkpoint
+from training.distributed.shard_model import place
+from training.distributed.sharded_model import Placed
+from training.distributed.world import World
+from training.feed.feed import Feed
+from training.feed.plan import Plan
+from training.model.entire_space import EntireSpaceModel
+from training.model.graph import Graph
+from training.run.journal import say
+from training.run.settings import TrainSettings, load
+
+
+def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
+    """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
+    settings.optimizer.check_device(device)
+    settings.embedding.check_fields(manifest.fields)
+    settings.sharding.check_fields(manifest.fields)
+    return Graph(settings.model.graph, list(manifest.labels))
+
+
+def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:
+    """This rank's batches of `split`."""
+    return Feed(
+        settings.data,
+        manifest,
+        split,
+        plan,
+        rank=world.rank,
+        world_size=world.size,
+        pooling=settings.embedding.pooling_of(manifest.fields),
+        settings=settings.feed,
+        pin=world.device.type == "cuda",
+    )
+
+
+def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
+    """The model at its initial values, on its ranks."""
+    model = EntireSpaceModel(
+        manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
+    )
+    tables = manifest.fields_of(kind=CATEGORICAL)
+    return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
+
+
+def xxh3_of(manifest: Manifest) -> str:
+    """What tells two datasets apart."""
+    return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
+
+
+def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
+    """InputError where `manifest` is not that of the dataset which `found` was trained on."""
+    if found.manifest_xxh3 != xxh3_of(manifest):
+        raise InputError(
+            f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
+            "indices may mean other ids. Give that dataset, or train a new run (out=…)."
+        )
+
+
+def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed: Placed, world: World) -> None:
+    """Fill `placed` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
+    does not fit."""
+    with world.agreeing():
+        before = load(run, "init_from")
+        old = load_manifest(before.data)
+    found = checkpoint.agreed(run, world, say)
+    with world.agreeing():
+        if found is None:
+            raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
+        check_dataset(found, old, before.data)
+        check_same_schema(before, old, settings, manifest)
+        towers = carry_over(found.path, found.files, before.data, old, settings.data, manifest, placed)
+        checkpoint.load_towers(placed, towers, found)

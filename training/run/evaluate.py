@@ -1,0 +1,192 @@
+"""Predict a split with a finished run, and judge the predictions (DESIGN §8)."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.dataset.manifest import InputError, load_manifest
+from training.checkpoint import restore as checkpoint
+from training.distributed.rank_batches import shares
+from training.distributed.world import World
+from training.evaluation import metrics, report
+from training.feed.batch import NO_GROUP, Batch
+from training.feed.plan import Plan
+from training.run.build import build, check, check_dataset, open_feed
+from training.run.journal import say
+from training.run.settings import TrainSettings
+
+_ROWS_PER_GROUP = 1 << 19
+
+
+def evaluate(
+    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
+) -> metrics.Metrics | None:
+    """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
+    RUN/report.html; the figures on rank 0, None elsewhere.
+
+    `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest or best. Raises InputError for a run without a
+    checkpoint and for a dataset other than the one it was trained on.
+    """
+    predict_split(run, settings, split, truth, world, which)
+    if world.rank:
+        return None
+    columns = read_predictions(run / "predictions" / split)
+    figures = metrics.evaluate(columns)
+    if truth is not None:
+        true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
+        figures |= metrics.truth_metrics(columns, true)
+    for name in (f"metrics.{split}.json", "metrics.json"):
+        partial = run / f".{name}.partial"
+        partial.write_text(json.dumps({"split": split, **figures}, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, run / name)
+    report.write_report(run, split)
+    return figures
+
+
+def predict_split(
+    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
+) -> None:
+    """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; they appear together or not at all."""
+    manifest = load_manifest(settings.data)
+    files = manifest.files_of(split)
+    graph = check(settings, manifest, world.device)
+    found = checkpoint.agreed(run, world, say, which)
+    if found is None:
+        raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
+    check_dataset(found, manifest, settings.data)
+    with world.agreeing():
+        true = _read_truth(truth) if truth is not None else None
+    placed = build(settings, manifest, graph, world)
+    with world.agreeing():
+        checkpoint.restore(found, placed)
+    plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
+    feed = open_feed(settings, manifest, split, plan, world)
+    final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
+
+    def tables() -> Iterator[pa.Table]:
+        for share in shares(feed, 0, range(plan.num_steps), placed.exchange, world.device):
+            agreeing = share.start_agreement(world)
+            columns = graph.predict(placed.predict(share.batch, share.ids))
+            share.send_next()
+            share.agreed(agreeing, world)
+            if share.num_impressions:
+                yield _table(share.batch, columns)
+
+    if world.rank == 0:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    world.barrier()
+    predicted = tables()
+    whole = (_with_truth(table, true) for table in predicted)
+    failure = _failure(lambda: _write(staging / f"part-{world.rank:05d}.parquet", whole))
+    for _ in predicted:  # where this rank cannot write: the others wait for it at every step
+        pass
+    world.agree(failure)
+    if world.rank == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(staging, final)
+    world.barrier()
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """The numeric columns of the predictions below `folder`; a missing group_id is NO_GROUP."""
+    columns = pq.read_schema(min(folder.glob("*.parquet"))).names
+    table = pq.read_table(folder, columns=[name for name in columns if name != "context_id"])
+    return {
+        name: table.column(name).combine_chunks().fill_null(NO_GROUP).to_numpy()
+        if name == "group_id"
+        else table.column(name).to_numpy()
+        for name in table.column_names
+    }
+
+
+def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
+    """One row per impression of `batch`."""
+    index = batch.context_of_impression.cpu().numpy()
+    group = batch.group_id.cpu().numpy()[index]
+    columns = {
+        "impression_id": pa.array(batch.impression_id.cpu().numpy()),
+        "context_id": pa.array(batch.context_id, pa.string()).take(pa.array(index)),
+        "group_id": pa.array(group, mask=group == NO_GROUP),
+    }
+    for name in ("click", "daction", "conversion"):
+        if name in batch.labels:
+            columns[name] = pa.array(batch.labels[name].cpu().numpy().astype(np.int8))
+    for name, probability in predicted.items():
+        columns[name] = pa.array(probability.float().cpu().numpy())
+    return pa.table(columns)
+
+
+def _read_truth(path: Path) -> dict[str, np.ndarray]:
+    """The simulator's columns, sorted by impression_id."""
+    try:
+        names = pq.read_schema(path).names
+        wanted = [name for name in ("impression_id", "p_ctr", "p_daction", "p_cvr") if name in names]
+        table = pq.read_table(path, columns=wanted)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"truth={path} cannot be read ({error}); jobs.simulate writes truth_<split>.parquet."
+        ) from error
+    if not {"impression_id", "p_ctr", "p_cvr"} <= set(wanted):
+        raise InputError(f"truth={path} lacks impression_id, p_ctr or p_cvr; give the file that jobs.simulate wrote.")
+    order = np.argsort(table.column("impression_id").to_numpy())
+    return {name: table.column(name).to_numpy()[order] for name in wanted}
+
+
+def _with_truth(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table:
+    """`table` with the true probabilities of its impressions beside, as true_p_ctr, …."""
+    if true is None:
+        return table
+    wanted = table.column("impression_id").to_numpy()
+    row = np.minimum(np.searchsorted(true["impression_id"], wanted), len(true["impression_id"]) - 1)
+    missing = true["impression_id"][row] != wanted
+    if missing.any():
+        raise InputError(
+            f"The truth lacks impression_id={wanted[missing][0]}; give the truth file of the same log and split."
+        )
+    for name, column in true.items():
+        if name != "impression_id":
+            table = table.append_column(f"true_{name}", pa.array(column[row]))
+    return table
+
+
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Stream `tables` into one Parquet file of large row groups; none where there is no table."""
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+
+    def flush() -> None:
+        nonlocal writer, waiting
+        if waiting:
+            whole = pa.concat_tables(waiting).combine_chunks()
+            writer = writer or pq.ParquetWriter(path, whole.schema, compression="zstd")
+            writer.write_table(whole)
+            waiting = []
+
+    try:
+        for table in tables:
+            waiting.append(table)
+            if sum(part.num_rows for part in waiting) >= _ROWS_PER_GROUP:
+                flush()
+        flush()
+    finally:
+        if writer:
+            writer.close()
+
+
+def _failure(action: Callable[[], None]) -> InputError | None:
+    """What went wrong in `action` that a user can mend."""
+    try:
+        action()
+    except InputError as error:
+        return error
+    except OSError as error:
+        return InputError(f"The predictions cannot be written ({error}); free some space and run it again.")
+    return None

@@ -1,0 +1,286 @@
+"""The trainer: the dataset, the model on its ranks, and the loop between them."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.dataset.manifest import InputError, load_manifest
+from training.checkpoint import restore as checkpoint
+from training.checkpoint.files import Position
+from training.checkpoint.save import CheckpointWriter
+from training.distributed.rank_batches import Share, shares
+from training.distributed.world import Pending, World
+from training.feed.plan import Plan
+from training.model.losses import log_loss_sums, share_of_mean
+from training.run.build import build, check, check_dataset, continue_from, open_feed, xxh3_of
+from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
+from training.run.journal import Journal, say
+from training.run.settings import TrainSettings, claim, held
+from training.run.validation import Validation
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks found together in a step."""
+
+    losses: list[float]  # the mean of each over the global batch
+    saved: bool  # every rank has done its part of the checkpoint that is on its way
+    save: bool  # the clock says so
+    requeue: bool  # a rank got SIGTERM or SIGUSR1
+    ctrl_c: bool
+
+    @property
+    def stops(self) -> bool:
+        """Whether a signal ends the run after this step."""
+        return self.requeue or self.ctrl_c
+
+
+class Trainer:
+    """One rank of one run."""
+
+    def __init__(self, settings: TrainSettings, world: World) -> None:
+        """Check everything that can be wrong, then build; resumes from the newest whole checkpoint of `settings.out`.
+
+        Raises InputError, on every rank, for what does not fit the dataset or the run that is there.
+        """
+        self.settings, self.world, self.run = settings, world, Path(settings.out)
+        with world.agreeing():
+            self.manifest = load_manifest(settings.data)
+            self.graph = check(settings, self.manifest, world.device)
+            self.plan = Plan(
+                self.manifest.files_of("train"),
+                batch_size=settings.plan.batch_size,
+                lanes=settings.plan.lanes,
+                seed=settings.plan.seed,
+                unit=settings.model.train_on,
+            )
+            self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
+            self.validation = self._open_validation()
+        with world.agreeing():
+            if world.rank == 0:
+                claim(self.run, settings)
+                with held(self.run):  # whoever trains it may delete the checkpoint that would be read here
+                    pass
+        found = checkpoint.agreed(self.run, world, say)
+        self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
+        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
+        self._interrupts = Interrupts()
+        self._journal: Journal | None = None
+        if not self.finished:
+            with world.agreeing():
+                if found:
+                    check_dataset(found, self.manifest, settings.data)
+            self.placed = build(settings, self.manifest, self.graph, world)
+            if found:
+                with world.agreeing():
+                    checkpoint.restore(found, self.placed)
+            elif settings.init_from:
+                continue_from(Path(settings.init_from), settings, self.manifest, self.placed, world)
+            self._writer = CheckpointWriter(self.run, self.placed, xxh3_of(self.manifest), world, settings.checkpoint)
+
+    @property
+    def steps_done(self) -> int:
+        """The steps of the run so far, over all epochs."""
+        return self.position.epoch * self.plan.num_steps + self.position.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or early stopping has ended them."""
+        return self.position.epoch >= self.settings.epochs or self.settings.early_stopping.is_over(self.judged)
+
+    def fit(self) -> int:
+        """Train to the end, or until a signal asks to stop; the exit status of the process (`training.run.interrupts`)."""
+        if self.finished:
+            self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
+            return 0
+        with closing(self), self._alone(), self._journal_open(), self._interrupts:
+            with self._writer:  # at the end of which all that was saved is whole
+                stopped = self._train()
+            if stopped:
+                return self._stop(stopped)
+        self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
+        return 0
+
+    def _train(self) -> Agreed | None:
+        """Step by step to the end; or to the step at which a signal ends the run, saved: what was agreed there."""
+        if not self._validate():  # what a signal kept the last start from
+            return self._signals()
+        if self.finished:  # by that
+            self._save()
+        while not self.finished:
+            for share in self.shares():
+                agreed = self.step(share)
+                self._count(share.step, agreed)
+                if agreed.saved:
+                    self._writer.advance()
+                if agreed.stops and not self.finished:
+                    self._save()
+                    return agreed
+                if not self._validate():
+                    self._save()
+                    return self._signals()
+                if self._save_is_due(agreed):
+                    self._save()
+                if self.finished:
+                    break
+        return None
+
+    def close(self) -> None:
+        """Stop reading."""
+        self.feed.close()
+        if self.validation:
+            self.validation.close()
+
+    def shares(self) -> Iterator[Share]:
+        """This rank's share of each step of the epoch from the position on."""
+        steps = range(self.position.step, self.plan.num_steps)
+        return shares(self.feed, self.position.epoch, steps, self.placed.exchange, self.world.device)
+
+    def step(self, share: Share) -> Agreed:
+        """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
+        changed, where one failed or a loss is not finite."""
+        run_step = self.position.epoch * self.plan.num_steps + share.step
+        passed = self.placed.forward(share.batch, share.ids, run_step)
+        sums = log_loss_sums(self.graph, passed.logits, share.batch.labels)
+        if not share.num_impressions:
+            sums = sums * 0.0
+        agreeing = self._start_agreement(sums, share)
+        loss = share_of_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
+        towers_gradient = self.placed.differentiate(loss)
+        share.send_next()
+        agreed = self._agreed(agreeing, share)
+        self.placed.learn(passed, towers_gradient)
+        return agreed
+
+    def _start_agreement(self, sums: Tensor, share: Share) -> Pending:
+        """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
+        error = share.error or (self._journal.error if self._journal else None)
+        flags = (
+            error is not None,
+            self._writer.is_ready,
+            self._clock_is_due(),
+            self._interrupts.requeue,
+            self._interrupts.ctrl_c,
+        )
+        table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
+        return self.world.start_sum(table.to(self.world.device))
+
+    def _agreed(self, agreeing: Pending, share: Share) -> Agreed:
+        *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
+        if num_failed:
+            self.world.agree(share.error or (self._journal.error if self._journal else None))
+        bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
+        if bad:
+            groups = self.plan.row_groups_of(self.position.epoch, share.step)
+            raise InputError(
+                f"The loss `{bad[0]}` is not finite at step {share.step} of epoch {self.position.epoch}, which reads "
+                f"{_listed([f'{file} row group {number}' for file, number in groups])}; no weight was "
+                "touched by that step, and the last checkpoint is good. Lower optimizer.embeddings.lr or "
+                "optimizer.towers.lr, and start again in another out=…."
+            )
+        means = [total / self.plan.step_size(share.step) for total in totals]
+        return Agreed(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
+
+    def _count(self, step: int, agreed: Agreed) -> None:
+        """`step` of the epoch is done."""
+        epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
+        self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
+        if self._journal:
+            self._journal.step(epoch, self.steps_done, agreed.losses, self.plan.step_size(step), self.feed.wait_s)
+
+    def _validate(self) -> bool:
+        """Judge the model if that is due after the steps done and has not been done; False if a signal came before the
+        end of it: then the next start does it. (After the last step there is no next start.)"""
+        is_due = self.settings.validation.is_due(self.steps_done, self.position.step == 0)
+        if not is_due or self.validation is None or (self.judged and self.judged.total_steps == self.steps_done):
+            return True
+        figures = self.validation.figures(self.placed, self.world, lambda: not self.finished and self._interrupts.stops)
+        if figures is None:
+            return False
+        self.judged = self.validation.judge(figures, self.steps_done, self.judged)
+        if self._journal:
+            self._journal.validated(self.position.epoch, self.steps_done, figures)
+        if self.judged.best_steps == self.steps_done:
+            self._save()
+        return True
+
+    def _signals(self) -> Agreed:
+        """What a signal said to any rank, where there is no step to agree on it."""
+        requeue, ctrl_c = self.world.max([int(self._interrupts.requeue), int(self._interrupts.ctrl_c)])
+        return Agreed([], False, False, bool(requeue), bool(ctrl_c))
+
+    def _clock_is_due(self) -> bool:
+        every_s = self.settings.checkpoint.every_minutes * 60.0
+        return self.world.rank == 0 and 0.0 < every_s <= time.monotonic() - self._saved_s
+
+    def _save_is_due(self, agreed: Agreed) -> bool:
+        every = self.settings.checkpoint.every_steps
+        by_steps = every > 0 and self.steps_done % every == 0
+        return agreed.save or by_steps or self.position.step == 0 or self.finished
+
+    def _save(self) -> None:
+        if self._saved == (self.steps_done, self.judged):
+            return
+        self._writer.save(self.position, self.steps_done, self.judged)
+        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
+
+    def _stop(self, agreed: Agreed) -> int:
+        """Leave word for the scheduler, and give the exit status."""
+        line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command goes on from there."
+        if agreed.requeue and self.world.rank == 0:
+            ask_to_go_on(self.run, line)
+        self._say(line)
+        return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run, through rank 0, for the length of the block."""
+        with ExitStack() as stack:
+            with self.world.agreeing():
+                if self.world.rank == 0:
+                    stack.enter_context(held(self.run))
+            yield
+
+    @contextmanager
+    def _journal_open(self) -> Iterator[None]:
+        """Write the journal on rank 0 for the length of the block."""
+        if self.world.rank:
+            yield
+            return
+        nothing_asked(self.run)
+        num_steps = self.settings.epochs * self.plan.num_steps
+        if self.steps_done:
+            say(f"{self.run} goes on at step {self.steps_done} of {num_steps}.")
+        journal = Journal(self.run, self.settings.log, self.graph.loss_names, self.steps_done, num_steps)
+        self._journal = journal
+        try:
+            yield
+        finally:
+            journal.close()
+            self._journal = None
+
+    def _open_validation(self) -> Validation | None:
+        split = self.settings.validation.split
+        totals = self.manifest.totals.get(split, {}) if split else {}
+        if split is None or totals.get("impressions", 0) == 0:
+            return None
+        files, plan = self.manifest.files_of(split), self.settings.plan
+        in_order = Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
+        feed = open_feed(self.settings, self.manifest, split, in_order, self.world)
+        count = totals[self.settings.model.train_on]
+        return Validation(self.manifest, self.graph, in_order, feed, count, self.settings.early_stopping)
+
+    def _say(self, line: str) -> None:
+        if self.world.rank == 0:
+            say(line)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,145 @@
+"""Validation while a run trains: exact figures over all ranks, which of them is the best, and when to stop for want of a better."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.dataset.manifest import LABELS, SPLITS, InputError, Manifest
+from training.checkpoint.files import Judged
+from training.distributed.rank_batches import Share, shares
+from training.distributed.sharded_model import Placed
+from training.distributed.world import World
+from training.evaluation import metrics
+from training.evaluation.ranking import auc
+from training.feed.feed import Feed
+from training.feed.plan import Plan
+from training.model.graph import Graph
+from training.model.losses import log_loss_sums
+
+LOSS = "loss"
+
+
+@dataclass
+class ValidationSettings:
+    """The group `validation`."""
+
+    split: str | None = "validation"  # passed over where the dataset has none; null: never
+    every_steps: int = 0  # 0: at the end of each epoch
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise InputError(f"validation.every_steps={self.every_steps} is negative; 0 is the end of each epoch.")
+        if self.split is not None and self.split not in SPLITS:
+            raise InputError(f"validation.split={self.split} is not one of {', '.join(SPLITS)}; null validates never.")
+
+    def is_due(self, steps_done: int, ends_epoch: bool) -> bool:
+        """Whether to validate after `steps_done` steps of the run."""
+        return steps_done > 0 and (steps_done % self.every_steps == 0 if self.every_steps else ends_epoch)
+
+
+@dataclass
+class EarlyStoppingSettings:
+    """The group `early_stopping`."""
+
+    metric: str | None = None  # of the validation; null: ctcvr_auc, or the last AUC that the model's outputs allow
+    patience: int = 0  # validations in a row without a better one, after which training ends; 0: never
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise InputError(f"early_stopping.patience={self.patience} is negative; 0 never stops early.")
+
+    def is_over(self, judged: Judged | None) -> bool:
+        """Whether the validations so far have ended the run."""
+        return judged is not None and 0 < self.patience <= judged.num_worse
+
+
+class Validation:
+    """Judges the model on one split; every rank takes part.
+
+    Its loss has the denominator of the training loss: the `count` of units of the split that the model trains on, which
+    are impressions, or clicks for a model that trains on clicks. AUCs are over whatever their task is defined on.
+    Raises InputError where `early_stopping.metric` is not among the figures that the model's outputs allow.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        graph: Graph,
+        plan: Plan,
+        feed: Feed,
+        count: int,
+        early_stopping: EarlyStoppingSettings,
+    ) -> None:
+        self._graph, self._plan, self._feed, self._count = graph, plan, feed, count
+        self._labels = [label for label in LABELS if label in manifest.labels]
+        self._columns = [*self._labels, *graph.outputs]
+        nothing = {name: np.empty(0, np.float32) for name in self._columns}
+        self.names = [LOSS, *(f"{task.name}_auc" for task in metrics.tasks(nothing))]
+        self.metric = early_stopping.metric or self.names[-1]
+        if self.metric not in self.names:
+            raise InputError(
+                f"early_stopping.metric={self.metric} is not one of {', '.join(self.names)}, which are what a "
+                "validation of this model gives."
+            )
+
+    def figures(
+        self, placed: Placed, world: World, stops: Callable[[], bool] = lambda: False
+    ) -> dict[str, float | None] | None:
+        """name → figure over the whole split, on every rank; None for an AUC without both classes.
+
+        None in place of it all where `stops`, asked before each batch, says so on any rank. Raises InputError, on every
+        rank, where one cannot read its share.
+        """
+        columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
+        steps = range(self._plan.num_steps)
+        for share in shares(self._feed, 0, steps, placed.exchange, world.device):
+            agreeing = share.start_agreement(world, stops())
+            column_CN, loss = self._predict(placed, share)
+            share.send_next()
+            if share.agreed(agreeing, world):
+                return None
+            columns.append(column_CN)
+            losses += loss
+        whole_CN = world.collect(torch.cat(columns, dim=1))
+        totals = torch.zeros(len(self.names), dtype=torch.float64)
+        totals[0] = losses[0] / self._count if self._count else math.nan
+        if whole_CN is not None:
+            totals[1:] = torch.tensor(self._aucs(whole_CN.numpy()))
+        values = world.sum(totals.to(world.device)).tolist()
+        return {name: None if math.isnan(value) else value for name, value in zip(self.names, values, strict=True)}
+
+    @torch.no_grad()
+    def _predict(self, placed: Placed, share: Share) -> tuple[torch.Tensor, float]:
+        """The columns [C, N] of this rank's impressions, and its sum of all losses."""
+        logits, labels = placed.predict(share.batch, share.ids), share.batch.labels
+        predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
+        columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
+        if not share.num_impressions:
+            return columns[:, :0].cpu(), 0.0
+        return columns.cpu(), float(log_loss_sums(self._graph, logits, labels).double().sum())
+
+    def _aucs(self, whole_CN: np.ndarray) -> list[float]:
+        columns = dict(zip(self._columns, whole_CN, strict=True))
+        for name in self._labels:
+            columns[name] = columns[name].astype(bool)
+        found = []
+        for task in metrics.tasks(columns):
+            judged_N = columns["click"] if task.clicked_only else slice(None)
+            value = auc(task.label_N[judged_N], columns[task.score][judged_N])
+            found.append(float("nan") if value is None else value)
+        return found
+
+    def judge(self, figures: dict[str, float | None], steps_done: int, before: Judged | None) -> Judged:
+        """What is known after this validation; only a strictly better one is the new best."""
+        value, best = figures[self.metric], before.best if before else None
+        gain = -1 if self.metric == LOSS else 1
+        if before is None or (value is not None and (best is None or gain * value > gain * best)):
+            return Judged(steps_done, best=value, best_steps=steps_done, num_worse=0)
+        return Judged(steps_done, best, before.best_steps, before.num_worse + 1)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._feed.close()
