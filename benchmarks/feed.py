@@ -21,16 +21,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from benchmarks.train_profile import FeedClock
-from pipeline.dataset.manifest import (
-    MANIFEST,
-    DatasetFile,
-    Manifest,
-    ManifestField,
-    RowGroup,
-    load_manifest,
-    open_location,
-    totals_of,
-)
+from pipeline.dataset.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, load_manifest, totals_of
+from pipeline.locations import open_location
 from pipeline.storage.parquet_files import PARQUET
 from training.feed.feed import Feed
 from training.feed.plan import Plan

@@ -20,8 +20,9 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
-from pipeline.aliccp.parse import REASONS
-from pipeline.chunks.sources import SKELETON, SourceFile, input_splits
+from pipeline.aliccp.byte_ranges import input_splits
+from pipeline.chunks.reasons import REASONS
+from pipeline.chunks.sources import SKELETON, SourceFile
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.features.fields import catalogue
 from pipeline.preprocess import preprocess

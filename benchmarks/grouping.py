@@ -3,8 +3,7 @@
     python -m jobs.simulate out=RAW impressions=500000 train_share=0.8 rates=demo seed=1
     python -m benchmarks.grouping --raw RAW
 
-For each K (rows.max_impressions) in turn, the pieces of a context one behind the other and scattered (rows.scatter_chunks):
-preprocess, train one epoch for each seed, judge on the test split. With --results FILE every run is appended to it and none
+For each K (rows.max_impressions) in turn: preprocess, train one epoch for each seed, evaluate on the test split. With --results FILE every run is appended to it and none
 is repeated; it is known by its settings here alone, so begin a new FILE when defaults change.
 """
 
@@ -28,11 +27,10 @@ AUCS = ("ctr_auc", "cvr_auc", "ctcvr_auc")
 BYTES = "bytes_an_impression"
 
 
-def dataset_of(raw: str, out: Path, max_impressions: int, scatter: bool) -> float:
+def dataset_of(raw: str, out: Path, max_impressions: int) -> float:
     """Preprocess `raw` with K = `max_impressions`; the bytes of the train files an impression."""
-    rows = [f"rows.max_impressions={max_impressions}", f"rows.scatter_chunks={str(scatter).lower()}"]
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("preprocess", [f"source.path={raw}", f"out={out}", *rows])
+        config = compose("preprocess", [f"source.path={raw}", f"out={out}", f"rows.max_impressions={max_impressions}"])
     preprocess(typed(PreprocessSettings, config))
     manifest = load_manifest(out)
     return sum(file.bytes for file in manifest.files_of("train")) / manifest.totals["train"]["impressions"]
@@ -40,25 +38,24 @@ def dataset_of(raw: str, out: Path, max_impressions: int, scatter: bool) -> floa
 
 def study(
     raw: str, sizes: list[int], seeds: list[int], overrides: list[str], results: Path | None
-) -> dict[tuple[int, bool], list[dict[str, float]]]:
-    """(K, scattered) → the figures of each seed."""
+) -> dict[int, list[dict[str, float]]]:
+    """K → the figures of each seed."""
     lines = results.read_text().splitlines() if results is not None and results.exists() else []
     known = {tuple(entry["run"]): entry["figures"] for entry in map(json.loads, lines)}
-    found: dict[tuple[int, bool], list[dict[str, float]]] = {}
+    found: dict[int, list[dict[str, float]]] = {}
     for size in sizes:
-        for scatter in (False, True):
-            keys = [(raw, size, scatter, seed, *overrides) for seed in seeds]
-            with tempfile.TemporaryDirectory() as folder:
-                if any(key not in known for key in keys):
-                    dataset_bytes = dataset_of(raw, Path(folder) / "data", size, scatter)
-                for key, seed in zip(keys, seeds, strict=True):
-                    if key not in known:
-                        seeded = [*overrides, f"seed={seed}", f"plan.seed={seed}"]
-                        known[key] = run(f"{folder}/data", seeded, "test") | {BYTES: dataset_bytes}
-                        if results is not None:
-                            with results.open("a") as file:
-                                file.write(json.dumps({"run": key, "figures": known[key]}) + "\n")
-            found[size, scatter] = [known[key] for key in keys]
+        keys = [(raw, size, seed, *overrides) for seed in seeds]
+        with tempfile.TemporaryDirectory() as folder:
+            if any(key not in known for key in keys):
+                dataset_bytes = dataset_of(raw, Path(folder) / "data", size)
+            for key, seed in zip(keys, seeds, strict=True):
+                if key not in known:
+                    seeded = [*overrides, f"seed={seed}", f"plan.seed={seed}"]
+                    known[key] = run(f"{folder}/data", seeded, "test") | {BYTES: dataset_bytes}
+                    if results is not None:
+                        with results.open("a") as file:
+                            file.write(json.dumps({"run": key, "figures": known[key]}) + "\n")
+        found[size] = [known[key] for key in keys]
     return found
 
 
@@ -72,11 +69,10 @@ def main() -> None:
     arguments = parser.parse_args()
     found = study(arguments.raw, arguments.sizes, arguments.seeds, arguments.settings, arguments.results)
     print(f"{processor()} · {' '.join(arguments.settings)} · mean ± standard deviation of {len(arguments.seeds)} seeds")
-    print(f"| K | pieces | distinct contexts a batch | {' | '.join(AUCS)} | CPU s a run | bytes an impression |")
-    print("|---" * (5 + len(AUCS)) + "|")
-    for (size, scatter), runs in found.items():
-        cells = [str(size), "scattered" if scatter else "together"]
-        cells.append(f"{statistics.mean(figures[CONTEXTS] for figures in runs):.0f}")
+    print(f"| K | distinct contexts a batch | {' | '.join(AUCS)} | CPU s a run | bytes an impression |")
+    print("|---" * (4 + len(AUCS)) + "|")
+    for size, runs in found.items():
+        cells = [str(size), f"{statistics.mean(figures[CONTEXTS] for figures in runs):.0f}"]
         for name in AUCS:
             values = [figures[name] for figures in runs]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from pipeline.dataset.manifest import NUMERIC, InputError, Manifest, ManifestField, load_manifest, open_location
+from pipeline.dataset.manifest import NUMERIC, Manifest, ManifestField, load_manifest
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 from training.evaluation.calibration import log_loss
 from training.evaluation.metrics import evaluate
 from training.feed.numeric import squashed

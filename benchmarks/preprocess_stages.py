@@ -21,42 +21,41 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import preprocess
-from pipeline.aliccp import parse
+from pipeline.aliccp import parse, reader
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
-from pipeline.chunks import chunk as chunks
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.contexts.buckets import spark_hash
 from pipeline.features.lookup_table import Lookup
 from pipeline.features.vocabulary import Counter
-from pipeline.passes import count, tasks
-from pipeline.passes import publish as assemble
-from pipeline.spark import session as sparks
+from pipeline.passes import count, publish, quarantine, write
+from pipeline.spark import running, session
 from pipeline.storage.parquet_files import PartWriter
 
 #: (stage, where the job finds the function, its name); a generator is timed while it is asked for its next value.
 _STAGES: list[tuple[str, Any, str]] = [
-    ("read", chunks, "read_chunks"),
+    ("read", reader, "read_chunks"),
     ("parse", parse, "parse"),
-    ("split of each line", chunks, "splits_of"),
+    ("split of each line", reader, "splits_of"),
     ("tally of lines", Tally, "count_chunk"),
     ("count ids", Counter, "add"),
     ("merge counts", Counter, "add_pairs"),
     ("look ids up", Lookup, "indices_of"),
-    ("encode records", tasks, "encode"),
-    ("cut at groups", tasks, "grouped"),
-    ("select rows", tasks, "select"),
-    ("gather columns", tasks, "rows_of"),
+    ("encode records", write, "encode"),
+    ("cut at groups", write, "grouped"),
+    ("select rows", write, "select"),
+    ("gather columns", write, "rows_of"),
     ("audit statistics", Statistics, "add"),
     ("audit report", Statistics, "report"),
     ("write Parquet", PartWriter, "add"),
     ("write Parquet", PartWriter, "finish"),
-    ("quarantine", tasks, "write_quarantine"),
-    ("audit: leakage, a sample of fixed size", assemble, "leakage"),
-    ("audit: page", assemble, "audit_page"),
+    ("quarantine", write, "write_quarantine"),
+    ("quarantine", quarantine, "write_quarantine"),
+    ("audit: leakage, a sample of fixed size", publish, "leakage"),
+    ("audit: page", publish, "audit_page"),
     ("vocabularies", count, "vocabularies"),
-    ("lookup tables", preprocess, "lookup_of"),
-    ("vocabulary files", assemble, "write_vocabulary"),
+    ("lookup tables", write, "lookup_of"),
+    ("vocabulary files", publish, "write_vocabulary"),
 ]
 _SHUFFLE = "Spark's part"
 
@@ -151,9 +150,9 @@ def stages(settings: PreprocessSettings) -> dict[str, float]:
         def numbers(_: Any, count: int, clock: Clock = clock) -> Frame:
             return Frame(([pa.RecordBatch.from_pydict({"id": [number]})] for number in range(count)), clock)
 
-        stand_ins: list[tuple[Any, str, Any]] = [(sparks, "start_spark", lambda _, spark=spark: spark)]
-        stand_ins += [(sparks, "numbers", numbers)]
-        stand_ins += [(sparks, "collect", lambda frame, *_: frame.table())]
+        stand_ins: list[tuple[Any, str, Any]] = [(session, "start_spark", lambda _, spark=spark: spark)]
+        stand_ins += [(running, "numbers", numbers)]
+        stand_ins += [(running, "collect", lambda frame, *_: frame.table())]
         stand_ins += [(owner, name, clock.timed(stage, getattr(owner, name))) for stage, owner, name in _STAGES]
         with tempfile.TemporaryDirectory(prefix="entirespace-stages-") as directory:
             patches = [mock.patch.object(owner, name, stand_in) for owner, name, stand_in in stand_ins]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.dataset.manifest import MANIFEST, InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import MANIFEST, Manifest, load_manifest
+from pipeline.errors import InputError
 from pipeline.storage.commit import files_named
 
 _POLL_S = 0.05

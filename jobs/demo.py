@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.entry import launch
-from pipeline.dataset.manifest import SPLITS, InputError, load_manifest
+from pipeline.dataset.manifest import SPLITS, load_manifest
+from pipeline.errors import InputError
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from jobs.entry import launch
 from training.distributed.world import join, speaks
-from training.run import settings as saved
+from training.run import run_folder
 from training.run.evaluate import evaluate
 from training.run.journal import say
 from training.run.malloc import keep_freed_memory
@@ -28,7 +28,7 @@ def run(settings: EvaluateSettings) -> None:
     """Predict, judge, report, and print the figures that people look for first."""
     keep_freed_memory()
     folder = Path(settings.run)
-    trained = saved.load(folder)
+    trained = run_folder.load(folder)
     trained.data = settings.data or trained.data
     truth = Path(settings.truth) if settings.truth else None
     with join(trained.world) as world:

@@ -7,7 +7,8 @@ from omegaconf import MISSING
 from jobs.entry import launch
 from pipeline.audit.card import card
 from pipeline.dataset.decode import decoded_rows
-from pipeline.dataset.manifest import InputError, load_manifest
+from pipeline.dataset.manifest import load_manifest
+from pipeline.errors import InputError
 
 
 @dataclass

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from pipeline.dataset.manifest import InputError
-
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
@@ -41,3 +39,10 @@ def _remedy(location: str) -> str:
     if "://" in location:
         return "check the address and its credentials."
     return "make room there, or choose another out."
+
+
+class InputError(ValueError):
+    """A mistake of the user or of the input: one sentence with the value, the rule and the remedy.
+
+    Entry points print it without a traceback and exit with status 2.
+    """

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.chunks.sources import ACTIONS, SourceFile
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 _COLUMNS = {"sample_id": pa.int64(), "action": pa.string(), "delay_seconds": pa.float64()}
 

@@ -9,17 +9,12 @@ every call, and that took more time than the numbers.
     "382143\\x03…" ─word_at─▶ one uint64, its first byte lowest ─first_byte(\\x03)─▶ 6 ─digits─▶ 382143
 """
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from typing import Any
 
-import numba as nb
 import numpy as np
 from llvmlite import ir
-from numba.extending import intrinsic
 
+from pipeline.kernels.jit import nb
 from pipeline.kernels.raw_memory import WORD_BYTES, byte_at, word_at
 
 _MINUS, _PLUS, _DOT, _ZERO = 45, 43, 46, 48
@@ -39,7 +34,7 @@ _PAIRS, _QUADS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
 _TEN, _HUNDRED, _MYRIAD = np.uint64(1 + (10 << 8)), np.uint64(1 + (100 << 16)), np.uint64(1 + (10_000 << 32))
 
 
-@intrinsic
+@nb.extending.intrinsic
 def _trailing_zeros(typing: Any, word: Any) -> Any:
     """How many of the lowest bits are 0; 64 for the word 0."""
 

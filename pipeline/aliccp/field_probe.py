@@ -5,17 +5,13 @@
 
 # Shapes: F fields of a scope, N bytes of the longest name, S slots.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 
 from pipeline.features.fields import Catalogue
+from pipeline.kernels.jit import nb
 from pipeline.kernels.raw_memory import WORD_BYTES, byte_at
 
 _NO_NAME = np.uint64(2**64 - 1)

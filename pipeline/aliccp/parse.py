@@ -12,51 +12,38 @@ tests/support/references/aliccp.py is the slow twin.
 
 # Shapes: L lines, C columns of LINE_*, V values, F fields of a scope, N bytes of the longest name, S slots.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
-from dataclasses import dataclass
-
-import numba as nb
 import numpy as np
 
 from pipeline.aliccp.ascii_numbers import POWERS, digits, first_below, first_byte, integer, key, number, short_integer
 from pipeline.aliccp.field_probe import Names, find, short_slot
-from pipeline.kernels.raw_memory import WORD_BYTES, byte_at, word_at
-
-#: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
-REASONS = (
-    "",
-    "malformed_line",
-    "bad_label",
-    "bad_context_key",
-    "bad_feature",
-    "feature_count_mismatch",
-    "conversion_without_click",
-    "missing_context",
-    "duplicate_impression",
-    "duplicate_context",
+from pipeline.chunks.chunk import Parsed
+from pipeline.chunks.line_columns import (
+    BUY_BIT,
+    CLICK_BIT,
+    END,
+    HAS_KEY,
+    KEY,
+    LABELS,
+    LINE_COLUMNS,
+    MISMATCH,
+    REASON,
+    REPEATED,
+    SAMPLE_ID,
+    START,
+    UNKNOWN,
+    VALUES_END,
 )
-#: The rule that each reason says was broken, in words; docs/dataset.md has all of it.
-RULES = {
-    "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
-    "bad_label": "click and buy are 0 or 1",
-    "bad_context_key": "a key is 16 digits of 0-9a-f",
-    "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",
-    "feature_count_mismatch": "num_features counts the features of the line",
-    "conversion_without_click": "what was bought was clicked",
-    "missing_context": "an impression's key has a line in common_features of its period",
-    "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in its period",
-    "duplicate_context": "a key has one line in common_features of its period",
-}
-GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
-MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
-
-#: What is known of a line: the columns of `Parsed.line_LC`. END excludes the line feed.
-START, END, REASON, KEY, HAS_KEY, SAMPLE_ID, LABELS, MISMATCH, VALUES_END, UNKNOWN, REPEATED = range(11)
-LINE_COLUMNS = 11
-CLICK_BIT, BUY_BIT, DACTION_BIT = 1, 2, 4  # the last in event logs only: Ali-CCP's dactions lie in a file of their own
+from pipeline.chunks.reasons import (
+    BAD_CONTEXT_KEY,
+    BAD_FEATURE,
+    BAD_LABEL,
+    COUNT_MISMATCH,
+    GOOD,
+    MALFORMED_LINE,
+    WITHOUT_CLICK,
+)
+from pipeline.kernels.jit import nb
+from pipeline.kernels.raw_memory import WORD_BYTES, byte_at, word_at
 
 _LF, _CR, _COMMA, _DOT, _ZERO = 10, 13, 44, 46, 48
 _JOIN, _ID, _VALUE = 1, 2, 3  # \x01 between features, \x02 before the id, \x03 before the weight
@@ -70,24 +57,6 @@ _COMMAS = np.uint64(_COMMA * _EACH)
 _FIRST = np.array([(1 << 8 * length) - 1 for length in range(9)] + [0], np.uint64)  # the first bytes of a word; 9: none
 _IS_BREAK = np.zeros(256, np.bool_)
 _IS_BREAK[[_JOIN, _ID, _VALUE, _LF, _COMMA]] = True
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """One chunk: `line_LC` (see START …), and the values of line l at [VALUES_END of l-1, VALUES_END of l).
-
-    Only good lines have values; `field_V` is the position in the catalogue.
-    """
-
-    line_LC: np.ndarray  # int64
-    field_V: np.ndarray  # int16
-    id_V: np.ndarray  # int64
-    weight_V: np.ndarray  # float32
-
-    @property
-    def num_values_L(self) -> np.ndarray:
-        """How many values each line has."""
-        return np.diff(self.line_LC[:, VALUES_END], prepend=0)
 
 
 def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
@@ -21,12 +21,10 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.aliccp.field_probe import names_of
-from pipeline.aliccp.parse import REASONS
-from pipeline.chunks.chunk import SCOPE_OF, Chunk, ChunkReader
+from pipeline.aliccp.reader import ChunkReader
+from pipeline.chunks.chunk import SCOPE_OF, Chunk
 from pipeline.chunks.sources import InputSplit, SourceFile
 from pipeline.features.fields import Catalogue
-from pipeline.storage.commit import QUARANTINE, Staging
-from pipeline.storage.parquet_files import quarantine_batch, write_quarantine
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -34,10 +32,6 @@ if TYPE_CHECKING:
 Batches = Iterator[pa.RecordBatch]
 Place = tuple[int, int]  # (id of the file, first byte of the block)
 
-PICKED = "slice int, ordinal int, offset bigint, reason int, line binary"
-_PICKED_SCHEMA = pa.schema(
-    [("slice", pa.int32()), ("ordinal", pa.int32()), ("offset", pa.int64()), ("reason", pa.int32()), ("line", pa.binary())]
-)  # fmt: skip
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _SPARK_SEED = 42  # of its xxhash64
 _BYTE_ORDER_MARK = (
@@ -77,59 +71,6 @@ class LineReader:
                 offset = next_offset.get(place, self.starts[place])
                 next_offset[place] = offset + len(text)
                 yield self.sources[place[0]], offset, text
-
-
-@dataclass(frozen=True)
-class Picking:
-    """The lines that grouping set aside: picked out of one more reading, and written in the order of the log."""
-
-    reader: LineReader
-    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's lines set aside, sorted
-    keys: tuple[int, ...]  # of the slices, each its own partition's
-    rejects: tuple[str, ...]  # what all writing tasks kept
-    staging: Staging
-
-    def pick(self, batches: Batches) -> Batches:
-        """Rows of `lines` → PICKED."""
-        reject_X3 = np.concatenate([self.staging.kept(place) for place in self.rejects])
-        reject_X3 = reject_X3[np.lexsort((reject_X3[:, 1], reject_X3[:, 0]))]
-        for source, start, text in self.reader.texts(batches):
-            mine_X3 = reject_X3[reject_X3[:, 0] == source.ordinal]
-            first, last = np.searchsorted(mine_X3[:, 1], [start, start + len(text)]).tolist()
-            found = [
-                (self._key(source.ordinal, first + number), source.ordinal, offset, reason,
-                 text[offset - start : text.index(b"\n", offset - start)])
-                for number, (_, offset, reason) in enumerate(mine_X3[first:last].tolist())
-            ]  # fmt: skip
-            if found:
-                columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _PICKED_SCHEMA.types, strict=True)]  # fmt: skip
-                yield pa.RecordBatch.from_arrays(columns, schema=_PICKED_SCHEMA)
-
-    def write(self, batches: Batches, attempt: str) -> Iterator[dict[str, Any]]:
-        """PICKED of one partition, sorted → the report of its file."""
-        names = {source.ordinal: source.name for source in self.reader.sources.values()}
-        waiting = next(batches, None)
-        if waiting is None:
-            return
-        number = self.keys.index(waiting.column("slice")[0].as_py())
-
-        def lines() -> Batches:
-            for batch in _with(waiting, batches):
-                sources = [names[ordinal] for ordinal in batch.column("ordinal").to_pylist()]
-                reasons = [REASONS[reason] for reason in batch.column("reason").to_pylist()]
-                yield quarantine_batch(
-                    sources, batch.column("offset").to_pylist(), reasons, batch.column("line").to_pylist()
-                )
-
-        staged = write_quarantine(self.staging.path(f"reread-{number:05d}-{attempt}"), lines())
-        yield self.staging.hand_in(staged, QUARANTINE, f"reread-{number:05d}") | {"number": number}
-
-    def _key(self, ordinal: int, number: int) -> int:
-        return next(
-            key
-            for key, (of, begin, end) in zip(self.keys, self.slices, strict=True)
-            if of == ordinal and begin <= number < end
-        )
 
 
 def lines(spark: "SparkSession", sources: Sequence[SourceFile], split_bytes: int) -> "DataFrame":
@@ -210,8 +151,3 @@ def _text_of(column: pa.BinaryArray) -> bytes:
     bound_R = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
     text: bytes = data[bound_R[0] : bound_R[-1]].to_pybytes()
     return text
-
-
-def _with(first: pa.RecordBatch, rest: Batches) -> Batches:
-    yield first
-    yield from rest

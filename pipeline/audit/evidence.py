@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.arrow_columns import flat, is_number, lengths
-from pipeline.dataset.manifest import LABELS, DatasetFile, open_location
+from pipeline.dataset.manifest import LABELS, DatasetFile
 from pipeline.features.fields import Field
+from pipeline.locations import open_location
 
 NOTHING = -1
 _MOST_COUNTED = 255  # values of a record; more are the same evidence

@@ -7,15 +7,10 @@ a histogram from the most frequent ids of a field to the rarest, with bin 0 for 
 
 # Shapes: N rows, G contexts, P records of a scope (contexts or impressions), V values, B bins, K counts of a row.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 
@@ -24,6 +19,7 @@ from pipeline.dataset.arrow_columns import array_of, flat, is_number
 from pipeline.dataset.manifest import LABELS
 from pipeline.features.fields import Catalogue
 from pipeline.features.moments import Moments
+from pipeline.kernels.jit import nb
 
 NUM_BINS = 32
 _BIT_LENGTH = np.array([value.bit_length() for value in range(1 << 16)], np.uint8)

@@ -1,20 +1,33 @@
 """Chunks: what both passes over the raw log do first: read a split, parse it, decide the split of each line."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.aliccp import parse
-from pipeline.aliccp.field_probe import Names, names_of
-from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile, read_chunks
-from pipeline.config.preprocess import KEEP, PreprocessSettings
-from pipeline.dataset.manifest import InputError
-from pipeline.features.fields import Catalogue
-from pipeline.kernels.hashing import TEST, TRAIN, splits_of
+from pipeline.chunks.line_columns import VALUES_END
+from pipeline.chunks.sources import CONTEXT, SKELETON, SourceFile
+from pipeline.kernels.jit import nb
 
 #: The scope of the features on a line of each table.
 SCOPE_OF = {CONTEXT: "context", SKELETON: "impression"}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One chunk: `line_LC` (see START …), and the values of line l at [VALUES_END of l-1, VALUES_END of l).
+
+    Only good lines have values; `field_V` is the position in the catalogue.
+    """
+
+    line_LC: np.ndarray  # int64
+    field_V: np.ndarray  # int16
+    id_V: np.ndarray  # int64
+    weight_V: np.ndarray  # float32
+
+    @property
+    def num_values_L(self) -> np.ndarray:
+        """How many values each line has."""
+        return np.diff(self.line_LC[:, VALUES_END], prepend=0)
 
 
 @dataclass(frozen=True)
@@ -24,49 +37,29 @@ class Chunk:
     source: SourceFile
     offset: int  # of the chunk in the file
     text: bytes
-    parsed: parse.Parsed
+    parsed: Parsed
     split_L: np.ndarray  # positions in manifest.SPLITS; TRAIN or TEST for a line without a readable key
     timestamp_L: np.ndarray | None = None  # int64, of the impressions of a timed log
 
 
-@dataclass(frozen=True)
-class ChunkReader:
-    """Reads chunks; everything that a task needs to know for it."""
+def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.ndarray:
+    """float32 [L, Q]: for each line the weight of the first value of each numeric field, NaN where it has none.
 
-    catalogue: Catalogue
-    validation: float
-    seed: int
-    reject_mismatch: bool
-    reject_without_click: bool
+    `number_F` says which place a field's values fill, -1 for none.
+    """
+    number_LQ = np.full((len(parsed.line_LC), num_numbers), np.nan, np.float32)
+    if num_numbers:
+        _fill(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
+    return number_LQ
 
-    @classmethod
-    def of(cls, catalogue: Catalogue, settings: PreprocessSettings) -> "ChunkReader":
-        """The reader that `settings` describe."""
-        checks = settings.checks
-        return cls(
-            catalogue,
-            settings.split.validation,
-            settings.seed,
-            checks.feature_count_mismatch != KEEP,
-            checks.conversion_without_click != KEEP,
-        )
 
-    def read(self, split: InputSplit) -> Iterator[Chunk]:
-        """The chunks of a split; InputError where the file breaks off or went away."""
-        names = names_of(self.catalogue, SCOPE_OF[split.source.table])
-        try:
-            for offset, text in read_chunks(split):
-                yield self.parsed(split.source, offset, text, names)
-        except (OSError, EOFError) as error:
-            raise InputError(
-                f"{split.source.path} cannot be read to its end ({error}); repair or replace the file, then run again."
-            ) from error
-
-    def parsed(self, source: SourceFile, offset: int, text: bytes, names: Names) -> Chunk:
-        """Whole lines that begin at `offset`, with `names` of the scope of their table."""
-        parsed = parse.parse(text, source.table == SKELETON, names)
-        parse.apply_policies(parsed.line_LC, self.reject_mismatch, self.reject_without_click)
-        is_test = source.period == "test"
-        split_L = splits_of(parsed.line_LC[:, parse.KEY], is_test, self.validation, self.seed)
-        split_L[parsed.line_LC[:, parse.HAS_KEY] == 0] = TEST if is_test else TRAIN
-        return Chunk(source, offset, text, parsed, split_L)
+@nb.njit(cache=True)
+def _fill(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
+    value = 0
+    for line in range(len(line_LC)):
+        end = line_LC[line, VALUES_END]
+        while value < end:
+            place = number_F[field_V[value]]
+            if place >= 0 and np.isnan(number_LQ[line, place]):
+                number_LQ[line, place] = weight_V[value]
+            value += 1

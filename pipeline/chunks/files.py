@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from pyarrow import fs as pafs
 
-from pipeline.dataset.manifest import open_location
+from pipeline.locations import open_location
 
 _READ_AHEAD_BYTES = 4 << 20  # of a remote file: one request
 

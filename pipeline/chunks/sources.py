@@ -5,20 +5,13 @@ names. Offsets are in the uncompressed file; (ordinal of the file, offset of the
 """
 
 import gzip
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from pipeline.chunks.files import Entry, Files, files_of
-from pipeline.dataset.manifest import InputError
-from pipeline.errors import reason_of
+from pipeline.chunks.files import files_of
 
 SKELETON, CONTEXT, ACTIONS = "sample_skeleton", "common_features", "actions"
 PERIODS = ("train", "test")
-CHUNK_BYTES = 2 << 20
-#: The columns that a line of each table has.
-NUM_COLUMNS = {SKELETON: 6, CONTEXT: 3}
-_BYTES_LOOKED_AT, _LINES_LOOKED_AT = 1 << 16, 100  # of each file, before Spark starts
 
 
 @dataclass(frozen=True)
@@ -60,186 +53,6 @@ class InputSplit:
     source: SourceFile
     start: int
     length: int
-
-
-def find_sources(directory: str, with_actions: bool, by_spark: bool = False) -> list[SourceFile]:
-    """The files of the log below `directory`, a path or an address, in the order of the log.
-
-    Raises InputError for a missing directory, a missing, doubled or empty table, or a first line that is no line of
-    its table.
-    """
-    try:
-        return _found(directory, with_actions, by_spark)
-    except InputError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.startswith("py4j"):
-            raise InputError(
-                f"source.path={directory} cannot be read ({reason_of(error)}); check the address, the network and the "
-                "credentials."
-            ) from error
-        raise
-
-
-def _found(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFile]:
-    files = files_of(directory, by_spark)
-    root = files.entry(directory)
-    if root is None or not root.is_directory:
-        what = "is not a directory" if root else "does not exist"
-        raise InputError(
-            f"source.path={directory} {what}; give the directory that holds {_expected(with_actions)}"
-            " (plain, .gz, or a directory of parts each)."
-        )
-    tables = [(CONTEXT, period) for period in PERIODS] + [(SKELETON, period) for period in PERIODS]
-    tables += [(ACTIONS, period) for period in PERIODS] if with_actions else []
-    sources: list[SourceFile] = []
-    for table, period in tables:
-        parts = _parts_of(files, root.address, table, period, with_actions)
-        if sum(part.bytes for _, part in parts) == 0:
-            raise InputError(f"{parts[0][1].address} is empty; a {table} log of one line or more is needed.")
-        for name, part in parts:
-            compressed = name.endswith(".gz")
-            source = SourceFile(len(sources), name, part.address, part.bytes, table, period, compressed, by_spark)
-            sources.append(source)
-    for table, period in tables:
-        if table in NUM_COLUMNS:
-            _check_shapes([source for source in sources if (source.table, source.period) == (table, period)])
-    return sources
-
-
-def input_splits(sources: list[SourceFile], split_bytes: int) -> list[InputSplit]:
-    """Byte ranges of at most `split_bytes`; a gzip file cannot be entered in the middle and is one split."""
-    splits = []
-    for source in sources:
-        step = max(source.bytes, 1) if source.compressed else split_bytes
-        splits += [InputSplit(source, start, step) for start in range(0, source.bytes, step)]
-    return splits
-
-
-def read_chunks(split: InputSplit, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """(offset, whole lines of about `chunk_bytes`) of a split; every chunk ends in a line feed, added if need be.
-
-    Hadoop's rule: skip the line that the split before has begun, and finish the last line begun here.
-    """
-    # A gzip split's length counts compressed bytes: it reads to the end of the stream.
-    end = None if split.source.compressed else split.start + split.length
-    with split.source.open() as stream:
-        offset = _skip_begun_line(stream, split.start, chunk_bytes)
-        pending = b""
-        while end is None or offset < end:
-            # Read little beyond the end of the split: only its last line lies there.
-            want = chunk_bytes if end is None else min(chunk_bytes, max(end - offset - len(pending), 0) + 4096)
-            block = stream.read(want)
-            if not block:
-                if pending:
-                    yield offset, pending + b"\n"
-                return
-            searched = len(pending)
-            pending += block
-            stop = -1
-            if end is not None and offset + len(pending) >= end:
-                stop = pending.find(b"\n", max(end - 1 - offset, 0))
-            is_last = stop >= 0
-            if not is_last:
-                stop = pending.rfind(b"\n", searched)
-            if stop >= 0:
-                yield offset, pending[: stop + 1]
-                offset += stop + 1
-                pending = pending[stop + 1 :]
-            if is_last:
-                return
-
-
-def _skip_begun_line(stream: BinaryIO, start: int, chunk_bytes: int) -> int:
-    """Move `stream` to the first line that begins at `start` or later; its offset."""
-    if start == 0:
-        return 0
-    offset = start - 1  # a line feed just before the start means that a line begins at it
-    stream.seek(offset)
-    while block := stream.read(min(chunk_bytes, 65536)):
-        found = block.find(b"\n")
-        if found >= 0:
-            stream.seek(offset + found + 1)
-            return offset + found + 1
-        offset += len(block)
-    return offset
-
-
-def _parts_of(files: Files, root: str, table: str, period: str, with_actions: bool) -> list[tuple[str, Entry]]:
-    """(name below `root`, file) of each part of a table."""
-    stem = f"{table}_{period}"
-    names = (f"{stem}.csv", f"{stem}.csv.gz", stem)
-    present = [entry for name in names if (entry := files.entry(root, name))]
-    if not present:
-        why = " because labels.daction is set (labels.daction=[] does without)" if table == ACTIONS else ""
-        raise InputError(
-            f"source.path={root} has no {stem}.csv (nor {stem}.csv.gz, nor a directory {stem}/ of parts), which is "
-            f"needed{why}; expected are {_expected(with_actions)}."
-        )
-    if len(present) > 1:
-        both = " and ".join(entry.name for entry in present)
-        raise InputError(f"source.path={root} has both {both}, so its lines would be read twice; remove one of them.")
-    table_entry = present[0]
-    if not table_entry.is_directory:
-        return [(table_entry.name, table_entry)]
-    children = files.children(table_entry.address)
-    parts = [entry for entry in children if not entry.is_directory and not entry.name.startswith(("_", "."))]
-    if not parts:
-        raise InputError(f"{table_entry.address} holds no parts; put the {table} log there or remove the directory.")
-    part_names = {entry.name for entry in parts}
-    for entry in parts:
-        if entry.name.endswith(".gz") and entry.name.removesuffix(".gz") in part_names:
-            raise InputError(
-                f"{table_entry.address} has both {entry.name.removesuffix('.gz')} and {entry.name}; remove one of them."
-            )
-    return [(f"{table_entry.name}/{entry.name}", entry) for entry in parts]
-
-
-def _expected(with_actions: bool) -> str:
-    tables = (CONTEXT, SKELETON, ACTIONS) if with_actions else (CONTEXT, SKELETON)
-    return ", ".join(f"{table}_{{{','.join(PERIODS)}}}.csv" for table in tables)
-
-
-def _check_shapes(parts: list[SourceFile]) -> None:
-    """Stop at a file of another kind: none of its first lines has the columns and separators of its table."""
-    heads = [(source, _first_lines(source)) for source in parts if source.bytes]
-    wrong = [(source, lines) for source, lines in heads if lines is not None and not _is_of(source.table, lines)]
-    if len(wrong) < len(heads):
-        # Among parts that are as they should be, one of a few bad lines is for the quarantine.
-        wrong = [(source, lines) for source, lines in wrong if len(lines) >= _LINES_LOOKED_AT]
-    for source, lines in wrong:
-        seen = repr(lines[0][:60].decode("latin-1")) if lines else "only empty lines"
-        raise InputError(
-            f"{source.path} is no {source.table} log: a line has {NUM_COLUMNS[source.table]} comma-separated columns, "
-            f"the last of them features as name\\x02id\\x03value joined by \\x01, but its first lines read {seen}; "
-            "is it another file, or written with other separators?"
-        )
-
-
-def _first_lines(source: SourceFile) -> list[bytes] | None:
-    """Some lines that are not empty; None where the first line does not even end in what is looked at."""
-    try:
-        with source.open() as stream:
-            head = stream.read(_BYTES_LOOKED_AT)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{source.path} cannot be read ({reason_of(error)}); repair or replace the file.") from error
-    if len(head) == _BYTES_LOOKED_AT:
-        if b"\n" not in head:
-            return None
-        head = head[: head.rindex(b"\n")]
-    return [line for line in head.split(b"\n") if line.strip()][:_LINES_LOOKED_AT]
-
-
-def _is_of(table: str, lines: list[bytes]) -> bool:
-    commas = NUM_COLUMNS[table] - 1
-    return any(line.count(b",") == commas and _has_features(line) for line in lines)
-
-
-def _has_features(line: bytes) -> bool:
-    features = line.rsplit(b",", 1)[1].strip()
-    return not features or all(
-        feature.count(b"\x02") == feature.count(b"\x03") == 1 for feature in features.split(b"\x01")
-    )
 
 
 def read_line_at(stream: BinaryIO, offset: int) -> bytes:

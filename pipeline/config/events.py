@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 CLICK, PURCHASE = "click", "purchase"
 PARQUET, JSONL, CSV = "parquet", "jsonl", "csv"

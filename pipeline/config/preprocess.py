@@ -12,8 +12,8 @@ from typing import Any
 import xxhash
 
 from pipeline.config.events import EventsSettings
-from pipeline.dataset.manifest import InputError
-from pipeline.features.fields import FeaturesSettings
+from pipeline.config.features import FeaturesSettings
+from pipeline.errors import InputError
 
 _MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 
@@ -113,7 +113,6 @@ class RowsSettings:
     max_impressions: int = 64
     impressions_per_row_group: int = 16384
     impressions_per_file: int = 1_000_000
-    scatter_chunks: bool = False  # the rows of a context that was cut stand apart
 
     def __post_init__(self) -> None:
         for name in ("max_impressions", "impressions_per_row_group", "impressions_per_file"):

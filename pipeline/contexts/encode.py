@@ -6,33 +6,28 @@ runs too. What could not be parsed goes along whole, to the quarantine.
 
 # Shapes: L lines of the chunk, V values, F fields, M fields of arity many, W words, R runs.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from collections.abc import Iterator
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.aliccp import parse
-from pipeline.chunks.chunk import Chunk
+from pipeline.chunks import line_columns, reasons
+from pipeline.chunks.chunk import Chunk, numbers_of
 from pipeline.chunks.sources import SKELETON
 from pipeline.contexts import records
 from pipeline.contexts.buckets import Buckets
 from pipeline.contexts.packing import packed
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
 from pipeline.features.lookup_table import Lookup
-from pipeline.features.moments import numbers_of
+from pipeline.kernels.jit import nb
 
 
 def encode(
     chunk: Chunk, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
 ) -> Iterator[pa.RecordBatch]:
     """The records of a chunk, and its rejected lines."""
-    reason_L = chunk.parsed.line_LC[:, parse.REASON]
-    good = np.flatnonzero(reason_L == parse.GOOD)
+    reason_L = chunk.parsed.line_LC[:, line_columns.REASON]
+    good = np.flatnonzero(reason_L == reasons.GOOD)
     if len(good):
         yield _records(chunk, good, layout, lookup, buckets, actions)
     bad = np.flatnonzero(reason_L)
@@ -46,8 +41,8 @@ def _records(
     is_skeleton = chunk.source.table == SKELETON
     line_LC = chunk.parsed.line_LC
     if is_skeleton:
-        order = good[np.argsort(line_LC[good, parse.KEY], kind="stable")]
-        key_L = line_LC[order, parse.KEY]
+        order = good[np.argsort(line_LC[good, line_columns.KEY], kind="stable")]
+        key_L = line_LC[order, line_columns.KEY]
         is_first = np.r_[True, key_L[1:] != key_L[:-1]]
     else:
         order, is_first = good, np.ones(len(good), np.bool_)
@@ -55,13 +50,13 @@ def _records(
     word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
     first_R = np.flatnonzero(is_first)
     lines = order[first_R]
-    bucket_R, hash_R = buckets.of_contexts(line_LC[lines, parse.KEY], chunk.split_L[lines])
+    bucket_R, hash_R = buckets.of_contexts(line_LC[lines, line_columns.KEY], chunk.split_L[lines])
     columns = {
         "bucket": bucket_R,
         "hash": hash_R,
         "tag": np.full(len(lines), RUN_TAG if is_skeleton else CONTEXT_TAG, np.int8),
         "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
-        "offset": chunk.offset + line_LC[lines, parse.START],
+        "offset": chunk.offset + line_LC[lines, line_columns.START],
     }
     byte_B, begin_R = packed(word_W, begin_L[np.r_[first_R, len(order)]])
     return record_batch(columns, begin_R, byte_B)
@@ -69,13 +64,13 @@ def _records(
 
 def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
     """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
-    raw_L = line_LC[order, parse.LABELS]
-    click_L = raw_L & parse.CLICK_BIT > 0
-    label_L = click_L * records.CLICK + (click_L & (raw_L & parse.BUY_BIT > 0)) * records.CONVERSION
-    label_L += (click_L & (raw_L & parse.DACTION_BIT > 0)) * records.DACTION
+    raw_L = line_LC[order, line_columns.LABELS]
+    click_L = raw_L & line_columns.CLICK_BIT > 0
+    label_L = click_L * records.CLICK + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION
+    label_L += (click_L & (raw_L & line_columns.DACTION_BIT > 0)) * records.DACTION
     if actions is not None and len(actions):
         clicked = np.flatnonzero(click_L)
-        sample_id = line_LC[order[clicked], parse.SAMPLE_ID]
+        sample_id = line_LC[order[clicked], line_columns.SAMPLE_ID]
         found = np.minimum(np.searchsorted(actions, sample_id), len(actions) - 1)
         label_L[clicked[actions[found] == sample_id]] |= records.DACTION
     return label_L
@@ -83,15 +78,15 @@ def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) 
 
 def _rejects(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
     line_LC = chunk.parsed.line_LC[bad]
-    offset_N = chunk.offset + line_LC[:, parse.START]
+    offset_N = chunk.offset + line_LC[:, line_columns.START]
     columns = {
         "bucket": buckets.of_rejects(chunk.source.ordinal, offset_N),
         "hash": np.zeros(len(bad), np.int64),
-        "tag": line_LC[:, parse.REASON].astype(np.int8),
+        "tag": line_LC[:, line_columns.REASON].astype(np.int8),
         "ordinal": np.full(len(bad), chunk.source.ordinal, np.int32),
         "offset": offset_N,
     }
-    lines = [chunk.text[start:end] for start, end in line_LC[:, [parse.START, parse.END]].tolist()]
+    lines = [chunk.text[start:end] for start, end in line_LC[:, [line_columns.START, line_columns.END]].tolist()]
     begin_R = np.cumsum([0, *(len(line) for line in lines)])
     return record_batch(columns, begin_R, np.frombuffer(b"".join(lines), np.uint8))
 
@@ -130,8 +125,8 @@ def _encode_lines(  # type: ignore[no-untyped-def]
     run_start = 0
     for i in range(len(order)):
         line = order[i]
-        first = line_LC[line - 1, parse.VALUES_END] if line else 0
-        last = line_LC[line, parse.VALUES_END]
+        first = line_LC[line - 1, line_columns.VALUES_END] if line else 0
+        last = line_LC[line, line_columns.VALUES_END]
         lengths = begin + header + num_ones + num_numbers
         word_W[begin + header : lengths + num_many] = 0
         for number in range(num_numbers):
@@ -148,7 +143,7 @@ def _encode_lines(  # type: ignore[no-untyped-def]
             if is_weighted_M[many]:
                 weight_at[many] = end
                 end += word_W[lengths + many]
-        id_ = line_LC[line, parse.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
+        id_ = line_LC[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
         for v in range(first, last):
             field = np.int64(field_V[v])
             many = many_F[field]
@@ -164,19 +159,19 @@ def _encode_lines(  # type: ignore[no-untyped-def]
                     word_W[weight_at[many]] = weight_bits_V[v]
                     weight_at[many] += 1
         if is_first[i]:
-            run_start = line_LC[line, parse.START]
+            run_start = line_LC[line, line_columns.START]
         word_W[begin] = end - begin
         word_W[begin + records.ID] = id_
         word_W[begin + records.ID + 1] = id_ >> 32
         if is_skeleton:
-            word_W[begin + records.OFFSET] = line_LC[line, parse.START] - run_start
+            word_W[begin + records.OFFSET] = line_LC[line, line_columns.START] - run_start
             word_W[begin + records.LABELS] = label_L[i]
             if header > HEADER:
                 word_W[begin + records.TIME] = timestamp_L[line]
                 word_W[begin + records.TIME + 1] = timestamp_L[line] >> 32
         else:
-            word_W[begin + records.KEY] = line_LC[line, parse.KEY]
-            word_W[begin + records.KEY + 1] = line_LC[line, parse.KEY] >> 32
+            word_W[begin + records.KEY] = line_LC[line, line_columns.KEY]
+            word_W[begin + records.KEY + 1] = line_LC[line, line_columns.KEY] >> 32
         begin_L[i] = begin
         begin = end
     begin_L[len(order)] = begin

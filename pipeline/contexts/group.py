@@ -8,23 +8,19 @@ impressions without a context line and impressions whose id came before are set 
 
 # Shapes: R records, G groups, I impressions kept, N rows, X lines set aside, W words, S slots.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.aliccp.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
+from pipeline.chunks.reasons import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.contexts import records
 from pipeline.contexts.packing import unpacked
 from pipeline.contexts.records import CONTEXT_TAG, NUM_WORDS
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.kernels.hashing import mix
+from pipeline.kernels.jit import nb
 
 _MOST_BYTES = (1 << 31) - (64 << 20)  # of the records of a context, which become one Arrow array
 

@@ -8,13 +8,9 @@ or 4, the lowest first. The number stands last, so that a read of eight bytes ne
 
 # Shapes: R records, W words, B bytes.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
-import numba as nb
 import numpy as np
 
+from pipeline.kernels.jit import nb
 from pipeline.kernels.raw_memory import WORD_BYTES, byte_at, put_word, word_at
 
 _LENGTHS = np.array([0, 1, 2, 4])

@@ -3,13 +3,8 @@
 # Shapes: N rows, I impressions, P records of a scope, O fields of arity one, M of arity
 # many, Q numeric fields, X words that every record has (ones and numbers), V values.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 
@@ -18,6 +13,7 @@ from pipeline.contexts.group import Selected, wide
 from pipeline.contexts.records import NO_GROUP, Layout
 from pipeline.dataset.manifest import LABELS
 from pipeline.features.fields import Catalogue
+from pipeline.kernels.jit import nb
 
 #: A numeric field over the impressions of a row.
 _NUMBERS = pa.list_(pa.field("element", pa.float32(), nullable=True))

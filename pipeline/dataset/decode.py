@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import (
     LABELS,
+    MISSING,
     NUM_RESERVED_ROWS,
+    OUT_OF_VOCABULARY,
     DatasetFile,
-    InputError,
     Manifest,
     ManifestField,
     load_manifest,
-    open_location,
 )
-from pipeline.features.vocabulary import MISSING, OUT_OF_VOCABULARY
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 
 _MOST_VALUES, _MOST_IMPRESSIONS = 6, 3  # shown of a field, of a row
 _NAME_WIDTH = 32

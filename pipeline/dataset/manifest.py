@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 from pyarrow import fs as pafs
+
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -23,13 +25,6 @@ LABELS = ("click", "daction", "conversion")
 CATEGORICAL, NUMERIC = "categorical", "numeric"
 #: Table rows that every field has before its first id: 0 missing, 1 out of vocabulary.
 NUM_RESERVED_ROWS = 2
-
-
-class InputError(ValueError):
-    """A mistake of the user or of the input: one sentence with the value, the rule and the remedy.
-
-    Entry points print it without a traceback and exit with status 2.
-    """
 
 
 @dataclass(frozen=True)
@@ -176,19 +171,6 @@ def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
     return totals
 
 
-def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path in it for a local path or a URI (s3://, hdfs://, file://)."""
-    text = os.fspath(location)
-    if "://" in text:
-        try:
-            return pafs.FileSystem.from_uri(text)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(
-                f"{text} cannot be opened ({error}); give a local path or an s3:// or hdfs:// address."
-            ) from error
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
-
-
 def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of `dataset`; InputError where there is none, for then there is no dataset."""
     return read_manifest(dataset)[0]
@@ -230,3 +212,6 @@ def field_differences(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str
     if not found and list(was) != list(is_now):
         found.append("the fields stand in another order, which is that of the towers' inputs")
     return found
+
+
+MISSING, OUT_OF_VOCABULARY = 0, 1

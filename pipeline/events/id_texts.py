@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipeline.config.events import EventsSettings
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
+from pipeline.events.tables import EventLog
+from pipeline.features.fields import Catalogue
 from pipeline.features.lookup_table import Lookup
 from pipeline.features.vocabulary import Vocabulary
-from pipeline.passes.job import Counted, Job
-from pipeline.spark import session as sparks
+from pipeline.spark import running
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -38,22 +40,27 @@ def text_id(text: str) -> int:
     return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed=42) & ((1 << 63) - 1)
 
 
-def texted(spark: "SparkSession", job: Job, counted: Counted, tables: Callable[[], Path]) -> Counted:
-    """`counted`, its vocabularies with the texts of their ids; of logs without string ids, as it is."""
-    if job.labelled is None or job.settings.source.events is None:
-        return counted
+def add_id_texts(
+    spark: "SparkSession",
+    log: EventLog,
+    settings: EventsSettings,
+    catalogue: Catalogue,
+    vocabularies: Sequence[Vocabulary],
+    tables: Callable[[], Path],
+) -> list[Vocabulary]:
+    """Return the vocabularies with the original string of each hashed id; unchanged if the log has no string ids."""
     from pipeline.events.read import texts_of  # it imports pyspark
 
-    frame, numbers = texts_of(spark, job.labelled.log, job.settings.source.events, job.catalogue)
+    frame, numbers = texts_of(spark, log, settings, catalogue)
+    vocabularies = list(vocabularies)
     if not numbers:
-        return counted
+        return vocabularies
     found = frame.mapInArrow(Finding(tuple(numbers), tables).find, _SPARK_SCHEMA).distinct()
-    table = sparks.collect(found, "texts", len(job.labelled.log.impressions.files), "files")
-    vocabularies = list(counted.vocabularies)
+    table = running.collect(found, "texts", len(log.impressions.files), "files")
     for number in numbers:
         mine = table.filter(pc.equal(table["field"], number))
         vocabularies[number] = with_texts(vocabularies[number], mine["raw_id"].to_numpy(), mine["text"].to_pylist())
-    return replace(counted, vocabularies=vocabularies)
+    return vocabularies
 
 
 def with_texts(vocabulary: Vocabulary, id_T: np.ndarray, texts: Sequence[str]) -> Vocabulary:

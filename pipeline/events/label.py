@@ -19,7 +19,8 @@ from pyspark.sql import functions as F
 from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
 from pipeline.config.events import MS_PER_S, EventsSettings
 from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
-from pipeline.dataset.manifest import SPLITS, InputError
+from pipeline.dataset.manifest import SPLITS
+from pipeline.errors import InputError
 from pipeline.events import attribute as events
 from pipeline.events.json_lines import parsed
 from pipeline.events.read import GOOD, IMMATURE, OUTSIDE, Periods, actions_of, impressions_of

@@ -25,7 +25,7 @@ from pyspark.sql.types import (
 )
 
 from pipeline.config.events import CLICK, CSV, MS_PER_S, PARQUET, EventsSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.events.tables import (
     CORRUPT,
     FILE,

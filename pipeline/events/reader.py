@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.aliccp import parse
-from pipeline.chunks.chunk import SCOPE_OF, Chunk
+from pipeline.chunks import line_columns, reasons
+from pipeline.chunks.chunk import SCOPE_OF, Chunk, Parsed
 from pipeline.chunks.sources import CONTEXT, InputSplit, SourceFile
 from pipeline.dataset.manifest import SPLITS
 from pipeline.features.fields import Catalogue, Field
@@ -24,9 +24,9 @@ from pipeline.kernels.hashing import TRAIN
 GOOD = "good"
 _ROWS = 16384  # of a chunk at most
 _LABEL_BITS = {
-    "click_at": parse.CLICK_BIT,
-    "conversion_at": parse.BUY_BIT,
-    "daction_at": parse.DACTION_BIT,
+    "click_at": line_columns.CLICK_BIT,
+    "conversion_at": line_columns.BUY_BIT,
+    "daction_at": line_columns.DACTION_BIT,
 }
 
 
@@ -58,16 +58,16 @@ class EventReader:
                     yield self._chunk(split.source, place, mine, numbers)
 
     def _chunk(self, source: SourceFile, place: int, rows: pa.RecordBatch, numbers: Sequence[int]) -> Chunk:
-        line_LC = np.zeros((rows.num_rows, parse.LINE_COLUMNS), np.int64)
-        line_LC[:, parse.START] = rows.column("in_context").to_numpy()
-        line_LC[:, parse.KEY] = rows.column("context_key").to_numpy()
-        line_LC[:, parse.HAS_KEY] = 1
-        line_LC[:, parse.SAMPLE_ID] = rows.column("impression_id").to_numpy()
+        line_LC = np.zeros((rows.num_rows, line_columns.LINE_COLUMNS), np.int64)
+        line_LC[:, line_columns.START] = rows.column("in_context").to_numpy()
+        line_LC[:, line_columns.KEY] = rows.column("context_key").to_numpy()
+        line_LC[:, line_columns.HAS_KEY] = 1
+        line_LC[:, line_columns.SAMPLE_ID] = rows.column("impression_id").to_numpy()
         for name, bit in _LABEL_BITS.items():
-            line_LC[:, parse.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
+            line_LC[:, line_columns.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
         field_V, id_V, weight_V, end_L = values_of(rows, self.catalogue.fields, numbers)
-        line_LC[:, parse.VALUES_END] = end_L
-        parsed = parse.Parsed(line_LC, field_V, id_V, weight_V)
+        line_LC[:, line_columns.VALUES_END] = end_L
+        parsed = Parsed(line_LC, field_V, id_V, weight_V)
         split_L = np.full(rows.num_rows, place)
         return Chunk(source, 0, b"", parsed, split_L, np.ascontiguousarray(rows.column("at").to_numpy()))
 
@@ -112,11 +112,13 @@ def _rejected(source: SourceFile) -> Iterator[Chunk]:
     offset = 0
     for batch in pq.ParquetFile(source.path).iter_batches(_ROWS):
         lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may be no UTF-8
-        line_LC = np.zeros((len(lines), parse.LINE_COLUMNS), np.int64)
-        line_LC[:, parse.END] = np.cumsum([len(line) for line in lines])
-        line_LC[1:, parse.START] = line_LC[:-1, parse.END]
-        line_LC[:, parse.REASON] = [parse.REASONS.index(reason) for reason in batch.column("status").to_pylist()]
+        line_LC = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
+        line_LC[:, line_columns.END] = np.cumsum([len(line) for line in lines])
+        line_LC[1:, line_columns.START] = line_LC[:-1, line_columns.END]
+        line_LC[:, line_columns.REASON] = [
+            reasons.REASONS.index(reason) for reason in batch.column("status").to_pylist()
+        ]
         split_L = np.array(batch.column("split").fill_null(TRAIN).to_numpy(), np.int64)
-        none = parse.Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+        none = Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
         yield Chunk(source, offset, b"".join(lines), none, split_L)
-        offset += int(line_LC[-1, parse.END]) if len(lines) else 0
+        offset += int(line_LC[-1, line_columns.END]) if len(lines) else 0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.features.fields import Catalogue
 
 IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"

@@ -14,17 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.dataset.manifest import (
-    NUM_RESERVED_ROWS,
-    InputError,
-    Manifest,
-    ManifestField,
-    field_differences,
-    open_location,
-    read_manifest,
-)
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField, field_differences, read_manifest
+from pipeline.errors import InputError
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary
+from pipeline.locations import open_location
 
 _SAME = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets")
 

@@ -5,9 +5,11 @@ The only module that knows raw ids; the names and ids themselves are data, in co
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pipeline.dataset.manifest import CATEGORICAL, LABELS, NUM_RESERVED_ROWS, NUMERIC, InputError
+from pipeline.config.features import FeaturesSettings, FieldSettings
+from pipeline.dataset.manifest import CATEGORICAL, LABELS, NUM_RESERVED_ROWS, NUMERIC
+from pipeline.errors import InputError
 
 SCOPES = ("context", "impression")
 ARITIES = ("one", "many")
@@ -17,28 +19,6 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 #: Columns of a dataset that are no field's (rows.schema_of); what ends so stands beside a field's own column.
 _RESERVED = ("context_id", "group_id", "impression_id", "timestamp", *LABELS)
 _RESERVED_ENDINGS = ("__length", "__weight")
-
-
-@dataclass
-class FieldSettings:
-    """One entry of `features.fields` in the configuration."""
-
-    raw_id: str
-    scope: str
-    arity: str = "one"
-    weighted: bool = False
-    min_count: int | None = None  # None: vocabulary.min_count
-    max_ids: int | None = None  # None: vocabulary.max_ids
-    kind: str = CATEGORICAL  # numeric: the value counts, not the id
-    hash_buckets: int = 0  # not 0: ids are hashed into so many rows of the table, and there is no vocabulary
-
-
-@dataclass
-class FeaturesSettings:
-    """The group `features`: the fields of the log by name, and the one behind group_id."""
-
-    fields: dict[str, FieldSettings] = field(default_factory=dict)
-    group: str = ""  # the field whose raw id becomes group_id (the user), or empty
 
 
 @dataclass(frozen=True)

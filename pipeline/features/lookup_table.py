@@ -6,19 +6,15 @@ open-addressing hash. All fields lie one behind the other; `place_F3` says where
 
 # Shapes: F fields of the catalogue, D words of the direct tables, S slots of the hash tables.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba as nb
 import numpy as np
 
-from pipeline.dataset.manifest import NUM_RESERVED_ROWS
-from pipeline.features.vocabulary import OUT_OF_VOCABULARY, Vocabulary
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, OUT_OF_VOCABULARY
+from pipeline.features.vocabulary import Vocabulary
 from pipeline.kernels.hashing import mix
+from pipeline.kernels.jit import nb
 
 DIRECT_FACTOR = 8
 _EMPTY = -1  # no raw id is negative

@@ -8,35 +8,19 @@ the same in whatever order tasks add theirs, and only the last step rounds.
 
 # Shapes: L lines, V values, F fields of the catalogue, Q numeric fields, E exponents.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 import math
 from fractions import Fraction
 from typing import Any
 
-import numba as nb
 import numpy as np
 
-from pipeline.aliccp.parse import VALUES_END, Parsed
+from pipeline.kernels.jit import nb
 
 _EXPONENTS = 256  # of a float32
 #: Columns of the sums of an exponent e. A float32 is ±m · 2^(e - 150) with an integer m below 2^24, and int64 holds
 #: 2^39 such m; m² is summed in halves of 24 bits.
 _NUMBER, _SUM, _SQUARES_LOW, _SQUARES_HIGH = range(4)
 _MANTISSA_BITS, _SMALLEST = 24, 149  # 2^-149 is the smallest float32 above 0
-
-
-def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.ndarray:
-    """float32 [L, Q]: for each line the weight of the first value of each numeric field, NaN where it has none.
-
-    `number_F` says which place a field's values fill, -1 for none.
-    """
-    number_LQ = np.full((len(parsed.line_LC), num_numbers), np.nan, np.float32)
-    if num_numbers:
-        _fill(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
-    return number_LQ
 
 
 class Moments:
@@ -74,18 +58,6 @@ class Moments:
         mean = Fraction(total, number << _SMALLEST)
         variance = Fraction(number * squares - total * total, number * number << 2 * _SMALLEST)
         return float(mean), math.sqrt(variance)
-
-
-@nb.njit(cache=True)
-def _fill(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
-    value = 0
-    for line in range(len(line_LC)):
-        end = line_LC[line, VALUES_END]
-        while value < end:
-            place = number_F[field_V[value]]
-            if place >= 0 and np.isnan(number_LQ[line, place]):
-                number_LQ[line, place] = weight_V[value]
-            value += 1
 
 
 @nb.njit(cache=True)

@@ -7,16 +7,11 @@ Index 0 is missing, 1 out of vocabulary; the ids follow by falling count, ties b
 
 # Shapes: V values, P pairs (a distinct id of a field), S slots of a hash table, F fields of the catalogue.
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
 from pipeline.features.fields import Field
 from pipeline.kernels.hashing import mix
-
-MISSING, OUT_OF_VOCABULARY = 0, 1
+from pipeline.kernels.jit import nb
 
 _COUNT_SHIFT = 16  # a slot's second word: count above, field number below
 _FIELD_MASK = (1 << _COUNT_SHIFT) - 1

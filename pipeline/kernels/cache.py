@@ -1,6 +1,6 @@
 """Where numba keeps its compiled kernels: a directory of the user's own, so that workers share what one compiled.
 
-Import this module before numba: `import pipeline.kernels.cache  # noqa: F401`. A compiled kernel is machine code that is
+`kernels.jit` imports this module before numba. A compiled kernel is machine code that is
 loaded without a question, so a directory that another user may write to is refused. And numba asks only whether the file
 of a kernel has changed, not the files of what is inlined into it: so each state of our kernels has a directory below, which
 is removed when nobody has used it for 30 days.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 VARIABLE = "NUMBA_CACHE_DIR"
 _UNUSED_S = 30 * 24 * 3600.0

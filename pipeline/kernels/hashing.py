@@ -4,12 +4,9 @@ A context key is 64 bits and `mix` is a bijection of 64 bits, so two contexts ne
 groups the lines of a context.
 """
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
-import numba as nb
 import numpy as np
+
+from pipeline.kernels.jit import nb
 
 TRAIN, VALIDATION, TEST = 0, 1, 2  # positions in manifest.SPLITS
 

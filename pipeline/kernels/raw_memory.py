@@ -4,27 +4,23 @@ With arrays as arguments of functions in the innermost loop, numba counts refere
 at the address alive, and the kernel stays inside: nothing is checked here.
 """
 
-import pipeline.kernels.cache  # noqa: F401  (before numba: it chooses where kernels are kept)
-
-# isort: split
-
 from typing import Any
 
-import numba as nb
 from llvmlite import ir
-from numba.extending import intrinsic
+
+from pipeline.kernels.jit import nb
 
 #: Eight bytes in a word.
 WORD_BYTES = 8
 
 
-@intrinsic
+@nb.extending.intrinsic
 def word_at(typing: Any, address: Any, position: Any) -> Any:
     """The eight bytes from `address + position` on, the first one lowest."""
     return _load(64, nb.types.uint64)
 
 
-@intrinsic
+@nb.extending.intrinsic
 def byte_at(typing: Any, address: Any, position: Any) -> Any:
     """The byte at `address + position`."""
     return _load(8, nb.types.int64)
@@ -41,7 +37,7 @@ def _load(bits: int, kind: Any) -> Any:
     return kind(nb.types.int64, nb.types.int64), generate
 
 
-@intrinsic
+@nb.extending.intrinsic
 def put_word(typing: Any, address: Any, position: Any, word: Any) -> Any:
     """Store eight bytes from `address + position` on, the lowest first."""
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.aliccp import parse
-from pipeline.aliccp.parse import DUPLICATE_IMPRESSION, REASONS
 from pipeline.audit.tally import GRAIN, Tally
+from pipeline.chunks import line_columns, reasons
 from pipeline.chunks.chunk import Chunk
+from pipeline.chunks.reasons import DUPLICATE_IMPRESSION, REASONS
 from pipeline.chunks.sources import PERIODS, SKELETON, SourceFile
 from pipeline.kernels.hashing import order_hashes, scaled, splits_of
 
@@ -72,11 +72,13 @@ class Sightings:
     def add(self, chunk: Chunk) -> None:
         """The good lines of a chunk."""
         line_LC = chunk.parsed.line_LC
-        line_LC = line_LC[line_LC[:, parse.REASON] == parse.GOOD]
+        line_LC = line_LC[line_LC[:, line_columns.REASON] == reasons.GOOD]
         if chunk.source.table == SKELETON:
-            seen = np.stack([line_LC[:, parse.SAMPLE_ID], _places(chunk, line_LC), line_LC[:, parse.KEY]], axis=1)
+            seen = np.stack(
+                [line_LC[:, line_columns.SAMPLE_ID], _places(chunk, line_LC), line_LC[:, line_columns.KEY]], axis=1
+            )
         else:
-            seen = line_LC[:, [parse.KEY]]
+            seen = line_LC[:, [line_columns.KEY]]
         self._held[KINDS.index((chunk.source.table, chunk.source.period))].append(seen)
         self._num += len(seen)
 
@@ -165,7 +167,7 @@ def mark(chunk: Chunk, place_X: np.ndarray) -> None:
         return
     place_L = _places(chunk, chunk.parsed.line_LC)
     begin, end = np.searchsorted(place_X, [place_L[0], place_L[-1] + 1])
-    chunk.parsed.line_LC[np.searchsorted(place_L, place_X[begin:end]), parse.REASON] = DUPLICATE_IMPRESSION
+    chunk.parsed.line_LC[np.searchsorted(place_L, place_X[begin:end]), line_columns.REASON] = DUPLICATE_IMPRESSION
 
 
 def _but_the_first(seen_N3: np.ndarray) -> np.ndarray:
@@ -183,4 +185,4 @@ def _joined(table: str, blobs: Sequence[Any]) -> np.ndarray:
 
 
 def _places(chunk: Chunk, line_LC: np.ndarray) -> np.ndarray:
-    return (chunk.source.ordinal << OFFSET_BITS) + chunk.offset + line_LC[:, parse.START]
+    return (chunk.source.ordinal << OFFSET_BITS) + chunk.offset + line_LC[:, line_columns.START]

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.aliccp.byte_ranges import input_splits
+from pipeline.aliccp.find import find_sources
+from pipeline.aliccp.reader import ChunkReader
 from pipeline.aliccp.spark_lines import LineReader
 from pipeline.audit.tally import Tally
-from pipeline.chunks.chunk import ChunkReader
-from pipeline.chunks.sources import ACTIONS, InputSplit, SourceFile, find_sources, input_splits
+from pipeline.chunks.sources import ACTIONS, InputSplit, SourceFile
 from pipeline.config.preprocess import SPARK, PreprocessSettings
-from pipeline.dataset.manifest import InputError, Source
+from pipeline.dataset.manifest import Source
+from pipeline.errors import InputError
 from pipeline.events.reader import EventReader
 from pipeline.events.tables import EventLog, find_log
 from pipeline.features.base_vocabulary import Base

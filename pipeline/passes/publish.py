@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.audit import tally as audit
+from pipeline.audit import balance
 from pipeline.audit.figures import figures
 from pipeline.audit.leakage import leakage
 from pipeline.audit.page import audit_page
@@ -50,12 +50,12 @@ def assembled(
         for report in [*early, *reread]
     ]
     totals = totals_of(files)
-    balanced = audit.balanced(counted.tally, written, totals, set_aside)
+    balanced = balance.balanced(counted.tally, written, totals, set_aside)
     if job.labelled:
         balanced["events"] = job.labelled.audit
     content = balanced | figures(job.catalogue, _statistics(reports, staging))
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
-    content["examples"] = audit.examples_of([*early, *reread], job.logs)
+    content["examples"] = balance.examples_of([*early, *reread], job.logs)
     determining = job.determining
     manifest = Manifest(
         settings=determining,

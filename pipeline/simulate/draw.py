@@ -9,12 +9,9 @@ draws it and whatever was drawn before.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-import numba
 import numpy as np
 
+from pipeline.kernels.jit import nb
 from pipeline.simulate.published_figures import (
     FEATURES_PER_CONTEXT,
     IMPRESSIONS_PER_CONTEXT,
@@ -105,7 +102,7 @@ def _profile_present(rng: np.random.Generator, room_C: np.ndarray) -> np.ndarray
     return present_PC & (np.cumsum(present_PC, axis=0) <= room_C)
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _draw(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ignore[no-untyped-def]
     """Events of each context until its lists hold `features_C` entries, then its impressions."""
     impressions, contexts, categories = size_C.sum(), len(size_C), len(popularity_G)
@@ -140,7 +137,7 @@ def _draw(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ign
     return shown
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _liking(tables, taste_D, popularity_G, liked_G):  # type: ignore[no-untyped-def]
     """Cumulative popularity · exp(sharpness · taste · category) over the categories, into `liked_G`."""
     total = 0.0
@@ -150,7 +147,7 @@ def _liking(tables, taste_D, popularity_G, liked_G):  # type: ignore[no-untyped-
         liked_G[category] = total
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # type: ignore[no-untyped-def]
     """Append what the user did until her lists hold `features` entries; an event may count in all four lists."""
     entry, end = begin, begin + features
@@ -175,7 +172,7 @@ def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # t
     return entry
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _count(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-untyped-def]
     """Count `taxon` once more in the lists that began at `begin`; gives the next free entry."""
     if seen_T[taxon] >= begin:
@@ -188,7 +185,7 @@ def _count(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-un
     return entry + 1
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _impression(rng, tables, taste_D, category, seen_T, shown, begin, row):  # type: ignore[no-untyped-def]
     """Choose an item of `category`, look up what belongs to it, and what of that the user's lists hold."""
     item = tables.first_4G[3, category] + _zipf(rng.random(), tables.size_4G[3, category])
@@ -215,7 +212,7 @@ def _impression(rng, tables, taste_D, category, seen_T, shown, begin, row):  # t
     shown.present_B[row] = _present(rng.random())
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _present(uniform):  # type: ignore[no-untyped-def]
     """Which fields the line carries: about one line in a hundred lacks one, one in ten thousand has the item alone."""
     if uniform < 0.0001:
@@ -225,13 +222,13 @@ def _present(uniform):  # type: ignore[no-untyped-def]
     return np.uint8(EVERY_FIELD)
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _times(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
     """How often the lists that began at `begin` count `taxon`."""
     return count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _dot(taste_D, vector_D):  # type: ignore[no-untyped-def]
     """Taste · vector, scaled so that its variance is that of one dimension."""
     total = 0.0
@@ -240,7 +237,7 @@ def _dot(taste_D, vector_D):  # type: ignore[no-untyped-def]
     return total / np.sqrt(len(taste_D))
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _search(cumulative_G, target):  # type: ignore[no-untyped-def]
     """The first position whose cumulative weight exceeds `target`."""
     low, high = 0, len(cumulative_G) - 1
@@ -253,13 +250,13 @@ def _search(cumulative_G, target):  # type: ignore[no-untyped-def]
     return low
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _zipf(uniform, size):  # type: ignore[no-untyped-def]
     """A rank in [0, size) with probability log(1 + 1 / (rank + 1)): Zipf's law with exponent 1, in closed form."""
     return min(np.int64(np.exp(uniform * np.log(size + 1.0))) - 1, size - 1)
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _fixed(salt, item, attribute):  # type: ignore[no-untyped-def]
     """A number in [0, 1) fixed by item and attribute: splitmix64's finaliser over a counter."""
     x = salt + (np.uint64(item) * np.uint64(4) + np.uint64(attribute)) * np.uint64(0x9E3779B97F4A7C15)

@@ -10,13 +10,10 @@ The fields of a line stand in a rotated order, another for each line, as readers
 
 from typing import NamedTuple
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-import numba
 import numpy as np
 
 from pipeline.features.fields import Catalogue
+from pipeline.kernels.jit import nb
 from pipeline.simulate.draw import (
     BRAND,
     CATEGORY,
@@ -112,7 +109,7 @@ def impression_lines(
     )
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _context_lines(layout_, shown, value_FC, key_CS, rotation_C):  # type: ignore[no-untyped-def]
     contexts = len(rotation_C)
     capacity = contexts * _LONGEST_HEAD + (shown.entry_end_C[-1] + value_FC.size) * _LONGEST_FEATURE
@@ -143,7 +140,7 @@ def _context_lines(layout_, shown, value_FC, key_CS, rotation_C):  # type: ignor
     return text[:at], ends_C
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _impression_lines(  # type: ignore[no-untyped-def]
     layout_, shown, first_G, size_G, context_B, key_CS, first_id, label_2B, rotation_B
 ):
@@ -165,7 +162,7 @@ def _impression_lines(  # type: ignore[no-untyped-def]
     return text[:at], ends_B
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _num_features(shown, row):  # type: ignore[no-untyped-def]
     present, intentions = shown.present_B[row], shown.num_intentions_B[row]
     features = 0
@@ -181,7 +178,7 @@ def _num_features(shown, row):  # type: ignore[no-untyped-def]
     return features
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _put_impression(text, at, layout_, shown, first_G, size_G, rotation, row):  # type: ignore[no-untyped-def]
     """Write the features of one impression: its item's own (0–3), what item and lists share (4–7), item id, position."""
     present = shown.present_B[row]
@@ -210,7 +207,7 @@ def _put_impression(text, at, layout_, shown, first_G, size_G, rotation, row):  
     return at
 
 
-@numba.njit(cache=True, inline="always")
+@nb.njit(cache=True, inline="always")
 def _put_feature(text, at, layout_, field, value, count):  # type: ignore[no-untyped-def]
     """Write one feature and the \\x01 after it; the weight is ln(1 + count), or 1.0 for a count of -1."""
     at = _put(text, at, layout_.tag_FS[field], layout_.tag_length_F[field])
@@ -228,14 +225,14 @@ def _put_feature(text, at, layout_, field, value, count):  # type: ignore[no-unt
     return at + 1
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _put(text, at, short_S, length):  # type: ignore[no-untyped-def]
     for i in range(length):
         text[at + i] = short_S[i]
     return at + length
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _put_number(text, at, number):  # type: ignore[no-untyped-def]
     digits, rest = 1, number
     while rest >= 10:
@@ -247,18 +244,18 @@ def _put_number(text, at, number):  # type: ignore[no-untyped-def]
     return at + digits
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _comma(text, at):  # type: ignore[no-untyped-def]
     text[at] = 44
     return at + 1
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _put_number_and_comma(text, at, number):  # type: ignore[no-untyped-def]
     return _comma(text, _put_number(text, at, number))
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def _end_line(text, at, features):  # type: ignore[no-untyped-def]
     """Put the line end in the place of the last \\x01, or after the comma of a line without features."""
     at -= features > 0
@@ -266,7 +263,7 @@ def _end_line(text, at, features):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-@numba.njit(cache=True)
+@nb.njit(cache=True)
 def keys(counter_C: np.ndarray, salt: np.uint64) -> np.ndarray:
     """Context keys: 16 hex digits, uint8 [C, 16]; different counters below 2⁶⁴ give different keys (a bijection)."""
     key_CS = np.empty((len(counter_C), 16), np.uint8)

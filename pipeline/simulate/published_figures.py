@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.features.fields import Catalogue
 
 #: Impressions of the real train and test files together.

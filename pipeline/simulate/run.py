@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.dataset.manifest import InputError
-from pipeline.features.fields import FeaturesSettings, catalogue
+from pipeline.config.features import FeaturesSettings
+from pipeline.errors import InputError
+from pipeline.features.fields import catalogue
 from pipeline.simulate.draw import draw_chunk
 from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, layout
 from pipeline.simulate.published_figures import field_sizes, id_blocks

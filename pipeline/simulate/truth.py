@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.simulate.world import INTERACTION_SCALE, Scores, World, buying_score, click_parts
 
 ACTIONS = ("none", "cart", "wish")

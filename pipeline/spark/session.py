@@ -3,28 +3,18 @@
 import os
 import re
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
-
-from tqdm import tqdm
 
 import pipeline
 from pipeline.config.preprocess import SparkSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.kernels.cache import own_directory
 from pipeline.spark.java import ensure_java
 from pipeline.spark.workers import MALLOC
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 _EVERYWHERE = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
@@ -50,20 +40,6 @@ _LOCAL_JAVA = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _ATTEMPTS = 4
 #: Where remote files are, and by whose account, as far as that is no secret: executors need to know it too.
 _REMOTE_FILES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
-_SENTENCE = re.compile(rf"{re.escape(InputError.__module__)}\.{InputError.__qualname__}: (.+)")
-# The exception may be wrapped in one of py4j's.
-_UNREADABLE = re.compile(
-    r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/+(?=/))?(.+?)\.\s(.*?)\s*SQLSTATE"
-)
-#: What Spark says at length where a limit of its own was met → the sentence for it.
-_LIMITS = {
-    "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
-    "enters a vocabulary: raise spark.driver.memory ('+spark.conf={spark.driver.memory: 8g}'), or vocabulary.min_count.",
-    "No space left on device": "Spark's scratch space is full; point SPARK_LOCAL_DIRS at a larger disk (the shuffle is "
-    "about as large as the dataset), or read from smaller files.",
-    "is bigger than spark.driver.maxResultSize": "The vocabularies are larger than spark.driver.maxResultSize, which "
-    "spark.conf or spark-submit has set; leave it out, or raise it.",
-}
 
 
 def is_local(master: str) -> bool:
@@ -128,110 +104,6 @@ def stop_spark() -> None:
         session = pyspark.SparkSession.getActiveSession()
         if session is not None:
             session.stop()
-
-
-def numbers(spark: "SparkSession", count: int) -> "DataFrame":
-    """The numbers [0, count), one in each partition: a task finds its work by its number. One column, id."""
-    return spark.range(0, count, 1, count)
-
-
-def collect(frame: "DataFrame", what: str, num_tasks: int, unit: str) -> "pa.Table":
-    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError where a task raised one."""
-    spark = frame.sparkSession
-    with _progress(spark, what, num_tasks, unit), sentences():
-        return frame.toArrow()
-
-
-@contextmanager
-def shared(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> Iterator[Callable[[], Path]]:
-    """The files that `save` writes, where every worker can map them into memory: by path, or shipped by Spark."""
-    with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
-        paths = save(Path(temporary))
-        if is_local(spark.sparkContext.master):
-            yield _AtPath(temporary)
-        else:
-            for path in paths:
-                spark.sparkContext.addFile(str(path))
-            yield _shipped
-
-
-@dataclass(frozen=True)
-class _AtPath:
-    path: str
-
-    def __call__(self) -> Path:
-        return Path(self.path)
-
-
-def _shipped() -> Path:
-    from pyspark import SparkFiles
-
-    return Path(SparkFiles.getRootDirectory())
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Turn an InputError of a task, which arrives as text in Spark's exception, into itself, and what Spark says of a file
-    that it cannot read, or of a limit of its own, into a sentence.
-    """
-    try:
-        yield
-    except Exception as error:
-        if found := _SENTENCE.search(str(error)):
-            raise InputError(found.group(1).strip()) from None
-        if found := _UNREADABLE.search(str(error)):
-            raise InputError(
-                f"{unquote(found.group(1))} cannot be read to its end "
-                f"({found.group(2) or 'it is damaged, or not of the format that it should have'}); "
-                "repair or replace the file, then run again."
-            ) from error
-        for sign, sentence in _LIMITS.items():
-            if sign in str(error):
-                raise InputError(sentence) from error
-        raise
-
-
-@contextmanager
-def _progress(spark: "SparkSession", what: str, num_tasks: int, unit: str) -> Iterator[None]:
-    """A bar on a terminal, else a line at the end: the tasks that are done in the stages of this job group."""
-    context: Any = spark.sparkContext
-    group = f"entirespace-{what}-{time.monotonic_ns()}"
-    context.setJobGroup(group, what)
-    stop = threading.Event()
-    done = _done_tasks(context, group)
-    bar = tqdm(total=num_tasks, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
-
-    def watch() -> None:
-        while not stop.wait(0.3):
-            bar.update(min(done(), num_tasks) - bar.n)
-
-    watcher = threading.Thread(target=watch, daemon=True) if not bar.disable else None
-    started = time.monotonic()
-    if watcher:
-        watcher.start()
-    try:
-        yield
-        print(f"{what}: {num_tasks} {unit}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
-    finally:
-        stop.set()
-        if watcher:
-            watcher.join()
-        bar.close()
-
-
-def _done_tasks(context: Any, group: str) -> Callable[[], int]:
-    tracker = context.statusTracker()
-
-    def done() -> int:
-        total = 0
-        for job in tracker.getJobIdsForGroup(group):
-            info = tracker.getJobInfo(job)
-            for stage in info.stageIds if info else ():
-                stage_info = tracker.getStageInfo(stage)
-                total += stage_info.numCompletedTasks if stage_info else 0
-        return total
-
-    return done
 
 
 def _flat(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:

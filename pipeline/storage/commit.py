@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.dataset.manifest import MANIFEST, SPLITS, InputError, Manifest
+from pipeline.dataset.manifest import MANIFEST, SPLITS, Manifest
+from pipeline.errors import InputError
 from pipeline.storage.local_store import STAGING, LocalStore
 from pipeline.storage.lock import locked
 from pipeline.storage.store import Store

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset.manifest import InputError
-from pipeline.errors import writing
+from pipeline.errors import InputError, writing
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.store import Store
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.dataset.manifest import open_location
 from pipeline.errors import reading, writing
+from pipeline.locations import open_location
 from pipeline.storage.local_store import STAGING, fresh_name
 
 _BLOCK_BYTES = 8 << 20

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.contexts.rows import Rows
 from pipeline.dataset.manifest import LABELS, RowGroup
 from pipeline.errors import writing
 
@@ -89,17 +88,17 @@ class PartWriter:
     _file: HashedFile | None = None
     _writer: pq.ParquetWriter | None = None
 
-    def add(self, rows: Rows) -> None:
-        """Append rows."""
+    def add(self, table: pa.Table, count_NK: np.ndarray) -> None:
+        """Append rows; `count_NK` [rows, 1 + labels] has the impressions and labels of each."""
         start = 0
-        reached_N = np.cumsum(rows.count_NK[:, 0])
+        reached_N = np.cumsum(count_NK[:, 0])
         while start < len(reached_N):
             before = int(reached_N[start - 1]) if start else 0
             wanted = before + self.impressions_per_row_group - int(self._count_K[0])
             full_at = int(np.searchsorted(reached_N, wanted))
             stop = min(full_at + 1, len(reached_N))
-            self._held.append(rows.table.slice(start, stop - start))
-            self._count_K += rows.count_NK[start:stop].sum(axis=0)
+            self._held.append(table.slice(start, stop - start))
+            self._count_K += count_NK[start:stop].sum(axis=0)
             if full_at < len(reached_N):
                 self._flush()
             start = stop

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.dataset.manifest import InputError, open_location
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.object_store import ObjectStore
 

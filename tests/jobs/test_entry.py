@@ -12,7 +12,7 @@ from raw_log import small_log
 from jobs.entry import with_new_keys
 from jobs.preprocess import quoted
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from training.run.settings import TrainSettings
 

@@ -12,7 +12,7 @@ from raw_log import RawLog, context_line, impression_line, key_of
 from jobs.inspect import InspectSettings, run
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.decode import decoded_rows
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]

@@ -14,7 +14,8 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
 from jobs.entry import typed, with_new_keys
-from pipeline.dataset.manifest import CATEGORICAL, InputError, load_manifest
+from pipeline.dataset.manifest import CATEGORICAL, load_manifest
+from pipeline.errors import InputError
 from training.distributed.world import join
 from training.feed.plan import Plan
 from training.model.entire_space import EntireSpaceModel

@@ -8,10 +8,11 @@ from hydra import compose, initialize_config_module
 from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import typed
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.optimizers import EMBEDDING_OPTIMIZERS
 from training.model.graph import Graph
-from training.run.settings import TrainSettings, load
+from training.run.run_folder import load
+from training.run.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

@@ -12,7 +12,8 @@ import pytest
 import xxhash
 from slow_reading import feed_of
 
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 
 
 def error_of(path: Path, manifest: Manifest, **settings: Any) -> str:

@@ -6,8 +6,11 @@ import numpy as np
 from references.aliccp import lines_of, read_line
 
 from pipeline.aliccp import parse
+from pipeline.aliccp.byte_ranges import read_chunks
 from pipeline.aliccp.field_probe import names_of
-from pipeline.chunks.sources import InputSplit, read_chunks
+from pipeline.chunks import line_columns
+from pipeline.chunks.reasons import REASONS
+from pipeline.chunks.sources import InputSplit
 from pipeline.features.fields import Catalogue
 
 
@@ -43,18 +46,24 @@ def assert_chunks_equal_reference(
             offset, raw = next(lines)
             line = read_line(offset, raw, is_skeleton, arity_of)
             reasons[line.reason] += 1
-            assert (chunk_offset + row[parse.START], chunk_offset + row[parse.END]) == (offset, offset + len(raw))
-            assert parse.REASONS[row[parse.REASON]] == line.reason, raw
-            assert (f"{row[parse.KEY] % 2**64:016x}" if row[parse.HAS_KEY] else None) == line.key, raw
-            chosen = slice(begin, row[parse.VALUES_END])
-            begin = row[parse.VALUES_END]
+            assert (chunk_offset + row[line_columns.START], chunk_offset + row[line_columns.END]) == (
+                offset,
+                offset + len(raw),
+            )
+            assert REASONS[row[line_columns.REASON]] == line.reason, raw
+            assert (f"{row[line_columns.KEY] % 2**64:016x}" if row[line_columns.HAS_KEY] else None) == line.key, raw
+            chosen = slice(begin, row[line_columns.VALUES_END])
+            begin = row[line_columns.VALUES_END]
             found = [raw_ids[number] for number in parsed.field_V[chosen].tolist()]
             assert list(zip(found, parsed.id_V[chosen].tolist(), strict=True)) == [value[:2] for value in line.values]
             weights = np.array([weight for _, _, weight in line.values], np.float32)
             assert parsed.weight_V[chosen].tobytes() == weights.tobytes(), raw
             if not line.reason:
-                counts = (bool(row[parse.MISMATCH]), row[parse.UNKNOWN], row[parse.REPEATED])
+                counts = (bool(row[line_columns.MISMATCH]), row[line_columns.UNKNOWN], row[line_columns.REPEATED])
                 assert counts == (line.mismatch, line.unknown, line.repeated), raw
-                assert (row[parse.SAMPLE_ID], row[parse.LABELS]) == (line.sample_id, line.click + 2 * line.buy), raw
+                assert (row[line_columns.SAMPLE_ID], row[line_columns.LABELS]) == (
+                    line.sample_id,
+                    line.click + 2 * line.buy,
+                ), raw
     assert next(lines, None) is None
     return reasons

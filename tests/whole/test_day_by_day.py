@@ -13,7 +13,8 @@ from raw_log import random_log, shifted
 from tiny_run import tiny_settings, weights
 
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import Manifest, load_manifest
+from pipeline.errors import InputError
 from pipeline.features.base_vocabulary import extended, with_room
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary

@@ -13,7 +13,8 @@ import xxhash
 from event_log import ACTIONS, IMPRESSIONS, Row, action, impression, written
 
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 from pipeline.passes.job import Job
 from pipeline.preprocess import preprocess
 

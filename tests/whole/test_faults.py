@@ -10,7 +10,8 @@ from benchmarks.faults import kill_at
 from benchmarks.torchrun_runs import Run
 from training.distributed.world import join
 from training.run.interrupts import REQUEUE
-from training.run.settings import TrainSettings, load
+from training.run.run_folder import load
+from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import typed
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.world import join
 from training.model.graph import Graph, GraphSettings
 from training.run.evaluate import evaluate

@@ -9,11 +9,12 @@ import pytest
 from dataset_checks import assert_dataset_equals_reference
 from raw_log import random_log
 
-from pipeline.chunks.chunk import ChunkReader
-from pipeline.chunks.sources import InputSplit, find_sources
+from pipeline.aliccp.find import find_sources
+from pipeline.aliccp.reader import ChunkReader
+from pipeline.chunks.sources import InputSplit
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.features.fields import catalogue
-from pipeline.passes.counting import NO_PART, Counting
+from pipeline.passes.count import NO_PART, Counting
 from pipeline.passes.duplicates import Partitions
 from pipeline.preprocess import preprocess
 

@@ -20,7 +20,8 @@ from slow_reading import assert_same, epoch_reading, feed_of, merged, slow_readi
 from tiny_dataset import write_tiny_dataset
 
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import Manifest, load_manifest
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from pipeline.storage import commit
 from pipeline.storage.lock import locked

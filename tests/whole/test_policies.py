@@ -9,9 +9,10 @@ import pytest
 from dataset_checks import assert_dataset_equals_reference
 from raw_log import RawLog, key_of, small_log
 
-from pipeline.aliccp.parse import REASONS, RULES
+from pipeline.chunks.reasons import REASONS, RULES
 from pipeline.config.preprocess import ChecksSettings, PreprocessSettings
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]

@@ -11,7 +11,7 @@ from dataset_checks import assert_dataset_equals_reference
 from raw_log import random_log, small_log
 
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]

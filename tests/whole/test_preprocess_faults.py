@@ -18,7 +18,7 @@ from benchmarks.preprocess_faults import waste
 from benchmarks.standalone import python_workers
 from benchmarks.watched import Reader, remount, small_disk
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from pipeline.storage.local_store import LocalStore
 

@@ -12,7 +12,7 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.checkpoint.files import META, Position, folder, newest
 from training.distributed.rank_batches import Share
 from training.distributed.sharding import ShardingSettings
@@ -20,7 +20,8 @@ from training.distributed.world import join
 from training.run.evaluate import predict_split, read_predictions
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.run.journal import LOG
-from training.run.settings import TrainSettings, held
+from training.run.run_folder import held
+from training.run.settings import TrainSettings
 from training.run.trainer import Agreed, Trainer
 
 

@@ -15,38 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.dataset.manifest import (
-    NUM_RESERVED_ROWS,
-    InputError,
-    Manifest,
-    ManifestField,
-    field_differences,
-    open_location,
-)
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 from training.distributed.sharded_model import Placed
-from training.run.settings import TrainSettings
-
-_SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same
-
-
-def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
-    """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
-    found = field_differences(old.fields, new.fields, _SAME)
-    both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
-    pairs: list[tuple[str, object, object]] = [
-        (f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both
-    ]
-    pairs += [
-        ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
-        ("model.graph.edges", list(before.model.graph.edges), list(now.model.graph.edges)),
-        ("optimizer.embeddings.name", before.optimizer.embeddings.name, now.optimizer.embeddings.name),
-    ]
-    found += [f"{key} was {was} and is {is_now}" for key, was, is_now in pairs if was != is_now]
-    if found:
-        raise InputError(
-            f"init_from={now.init_from} cannot go on with data={now.data}: {'; '.join(found)}; "
-            "give a dataset and settings of the same shape, or train from the start (init_from=null)."
-        )
 
 
 def carry_over(

@@ -21,7 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.checkpoint.files import (
     TOWERS,
     Checkpoint,

@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.checkpoint.files import (
     TOWERS,
     Checkpoint,

@@ -8,7 +8,7 @@ import torch
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.model.embeddings import EmbeddingSettings, allocated, rowwise_lr
 from training.model.entire_space import EntireSpaceModel
 

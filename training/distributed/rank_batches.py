@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.id_messages import Message
 from training.distributed.peer_exchange import Exchange
 from training.distributed.world import Pending, World

@@ -19,7 +19,8 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from pipeline.dataset.manifest import NUMERIC, InputError, ManifestField
+from pipeline.dataset.manifest import NUMERIC, ManifestField
+from pipeline.errors import InputError
 from training.distributed.world import World
 from training.model.embeddings import EmbeddingSettings, allocated
 

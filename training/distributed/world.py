@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 
 @dataclass

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.manifest import LABELS, InputError
+from pipeline.dataset.manifest import LABELS
+from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, expected_calibration_error, log_loss
 from training.evaluation.ranking import Array, auc, check_finite, expected_auc, group_numbers, grouped_auc, top_share
 from training.feed.batch import NO_GROUP

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import LABELS, InputError
+from pipeline.dataset.manifest import LABELS
+from pipeline.errors import InputError
 from pipeline.html.frame import details, note, page, percent, section
 from training.evaluation.calibration import ECE_BINS
 from training.evaluation.metrics import Metrics, Task, tasks, true_probabilities

@@ -11,12 +11,9 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-from numba import njit
-
-from pipeline.dataset.manifest import InputError, ManifestField, RowGroup
+from pipeline.dataset.manifest import ManifestField, RowGroup
+from pipeline.errors import InputError
+from pipeline.kernels.jit import nb
 from training.feed.batch import NO_GROUP
 from training.feed.numeric import squashed
 from training.feed.parquet_pages import StoredRowGroup
@@ -177,7 +174,7 @@ def _split(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
     return values, offsets - offsets[0] if offsets[0] else offsets
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _add_up(lengths: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
     """ends: 0, then the sum up to each length. Returns the bits that any length has, negative if one is, and the sum,
     which `ends` has lost where it is too large.

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-from numba import njit
-
 from pipeline.dataset.manifest import NUMERIC
+from pipeline.kernels.jit import nb
 from training.feed.batch import Bags, Batch
 from training.feed.columns import Columns
 from training.feed.row_groups import NO_WEIGHTS, Packed, RowGroupData
@@ -128,7 +124,7 @@ def _numbers(slices_P: Sequence[_Slice], num_fields: int) -> torch.Tensor:
 # In these kernels every loop runs from 0 over slices, or numba's test for negative indices keeps it from vectorizing.
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _copy_impressions(
     impression_id_I: np.ndarray,
     labels_LI: np.ndarray,
@@ -157,7 +153,7 @@ def _copy_impressions(
             numbers[place] = context + row
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _count_values(slot_F: np.ndarray, offsets_MN: np.ndarray, first: int, last: int, counts_F: np.ndarray) -> None:
     """counts_F: how many values of each field the bags [first, last) hold."""
     for field in range(len(slot_F)):
@@ -168,7 +164,7 @@ def _count_values(slot_F: np.ndarray, offsets_MN: np.ndarray, first: int, last: 
             counts_F[field] = offsets_MN[-1 - slot, last] - offsets_MN[-1 - slot, first]
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _copy_bags(
     slot_F: np.ndarray,
     ones_ON: np.ndarray,

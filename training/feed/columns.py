@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, InputError, ManifestField
+from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, ManifestField
+from pipeline.errors import InputError
 from training.feed.numeric import check_moments
 
 POOLINGS = ("sum", "mean")

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as pafs
 
-from pipeline.dataset.manifest import DatasetFile, InputError, open_location
+from pipeline.dataset.manifest import DatasetFile
+from pipeline.errors import InputError
+from pipeline.locations import open_location
 from training.feed.columns import Columns, check_schema
 from training.feed.parquet_pages import PlainColumn, StoredRowGroup, chunks_of, plain_columns
 

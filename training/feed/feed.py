@@ -13,7 +13,8 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import LABELS, InputError, Manifest
+from pipeline.dataset.manifest import LABELS, Manifest
+from pipeline.errors import InputError
 from training.feed.batch import Batch
 from training.feed.collate import Piece, collate
 from training.feed.columns import Columns

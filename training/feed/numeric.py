@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from pipeline.dataset.manifest import InputError, ManifestField
+from pipeline.dataset.manifest import ManifestField
+from pipeline.errors import InputError
 
 
 def squashed(values: np.ndarray, entry: ManifestField) -> np.ndarray:

@@ -7,10 +7,7 @@ The bytes may have been through anything: every position is compared with the en
 
 import numpy as np
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-from numba import njit
+from pipeline.kernels.jit import nb
 
 # Numbers of Thrift fields in PageHeader, and 8 + those in its field 8, DataPageHeaderV2.
 _PAGE_TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3
@@ -25,7 +22,7 @@ LENGTH_BYTES = 4  # before a string
 _BROKEN = -1
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def walk(
     chunk: np.ndarray, is_list: bool, may_lack: bool, itemsize: int, offsets_R: np.ndarray, page_P4: np.ndarray
 ) -> int:
@@ -87,7 +84,7 @@ def walk(
     return page if row == num_rows else _BROKEN
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _zeros(chunk: np.ndarray, at: int, end: int, num_levels: int, zero_L: np.ndarray) -> int:
     """zero_L: which of the levels in the bytes [at, end) of `chunk` are 0, if at most len(zero_L) - 8. Returns how many,
     or _BROKEN.
@@ -127,7 +124,7 @@ def _zeros(chunk: np.ndarray, at: int, end: int, num_levels: int, zero_L: np.nda
     return found
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def split_texts(content: np.ndarray, end_T: np.ndarray) -> int:
     """end_T: where each string ends. Returns how many there are, or _BROKEN.
 
@@ -148,14 +145,14 @@ def split_texts(content: np.ndarray, end_T: np.ndarray) -> int:
     return count
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def begins_page_v2(chunk: np.ndarray) -> bool:
     """Whether the first page of `chunk` is a DataPageV2, the one kind that `walk` reads."""
     header = np.empty(2 * _V2, np.int64)
     return _read_header(chunk, 0, header) > 0 and header[_PAGE_TYPE] == _DATA_PAGE_V2
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _read_header(chunk: np.ndarray, at: int, header: np.ndarray) -> int:
     """header: the numbers of a PageHeader (Thrift, compact protocol) at `at`. Returns where it ends, or _BROKEN.
 
@@ -203,7 +200,7 @@ def _read_header(chunk: np.ndarray, at: int, header: np.ndarray) -> int:
     return _BROKEN
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _varint(chunk: np.ndarray, at: int, end: int) -> tuple[int, int]:
     """The number at `at`, 7 bits a byte, the lowest first, and where it ends; _BROKEN for that if it does not."""
     value = 0

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.manifest import DatasetFile, InputError, RowGroup
+from pipeline.dataset.manifest import DatasetFile, RowGroup
+from pipeline.errors import InputError
 
 UNITS = ("impressions", "clicks")
 #: Separates the random stream of the row groups' order from those of the rows inside each.

@@ -16,12 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-from numba import njit
-
 from pipeline.dataset.manifest import NUMERIC, ManifestField, RowGroup
+from pipeline.kernels.jit import nb
 from training.feed.checked_columns import CheckedColumns
 from training.feed.columns import Columns
 from training.feed.parquet_pages import StoredRowGroup
@@ -197,7 +193,7 @@ def _gathered(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray) -> np
     return out
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _gather(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out: np.ndarray) -> None:
     """out: the runs [first_K[k], last_K[k]) of `values`, one after the other."""
     at = 0
@@ -209,7 +205,7 @@ def _gather(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out: np
         at += len(run_values)
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _gather_offsets(offsets: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out_N: np.ndarray) -> None:
     """out_N: 0, then the end of each bag of the runs first_K to last_K when they stand one after the other."""
     out_N[0] = 0
@@ -226,7 +222,7 @@ def _gather_offsets(offsets: np.ndarray, first_K: np.ndarray, last_K: np.ndarray
 # Both kernels: w → w / Σ|w| over each bag [offsets_N[n], offsets_N[n + 1]), offsets_N[0] = 0; zeros where the sum is 0.
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # so that the sum runs in vector lanes
+@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # so that the sum runs in vector lanes
 def _divide_long(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
     for bag in range(len(offsets_N) - 1):
         weights = weights_V[offsets_N[bag] : offsets_N[bag + 1]]
@@ -238,7 +234,7 @@ def _divide_long(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
             weights[place] *= scale
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _divide_short(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
     """Walks the values, not the bags: for bags of one or two, a loop each costs a mispredicted branch each (2.4x).
 

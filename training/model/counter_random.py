@@ -12,10 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-import pipeline.kernels.cache  # noqa: F401  (before numba)
-
-# isort: split
-from numba import njit
+from pipeline.kernels.jit import nb
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -37,7 +34,7 @@ def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_colum
     return values
 
 
-@njit(inline="always")
+@nb.njit(inline="always")
 def _mixed(counter: np.uint64) -> np.uint64:
     """splitmix64's finalizer."""
     counter = (counter ^ (counter >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
@@ -45,7 +42,7 @@ def _mixed(counter: np.uint64) -> np.uint64:
     return counter ^ (counter >> np.uint64(31))
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.ndarray) -> None:
     scale = np.float32(2) * bound * np.float32(2.0**-24)
     for row in range(len(out_ND)):
@@ -92,7 +89,7 @@ def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) 
     return torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= first_kept
 
 
-@njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True)
 def _fill_mask(
     key: np.uint64, impression_id_B: np.ndarray, first_kept: int, share_kept: np.float32, out_BH: np.ndarray
 ) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
-from pipeline.dataset.manifest import NUMERIC, InputError, ManifestField
+from pipeline.dataset.manifest import NUMERIC, ManifestField
+from pipeline.errors import InputError
 
 POOLINGS = ("sum", "mean")
 #: FBGEMM's kernels want a row to be a multiple of this many floats.

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, InputError, Manifest
+from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, Manifest
+from pipeline.errors import InputError
 from training.feed.batch import Bags, Batch
 from training.feed.plan import UNITS
 from training.model.embeddings import Embeddings, EmbeddingSettings

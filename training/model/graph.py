@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 _LOG_HALF = math.log(0.5)
 _EVENT = r"[a-z][a-z0-9_]*(?: and not [a-z][a-z0-9_]*)*"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.model.counter_random import dropout_mask
 
 

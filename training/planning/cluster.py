@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 _GB = 1e9
 CPU = "cpu"

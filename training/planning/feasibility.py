@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from omegaconf import MISSING
 
-from pipeline.dataset.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import CATEGORICAL, Manifest, load_manifest
+from pipeline.errors import InputError
 from training.planning.cluster import Cluster, cluster_of
 from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
 from training.planning.torchrec_planner import adopting, propose

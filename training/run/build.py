@@ -5,9 +5,15 @@ from pathlib import Path
 import torch
 import xxhash
 
-from pipeline.dataset.manifest import CATEGORICAL, InputError, Manifest, load_manifest
+from pipeline.dataset.manifest import (
+    CATEGORICAL,
+    Manifest,
+    field_differences,
+    load_manifest,
+)
+from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
-from training.checkpoint.carry_over import carry_over, check_same_schema
+from training.checkpoint.carry_over import carry_over
 from training.checkpoint.files import Checkpoint
 from training.distributed.shard_model import place
 from training.distributed.sharded_model import Placed
@@ -17,7 +23,8 @@ from training.feed.plan import Plan
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.run.journal import say
-from training.run.settings import TrainSettings, load
+from training.run.run_folder import load
+from training.run.settings import TrainSettings
 
 
 def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
@@ -80,3 +87,26 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed
         check_same_schema(before, old, settings, manifest)
         towers = carry_over(found.path, found.files, before.data, old, settings.data, manifest, placed)
         checkpoint.load_towers(placed, towers, found)
+
+
+_SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same
+
+
+def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
+    """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
+    found = field_differences(old.fields, new.fields, _SAME)
+    both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
+    pairs: list[tuple[str, object, object]] = [
+        (f"embedding.dim of {name}", before.embedding.dim_of(name), now.embedding.dim_of(name)) for name in both
+    ]
+    pairs += [
+        ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
+        ("model.graph.edges", list(before.model.graph.edges), list(now.model.graph.edges)),
+        ("optimizer.embeddings.name", before.optimizer.embeddings.name, now.optimizer.embeddings.name),
+    ]
+    found += [f"{key} was {was} and is {is_now}" for key, was, is_now in pairs if was != is_now]
+    if found:
+        raise InputError(
+            f"init_from={now.init_from} cannot go on with data={now.data}: {'; '.join(found)}; "
+            "give a dataset and settings of the same shape, or train from the start (init_from=null)."
+        )

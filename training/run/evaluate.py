@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.dataset.manifest import InputError, load_manifest
+from pipeline.dataset.manifest import load_manifest
+from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.distributed.rank_batches import shares
 from training.distributed.world import World

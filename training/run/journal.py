@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 LOG = "log.jsonl"
 

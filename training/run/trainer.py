@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.dataset.manifest import InputError, load_manifest
+from pipeline.dataset.manifest import load_manifest
+from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.files import Position
 from training.checkpoint.save import CheckpointWriter
@@ -21,7 +22,8 @@ from training.model.losses import log_loss_sums, share_of_mean
 from training.run.build import build, check, check_dataset, continue_from, open_feed, xxh3_of
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.run.journal import Journal, say
-from training.run.settings import TrainSettings, claim, held
+from training.run.run_folder import claim, held
+from training.run.settings import TrainSettings
 from training.run.validation import Validation
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.dataset.manifest import LABELS, SPLITS, InputError, Manifest
+from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
+from pipeline.errors import InputError
 from training.checkpoint.files import Judged
 from training.distributed.rank_batches import Share, shares
 from training.distributed.sharded_model import Placed

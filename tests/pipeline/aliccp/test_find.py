@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from raw_log import RawLog, small_log
 
-from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile, find_sources, input_splits, read_chunks
-from pipeline.dataset.manifest import InputError
+from pipeline.aliccp.byte_ranges import input_splits, read_chunks
+from pipeline.aliccp.find import find_sources
+from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
+from pipeline.errors import InputError
 
 
 def source_of(path: Path, text: bytes, compressed: bool = False) -> SourceFile:

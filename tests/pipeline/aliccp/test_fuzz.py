@@ -10,7 +10,8 @@ from dataset_checks import assert_dataset_equals_reference
 from kernel_checks import assert_splits_equal_reference
 from mutations import mutated_log
 
-from pipeline.chunks.sources import SKELETON, SourceFile, input_splits
+from pipeline.aliccp.byte_ranges import input_splits
+from pipeline.chunks.sources import SKELETON, SourceFile
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.features.fields import catalogue
 from pipeline.preprocess import preprocess

@@ -11,7 +11,9 @@ from raw_log import random_log
 
 from pipeline.aliccp import parse
 from pipeline.aliccp.field_probe import names_of
-from pipeline.features.fields import Catalogue, FeaturesSettings, FieldSettings, catalogue
+from pipeline.chunks import line_columns, reasons
+from pipeline.config.features import FeaturesSettings, FieldSettings
+from pipeline.features.fields import Catalogue, catalogue
 
 FIELDS = {
     "user": ("101", "context", "one"), "brands": ("127_14", "context", "many"),
@@ -94,7 +96,7 @@ def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> Non
 )
 def test_the_reason_of_a_bad_line(line: bytes, reason: str) -> None:
     parsed = parse.parse(line + b"\n", True, NAMES["impression"])
-    assert parse.REASONS[parsed.line_LC[0, parse.REASON]] == reason
+    assert reasons.REASONS[parsed.line_LC[0, line_columns.REASON]] == reason
 
 
 def test_weights_are_the_nearest_double_rounded_to_float32() -> None:
@@ -112,6 +114,6 @@ def test_a_policy_turns_an_overlooked_defect_into_a_reason() -> None:
     mismatch, without_click = GOOD.replace(b",3,", b",4,"), GOOD.replace(b",1,0,", b",0,1,")
     parsed = parse.parse(b"\n".join([GOOD, mismatch, without_click, b""]), True, NAMES["impression"])
     parse.apply_policies(parsed.line_LC, reject_mismatch=False, reject_without_click=False)
-    assert parsed.line_LC[:, parse.REASON].tolist() == [0, 0, 0]
+    assert parsed.line_LC[:, line_columns.REASON].tolist() == [0, 0, 0]
     parse.apply_policies(parsed.line_LC, reject_mismatch=True, reject_without_click=True)
-    assert parsed.line_LC[:, parse.REASON].tolist() == [0, parse.COUNT_MISMATCH, parse.WITHOUT_CLICK]
+    assert parsed.line_LC[:, line_columns.REASON].tolist() == [0, reasons.COUNT_MISMATCH, reasons.WITHOUT_CLICK]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from raw_log import random_log, small_log
 
+from pipeline.aliccp.byte_ranges import input_splits, read_chunks
+from pipeline.aliccp.reader import ChunkReader
 from pipeline.aliccp.spark_lines import line_reader, lines
-from pipeline.chunks.chunk import ChunkReader
 from pipeline.chunks.files import HadoopFiles
-from pipeline.chunks.sources import SKELETON, SourceFile, input_splits, read_chunks
+from pipeline.chunks.sources import SKELETON, SourceFile
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.features.fields import catalogue
 from pipeline.preprocess import preprocess
 from pipeline.storage.commit import files_named

@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from pipeline.audit.evidence import read_sample
 from pipeline.audit.leakage import Judged, implausible, judge, leakage, sentences
 from pipeline.config.preprocess import AuditSettings
-from pipeline.dataset.manifest import DatasetFile, InputError, RowGroup
+from pipeline.dataset.manifest import DatasetFile, RowGroup
+from pipeline.errors import InputError
 from pipeline.features.fields import Field
 
 NUM_CONTEXTS, PER_CONTEXT = 600, 10

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.tally import Tally, balanced
+from pipeline.audit.balance import balanced
+from pipeline.audit.tally import Tally
 from pipeline.dataset.manifest import SPLITS
 
 

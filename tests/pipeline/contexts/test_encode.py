@@ -5,13 +5,14 @@ import pytest
 from pyspark.sql import SparkSession
 from raw_log import context_line, impression_line, key_of
 
-from pipeline.chunks.chunk import ChunkReader
+from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
+from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.contexts import records
 from pipeline.contexts.buckets import buckets_of, partition_keys, spark_hash
 from pipeline.contexts.encode import encode
 from pipeline.contexts.packing import unpacked
-from pipeline.features.fields import FeaturesSettings, FieldSettings, catalogue
+from pipeline.features.fields import catalogue
 from pipeline.features.lookup_table import lookup_of
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.kernels.hashing import order_hashes, splits_of

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.aliccp.parse import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
+from pipeline.chunks.reasons import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.contexts import records
 from pipeline.contexts.group import grouped, select
 from pipeline.contexts.packing import packed
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 
 Record = tuple[int, int, int, list[int]]  # hash, tag, offset, words
 

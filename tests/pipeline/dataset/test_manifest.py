@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_dataset import write_tiny_dataset
 
-from pipeline.dataset.manifest import MANIFEST, InputError, Manifest, load_manifest, totals_of
+from pipeline.dataset.manifest import MANIFEST, Manifest, load_manifest, totals_of
+from pipeline.errors import InputError
 
 
 def test_a_manifest_survives_the_way_through_its_text(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.events.json_lines import LineParser
 from pipeline.passes.job import Job
 from pipeline.preprocess import preprocess

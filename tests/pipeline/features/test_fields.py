@@ -2,9 +2,10 @@
 
 import pytest
 
+from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.contexts.rows import schema_of
-from pipeline.dataset.manifest import InputError
-from pipeline.features.fields import FeaturesSettings, FieldSettings, catalogue
+from pipeline.errors import InputError
+from pipeline.features.fields import catalogue
 
 
 def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_count_may_be_a_fields_own() -> None:

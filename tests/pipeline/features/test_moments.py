@@ -17,9 +17,12 @@ from raw_log import context_line, impression_line, key_of, random_log, small_log
 
 from pipeline.aliccp import parse
 from pipeline.aliccp.field_probe import names_of
+from pipeline.chunks import line_columns
+from pipeline.chunks.chunk import numbers_of
+from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.features.fields import FeaturesSettings, FieldSettings, catalogue
-from pipeline.features.moments import Moments, numbers_of
+from pipeline.features.fields import catalogue
+from pipeline.features.moments import Moments
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]
@@ -77,7 +80,7 @@ def test_the_number_of_a_line_is_the_one_behind_the_first_id_whether_or_not_a_fi
     number_LQ = numbers_of(parsed, number_F, 2)
     np.testing.assert_array_equal(number_LQ, np.array([[0.5, -300], [np.nan, np.nan], [-0.0, np.nan]], np.float32))
     assert [fields.fields[number].name for number in parsed.field_V] == ["cross", "price", "cross", "cross"]
-    assert parsed.line_LC[0, parse.REPEATED] == 1
+    assert parsed.line_LC[0, line_columns.REPEATED] == 1
 
 
 @pytest.mark.usefixtures("spark")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.kernels.cache import VARIABLE, _held, _hold, _is_at, _remove_unused, kernels_xxh3, own_directory
 
 

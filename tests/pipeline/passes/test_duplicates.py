@@ -10,11 +10,12 @@ import pytest
 from dataset_checks import assert_dataset_equals_reference
 from raw_log import RawLog, context_line, impression_line, key_of
 
-from pipeline.aliccp import parse
-from pipeline.chunks.chunk import Chunk
+from pipeline.chunks import line_columns
+from pipeline.chunks.chunk import Chunk, Parsed
+from pipeline.chunks.reasons import BAD_FEATURE
 from pipeline.chunks.sources import CONTEXT, SKELETON, SourceFile
 from pipeline.config.preprocess import ChecksSettings, PreprocessSettings
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.kernels.hashing import splits_of
 from pipeline.passes import duplicates
 from pipeline.passes.duplicates import KINDS, Partitions, Repeats, Sightings, num_partitions, shared
@@ -26,10 +27,15 @@ GLOBAL = "checks.duplicates=global"
 
 def chunk_of(ordinal: int, table: str, period: str, lines: list[tuple[int, int, int]]) -> Chunk:
     """A chunk whose lines are (sample id, key, reason), ten bytes each."""
-    line_LC = np.zeros((len(lines), parse.LINE_COLUMNS), np.int64)
+    line_LC = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
     for line, (sample_id, key, reason) in enumerate(lines):
-        line_LC[line, [parse.SAMPLE_ID, parse.KEY, parse.REASON, parse.START]] = sample_id, key, reason, 10 * line
-    parsed = parse.Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+        line_LC[line, [line_columns.SAMPLE_ID, line_columns.KEY, line_columns.REASON, line_columns.START]] = (
+            sample_id,
+            key,
+            reason,
+            10 * line,
+        )
+    parsed = Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
     return Chunk(SourceFile(ordinal, "log", "log", 1, table, period, False), 1000, b"", parsed, np.zeros(len(lines)))
 
 
@@ -55,12 +61,12 @@ def test_of_an_id_in_several_contexts_the_first_in_the_order_of_the_log_stays(se
     chunks, expected = [], []
     for number, period in enumerate(("train", "test")):
         known = {key for key in range(most_keys) if draw.random() < 0.8}
-        lines = [(0, key, draw.choice([0, 0, parse.BAD_FEATURE])) for key in known]
+        lines = [(0, key, draw.choice([0, 0, BAD_FEATURE])) for key in known]
         chunks.append(chunk_of(number, CONTEXT, period, lines))
         known = {key for _, key, reason in lines if not reason}
         owner: dict[int, int] = {}
         for ordinal in (2 + 2 * number, 3 + 2 * number):
-            reasons = [draw.choice([0] * 5 + [parse.BAD_FEATURE]) for _ in range(draw.randrange(1, 60))]
+            reasons = [draw.choice([0] * 5 + [BAD_FEATURE]) for _ in range(draw.randrange(1, 60))]
             lines = [(draw.randrange(-2, most_ids), draw.randrange(most_keys), reason) for reason in reasons]
             chunks.append(chunk_of(ordinal, SKELETON, period, lines))
             for line, (id_, key, reason) in enumerate(lines):
@@ -73,9 +79,9 @@ def test_of_an_id_in_several_contexts_the_first_in_the_order_of_the_log_stays(se
         found = repeats_of(chunks, for_each, tasks)
         assert list(zip(found.place_X.tolist(), found.split_X.tolist(), strict=True)) == wanted
     for chunk in chunks:
-        before = chunk.parsed.line_LC[:, parse.REASON].copy()
+        before = chunk.parsed.line_LC[:, line_columns.REASON].copy()
         duplicates.mark(chunk, found.place_X)
-        marked = np.flatnonzero(chunk.parsed.line_LC[:, parse.REASON] != before)
+        marked = np.flatnonzero(chunk.parsed.line_LC[:, line_columns.REASON] != before)
         places = (chunk.source.ordinal << duplicates.OFFSET_BITS) + 1000 + 10 * marked
         first = chunk.source.ordinal << duplicates.OFFSET_BITS
         last = (chunk.source.ordinal + 1) << duplicates.OFFSET_BITS

@@ -17,7 +17,7 @@ from simulated_log import Line, fault, read_lines
 from sklearn.metrics import roc_auc_score
 
 from jobs.entry import typed
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.lines import weight_text
 from pipeline.simulate.run import SimulateSettings, simulate

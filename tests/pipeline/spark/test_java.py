@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.spark.java import ensure_java, java_version
 
 

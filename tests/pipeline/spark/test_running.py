@@ -5,8 +5,9 @@ from hydra import compose, initialize_config_module
 
 from jobs.entry import typed
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError
-from pipeline.spark.session import sentences, with_retries
+from pipeline.errors import InputError
+from pipeline.spark.running import sentences
+from pipeline.spark.session import with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
 _TOO_LARGE = """[UNKNOWN] Job aborted due to stage failure: Total size of serialized results of 1 tasks (324.8 KiB) is bigger than spark.driver.maxResultSize (10.0 KiB)
@@ -21,9 +22,7 @@ _LOCAL = (
     "Encountered error while reading file file:///raw%20log/1.parquet. is not a Parquet file. SQLSTATE: KD001"
 )
 _NO_ROOM = "java.io.IOException: No space left on device\n\tat java.base/sun.nio.ch …"
-_OF_A_TASK = (
-    "Traceback …\n  File x\npipeline.dataset.manifest.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
-)
+_OF_A_TASK = "Traceback …\n  File x\npipeline.errors.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from raw_log import random_log, small_log
 from jobs.inspect import InspectSettings, run
 from jobs.preprocess import warnings
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.manifest import InputError, load_manifest
+from pipeline.dataset.manifest import load_manifest
+from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.lock import locked

@@ -37,7 +37,8 @@ def test_row_groups_are_cut_at_the_same_rows_however_the_rows_come(tmp_path: Pat
     for name, step in (("whole", 300), ("pieces", draw.randrange(1, 50))):
         writer = PartWriter(tmp_path / name, SCHEMA, 40, with_daction=False)
         for start in range(0, 300, step):
-            writer.add(rows_of(start, impressions[start : start + step]))
+            rows = rows_of(start, impressions[start : start + step])
+            writer.add(rows.table, rows.count_NK)
         report = writer.finish()
         assert report is not None
         reports.append({key: value for key, value in report.items() if key != "staged"})

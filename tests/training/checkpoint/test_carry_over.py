@@ -9,7 +9,8 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import FIELDS, write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 from training.distributed.sharding import ShardingSettings
 from training.distributed.world import join
 from training.model.counter_random import uniform_rows

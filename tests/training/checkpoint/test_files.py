@@ -11,7 +11,7 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, save, take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.checkpoint import files as checkpoint_files
 from training.checkpoint import restore as checkpoint
 from training.checkpoint import save as checkpoint_writer

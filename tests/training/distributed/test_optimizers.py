@@ -8,7 +8,7 @@ import torch
 from tiny_dataset import write_tiny_dataset
 from tiny_run import take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.optimizers import EmbeddingOptimizerSettings, ScheduleSettings, TowerOptimizerSettings
 from training.distributed.sharding import ShardingSettings
 from training.distributed.world import join

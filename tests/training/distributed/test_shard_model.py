@@ -7,7 +7,7 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
 from training.distributed.world import join
 from training.feed.batch import Bags, Batch

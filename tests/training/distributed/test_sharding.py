@@ -11,7 +11,8 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import FIELDS, write_tiny_dataset
 from tiny_run import take_steps, tiny_settings
 
-from pipeline.dataset.manifest import InputError, ManifestField
+from pipeline.dataset.manifest import ManifestField
+from pipeline.errors import InputError
 from training.distributed.optimizers import EmbeddingOptimizerSettings, dense
 from training.distributed.sharding import ShardingSettings, assign
 from training.distributed.world import join
@@ -20,7 +21,8 @@ from training.model.embeddings import EmbeddingSettings
 from training.model.entire_space import EntireSpaceModel
 from training.model.losses import log_loss_sums
 from training.run.evaluate import predict_split
-from training.run.settings import TrainSettings, claim
+from training.run.run_folder import claim
+from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
 NUM_STEPS = 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.distributed.world import WorldSettings, join, speaks
 
 CPU = WorldSettings(device="cpu", timeout_s=30)

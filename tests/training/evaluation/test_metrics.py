@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, calibration_curve, expected_calibration_error, log_loss
 from training.evaluation.metrics import evaluate, truth_metrics
 from training.evaluation.ranking import auc, expected_auc, group_numbers, grouped_auc, roc_curve, top_share

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from pipeline.html.charts import HEIGHT, WIDTH, Axis, Series, figure, linear_ticks, log_ticks, tick_text
 from training.evaluation.metrics import evaluate, truth_metrics
 from training.evaluation.report import headline_table, read_log, write_report

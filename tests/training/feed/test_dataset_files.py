@@ -7,7 +7,8 @@ import pytest
 from slow_reading import POOLING
 from tiny_dataset import write_tiny_dataset
 
-from pipeline.dataset.manifest import DatasetFile, InputError
+from pipeline.dataset.manifest import DatasetFile
+from pipeline.errors import InputError
 from training.feed.columns import Columns
 from training.feed.dataset_files import Shards
 

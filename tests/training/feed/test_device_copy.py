@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.feed.batch import Bags, Batch
 from training.feed.device_copy import mapped, on_device, to_device
 

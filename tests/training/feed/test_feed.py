@@ -8,7 +8,8 @@ import pytest
 from slow_reading import POOLING, assert_same, epoch_reading, feed_of, merged, plan_of, slow_reading
 from tiny_dataset import write_tiny_dataset
 
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 from training.feed.feed import Feed, FeedSettings
 
 

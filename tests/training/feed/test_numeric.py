@@ -17,12 +17,13 @@ from slow_reading import feed_of, plan_of
 from tiny_dataset import NUMERIC_FIELDS, write_manifest, write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import CATEGORICAL, InputError, Manifest, ManifestField, load_manifest
-from training.checkpoint.carry_over import check_same_schema
+from pipeline.dataset.manifest import CATEGORICAL, Manifest, ManifestField, load_manifest
+from pipeline.errors import InputError
 from training.distributed.sharding import ShardingSettings
 from training.distributed.world import join
 from training.feed.numeric import squashed
 from training.model.embeddings import EmbeddingSettings
+from training.run.build import check_same_schema
 from training.run.evaluate import evaluate
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer

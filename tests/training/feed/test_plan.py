@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.manifest import DatasetFile, InputError, RowGroup
+from pipeline.dataset.manifest import DatasetFile, RowGroup
+from pipeline.errors import InputError
 from training.feed.plan import Plan, PlanSettings, Read, permutation
 
 Unit = tuple[int, int]  # number of the row group in the split, place in it

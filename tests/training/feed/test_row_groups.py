@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from slow_reading import feed_of, plan_of
 from tiny_dataset import write_tiny_dataset
 
-from pipeline.dataset.manifest import DatasetFile, InputError, Manifest
+from pipeline.dataset.manifest import DatasetFile, Manifest
+from pipeline.errors import InputError
 from pipeline.storage.parquet_files import PARQUET
 from training.feed import row_groups
 

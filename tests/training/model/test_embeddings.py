@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from pipeline.dataset.manifest import InputError, ManifestField
+from pipeline.dataset.manifest import ManifestField
+from pipeline.errors import InputError
 from training.model.embeddings import EmbeddingSettings, allocated, rowwise_lr
 
 FIELDS = [

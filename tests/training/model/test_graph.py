@@ -4,7 +4,7 @@ import torch
 from graphs import ESM2, ESMM, LABELS, probability, random_graphs
 from hypothesis import given, settings
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.model.graph import Event, Graph, GraphSettings, Query
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.dataset.manifest import InputError
+from pipeline.errors import InputError
 from training.model.counter_random import dropout_mask
 from training.model.towers import DropoutKey, Tower, TowerSettings, _rectify, _rectify_gradient
 

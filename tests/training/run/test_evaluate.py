@@ -11,7 +11,8 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
-from pipeline.dataset.manifest import InputError, Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
 from training.distributed.world import join
 from training.evaluation import metrics
 from training.model.graph import GraphSettings

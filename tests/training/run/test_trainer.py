@@ -12,12 +12,14 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import InputError, load_manifest
+from pipeline.dataset.manifest import load_manifest
+from pipeline.errors import InputError
 from training.checkpoint.files import Position, newest
 from training.distributed.world import join
 from training.model.graph import GraphSettings
 from training.run.journal import LOG
-from training.run.settings import CONFIG, TrainSettings, load
+from training.run.run_folder import CONFIG, load
+from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
 

@@ -1,0 +1,88 @@
+"""Prove that every line of the log is accounted for, and fill the audit's counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.audit.tally import GRAIN, Tally
+from pipeline.chunks.reasons import REASONS
+from pipeline.chunks.sources import SourceFile
+from pipeline.dataset.manifest import SPLITS
+from pipeline.storage.parquet_files import NUM_EXAMPLES
+
+
+def balanced(
+    scanned: Tally,
+    written: Tally,
+    totals: Mapping[str, Mapping[str, int]],
+    quarantine_files: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The content of audit.json.
+
+    `scanned` counts the lines of the first pass, `written` what grouping made of the good ones, `totals` are the
+    manifest's, that is the rows in the files. Raises RuntimeError where a sum does not hold: a bug of ours.
+    """
+    lines = {split: _lines_of(split, scanned, written, totals.get(split, {})) for split in SPLITS}
+    files = sorted(quarantine_files, key=lambda file: str(file["path"]))
+    quarantined = dict.fromkeys(REASONS[1:], 0)
+    for split in SPLITS:
+        for grain in GRAIN.values():
+            for reason, number in lines[split][grain]["quarantined"].items():
+                quarantined[reason] += number
+    if sum(quarantined.values()) != sum(file["lines"] for file in files):
+        raise RuntimeError(f"The audit does not balance: {quarantined} set aside, but the quarantine holds {files}.")
+    return {
+        "lines": lines,
+        "quarantined": quarantined,
+        "kept": _summed(scanned, ("kept/feature_count_mismatch", "kept/conversion_without_click")),
+        "left_out": _summed(scanned, ("unknown_features", "repeated_values")),
+        "funnel": {split: {name: n for name, n in total.items() if name != "rows"} for split, total in totals.items()},
+        "quarantine": files,
+    }
+
+
+def _lines_of(split: str, scanned: Tally, written: Tally, total: Mapping[str, int]) -> dict[str, Any]:
+    """Both equations of one split, grain by grain."""
+    found: dict[str, Any] = {}
+    for grain in GRAIN.values():
+        early = {reason: scanned.of(split, grain, reason) for reason in REASONS[1:]}
+        late = {reason: written.of(split, grain, reason) for reason in REASONS[1:]}
+        quarantined = {reason: early[reason] + late[reason] for reason in REASONS[1:] if early[reason] + late[reason]}
+        read = scanned.of(split, grain, "good") + sum(early.values())
+        kept = {"written": written.of(split, grain, "written")}
+        if grain == "contexts":
+            kept["without_impressions"] = written.of(split, grain, "without_impressions")
+        elif kept["written"] != total.get("impressions", 0):
+            raise RuntimeError(
+                f"The audit of {split} does not balance: {kept} impressions against {dict(total)} in the files."
+            )
+        if read != sum(kept.values()) + sum(quarantined.values()):
+            raise RuntimeError(f"The audit of {split} {grain} does not balance: {read} read, {kept}, {quarantined}.")
+        found[grain] = {"read": read, **kept, "quarantined": quarantined}
+    return found
+
+
+def _summed(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    return {
+        split: {
+            name.removeprefix("kept/"): sum(tally.of(split, grain, name) for grain in GRAIN.values()) for name in names
+        }
+        for split in SPLITS
+    }
+
+
+def examples_of(reports: Iterable[Mapping[str, Any]], sources: Sequence[SourceFile]) -> dict[str, list[dict[str, Any]]]:
+    """reason → the first lines of the log that were set aside for it, from the reports of the quarantine files."""
+    ordinals = {source.name: source.ordinal for source in reversed(sources)}
+    found: dict[str, list[tuple[int, int, str, str]]] = {}
+    for report in reports:
+        for reason, lines in report["examples"].items():
+            found.setdefault(reason, []).extend(
+                (ordinals[source], offset, source, line) for source, offset, line in lines
+            )
+    return {
+        reason: [
+            {"source": source, "offset": offset, "line": line}
+            for _, offset, source, line in sorted(lines)[:NUM_EXAMPLES]
+        ]
+        for reason, lines in sorted(found.items())
+    }

@@ -1,0 +1,35 @@
+"""Why a line of a log is rejected: the reasons, in order of precedence, and the rule that each one says was broken."""
+
+#: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
+REASONS = (
+    "",
+    "malformed_line",
+    "bad_label",
+    "bad_context_key",
+    "bad_feature",
+    "feature_count_mismatch",
+    "conversion_without_click",
+    "missing_context",
+    "duplicate_impression",
+    "duplicate_context",
+)
+
+
+#: The rule that each reason says was broken, in words; docs/dataset.md has all of it.
+RULES = {
+    "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
+    "bad_label": "click and buy are 0 or 1",
+    "bad_context_key": "a key is 16 digits of 0-9a-f",
+    "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",
+    "feature_count_mismatch": "num_features counts the features of the line",
+    "conversion_without_click": "what was bought was clicked",
+    "missing_context": "an impression's key has a line in common_features of its period",
+    "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in its period",
+    "duplicate_context": "a key has one line in common_features of its period",
+}
+
+
+GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
+
+
+MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)

@@ -1,0 +1,21 @@
+"""Where files are: a path or an address, opened as a pyarrow file system."""
+
+import os
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from pipeline.errors import InputError
+
+
+def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The file system and the path in it for a local path or a URI (s3://, hdfs://, file://)."""
+    text = os.fspath(location)
+    if "://" in text:
+        try:
+            return pafs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{text} cannot be opened ({error}); give a local path or an s3:// or hdfs:// address."
+            ) from error
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))

@@ -1,0 +1,137 @@
+"""The folder of a run: its saved settings, and the lock of the process that trains it."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from pipeline.errors import InputError
+from training.checkpoint.files import CHECKPOINTS
+from training.run.settings import TrainSettings
+
+CONFIG = "config.yaml"
+
+
+LOCK = ".lock"
+
+
+#: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
+_MAY_DIFFER = (
+    "data",
+    "out",
+    "epochs",
+    "feed",
+    "log",
+    "sharding",
+    "checkpoint",
+    "validation",
+    "early_stopping",
+    "world",
+)
+
+
+def claim(run: Path, settings: TrainSettings) -> None:
+    """Write RUN/config.yaml, or find there the settings of the same run.
+
+    Raises InputError where `run` has come to a checkpoint with settings that would give other weights.
+    """
+    wanted = asdict(settings)
+    if (run / CONFIG).exists() and any((run / CHECKPOINTS).glob("step-*")):
+        before = asdict(load(run))
+        for key in _differences(before, wanted):
+            raise InputError(
+                f"out={run} was begun with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
+                "go on with the same settings, or choose another out=…."
+            )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        partial = run / f".{CONFIG}.partial"
+        OmegaConf.save(OmegaConf.create(wanted), partial)
+        os.replace(partial, run / CONFIG)
+    except OSError as error:
+        raise InputError(f"out={run} cannot be written ({error}); choose another folder.") from error
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes from training `run` for the length of the block.
+
+    Raises InputError where one does: ranks outlive a torchrun that was killed alone.
+    """
+    with (run / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise InputError(
+                f"out={run} is being trained already, by {stream.read().strip()}; wait for its end or end it, and run "
+                "the same command again."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system that has no locks
+                raise
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
+
+
+def load(run: Path, key: str = "run") -> TrainSettings:
+    """The settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
+
+    `key` is the setting that named it, for the sentence where nothing is there.
+    """
+    path = run / CONFIG
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{key}={run} has no {CONFIG}, so no training run is there; start one with: "
+            f"torchrun --nproc-per-node 2 -m jobs.train data=DATASET model=esmm out={run}"
+        ) from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    _refuse_code(raw, str(path))
+    try:
+        return cast(TrainSettings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainSettings), raw)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path} does not fit this release ({first}); train the run again.") from error
+
+
+def _refuse_code(node: Any, where: str) -> None:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        if key == "_target_":
+            raise InputError(f"{where} names a _target_; a saved configuration holds values only.")
+        _refuse_code(child, where)
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{where} has the interpolation {node!r}; a saved configuration holds values only.")
+
+
+def _differences(before: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in {**before, **wanted}:
+        if not prefix and key in _MAY_DIFFER:
+            continue
+        old, new = before.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _at(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key, "nothing") if isinstance(tree, dict) else tree
+    return tree
