@@ -1,6 +1,6 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests (PYTEST_ARGS="tests/training/feed/test_plan.py" for some)
-# make lint   ruff and mypy, as CI runs them
+# make lint   ruff, mypy and the walls between the rooms, as CI runs them
 # Everything goes into .venv and demo/; the network is needed by the install alone.
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -43,6 +43,7 @@ lint: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 test: install-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

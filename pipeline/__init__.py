@@ -1,16 +1,19 @@
-"""Raw logs → dataset, in Spark. Read the modules in the order that the data takes:
+"""Raw logs → dataset, in Spark. Each room is a package; read them in the order that the data takes:
 
-fields (the catalogue: what a raw id means) → source (byte ranges of files; raw_files opens them, hadoop_lines where only
-Spark can) → parse (the byte kernel; raw_names, what it finds fields by) →
-numbers (numeric fields, their exact moments) →
-vocabulary (raw id → index; base: an earlier dataset's, extended) → count (the first pass) → encode (values → indices) → contexts (impressions grouped under their context) →
-dataset (Parquet files) → audit (every line accounted for) → commit (the manifest last, by lock and store, a local_store or an object_store) → preprocess (the
-chain of them all).
+    errors, locations   InputError, file-system errors as sentences; a path or an address as a file system
+    config              the dataclasses behind conf/preprocess.yaml and its groups
+    dataset             THE CONTRACT with training/: manifest, schema, and how indices are decoded
+    kernels             what numba kernels stand on: the cache of compiled code, loads from memory, hashes
+    html                the frame and the charts of audit.html and report.html
+    features            what raw ids mean: the catalogue of fields, vocabularies, lookup tables, moments
+    chunks              the one intermediate of all sources: parsed lines, and why a line is rejected
+    aliccp, events      source=aliccp: a byte parser; source=events: attribution and labels in Spark
+    contexts            parsed lines → records → context rows
+    storage             how files come to be there: Parquet files, stores, locks, the commit
+    spark               the session, its stages, and Java
+    audit, simulate     every line accounted for; raw logs with known probabilities
+    passes              one file a pass over the log, the driver's half and the tasks' half together
+    preprocess          the chain of them all
 
-Timestamped shop logs take a road of their own up to the labels, and share it from there: events_settings → events_tables
-(what is there) → events_json (lines taken apart) → events_read (one shape for every format) → events (attribution) → events_stage (all of it) →
-events_chunks, which the vocabulary and encode read instead of parsed lines.
-
-`simulate` writes raw logs of the same layout, with the truth beside them. `manifest` is the contract with
-`training/`; nothing here imports pyspark before a Spark step is called, so that reading a manifest needs no Spark.
-"""
+A room imports only rooms above it in this list (docs/architecture.md; `make lint` holds it). Nothing here imports pyspark
+before a Spark step is called, so that reading a manifest needs no Spark."""

@@ -1,12 +1,15 @@
-"""Dataset → trained entire-space model, in PyTorch. Read the modules in the order that a batch takes:
+"""Dataset → trained entire-space model, in PyTorch. Each room is a package; read them in the order that a batch takes:
 
-world (the ranks) → plan (who reads what, when) → columns, shards, pages, checks, row_groups (files and their content,
-checked) → petastorm_port (streams them) → feed → collate → batch → transfer → embeddings → sharding and place (where
-the tables are) → ids and exchange (ids to the tables, rows back) → shares (a step's batch, its ids on their way) →
-towers → graph (probabilities and losses) → placed (forward, differentiate, learn) → assembly → trainer → checkpoint →
-metrics → report. Beside that road, for jobs.plan: cluster → capacity (bytes) → proposal (TorchRec's planner) →
-fitting → fitting_page.
+    feed           plan (who reads what at which step), files and columns, checked; Petastorm; collated batches
+    model          embeddings, towers, the behaviour graph and its losses, put together in entire_space
+    distributed    the ranks, where tables are stored, ids out and rows back, the towers' gradients, the optimizers
+    checkpoint     files without pickle, saved beside training and restored on any number of ranks
+    evaluation     metrics by one protocol, and the report
+    run            settings, the trainer's loop, validation, evaluation, the journal
+    planning       jobs.plan: does a run fit a cluster?
 
-`competitors` are configurations of the same trainer. Of pipeline/ only these are imported: the manifest, which is the
-contract; numba_cache, which says where compiled kernels lie; and pages/, the frame and charts of what people look at.
-"""
+A room imports only rooms above it in this list. Of pipeline/ it imports the ground alone: dataset (the contract), errors,
+locations, kernels and html (docs/architecture.md; `make lint` holds it).
+
+Suffixes of arrays and tensors in all of training/: B impressions · C contexts · F fields · D width of a scope's inputs ·
+H width of a layer · V values · R rows of a row group · L labels · N contexts or impressions, whichever the scope is."""

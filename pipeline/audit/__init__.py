@@ -1,1 +1,1 @@
-"""."""
+"""Every line accounted for. Read tally, balance, statistics (distinct, evidence), leakage, figures, then page (tables, charts) and card."""

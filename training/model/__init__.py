@@ -1,1 +1,1 @@
-"""."""
+"""The model. Read graph (probabilities), losses, embeddings, towers, entire_space; counter_random gives initial values and dropout masks."""
