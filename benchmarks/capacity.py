@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.train import configured, processor
-from pipeline.dataset.manifest import CATEGORICAL, MANIFEST, load_manifest
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import MANIFEST, load_manifest
 from training.distributed.world import join
 from training.planning.feasibility import with_rows
 from training.planning.memory_estimate import needs, table_plans
@@ -84,7 +85,7 @@ def measured(data: Path, ranks: int, overrides: list[str]) -> list[list[float]]:
 def planned(data: Path, ranks: int, overrides: list[str]) -> list[float]:
     """rank → MB that jobs.plan says."""
     settings, manifest = configured(str(data), "", "esmm", overrides), load_manifest(data)
-    tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, ranks)
+    tables = table_plans(manifest.fields_of(stored=INDEX), settings, ranks)
     return [number / 2**20 for number in needs(tables, manifest, settings, ranks, on_cpu=True).ranks]
 
 

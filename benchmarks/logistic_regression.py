@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from pipeline.dataset.manifest import NUMERIC, Manifest, ManifestField, load_manifest
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 from training.evaluation.calibration import log_loss
@@ -108,7 +109,7 @@ def _flat(table: pa.Table, name: str) -> Array:
 def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.csr_matrix:
     """[N, rows of the field's table]: one-hot for arity one, else each bag's weights divided by the sum of their sizes;
     of a numeric field one column, as the towers take it."""
-    if field.kind == NUMERIC:
+    if field.stored == NUMBER:
         return sp.csr_matrix(np.nan_to_num(squashed(_flat(table, field.name), field))[:, None])
     index_V = _flat(table, field.name)
     if field.arity == "one":

@@ -37,7 +37,8 @@ import numpy as np
 
 from benchmarks.peers import inputs
 from benchmarks.train import processor
-from pipeline.dataset.manifest import CATEGORICAL, load_manifest
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import load_manifest
 from training.evaluation import metrics
 
 OURS, LIBRARIES = "entirespace", ("torch-rechub", "deepctr-torch")
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--test-impressions", type=int, default=100_000)
     parser.add_argument("--batch-size", type=int, default=5000)
     arguments = parser.parse_args()
-    fields = load_manifest(arguments.data).fields_of(kind=CATEGORICAL)
+    fields = load_manifest(arguments.data).fields_of(stored=INDEX)
     # user_item_* are crosses of user and item: none or one value mostly
     single = [
         entry.name for entry in fields if entry.arity == "one" or (entry.scope == "impression" and entry.weighted)

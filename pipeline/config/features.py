@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.dataset.manifest import CATEGORICAL
+from pipeline.dataset.kinds import CATEGORICAL
 
 
 @dataclass

@@ -12,11 +12,12 @@ from pipeline.contexts import records
 from pipeline.contexts.group import Selected, wide
 from pipeline.contexts.records import NO_GROUP, Layout
 from pipeline.dataset.manifest import LABELS
+from pipeline.dataset.schema import list_of
 from pipeline.features.fields import Catalogue
 from pipeline.kernels.jit import nb
 
 #: A numeric field over the impressions of a row.
-_NUMBERS = pa.list_(pa.field("element", pa.float32(), nullable=True))
+_NUMBERS = list_of(pa.float32(), nullable=True)
 _LABEL_BITS = {"click": records.CLICK, "daction": records.DACTION, "conversion": records.CONVERSION}
 
 
@@ -27,26 +28,6 @@ class Rows:
     table: pa.Table
     key_N: np.ndarray  # int64
     count_NK: np.ndarray  # int64: impressions, then the labels in the order of manifest.LABELS
-
-
-def schema_of(catalogue: Catalogue, with_daction: bool) -> pa.Schema:
-    """The columns of every data file of a dataset."""
-    int32s, int64s, int8s, floats = map(_list_of, (pa.int32(), pa.int64(), pa.int8(), pa.float32()))
-    columns: list[tuple[str, pa.DataType]] = [("context_id", pa.string()), ("group_id", pa.int64())]
-    for entry in catalogue.of_scope("context"):
-        kind = pa.float32() if entry.is_numeric else pa.int32()
-        columns.append((entry.name, kind if entry.arity == "one" else int32s))
-        columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
-    columns.append(("impression_id", int64s))
-    columns += [("timestamp", int64s)] if catalogue.timed else []
-    columns += [(label, int8s) for label in LABELS if with_daction or label != "daction"]
-    for entry in catalogue.of_scope("impression"):
-        columns.append((entry.name, _NUMBERS if entry.is_numeric else int32s))
-        columns += [(f"{entry.name}__length", int32s)] if entry.arity == "many" else []
-        columns += [(f"{entry.name}__weight", floats)] if entry.weighted else []
-    # Required, but for these: a column that cannot be null is read a sixth faster, for it has no level to decode.
-    nullable = {"group_id"} | {entry.name for entry in catalogue.of_scope("context") if entry.is_numeric}
-    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in columns])
 
 
 def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows:
@@ -183,13 +164,9 @@ def _impression_columns(
             columns[f"{entry.name}__weight"] = _lists(pa.float32(), value_offsets, weight_V)
 
 
-def _list_of(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind, nullable=False))
-
-
 def _lists(kind: pa.DataType, offsets: pa.Buffer, values: np.ndarray) -> pa.ListArray:
     flat = pa.array(np.ascontiguousarray(values), kind)
-    return pa.ListArray.from_buffers(_list_of(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
+    return pa.ListArray.from_buffers(list_of(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
 
 
 def _numbers(number_P: np.ndarray) -> pa.Array:

@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 from pyarrow import fs as pafs
 
+from pipeline.dataset.kinds import CATEGORICAL, STORED_AS
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 
@@ -22,7 +23,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 LABELS = ("click", "daction", "conversion")
-CATEGORICAL, NUMERIC = "categorical", "numeric"
 #: Table rows that every field has before its first id: 0 missing, 1 out of vocabulary.
 NUM_RESERVED_ROWS = 2
 
@@ -43,6 +43,11 @@ class ManifestField:
     hash_buckets: int = 0  # index = 2 + hash(raw id) mod hash_buckets where it is not 0
     mean: float | None = None  # µ and σ of a numeric field over the train split, for tanh((v − µ)/σ) (ESM² eq. 17)
     std: float | None = None
+
+    @property
+    def stored(self) -> str:
+        """The form of its column: INDEX or NUMBER."""
+        return STORED_AS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,13 @@ class Manifest:
             )
         return files
 
-    def fields_of(self, scope: str | None = None, kind: str | None = None) -> tuple[ManifestField, ...]:
-        """The fields of scope "context" or "impression" and of kind "categorical" or "numeric" (None: of any), in
+    def fields_of(self, scope: str | None = None, stored: str | None = None) -> tuple[ManifestField, ...]:
+        """Return the fields of scope "context" or "impression" and of form INDEX or NUMBER (None: of any), in
         catalogue order."""
         return tuple(
             field
             for field in self.fields
-            if (scope is None or field.scope == scope) and (kind is None or field.kind == kind)
+            if (scope is None or field.scope == scope) and (stored is None or field.stored == stored)
         )
 
     def to_json(self) -> str:
@@ -138,7 +143,7 @@ class Manifest:
                 settings=raw["settings"],
                 settings_xxh3=raw["settings_xxh3"],
                 sources=tuple(Source(**source) for source in raw["sources"]),
-                fields=tuple(ManifestField(**field) for field in raw["fields"]),
+                fields=tuple(_field_from_json(field, where) for field in raw["fields"]),
                 labels=raw["labels"],
                 files=tuple(_file_from_json(file, where) for file in raw["files"]),
                 totals=raw["totals"],
@@ -147,6 +152,16 @@ class Manifest:
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{where} is damaged ({error}); run jobs.preprocess again.") from error
+
+
+def _field_from_json(raw: Mapping[str, Any], where: str) -> ManifestField:
+    field = ManifestField(**raw)
+    if field.kind not in STORED_AS:
+        raise InputError(
+            f"{where} has the field {field.name} of kind={field.kind}, and this release knows {', '.join(STORED_AS)}; "
+            "use the release that wrote the dataset, or preprocess the source again with this one."
+        )
+    return field
 
 
 def _file_from_json(raw: Mapping[str, Any], where: str) -> DatasetFile:

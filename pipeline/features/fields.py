@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.features import FeaturesSettings, FieldSettings
-from pipeline.dataset.manifest import CATEGORICAL, LABELS, NUM_RESERVED_ROWS, NUMERIC
+from pipeline.dataset.kinds import CATEGORICAL, NUMERIC, STORED_AS
+from pipeline.dataset.manifest import LABELS, NUM_RESERVED_ROWS
 from pipeline.errors import InputError
 
 SCOPES = ("context", "impression")
@@ -16,7 +17,7 @@ ARITIES = ("one", "many")
 KINDS = (CATEGORICAL, NUMERIC)
 _MOST_ROWS = 2**31 - 1 - NUM_RESERVED_ROWS  # an index is an int32
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
-#: Columns of a dataset that are no field's (rows.schema_of); what ends so stands beside a field's own column.
+#: Columns of a dataset that are no field's (dataset.schema); what ends so stands beside a field's own column.
 _RESERVED = ("context_id", "group_id", "impression_id", "timestamp", *LABELS)
 _RESERVED_ENDINGS = ("__length", "__weight")
 
@@ -39,6 +40,11 @@ class Field:
     def is_counted(self) -> bool:
         """Whether its ids get their index from a vocabulary."""
         return self.kind == CATEGORICAL and not self.hash_buckets
+
+    @property
+    def stored(self) -> str:
+        """The form of its column: INDEX or NUMBER."""
+        return STORED_AS[self.kind]
 
     @property
     def is_numeric(self) -> bool:

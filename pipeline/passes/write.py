@@ -21,8 +21,9 @@ from pipeline.contexts.buckets import Buckets, buckets_of
 from pipeline.contexts.encode import encode
 from pipeline.contexts.group import Selected, grouped, select
 from pipeline.contexts.records import SPARK_SCHEMA, layout_of
-from pipeline.contexts.rows import rows_of, schema_of
-from pipeline.dataset.manifest import SPLITS
+from pipeline.contexts.rows import rows_of
+from pipeline.dataset.manifest import LABELS, SPLITS
+from pipeline.dataset.schema import schema_of
 from pipeline.features.lookup_table import Lookup, lookup_of
 from pipeline.passes import duplicates
 from pipeline.passes.input import Reader, chunks_of, input_frame
@@ -105,7 +106,8 @@ class Writing:
 
     @property
     def _schema(self) -> pa.Schema:
-        return schema_of(self.reader.catalogue, self.with_daction)
+        labels = [label for label in LABELS if self.with_daction or label != "daction"]
+        return schema_of(self.reader.catalogue.fields, labels, self.reader.catalogue.timed)
 
     def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selected]:
         """The rows of each batch of whole groups that has any; what else is found is added to `found`."""

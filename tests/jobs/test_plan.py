@@ -14,7 +14,8 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
 from jobs.entry import typed, with_new_keys
-from pipeline.dataset.manifest import CATEGORICAL, load_manifest
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.feed.plan import Plan
@@ -63,7 +64,7 @@ def test_every_rank_holds_the_rows_and_bytes_that_were_planned(data: Path, tmp_p
     settings.optimizer.embeddings.name = optimizer
     settings.sharding = replace(settings.sharding, tables={"item_id": "row_wise", "user_brands": "data_parallel"})
     ranks = run_ranks(held, 2, tmp_path, settings)
-    for table in table_plans(load_manifest(data).fields_of(kind=CATEGORICAL), settings, 2):
+    for table in table_plans(load_manifest(data).fields_of(stored=INDEX), settings, 2):
         for rank, found in enumerate(ranks):
             rows, num_bytes = found.get(table.field.name, (0, 0))
             assert rows == table.rows_of_rank[rank]
@@ -76,7 +77,7 @@ def test_a_checkpoints_copy_is_as_large_as_what_the_rank_saves_and_counts_where_
 ) -> None:
     manifest, settings = load_manifest(data), tiny_settings(data, tmp_path)
     settings.sharding = replace(settings.sharding, tables={"user_brands": "data_parallel"})
-    tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, 2)
+    tables = table_plans(manifest.fields_of(stored=INDEX), settings, 2)
     whole = sum(table.weight_bytes + table.state_bytes for table in tables)
     on_cpu, on_gpu = (needs(tables, manifest, settings, 2, on_cpu) for on_cpu in (True, False))
     assert sum(on_cpu.checkpoint) == whole + 3 * 4 * tower_parameters(manifest, settings)

@@ -19,7 +19,8 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from pipeline.dataset.manifest import NUMERIC, ManifestField
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 from training.distributed.world import World
 from training.model.embeddings import EmbeddingSettings, allocated
@@ -51,7 +52,7 @@ class ShardingSettings:
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
         """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
-        numeric = [entry.name for entry in fields if entry.kind == NUMERIC]
+        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
         for name in self.tables:
             if name not in names:
                 raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")

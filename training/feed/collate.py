@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.dataset.manifest import NUMERIC
+from pipeline.dataset.kinds import NUMBER
 from pipeline.kernels.jit import nb
 from training.feed.batch import Bags, Batch
 from training.feed.columns import Columns
@@ -71,8 +71,8 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
     return Batch(
         context=_bags(contexts, len(columns.of_scope("context"))),
         impression=_bags(impressions, len(columns.of_scope("impression"))),
-        context_numeric=_numbers(contexts, len(columns.of_scope("context", NUMERIC))),
-        impression_numeric=_numbers(impressions, len(columns.of_scope("impression", NUMERIC))),
+        context_numeric=_numbers(contexts, len(columns.of_scope("context", NUMBER))),
+        impression_numeric=_numbers(impressions, len(columns.of_scope("impression", NUMBER))),
         context_of_impression=torch.from_numpy(context_of_impression),
         labels={label: torch.from_numpy(label_LB[place]) for place, label in enumerate(columns.labels)},
         impression_id=torch.from_numpy(impression_id),

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, ManifestField
+from pipeline.dataset.kinds import FORMS, INDEX, NUMBER
+from pipeline.dataset.manifest import ManifestField
+from pipeline.dataset.schema import schema_of
 from pipeline.errors import InputError
 from training.feed.numeric import check_moments
 
 POOLINGS = ("sum", "mean")
-INT8_LIST, INT32_LIST = pa.list_(pa.int8()), pa.list_(pa.int32())
-INT64_LIST, FLOAT_LIST = pa.list_(pa.int64()), pa.list_(pa.float32())
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Columns:
     def __post_init__(self) -> None:
         for entry in self.fields:
             pooling = self.pooling.get(entry.name)
-            if entry.kind == NUMERIC:
+            if entry.stored == NUMBER:
                 check_moments(entry)
             elif entry.arity == "many" and pooling not in POOLINGS:
                 raise InputError(
@@ -34,36 +34,21 @@ class Columns:
                     "of arity many."
                 )
 
-    def of_scope(self, scope: str, kind: str = CATEGORICAL) -> tuple[ManifestField, ...]:
-        """The fields of `kind` and of scope "context" or "impression", in catalogue order."""
-        return self._by_scope[scope, kind]
+    def of_scope(self, scope: str, stored: str = INDEX) -> tuple[ManifestField, ...]:
+        """Return the fields of form `stored` and of scope "context" or "impression", in catalogue order."""
+        return self._by_scope[scope, stored]
 
     @functools.cached_property
     def _by_scope(self) -> dict[tuple[str, str], tuple[ManifestField, ...]]:
         return {
-            (scope, kind): tuple(entry for entry in self.fields if (entry.scope, entry.kind) == (scope, kind))
+            (scope, stored): tuple(entry for entry in self.fields if (entry.scope, entry.stored) == (scope, stored))
             for scope in ("context", "impression")
-            for kind in (CATEGORICAL, NUMERIC)
+            for stored in FORMS
         }
 
     def types(self) -> dict[str, pa.DataType]:
-        """Every column that is read, with the type that DESIGN §4 gives it."""
-        types: dict[str, pa.DataType] = {
-            "context_id": pa.string(),
-            "group_id": pa.int64(),
-            "impression_id": INT64_LIST,
-        }
-        types |= dict.fromkeys(self.labels, INT8_LIST)
-        for entry in self.fields:
-            if entry.kind == NUMERIC:
-                types[entry.name] = pa.float32() if entry.scope == "context" else FLOAT_LIST
-                continue
-            types[entry.name] = pa.int32() if entry.scope == "context" and entry.arity == "one" else INT32_LIST
-            if entry.scope == "impression" and entry.arity == "many":
-                types[f"{entry.name}__length"] = INT32_LIST
-            if entry.weighted:
-                types[f"{entry.name}__weight"] = FLOAT_LIST
-        return types
+        """Return every column that is read, with its type."""
+        return {column.name: column.type for column in schema_of(self.fields, self.labels, timed=False)}
 
 
 def check_schema(schema: pa.Schema, columns: Columns, where: str) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.manifest import NUMERIC, ManifestField, RowGroup
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import ManifestField, RowGroup
 from pipeline.kernels.jit import nb
 from training.feed.checked_columns import CheckedColumns
 from training.feed.columns import Columns
@@ -123,7 +124,7 @@ def _packed(checked: CheckedColumns, columns: Columns, scope: str, first_K: np.n
     """The fields of `scope`: the bags first_K to last_K of the row group, in this order."""
     fields, num_bags = columns.of_scope(scope), int((last_K - first_K).sum())
     ones = [entry for entry in fields if entry.arity == "one"]
-    numeric = columns.of_scope(scope, NUMERIC)
+    numeric = columns.of_scope(scope, NUMBER)
     many = _Many(checked, columns, [entry for entry in fields if entry.arity == "many"], num_bags)
     ones_ON, numeric_DN = _empty((len(ones), num_bags), np.int32), _empty((len(numeric), num_bags), np.float32)
     for entry, one_N in zip(ones, ones_ON, strict=True):

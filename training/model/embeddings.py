@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
-from pipeline.dataset.manifest import NUMERIC, ManifestField
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 
 POOLINGS = ("sum", "mean")
@@ -41,7 +42,7 @@ class EmbeddingSettings:
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
         """InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
-        numeric = [entry.name for entry in fields if entry.kind == NUMERIC]
+        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
         for key, given in (("dims", self.dims), ("poolings", self.poolings)):
             for name in given:
                 if name not in names:

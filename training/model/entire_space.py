@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, Manifest
+from pipeline.dataset.kinds import INDEX, NUMBER
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from training.feed.batch import Bags, Batch
 from training.feed.plan import UNITS
@@ -46,12 +47,12 @@ class EntireSpaceModel(nn.Module):
         super().__init__()
         self.seed, self.dtype = seed, PRECISIONS[precision]
         self.edges = graph.edges
-        self.context = Embeddings(manifest.fields_of("context", CATEGORICAL), embedding)
-        self.impression = Embeddings(manifest.fields_of("impression", CATEGORICAL), embedding)
+        self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
+        self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
         #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
         self.widths = (
-            self.context.width + len(manifest.fields_of("context", NUMERIC)),
-            self.impression.width + len(manifest.fields_of("impression", NUMERIC)),
+            self.context.width + len(manifest.fields_of("context", NUMBER)),
+            self.impression.width + len(manifest.fields_of("impression", NUMBER)),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from omegaconf import MISSING
 
-from pipeline.dataset.manifest import CATEGORICAL, Manifest, load_manifest
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.planning.cluster import Cluster, cluster_of
 from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
@@ -69,7 +70,7 @@ def fitted(settings: FittingSettings) -> Fitting:
     manifest.files_of("train")
     graph = check(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
     settings, changed = for_ranks(settings, cluster.num_ranks)
-    tables = table_plans(manifest.fields_of(kind=CATEGORICAL), settings, cluster.num_ranks)
+    tables = table_plans(manifest.fields_of(stored=INDEX), settings, cluster.num_ranks)
     need = needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
     usable = cluster.memory_bytes * (1.0 - settings.keep_free)
     free = usable - need.towers - need.step
@@ -94,7 +95,7 @@ def fitted(settings: FittingSettings) -> Fitting:
 
 def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
     """`manifest` with tables of other sizes; InputError for a field without a table."""
-    names = [entry.name for entry in manifest.fields_of(kind=CATEGORICAL)]
+    names = [entry.name for entry in manifest.fields_of(stored=INDEX)]
     for name, number in rows.items():
         if name not in names:
             raise InputError(f"rows.{name}: the dataset has no table {name}; it has {', '.join(names)}.")
@@ -137,7 +138,7 @@ def remedy(
     def fits(kinds: Mapping[str, str], num_ranks: int) -> bool:
         sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})
         other = replace(settings, sharding=sharding)
-        found = table_plans(manifest.fields_of(kind=CATEGORICAL), other, num_ranks)
+        found = table_plans(manifest.fields_of(stored=INDEX), other, num_ranks)
         return max(needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
 
     cut: dict[str, str] = {}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dataset.manifest import CATEGORICAL, NUMERIC, Manifest, ManifestField
+from pipeline.dataset.kinds import INDEX, NUMBER
+from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
 from training.model.embeddings import EmbeddingSettings, allocated
 from training.run.settings import TrainSettings
@@ -140,8 +141,8 @@ def tower_parameters(manifest: Manifest, settings: TrainSettings) -> int:
 def widths(manifest: Manifest, embedding: EmbeddingSettings) -> tuple[int, int]:
     """What the towers take of a context and of an impression."""
     context, impression = (
-        sum(embedding.dim_of(entry.name) for entry in manifest.fields_of(scope, CATEGORICAL))
-        + len(manifest.fields_of(scope, NUMERIC))
+        sum(embedding.dim_of(entry.name) for entry in manifest.fields_of(scope, INDEX))
+        + len(manifest.fields_of(scope, NUMBER))
         for scope in ("context", "impression")
     )
     return context, impression
@@ -153,7 +154,7 @@ def _step(manifest: Manifest, settings: TrainSettings, num_ranks: int) -> float:
     total = manifest.totals["train"]
     impressions = settings.plan.batch_size / num_ranks
     contexts = impressions * total["rows"] / max(1, total["impressions"])
-    lookups = impressions * sum(map(lookups_per_impression, manifest.fields_of(kind=CATEGORICAL)))
+    lookups = impressions * sum(map(lookups_per_impression, manifest.fields_of(stored=INDEX)))
     context_width, impression_width = widths(manifest, settings.embedding)
     inputs = 2 * (1 + settings.feed.batches_ahead) * lookups * _BYTES_PER_LOOKUP
     embedded = 4 * _FLOAT * (contexts * context_width + impressions * impression_width)

@@ -17,7 +17,8 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
-from pipeline.dataset.manifest import CATEGORICAL, Manifest
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import Manifest
 from training.distributed import optimizers
 from training.distributed.sharding import SHARDINGS, lookups_per_impression
 from training.model.entire_space import EntireSpaceModel
@@ -49,7 +50,7 @@ def propose(
             pooling_factors=[lookups_per_impression(entry)],
             is_weighted=True,
         )
-        for entry in manifest.fields_of(kind=CATEGORICAL)
+        for entry in manifest.fields_of(stored=INDEX)
     }
     with _quietly():
         topology = Topology(

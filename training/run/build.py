@@ -5,12 +5,8 @@ from pathlib import Path
 import torch
 import xxhash
 
-from pipeline.dataset.manifest import (
-    CATEGORICAL,
-    Manifest,
-    field_differences,
-    load_manifest,
-)
+from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.manifest import Manifest, field_differences, load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.carry_over import carry_over
@@ -55,7 +51,7 @@ def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: Worl
     model = EntireSpaceModel(
         manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
     )
-    tables = manifest.fields_of(kind=CATEGORICAL)
+    tables = manifest.fields_of(stored=INDEX)
     return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 

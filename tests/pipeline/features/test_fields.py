@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.config.features import FeaturesSettings, FieldSettings
-from pipeline.contexts.rows import schema_of
+from pipeline.dataset.manifest import LABELS
+from pipeline.dataset.schema import schema_of
 from pipeline.errors import InputError
 from pipeline.features.fields import catalogue
 
@@ -59,7 +60,7 @@ def test_a_mistake_in_the_catalogue_is_named(entries: dict[str, FieldSettings], 
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_field_named_like_a_column_that_every_dataset_has_is_refused_and_its_raw_id_may_be(timed: bool) -> None:
     kinds = {"context": FieldSettings("user", "context"), "impression": FieldSettings("item", "impression")}
-    schema = schema_of(catalogue(FeaturesSettings(kinds), 2, timed=True), with_daction=True)
+    schema = schema_of(catalogue(FeaturesSettings(kinds), 2, timed=True).fields, LABELS, timed=True)
     ours = [name for name in schema.names if name not in kinds]
     assert len(ours) == 7
     for name in [*ours, "tags__weight", "tags__length"]:

@@ -17,7 +17,8 @@ from slow_reading import feed_of, plan_of
 from tiny_dataset import NUMERIC_FIELDS, write_manifest, write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
-from pipeline.dataset.manifest import CATEGORICAL, Manifest, ManifestField, load_manifest
+from pipeline.dataset.kinds import CATEGORICAL, INDEX
+from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from training.distributed.sharding import ShardingSettings
 from training.distributed.world import join
@@ -113,7 +114,7 @@ def reference_log_odds(trainer: Trainer, manifest: Manifest, row: dict[str, Any]
     tables = {shard.table: shard.weight.numpy().astype(np.float64) for shard in trainer.placed.shards}
     starts = {name: sum(row[f"{name}__length"][:place]) for name in ("item_intention", "user_item_brands")}
     halves: dict[str, list[np.ndarray]] = {"context": [], "impression": []}
-    for entry in manifest.fields_of(kind=CATEGORICAL):
+    for entry in manifest.fields_of(stored=INDEX):
         table, stored = tables[entry.name][:, :18], row[entry.name]
         if entry.arity == "one":
             halves[entry.scope].append(table[stored if entry.scope == "context" else stored[place]])
