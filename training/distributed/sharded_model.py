@@ -66,7 +66,7 @@ class Placed:
         self.num_updates = 0  # that this model has had, those of the run that it continues included
 
     @property
-    def towers(self) -> nn.ModuleList:
+    def towers(self) -> nn.Module:
         """The part that every rank holds."""
         return self.model.towers
 

@@ -12,7 +12,7 @@ from training.feed.batch import Bags, Batch
 from training.feed.plan import UNITS
 from training.model.embeddings import Embeddings, EmbeddingSettings
 from training.model.graph import Graph, GraphSettings, Query
-from training.model.towers import DropoutKey, Tower, TowerSettings
+from training.model.towers import DropoutKey, TowerSettings, TowerStack
 
 #: Of the towers' matrix products.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,7 +46,6 @@ class EntireSpaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.seed, self.dtype = seed, PRECISIONS[precision]
-        self.edges = graph.edges
         self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
         self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
         #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
@@ -56,7 +55,7 @@ class EntireSpaceModel(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
-            self.towers = nn.ModuleList([Tower(str(edge), *self.widths, towers) for edge in graph.edges])
+            self.towers = TowerStack(graph.edges, *self.widths, towers)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """edge → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
@@ -64,10 +63,8 @@ class EntireSpaceModel(nn.Module):
         context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
         impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
-        return {
-            edge: tower(context_CD, impression_BD, batch.context_of_impression, key)
-            for edge, tower in zip(self.edges, self.towers, strict=True)
-        }
+        logit_of: dict[Query, Tensor] = self.towers(context_CD, impression_BD, batch.context_of_impression, key)
+        return logit_of
 
 
 def _beside(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Plain:
         manifest = self.trainer.manifest
         self.names = {scope: [entry.name for entry in manifest.fields_of(scope)] for scope in ("context", "impression")}
         model = EntireSpaceModel(manifest, self.trainer.graph, settings.embedding, settings.model.towers, settings.seed)
-        self.edges, self.towers = model.edges, model.towers
+        self.towers = model.towers
         self.tables = {
             name: torch.from_numpy(uniform_rows(settings.seed, name, 0, row[4], settings.embedding.dim, 0.05))
             for name, row in FIELDS.items()
@@ -113,10 +113,7 @@ class Plain:
                 ],
                 1,
             )
-        logit_of = {
-            edge: tower(scopes["context"], scopes["impression"], batch.context_of_impression, None)
-            for edge, tower in zip(self.edges, self.towers, strict=True)
-        }
+        logit_of = self.towers(scopes["context"], scopes["impression"], batch.context_of_impression, None)
         loss = log_loss_sums(self.trainer.graph, logit_of, batch.labels).sum() / batch.num_impressions
         for table in self.tables.values():
             table.grad = None

@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline.errors import InputError
 from training.model.counter_random import dropout_mask
-from training.model.towers import DropoutKey, Tower, TowerSettings, _rectify, _rectify_gradient
+from training.model.towers import DropoutKey, Tower, TowerSettings
 
 C, B = 4, 7
 INDEX = torch.tensor([0, 0, 1, 1, 1, 3, 3])  # context 2 has no impression
@@ -106,19 +106,6 @@ def test_bf16_products_keep_weights_gradients_and_logits_in_fp32_and_stay_near_t
         assert rounded.dtype == torch.float32
         # units near 0 pass their gradient on in one precision and not in the other
         assert (rounded - exact).norm() < 0.08 * exact.norm()
-
-
-def test_relu_of_every_bfloat16_is_torchs_and_passes_the_gradient_where_torch_does() -> None:
-    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16)
-    mine, theirs = every.clone(), every.relu()
-    _rectify(mine)
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
-    assert mine.isnan().equal(every.isnan())
-    mine = mine[~mine.isnan()]
-    gradient = torch.linspace(-1, 1, len(mine)).bfloat16()
-    expected = torch.where(mine > 0, gradient, 0.0)
-    _rectify_gradient(gradient, mine)
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
