@@ -66,6 +66,8 @@ def _hold(path: Path) -> None:
         _make_own(path)
         with suppress(FileNotFoundError):  # it was just being removed: make it again
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            # flock, and not filelock as elsewhere: the lock is shared, it is on a directory, and a forked worker
+            # inherits it. filelock 4.2 locks files exclusively (FileLock) or by SQLite (ReadWriteLock), in one process.
             with suppress(OSError):  # where files cannot be locked, nothing is removed either
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             _held[path] = descriptor

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.atomic_files import write_whole
 from pipeline.config.features import FeaturesSettings
 from pipeline.errors import InputError
 from pipeline.features.fields import catalogue
@@ -91,9 +92,7 @@ def simulate(settings: SimulateSettings) -> None:
         record = _write(settings, staging)
         for path in sorted(staging.iterdir()):
             os.replace(path, out / path.name)
-        temporary = staging / SIMULATION
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, out / SIMULATION)
+        write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
         staging.rmdir()
     except OSError as error:
         raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xxhash
 
+from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError
 
 LEAST_VERSION = 17
@@ -78,10 +79,8 @@ done
 exec "{real}" "$@"
 """
     if not wrapper.exists() or wrapper.read_text() != script:
-        fresh = wrapper.with_name(f"java-{os.getpid()}")
-        fresh.write_text(script)
-        fresh.chmod(0o700)
-        fresh.replace(wrapper)  # another job may be starting it right now
+        # Another job may be writing it right now, or starting it.
+        write_whole(wrapper, script, partial=wrapper.with_name(f"java-{os.getpid()}"), mode=0o700)
     environment["JAVA_HOME"] = str(wrapper.parent.parent)
     return wrapper
 

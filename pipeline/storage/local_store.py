@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_files import sync_directory, write_whole
 from pipeline.errors import writing
 
 STAGING = "_staging"
@@ -60,7 +61,7 @@ class LocalStore:
         with writing(f"out={self.location}"):
             for path in (self.root, *(self.root / folder for folder in folders)):
                 if path.is_dir():
-                    _sync_directory(path)
+                    sync_directory(path)
 
     def read(self, name: str) -> bytes | None:
         """The content, or None."""
@@ -76,16 +77,7 @@ class LocalStore:
         with writing(f"out={self.location}"):
             path.parent.mkdir(exist_ok=True)
             fresh.parent.mkdir(exist_ok=True)
-            try:
-                with fresh.open("wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(fresh, path)
-            except OSError:
-                fresh.unlink(missing_ok=True)
-                raise
-            _sync_directory(path.parent)
+            write_whole(path, content, partial=fresh)
 
     def names(self, folder: str) -> list[tuple[str, float]]:
         """Files and their age by the clock of this host."""
@@ -108,11 +100,3 @@ class LocalStore:
 def fresh_name(name: str) -> str:
     """Where a small file of this process is written before it is whole, in STAGING."""
     return f"{name.replace('/', '-')}-{os.getpid()}"
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,18 +4,15 @@ The lock is the file `_lock`, which says who holds it. Whoever dies leaves it be
 it over, one on another host is refused, for it cannot know.
 """
 
-import fcntl
-import json
 import os
-import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, writing
+from pipeline.file_lock import Holder, LockHeld, exclusive_lock, parse_holder, this_process
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.store import Store
 
@@ -39,33 +36,25 @@ def locked(store: Store) -> Iterator[None]:
 @contextmanager
 def _locked_directory(out: Path) -> Iterator[None]:
     path = out / LOCK
-    while True:
-        with writing(f"out={out}"):
-            out.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(_refusal(str(out), _holder(path))) from None
-        # The file may have been removed by its last holder between our open and our lock: then lock the new one.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            break
-        os.close(descriptor)
-    holder = _holder(path)
-    if holder and holder.get("host") != socket.gethostname():
-        os.close(descriptor)
-        raise InputError(f"{_refusal(str(out), holder)} If that job is gone, remove {path}.")
-    if holder:
-        _say_takeover(str(path), holder)
-    try:
-        with writing(f"out={out}"):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _mine(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+            with writing(f"out={out}"):
+                out.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(exclusive_lock(path))
+        except LockHeld as error:
+            raise InputError(_refusal(str(out), error.holder)) from None
+        if not lock.is_exclusive:
+            _warn(str(out), "its file system has no locks")
+        if holder := lock.holder():
+            if not holder.is_here:  # its host's locks may not reach us
+                raise InputError(f"{_refusal(str(out), holder)} If that job is gone, remove {path}.")
+            _report_takeover(str(path), holder)
+        try:
+            with writing(f"out={out}"):
+                lock.sign()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -75,7 +64,7 @@ def _locked_prefix(client: Any, location: str) -> Iterator[None]:
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     where = {"Bucket": bucket, "Key": f"{prefix}/{LOCK}".lstrip("/")}
-    mine, path = _mine(), f"{location}/{LOCK}"
+    mine, path = this_process().to_json(), f"{location}/{LOCK}"
     try:
         client.put_object(**where, Body=mine, IfNoneMatch="*")
     except ClientError as error:
@@ -105,15 +94,15 @@ def _take_over(client: Any, where: Mapping[str, str], mine: bytes, location: str
 
     try:
         found = client.get_object(**where)
-        holder = _parsed(found["Body"].read())
-        if holder.get("host") != socket.gethostname():
+        holder = parse_holder(found["Body"].read())
+        if holder is None or not holder.is_here:
             raise InputError(f"{_refusal(location, holder)} If that job is gone, remove {path}.")
-        if _is_running(holder.get("pid")):
+        if _is_running(holder.pid):
             raise InputError(_refusal(location, holder))
         client.put_object(**where, Body=mine, IfMatch=found["ETag"])
     except ClientError as error:  # it went, or somebody was faster
         raise InputError(f"out={location} is just being taken by another job; run again.") from error
-    _say_takeover(path, holder)
+    _report_takeover(path, holder)
 
 
 def _s3_client(store: Store) -> Any:
@@ -133,40 +122,19 @@ def _warn(location: str, why: str) -> None:
     print(f"out={location} is not locked ({why}): start no second job on it meanwhile.", file=sys.stderr, flush=True)
 
 
-def _mine() -> bytes:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": now}).encode()
-
-
-def _holder(path: Path) -> dict[str, Any]:
+def _is_running(pid: int) -> bool:
     try:
-        return _parsed(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        holder = json.loads(text or b"{}")
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _is_running(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True
     return True
 
 
-def _refusal(location: str, holder: Mapping[str, Any]) -> str:
-    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('time')}" if holder else "another job"
-    return f"out={location} is being written by {who}; wait for it or choose another out."
+def _refusal(location: str, holder: Holder | None) -> str:
+    return f"out={location} is being written by {holder or 'another job'}; wait for it or choose another out."
 
 
-def _say_takeover(path: str, holder: Mapping[str, Any]) -> None:
-    print(f"taking over {path}: process {holder.get('pid')} ended without releasing it", file=sys.stderr, flush=True)
+def _report_takeover(path: str, holder: Holder) -> None:
+    print(f"taking over {path}: process {holder.pid} ended without releasing it", file=sys.stderr, flush=True)

@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import xxhash
 from torch import Tensor
 
+from pipeline.atomic_files import sync_directory, write_whole, xxh3_of
 from pipeline.errors import InputError
 
 FORMAT_VERSION = 1
@@ -29,7 +29,6 @@ META = "checkpoint.json"
 TOWERS = "towers.safetensors"
 WHICH = ("newest", "best")
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
-_CHUNK_BYTES = 1 << 24
 
 
 @dataclass
@@ -144,16 +143,9 @@ def _checked(path: Path) -> Checkpoint:
         if (path / name).stat().st_size != expected["bytes"]:
             raise ValueError(f"{name} has another size than {META} says")
         with (path / name).open("rb") as stream:
-            if _digest(stream) != expected["xxh3"]:
+            if xxh3_of(stream) != expected["xxh3"]:
                 raise ValueError(f"{name} has another checksum than {META} says")
     return checkpoint
-
-
-def _digest(stream: BinaryIO) -> str:
-    digest = xxhash.xxh3_64()
-    while chunk := stream.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def sweep(parent: Path) -> None:
@@ -210,18 +202,14 @@ def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapp
         "world_size": world_size,
         "files": files,
     }
-    with (staging / META).open("w") as stream:
-        json.dump(meta, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _sync_folder(staging)
+    write_whole(staging / META, json.dumps(meta, indent=1, sort_keys=True))
     if final.exists():  # damaged, or saved before its validation was
         os.replace(final, replaced := final.with_name(f".{final.name}.old.tmp"))
         os.replace(staging, final)
         shutil.rmtree(replaced)
     else:
         os.replace(staging, final)
-    _sync_folder(final.parent)
+    sync_directory(final.parent)
     _drop(final.parent, keep)
 
 
@@ -236,11 +224,3 @@ def _drop(parent: Path, keep: int) -> None:
     for path in parent.glob("step-*"):
         if path.name not in wanted:
             shutil.rmtree(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

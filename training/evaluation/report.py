@@ -5,7 +5,6 @@ predictions carry the true probabilities of a simulated log (true_p_ctr, true_p_
 """
 
 import json
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
 from pipeline.html.frame import details, note, page, percent, section
@@ -50,9 +50,8 @@ def write_report(run: Path, split: str) -> Path:
         settings = f"<pre>{escape(config.read_text(encoding='utf-8', errors='replace'))}</pre>"
         sections.append(section("Configuration", details("config.yaml", settings)))
     name = run.resolve().name
-    target, partial = run / "report.html", run / ".report.html.partial"
-    partial.write_text(page(name, f"{name} · {split}", f"predictions of split {split}", sections), encoding="utf-8")
-    os.replace(partial, target)
+    target = run / "report.html"
+    write_whole(target, page(name, f"{name} · {split}", f"predictions of split {split}", sections))
     return target
 
 

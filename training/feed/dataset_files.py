@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from pyarrow import fs as pafs
 
+from pipeline.atomic_files import xxh3_of
 from pipeline.dataset.manifest import DatasetFile
 from pipeline.errors import InputError
 from pipeline.locations import open_location
@@ -20,7 +20,6 @@ Result = TypeVar("Result")
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 VERIFY = ("size", "checksum")
-_HASH_BLOCK_BYTES = 4 << 20
 _REMEDY = "run jobs.preprocess again."
 
 
@@ -92,7 +91,7 @@ class Shards:
         if stamp[0] != file.bytes:
             raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {_REMEDY}")
         with self._open(file) as stream:
-            if in_full and (found := _xxh3(stream)) != file.xxh3:
+            if in_full and (found := xxh3_of(stream)) != file.xxh3:
                 raise InputError(
                     f"{file.path} has the checksum {found} where the manifest says {file.xxh3}: its bytes have changed "
                     f"since it was written; {_REMEDY}"
@@ -127,10 +126,3 @@ def _guarded(file: DatasetFile, read: Callable[[], Result]) -> Result:
     except (OSError, pa.ArrowException) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file.path} cannot be read ({first_line}); {_REMEDY}") from error
-
-
-def _xxh3(stream: pa.NativeFile) -> str:
-    digest = xxhash.xxh3_64()
-    while block := stream.read(_HASH_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()

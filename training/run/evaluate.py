@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
@@ -44,9 +45,7 @@ def evaluate(
         true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
         figures |= metrics.truth_metrics(columns, true)
     for name in (f"metrics.{split}.json", "metrics.json"):
-        partial = run / f".{name}.partial"
-        partial.write_text(json.dumps({"split": split, **figures}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, run / name)
+        write_whole(run / name, json.dumps({"split": split, **figures}, indent=1) + "\n")
     report.write_report(run, split)
     return figures
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError
 
 LOG = "log.jsonl"
@@ -136,6 +136,4 @@ def _forget_after(path: Path, steps_done: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # cut short
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(kept))

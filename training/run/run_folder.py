@@ -1,9 +1,5 @@
 """The folder of a run: its saved settings, and the lock of the process that trains it."""
 
-import errno
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError
+from pipeline.file_lock import LockHeld, exclusive_lock
 from training.checkpoint.files import CHECKPOINTS
 from training.run.settings import TrainSettings
 
@@ -54,9 +52,7 @@ def claim(run: Path, settings: TrainSettings) -> None:
             )
     try:
         run.mkdir(parents=True, exist_ok=True)
-        partial = run / f".{CONFIG}.partial"
-        OmegaConf.save(OmegaConf.create(wanted), partial)
-        os.replace(partial, run / CONFIG)
+        write_whole(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(wanted)))
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({error}); choose another folder.") from error
 
@@ -67,22 +63,15 @@ def held(run: Path) -> Iterator[None]:
 
     Raises InputError where one does: ranks outlive a torchrun that was killed alone.
     """
-    with (run / LOCK).open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise InputError(
-                f"out={run} is being trained already, by {stream.read().strip()}; wait for its end or end it, and run "
-                "the same command again."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system that has no locks
-                raise
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        yield
+    try:
+        with exclusive_lock(run / LOCK) as lock:
+            lock.sign()
+            yield
+    except LockHeld as error:
+        raise InputError(
+            f"out={run} is being trained already, by {error.holder or 'another process'}; wait for its end or end it, "
+            "and run the same command again."
+        ) from None
 
 
 def load(run: Path, key: str = "run") -> TrainSettings:

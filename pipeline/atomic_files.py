@@ -1,0 +1,54 @@
+"""Files that are whole or not there: atomic replacement, fsync of directories, and the checksum of a file."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+_BLOCK_BYTES = 4 << 20
+
+
+class Readable(Protocol):
+    """A stream of bytes: Python's or pyarrow's."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+
+
+def write_whole(path: Path, content: bytes | str, partial: Path | None = None, mode: int | None = None) -> None:
+    """Make or replace `path` atomically: write `content` beside it, bring it to the disk, and rename it.
+
+    `partial` is where it is written first; it lies on the same file system. Where several processes may write at
+    once, give each a name of its own. `mode` is set before the file can be seen. After an OSError `path` is as before.
+    """
+    partial = partial or path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk: without this, a rename may be undone by a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def xxh3_of(stream: Readable) -> str:
+    """Hash what is left of `stream`: the 16 hex digits that manifests and checkpoints name a file's content by."""
+    digest = xxhash.xxh3_64()
+    while block := stream.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
