@@ -129,7 +129,7 @@ class FeedClock:
     def __init__(self, shards: Any) -> None:
         self.spent_s: dict[str, float] = defaultdict(float)
         shards.read = self._timed(shards.read, "feed: read")
-        pages.Chunk._values = self._timed(pages.Chunk._values, "feed: decompress")  # type: ignore[method-assign]
+        pages.ColumnPages._values = self._timed(pages.ColumnPages._values, "feed: decompress")  # type: ignore[method-assign]
         feed.pack = self._timed(feed.pack, "feed: decode, check, shuffle, pool", but="feed: decompress")
         feed.collate = self._timed(feed.collate, "feed: collate")
 

@@ -5,20 +5,17 @@ Readers trust nothing (DESIGN §4). FBGEMM, left alone, would log "setting idx t
 
 # Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), V values.
 
-from collections.abc import Callable
-from typing import TypeVar
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.dataset.manifest import ManifestField, RowGroup
 from pipeline.errors import InputError
 from pipeline.kernels.jit import nb
 from training.feed.batch import NO_GROUP
+from training.feed.column_reader import DamagedColumn, ListValues, NullableValues, StoredRowGroup
 from training.feed.numeric import squashed
-from training.feed.parquet_pages import StoredRowGroup
-
-Result = TypeVar("Result")
 
 
 class CheckedColumns:
@@ -42,18 +39,16 @@ class CheckedColumns:
 
     def most_values(self, entry: ManifestField) -> int:
         """A bound on the values of a field of arity many."""
-        return self._stored.most_values(entry.name)
+        return self._stored.columns[entry.name].most_values()
 
     def context_ids(self) -> list[str]:
         """The key of each row, as logged."""
-        if chunk := self._stored.chunks.get("context_id"):
-            return self._decoded("context_id", chunk.texts)
-        ids: list[str] = self._no_nulls("context_id", self._array("context_id")).to_pylist()
-        return ids
+        with self._column_named("context_id"):
+            return self._stored.columns["context_id"].texts(self._stored.num_rows)
 
     def group_ids(self) -> np.ndarray:
         """int64 [R]; NO_GROUP where missing."""
-        return self._numbers_or("group_id", NO_GROUP)[0]
+        return self._numbers_or("group_id", NO_GROUP).values
 
     def label(self, label: str, promised: int | None) -> np.ndarray:
         """Integers [I], 0 or 1, of which `promised` are 1."""
@@ -101,6 +96,7 @@ class CheckedColumns:
         """float32 [N]: the inputs of a numeric field; a null is 0."""
         values, is_missing, offsets = self._numbers_or(entry.name, 0.0)
         if entry.scope == "impression":
+            assert offsets is not None  # its column was compared with the schema
             self._check_parallel(entry.name, offsets)
         if not np.isfinite(values).all():
             raise self.error(entry.name, "a value that is not finite (a missing one is null)")
@@ -125,53 +121,20 @@ class CheckedColumns:
         if not np.array_equal(offsets, self.offsets_R):
             raise self.error(column, "lists of another length than impression_id's")
 
-    def _lists(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """The values of all rows, none of them null, and int32 [R + 1] offsets into them."""
-        if chunk := self._stored.chunks.get(column):
-            return self._decoded(column, chunk.decoded)
-        values, offsets = _split(self._no_nulls(column, self._array(column)))
-        return self._no_nulls(column, values).to_numpy(zero_copy_only=len(values) > 0), offsets
+    def _lists(self, column: str) -> ListValues:
+        with self._column_named(column):
+            return self._stored.columns[column].lists(self._stored.num_rows)
 
-    def _numbers_or(self, column: str, missing: float) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """The numbers of a column, `missing` in place of nulls, which of them were null if any was, and the offsets of
-        the rows if they are lists."""
-        if chunk := self._stored.chunks.get(column):
-            values, offsets = self._decoded(column, chunk.decoded)
-            if chunk.form.is_list or len(values) == self._stored.num_rows:
-                return values, None, offsets
-            is_missing = np.diff(offsets) == 0
-            whole = np.full(self._stored.num_rows, missing, values.dtype)
-            whole[~is_missing] = values
-            return whole, is_missing, offsets
-        array, offsets = self._array(column), self.offsets_R
-        if pa.types.is_list(array.type):
-            array, offsets = _split(self._no_nulls(column, array))
-        is_missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-        return array.fill_null(missing).to_numpy(), is_missing, offsets
+    def _numbers_or(self, column: str, missing: float) -> NullableValues:
+        with self._column_named(column):
+            return self._stored.columns[column].numbers(self._stored.num_rows, missing)
 
-    def _decoded(self, column: str, decode: Callable[[int], Result]) -> Result:
+    @contextlib.contextmanager
+    def _column_named(self, column: str) -> Iterator[None]:
         try:
-            return decode(self._stored.num_rows)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise self.error(column, f"pages that cannot be decoded ({str(error).splitlines()[0]})") from error
-
-    def _array(self, column: str) -> pa.Array:
-        chunks = self._stored.table.column(column)
-        return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
-
-    def _no_nulls(self, column: str, array: pa.Array) -> pa.Array:
-        if array.null_count:
-            raise self.error(column, f"{array.null_count} nulls")
-        return array
-
-
-def _split(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
-    """The values of all lists, nulls among them, and int32 [R + 1] offsets into them."""
-    offsets = array.offsets.to_numpy()
-    if not len(offsets):
-        return array.values, np.zeros(1, np.int32)
-    values = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-    return values, offsets - offsets[0] if offsets[0] else offsets
+            yield
+        except DamagedColumn as error:
+            raise self.error(column, str(error)) from error
 
 
 @nb.njit(nogil=True, cache=True)

@@ -13,13 +13,16 @@ from pipeline.atomic_files import xxh3_of
 from pipeline.dataset.manifest import DatasetFile
 from pipeline.errors import InputError
 from pipeline.locations import open_location
+from training.feed.column_reader import ColumnReader, PyarrowColumn, StoredRowGroup
 from training.feed.columns import Columns, check_schema
-from training.feed.parquet_pages import PlainColumn, StoredRowGroup, chunks_of, plain_columns
+from training.feed.parquet_pages import PlainColumn, pages_of, plain_columns
 
 Result = TypeVar("Result")
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 VERIFY = ("size", "checksum")
+#: Who decodes a column: ColumnPages where it can, or PyarrowColumn always.
+PAGES, PYARROW = "pages", "pyarrow"
 _REMEDY = "run jobs.preprocess again."
 
 
@@ -41,11 +44,13 @@ class Shards:
     again, and always hashed. Every failure is an InputError that names the file.
     """
 
-    def __init__(self, dataset: str, columns: Columns, verify: str) -> None:
+    def __init__(self, dataset: str, columns: Columns, verify: str, decoder: str = PAGES) -> None:
         if verify not in VERIFY:
             raise InputError(f"feed.verify={verify} is not one of {', '.join(VERIFY)}.")
+        if decoder not in (PAGES, PYARROW):
+            raise InputError(f"feed.decoder={decoder} is not one of {PAGES}, {PYARROW}.")
         self._filesystem, self._root = open_location(dataset)
-        self._columns, self._verify = columns, verify
+        self._columns, self._verify, self._decoder = columns, verify, decoder
         self._checked: dict[str, _Checked] = {}
         self._lock = threading.Lock()
 
@@ -59,12 +64,13 @@ class Shards:
 
     def _read(self, file: DatasetFile, row_group: int, checked: _Checked) -> StoredRowGroup:
         with self._open(file) as stream:
-            table = pa.table({})
+            columns: dict[str, ColumnReader] = {}
             if checked.others:
                 with pq.ParquetFile(stream, metadata=checked.metadata, pre_buffer=True) as parquet:
                     table = parquet.read_row_group(row_group, columns=checked.others, use_threads=False)
-            chunks = chunks_of(stream, row_group, checked.plain)
-        return StoredRowGroup(file.row_groups[row_group].rows, chunks, table)
+                columns |= {name: PyarrowColumn(table.column(name)) for name in checked.others}
+            columns |= pages_of(stream, row_group, checked.plain)
+        return StoredRowGroup(file.row_groups[row_group].rows, columns)
 
     def _open(self, file: DatasetFile) -> pa.NativeFile:
         # Never memory-mapped: it is no faster here, and a file cut short while it is mapped ends the process.
@@ -99,7 +105,7 @@ class Shards:
             stream.seek(0)
             with pq.ParquetFile(stream) as parquet:
                 metadata, schema = parquet.metadata, parquet.schema_arrow
-                plain = plain_columns(stream, metadata)
+                plain = plain_columns(stream, metadata) if self._decoder == PAGES else {}
         if metadata.num_row_groups != len(file.row_groups):
             raise InputError(
                 f"{file.path} has {metadata.num_row_groups} row groups where the manifest says "

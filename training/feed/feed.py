@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from training.feed.batch import Batch
 from training.feed.collate import Piece, collate
 from training.feed.columns import Columns
-from training.feed.dataset_files import Shards
+from training.feed.dataset_files import PAGES, Shards
 from training.feed.device_copy import pinned
 from training.feed.petastorm_reader import PlannedReader
 from training.feed.plan import Plan, Read
@@ -38,6 +38,7 @@ class FeedSettings:
     row_groups_ahead: int = 2  # read, or being read, and not yet asked for
     batches_ahead: int = 2  # collated and not yet asked for
     verify: str = "checksum"  # what is compared with the manifest when a file is first opened: size | checksum
+    decoder: str = PAGES  # of columns: pages (ours, faster) | pyarrow
 
     def __post_init__(self) -> None:
         for name in ("threads", "row_groups_ahead", "batches_ahead"):
@@ -72,7 +73,7 @@ class Feed:
         self._settings = settings or FeedSettings()
         self._pin = pin
         self._columns = _columns(manifest, pooling, fields)
-        self._shards = Shards(dataset, self._columns, self._settings.verify)
+        self._shards = Shards(dataset, self._columns, self._settings.verify, self._settings.decoder)
         self._running: _Ahead | None = None
         #: Seconds that the consumer has waited for a batch since construction.
         self.wait_s = 0.0

@@ -7,13 +7,15 @@ which the bits are stored say where each list begins. All other columns are left
 
 # Shapes: R rows, P pages, V values, L levels.
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.feed.column_reader import DamagedColumn, ListValues, NullableValues
 from training.feed.parquet_page_kernels import LENGTH_BYTES, begins_page_v2, split_texts, walk
 
 #: Definition and repetition levels of a number or string, of a number that may be null, of a list of numbers.
@@ -29,7 +31,7 @@ _TYPES: dict[str, np.dtype] = {
 
 
 @dataclass(frozen=True)
-class Form:
+class PageForm:
     """How the values of a column are stored."""
 
     dtype: np.dtype
@@ -39,33 +41,52 @@ class Form:
 
 @dataclass(frozen=True)
 class PlainColumn:
-    """Where a file has the pages of one column that Chunk can decode."""
+    """Where a file has the pages of one column that ColumnPages can decode."""
 
-    form: Form
+    form: PageForm
     bytes_G: list[tuple[int, int]]  # of each row group: the first byte, and the one after the last
     levels_G: list[int]  # of each row group: values, and rows without one
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """The pages of one column of one row group, as they lie in the file."""
+class ColumnPages:
+    """The pages of one column of one row group, as they lie in the file: a ColumnReader."""
 
     pages: pa.Buffer
-    form: Form
+    form: PageForm
     num_levels: int  # values, and rows without one, as the footer has it
 
-    def decoded(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The values of all rows, and int32 [R + 1] offsets into them; a row that is null has no value.
+    def most_values(self) -> int:
+        return self.num_levels
 
-        Raises OSError for what does not hold together.
-        """
-        assert self.form.dtype is not _TEXT
-        parts, offsets_R = self._pages(num_rows, self.form.dtype.itemsize)
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.form.dtype), *parts]), offsets_R
+    def lists(self, num_rows: int) -> ListValues:
+        return self._decoded(num_rows)
+
+    def numbers(self, num_rows: int, missing: float) -> NullableValues:
+        values, offsets = self._decoded(num_rows)
+        if self.form.is_list:
+            return NullableValues(values, None, offsets)
+        if len(values) == num_rows:
+            return NullableValues(values, None, None)
+        is_missing = np.diff(offsets) == 0
+        whole = np.full(num_rows, missing, values.dtype)
+        whole[~is_missing] = values
+        return NullableValues(whole, is_missing, None)
 
     def texts(self, num_rows: int) -> list[str]:
-        """The strings of all rows. Raises OSError as `decoded` does, and UnicodeDecodeError."""
-        assert self.form == Form(_TEXT, is_list=False, may_lack=False), self.form
+        with _damage_named():
+            return self._texts(num_rows)
+
+    def _decoded(self, num_rows: int) -> ListValues:
+        """Decode the values of all rows; a row that is null has no value."""
+        assert self.form.dtype is not _TEXT
+        with _damage_named():
+            parts, offsets_R = self._pages(num_rows, self.form.dtype.itemsize)
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.form.dtype), *parts])
+        return ListValues(values, offsets_R)
+
+    def _texts(self, num_rows: int) -> list[str]:
+        assert self.form == PageForm(_TEXT, is_list=False, may_lack=False), self.form
         found: list[str] = []
         for part in self._pages(num_rows, 0)[0]:
             end_T = np.empty(num_rows - len(found), np.int64)
@@ -100,23 +121,8 @@ class Chunk:
         return np.frombuffer(stored, self.form.dtype)
 
 
-@dataclass(frozen=True)
-class StoredRowGroup:
-    """One row group as it was read: plain columns not decoded yet, the others as pyarrow's reader gives them."""
-
-    num_rows: int
-    chunks: Mapping[str, Chunk]
-    table: pa.Table
-
-    def most_values(self, column: str) -> int:
-        """A bound on the values of a list column."""
-        if chunk := self.chunks.get(column):
-            return chunk.num_levels
-        return sum(len(part.values) for part in self.table.column(column).chunks)
-
-
 def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str, PlainColumn]:
-    """The columns of a file that Chunk can decode, by the name of the column of the table."""
+    """Find the columns of a file that ColumnPages can decode, by the name of the column of the table."""
     found = {}
     for place in range(metadata.num_columns):
         column = metadata.schema.column(place)
@@ -126,16 +132,16 @@ def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str,
         if dtype is None or levels not in _LEVELS[: 1 if dtype is _TEXT else None] or not all(map(_is_plain, chunks)):
             continue
         bytes_G = [(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size) for chunk in chunks]
-        form = Form(dtype, is_list=levels[1] == 1, may_lack=levels[0] == 1)
+        form = PageForm(dtype, is_list=levels[1] == 1, may_lack=levels[0] == 1)
         found[column.path.split(".")[0]] = PlainColumn(form, bytes_G, [chunk.num_values for chunk in chunks])
     if not found or not metadata.num_row_groups:
         return {}
-    first = chunks_of(stream, 0, found)
+    first = pages_of(stream, 0, found)
     return {name: column for name, column in found.items() if first[name].is_page_v2()}  # a writer has one kind of page
 
 
-def chunks_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainColumn]) -> dict[str, Chunk]:
-    """The pages of the columns `plain` of a row group, in one reading from the first to the last."""
+def pages_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainColumn]) -> dict[str, ColumnPages]:
+    """Read the pages of the columns `plain` of a row group, in one reading from the first to the last."""
     if not plain:
         return {}
     bytes_of = {name: column.bytes_G[row_group] for name, column in plain.items()}
@@ -145,9 +151,17 @@ def chunks_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainCo
     if len(read) < stop - start:
         raise OSError(f"it ends at byte {start + len(read)}")
     return {
-        name: Chunk(read.slice(first - start, last - first), plain[name].form, plain[name].levels_G[row_group])
+        name: ColumnPages(read.slice(first - start, last - first), plain[name].form, plain[name].levels_G[row_group])
         for name, (first, last) in bytes_of.items()
     }
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedColumn(f"pages that cannot be decoded ({str(error).splitlines()[0]})") from error
 
 
 def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:

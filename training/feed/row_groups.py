@@ -20,8 +20,8 @@ from pipeline.dataset.kinds import NUMBER
 from pipeline.dataset.manifest import ManifestField, RowGroup
 from pipeline.kernels.jit import nb
 from training.feed.checked_columns import CheckedColumns
+from training.feed.column_reader import StoredRowGroup
 from training.feed.columns import Columns
-from training.feed.parquet_pages import StoredRowGroup
 from training.feed.plan import permutation
 
 #: Mean values of a bag above which a loop for each bag is faster than one over all values.

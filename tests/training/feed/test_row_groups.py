@@ -71,7 +71,7 @@ def test_a_file_that_is_no_parquet_is_an_error(own):
 @pytest.mark.parametrize(
     ("column", "kind", "wanted"),
     [
-        ("item_id", pa.list_(pa.int64()), "list<item: int32>"),
+        ("item_id", pa.list_(pa.int64()), "list<element: int32 not null>"),
         ("user_id", pa.string(), "int32"),
         ("group_id", pa.int32(), "int64"),
     ],
