@@ -26,7 +26,7 @@ from pipeline.locations import open_location
 from pipeline.storage.parquet_files import PARQUET
 from training.feed.feed import Feed
 from training.feed.plan import Plan
-from training.model.embeddings import EmbeddingSettings
+from training.model.settings import EmbeddingSettings
 from training.run.malloc import keep_freed_memory
 
 # name: (scope, arity, weighted, table rows, mean values of a bag)

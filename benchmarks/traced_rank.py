@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jobs.entry import launch
 from training.distributed.rank_batches import Share
-from training.distributed.world import World, join, speaks
+from training.distributed.torchrun import speaks
+from training.distributed.world import World, join
 from training.run.settings import TrainSettings
 from training.run.trainer import Agreed, Trainer
 

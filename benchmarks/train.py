@@ -26,8 +26,8 @@ from jobs.entry import typed, with_new_keys
 from training.distributed.rank_batches import Share
 from training.distributed.world import World, join
 from training.feed.batch import Batch
-from training.model.entire_space import PRECISIONS
-from training.model.towers import Tower, TowerSettings
+from training.model.settings import PRECISIONS, TowerSettings
+from training.model.towers import Tower
 from training.run.malloc import keep_freed_memory
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer

@@ -6,11 +6,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from jobs.entry import launch
-from training.distributed.world import join, speaks
-from training.run import run_folder
-from training.run.evaluate import evaluate
-from training.run.journal import say
-from training.run.malloc import keep_freed_memory
+from training.distributed.torchrun import speaks
 
 
 @dataclass
@@ -25,7 +21,14 @@ class EvaluateSettings:
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Predict, judge, report, and print the figures that people look for first."""
+    """Predict a split, evaluate the predictions, write the report, and print the AUCs."""
+    # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
+    from training.distributed.world import join
+    from training.run import run_folder
+    from training.run.evaluate import evaluate
+    from training.run.journal import say
+    from training.run.malloc import keep_freed_memory
+
     keep_freed_memory()
     folder = Path(settings.run)
     trained = run_folder.load(folder)

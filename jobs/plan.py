@@ -1,18 +1,21 @@
 """python -m jobs.plan data=DATASET cluster=8x8xH100 [rows.user_id=48000000 …]: does a training run fit, and how is it spread?
 
-Takes every setting of jobs.train and looks at them as jobs.train would. Exits with status 2 where a rank's memory is too
+Takes every setting of jobs.train and checks them as jobs.train would. Exits with status 2 where a rank's memory is too
 small. Nothing is trained and no GPU is needed.
 """
 
 import sys
 
 from jobs.entry import EXIT_INPUT, launch
-from training.planning.feasibility import FittingSettings, fitted
-from training.planning.feasibility_page import page
+from training.planning.settings import FittingSettings
 
 
 def run(settings: FittingSettings) -> None:
-    """Work it out, print it."""
+    """Estimate the run on the cluster and print the estimate."""
+    # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
+    from training.planning.feasibility import fitted
+    from training.planning.feasibility_page import page
+
     fitting = fitted(settings)
     print("\n".join(page(fitting, sys.argv[1:])))
     if not fitting.fits:

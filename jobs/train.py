@@ -3,14 +3,17 @@
 import sys
 
 from jobs.entry import launch
-from training.distributed.world import join, speaks
-from training.run.malloc import keep_freed_memory
+from training.distributed.torchrun import speaks
 from training.run.settings import TrainSettings
-from training.run.trainer import Trainer
 
 
 def run(settings: TrainSettings) -> None:
     """Join the world, build or resume, train; a run that a signal has stopped ends with a status that says so."""
+    # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
+    from training.distributed.world import join
+    from training.run.malloc import keep_freed_memory
+    from training.run.trainer import Trainer
+
     keep_freed_memory()
     with join(settings.world) as world:
         status = Trainer(settings, world).fit()

@@ -22,9 +22,10 @@ from training.feed.plan import Plan
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.planning.cluster import cluster_of
-from training.planning.feasibility import FittingSettings, fitted
+from training.planning.feasibility import fitted
 from training.planning.feasibility_page import page
 from training.planning.memory_estimate import needs, table_plans, tower_parameters
+from training.planning.settings import FittingSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 

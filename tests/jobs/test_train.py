@@ -9,7 +9,7 @@ from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import typed
 from pipeline.errors import InputError
-from training.distributed.optimizers import EMBEDDING_OPTIMIZERS
+from training.distributed.settings import EMBEDDING_OPTIMIZERS
 from training.model.graph import Graph
 from training.run.run_folder import load
 from training.run.settings import TrainSettings
@@ -90,3 +90,9 @@ def test_the_wide_network_differs_from_esmm_in_its_hidden_layers_alone() -> None
 def test_the_defaults_are_those_of_the_dataclasses() -> None:
     settings = composed()
     assert settings == TrainSettings(data="d", out="o", model=settings.model)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "plan"])
+def test_no_job_loads_torch_before_its_settings_are_checked(job: str) -> None:
+    code = f"import sys, jobs.{job}; sys.exit('torch' in sys.modules)"
+    assert run(sys.executable, "-c", code).returncode == 0

@@ -3,7 +3,8 @@
 import mpmath
 from hypothesis import strategies as st
 
-from training.model.graph import IMPRESSION, Event, Graph, GraphSettings, Query
+from training.model.graph import IMPRESSION, Event, Graph, Query
+from training.model.settings import GraphSettings
 
 ESMM = GraphSettings(
     ["click | impression", "conversion | click"],

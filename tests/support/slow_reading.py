@@ -9,8 +9,9 @@ from tiny_dataset import FIELDS
 
 from pipeline.dataset.manifest import Manifest
 from training.feed.batch import NO_GROUP, Bags, Batch
-from training.feed.feed import Feed, FeedSettings
+from training.feed.feed import Feed
 from training.feed.plan import Plan
+from training.feed.settings import FeedSettings
 
 POOLING = {"user_brands": "mean", "item_intention": "mean", "user_item_brands": "sum"}
 Bag = list[tuple[int, float]]

@@ -5,16 +5,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.checkpoint.files import CheckpointSettings, Judged, Position
+from training.checkpoint.files import Judged, Position
 from training.checkpoint.save import CheckpointWriter
-from training.distributed.optimizers import EmbeddingOptimizerSettings, OptimizerSettings, TowerOptimizerSettings
+from training.checkpoint.settings import CheckpointSettings
+from training.distributed.settings import (
+    EmbeddingOptimizerSettings,
+    OptimizerSettings,
+    TowerOptimizerSettings,
+    WorldSettings,
+)
 from training.distributed.sharded_model import Placed
-from training.distributed.world import World, WorldSettings
+from training.distributed.world import World
 from training.feed.plan import PlanSettings
-from training.model.embeddings import EmbeddingSettings
-from training.model.entire_space import ModelSettings
-from training.model.graph import GraphSettings
-from training.model.towers import TowerSettings
+from training.model.settings import EmbeddingSettings, GraphSettings, ModelSettings, TowerSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 

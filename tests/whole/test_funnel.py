@@ -12,7 +12,8 @@ from tiny_dataset import write_tiny_dataset
 from jobs.entry import typed
 from pipeline.errors import InputError
 from training.distributed.world import join
-from training.model.graph import Graph, GraphSettings
+from training.model.graph import Graph
+from training.model.settings import GraphSettings
 from training.run.evaluate import evaluate
 from training.run.journal import LOG
 from training.run.settings import TrainSettings

@@ -16,7 +16,7 @@ from pipeline.chunks import line_columns
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.features.fields import catalogue
 from pipeline.preprocess import preprocess
-from training.distributed.optimizers import EmbeddingOptimizerSettings
+from training.distributed.settings import EmbeddingOptimizerSettings
 from training.distributed.world import join
 from training.feed.batch import Bags, Batch
 from training.run.trainer import Trainer

@@ -15,7 +15,7 @@ from tiny_run import merged, tiny_settings, weights
 from pipeline.errors import InputError
 from training.checkpoint.files import META, Position, folder, newest
 from training.distributed.rank_batches import Share
-from training.distributed.sharding import ShardingSettings
+from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
 from training.run.evaluate import predict_split, read_predictions
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE

@@ -31,25 +31,6 @@ WHICH = ("newest", "best")
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
 
 
-@dataclass
-class CheckpointSettings:
-    """The group `checkpoint`. There is one at the end of each epoch in any case."""
-
-    every_steps: int = 0  # 0: not by steps
-    every_minutes: float = 15.0  # 0: not by the clock
-    asynchronous: bool = True  # written beside training, from a copy of all that the rank saves
-    keep: int = 2  # the newest ones, besides the best: one to go on from, one in case the disk damages it
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "every_minutes"):
-            if getattr(self, name) < 0:
-                raise InputError(
-                    f"checkpoint.{name}={getattr(self, name)} is negative; 0 saves at ends of epochs only."
-                )
-        if self.keep < 1:
-            raise InputError(f"checkpoint.keep={self.keep} is below 1; a run goes on from its newest checkpoint.")
-
-
 @dataclass(frozen=True)
 class Position:
     """Where a run stands: the next step to take is `step` of `epoch`."""

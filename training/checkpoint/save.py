@@ -20,19 +20,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from training.checkpoint.files import (
-    TOWERS,
-    Checkpoint,
-    CheckpointSettings,
-    Judged,
-    Position,
-    commit,
-    folder,
-    path_of,
-    sweep,
-    write,
-)
+from training.checkpoint.files import TOWERS, Checkpoint, Judged, Position, commit, folder, path_of, sweep, write
 from training.checkpoint.restore import rank_tensors, tower_tensors
+from training.checkpoint.settings import CheckpointSettings
 from training.distributed.sharded_model import Placed
 from training.distributed.world import World
 

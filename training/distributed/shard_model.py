@@ -21,14 +21,14 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv,
 from pipeline.dataset.manifest import ManifestField
 from training.distributed import optimizers
 from training.distributed.id_messages import Column
-from training.distributed.optimizers import OptimizerSettings
 from training.distributed.peer_exchange import Exchange, Kernel
+from training.distributed.settings import OptimizerSettings, ShardingSettings
 from training.distributed.sharded_model import Placed, Shard
-from training.distributed.sharding import ShardingSettings, plan_of, row_block
+from training.distributed.sharding import plan_of, row_block
 from training.distributed.world import World
 from training.model.counter_random import uniform_rows
-from training.model.embeddings import EmbeddingSettings
 from training.model.entire_space import EntireSpaceModel
+from training.model.settings import EmbeddingSettings
 
 _ROWS_AT_A_TIME = 1 << 18
 

@@ -16,8 +16,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor, nn
 
 from training.distributed.id_messages import Message
-from training.distributed.optimizers import OptimizerSettings
 from training.distributed.peer_exchange import Exchange, Pooled
+from training.distributed.settings import OptimizerSettings
 from training.distributed.world import Pending, World
 from training.feed.batch import Batch
 from training.model.entire_space import EntireSpaceModel

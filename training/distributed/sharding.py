@@ -8,7 +8,6 @@ The plan is made by hand: TorchRec's planner wants a GPU topology, and on CPU it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torchrec.distributed.types import (
@@ -19,54 +18,11 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from pipeline.dataset.kinds import NUMBER
 from pipeline.dataset.manifest import ManifestField
-from pipeline.errors import InputError
+from training.distributed.settings import ShardingSettings
 from training.distributed.world import World
-from training.model.embeddings import EmbeddingSettings, allocated
-
-SHARDINGS = ("table_wise", "row_wise", "data_parallel")
-_BYTES_PER_VALUE = 4
-
-
-@dataclass
-class ShardingSettings:
-    """The group `sharding`."""
-
-    default: str = "table_wise"
-    tables: dict[str, str] = field(default_factory=dict)  # by field, where it differs
-    row_wise_above_mb: float | None = None  # larger tables are cut by rows, unless `tables` names them
-
-    def __post_init__(self) -> None:
-        for key, kind in {
-            "default": self.default,
-            **{f"tables.{name}": to for name, to in self.tables.items()},
-        }.items():
-            if kind not in SHARDINGS:
-                raise InputError(f"sharding.{key}={kind} is not one of {', '.join(SHARDINGS)}.")
-        if self.row_wise_above_mb is not None and self.row_wise_above_mb <= 0:
-            raise InputError(
-                f"sharding.row_wise_above_mb={self.row_wise_above_mb} is not above 0; leave it out (null)."
-            )
-
-    def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
-        names = [entry.name for entry in fields]
-        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
-        for name in self.tables:
-            if name not in names:
-                raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")
-            if name in numeric:
-                raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
-
-    def kind_of(self, entry: ManifestField, columns: int) -> str:
-        """How the table of `entry`, `columns` wide, is spread."""
-        if entry.name in self.tables:
-            return self.tables[entry.name]
-        megabytes = entry.num_rows * columns * _BYTES_PER_VALUE / 1e6
-        if self.row_wise_above_mb is not None and megabytes > self.row_wise_above_mb:
-            return "row_wise"
-        return self.default
+from training.model.embeddings import allocated
+from training.model.settings import EmbeddingSettings
 
 
 def plan_of(

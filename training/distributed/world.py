@@ -19,14 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import InputError
-
-
-@dataclass
-class WorldSettings:
-    """The group `world` of the configuration."""
-
-    device: str = "auto"  # cpu | cuda | auto: cuda where there is one
-    timeout_s: float = 600.0  # a rank that stays silent for longer ends the run
+from training.distributed.settings import WorldSettings
+from training.distributed.torchrun import speaks
 
 
 @dataclass(frozen=True)
@@ -138,11 +132,6 @@ class World:
             self.agree(error)
         else:
             self.agree(None)
-
-
-def speaks() -> bool:
-    """Whether this process prints: rank 0 of a world, known before the ranks have met."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

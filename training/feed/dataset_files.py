@@ -16,13 +16,13 @@ from pipeline.locations import open_location
 from training.feed.column_reader import ColumnReader, PyarrowColumn, StoredRowGroup
 from training.feed.columns import Columns, check_schema
 from training.feed.parquet_pages import PlainColumn, pages_of, plain_columns
+from training.feed.settings import PAGES, PYARROW
 
 Result = TypeVar("Result")
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 VERIFY = ("size", "checksum")
 #: Who decodes a column: ColumnPages where it can, or PyarrowColumn always.
-PAGES, PYARROW = "pages", "pyarrow"
 _REMEDY = "run jobs.preprocess again."
 
 

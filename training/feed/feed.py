@@ -11,39 +11,23 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
 from training.feed.batch import Batch
 from training.feed.collate import Piece, collate
 from training.feed.columns import Columns
-from training.feed.dataset_files import PAGES, Shards
+from training.feed.dataset_files import Shards
 from training.feed.device_copy import pinned
 from training.feed.petastorm_reader import PlannedReader
 from training.feed.plan import Plan, Read
 from training.feed.row_groups import RowGroupData, pack
+from training.feed.settings import FeedSettings
 
 #: How long a full queue is waited for before the thread looks whether it has been stopped.
 _LOOK_AGAIN_S = 0.05
 #: Share of an epoch's readings that must be second ones for row groups to be held for them.
 _WORTH_HOLDING = 0.02
-
-
-@dataclass
-class FeedSettings:
-    """The configuration group `feed`."""
-
-    threads: int = 1  # that read row groups
-    row_groups_ahead: int = 2  # read, or being read, and not yet asked for
-    batches_ahead: int = 2  # collated and not yet asked for
-    verify: str = "checksum"  # what is compared with the manifest when a file is first opened: size | checksum
-    decoder: str = PAGES  # of columns: pages (ours, faster) | pyarrow
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "row_groups_ahead", "batches_ahead"):
-            if getattr(self, name) < 1:
-                raise InputError(f"feed.{name}={getattr(self, name)} is below 1; reading needs one at least.")
 
 
 class Feed:

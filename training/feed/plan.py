@@ -25,9 +25,9 @@ _ORDER_OF_GROUPS = 2**64 - 1
 class PlanSettings:
     """The configuration group `plan`."""
 
-    batch_size: int = 5000  # units of a step, over all ranks
-    lanes: int = 8  # every world size that divides this sees the same batches
-    seed: int = 1  # of the order of the training split
+    batch_size: int = 5000  # impressions (or clicks, model.train_on) a step, over all ranks
+    lanes: int = 8  # any number of ranks that divides it sees the same batches
+    seed: int = 1  # of the order of the data
 
     def __post_init__(self) -> None:
         check_batch(self.batch_size, self.lanes)

@@ -1,35 +1,17 @@
 """The whole model: tables below, and above them one logit per impression and edge of the behaviour graph."""
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import InputError
 from training.feed.batch import Bags, Batch
-from training.feed.plan import UNITS
-from training.model.embeddings import Embeddings, EmbeddingSettings
-from training.model.graph import Graph, GraphSettings, Query
-from training.model.towers import DropoutKey, TowerSettings, TowerStack
+from training.model.embeddings import Embeddings
+from training.model.graph import Graph, Query
+from training.model.settings import EmbeddingSettings, TowerSettings
+from training.model.towers import DropoutKey, TowerStack
 
-#: Of the towers' matrix products.
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class ModelSettings:
-    """The group `model`."""
-
-    name: str = ""
-    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
-    towers: TowerSettings = field(default_factory=TowerSettings)
-    graph: GraphSettings = field(default_factory=GraphSettings)
-
-    def __post_init__(self) -> None:
-        if self.train_on not in UNITS:
-            raise InputError(f"model.train_on={self.train_on} is not one of {', '.join(UNITS)}.")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EntireSpaceModel(nn.Module):
@@ -45,7 +27,7 @@ class EntireSpaceModel(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.seed, self.dtype = seed, PRECISIONS[precision]
+        self.seed, self.dtype = seed, _DTYPES[precision]
         self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
         self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
         #: What the towers take of each scope: the fields' embeddings, then the numeric fields.

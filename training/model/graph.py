@@ -15,7 +15,6 @@ is small, and by a chain of its own where p is near 1, so that neither 1 - p nor
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -23,21 +22,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pipeline.errors import InputError
+from training.model.settings import GraphSettings
 
 _LOG_HALF = math.log(0.5)
 _EVENT = r"[a-z][a-z0-9_]*(?: and not [a-z][a-z0-9_]*)*"
 _QUERY = re.compile(rf"({_EVENT})(?: \| ({_EVENT}))?\Z")
-
-
-@dataclass
-class GraphSettings:
-    """The group `model.graph`: statements such as `conversion | click and not daction`."""
-
-    edges: list[str] = field(default_factory=list)
-    losses: list[str] = field(default_factory=list)  # `conversion`: over all impressions; `conversion | click`: clicked
-    outputs: dict[str, str] = field(default_factory=dict)  # the name of a predicted column → what it is
-    loss_weights: dict[str, float] = field(default_factory=dict)  # by loss, where it is not 1
-    labels: dict[str, str] = field(default_factory=dict)  # node → the dataset's label, where it has another name
 
 
 class Event(NamedTuple):

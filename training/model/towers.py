@@ -15,30 +15,16 @@ gathered to its impressions. With 58 impressions a context and 13 of 23 fields i
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pipeline.errors import InputError
 from training.model import cpu_tower
 from training.model.counter_random import dropout_mask
 from training.model.graph import Query
-
-
-@dataclass
-class TowerSettings:
-    """The group `model.towers`."""
-
-    hidden: list[int] = field(default_factory=lambda: [200, 80])  # empty: one linear layer
-    dropout: float = 0.0  # after each hidden layer
-
-    def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise InputError(f"model.towers.hidden={self.hidden} has a layer narrower than 1.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"model.towers.dropout={self.dropout} is outside [0, 1).")
+from training.model.settings import TowerSettings
 
 
 @dataclass(frozen=True)

@@ -5,41 +5,21 @@ The work of jobs.plan; training.planning.feasibility_page writes it down.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from omegaconf import MISSING
 
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.planning.cluster import Cluster, cluster_of
 from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
+from training.planning.settings import FittingSettings
 from training.planning.torchrec_planner import adopting, propose
 from training.run.build import check
-from training.run.settings import TrainSettings
 
 #: Hosts that a remedy may ask for.
 _MOST_HOSTS = 1024
-
-
-@dataclass
-class FittingSettings(TrainSettings):
-    """conf/plan.yaml."""
-
-    cluster: str = MISSING
-    rows: dict[str, int] = field(default_factory=dict)
-    impressions: int | None = None
-    keep_free: float = 0.1
-    host_memory_gb: float = 512.0
-    network_gbit_per_s: float = 200.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.keep_free < 1.0:
-            raise InputError(f"keep_free={self.keep_free} is outside [0, 1).")
-        if self.impressions is not None and self.impressions < 1:
-            raise InputError(f"impressions={self.impressions} is below 1.")
 
 
 @dataclass(frozen=True)

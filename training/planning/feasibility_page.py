@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from training.planning.cluster import Cluster
-from training.planning.feasibility import Fitting, FittingSettings
+from training.planning.feasibility import Fitting
 from training.planning.memory_estimate import Needs, TablePlan
+from training.planning.settings import FittingSettings
 from training.planning.torchrec_planner import adopting
 from training.run.settings import TrainSettings
 

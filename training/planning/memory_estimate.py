@@ -16,7 +16,8 @@ import torch
 from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
-from training.model.embeddings import EmbeddingSettings, allocated
+from training.model.embeddings import allocated
+from training.model.settings import EmbeddingSettings
 from training.run.settings import TrainSettings
 
 _FLOAT = 4

@@ -20,7 +20,8 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest
 from training.distributed import optimizers
-from training.distributed.sharding import SHARDINGS, lookups_per_impression
+from training.distributed.settings import SHARDINGS
+from training.distributed.sharding import lookups_per_impression
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.planning.cluster import Cluster

@@ -25,7 +25,7 @@ from training.run.settings import TrainSettings
 
 def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
     """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
-    settings.optimizer.check_device(device)
+    settings.optimizer.check_device(device.type)
     settings.embedding.check_fields(manifest.fields)
     settings.sharding.check_fields(manifest.fields)
     return Graph(settings.model.graph, list(manifest.labels))

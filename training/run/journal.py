@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,9 @@ from tqdm import tqdm
 
 from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError
+from training.run.settings import LogSettings
 
 LOG = "log.jsonl"
-
-
-@dataclass
-class LogSettings:
-    """The group `log`."""
-
-    every_steps: int = 20  # between two entries of log.jsonl
-    line_every_s: float = 10.0  # between two lines where there is no terminal
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise InputError(f"log.every_steps={self.every_steps} is below 1; 1 logs every step.")
 
 
 class Journal:

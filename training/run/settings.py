@@ -1,32 +1,82 @@
-"""The settings of a training run, and the copy of them that lies beside its results."""
+"""The settings of a training run: the tree behind conf/train.yaml, one dataclass a group.
+
+Each setting has its default and its comment here and nowhere else; `--help` prints both (jobs.entry). The settings of all
+rooms are in modules that load no torch, so a wrong setting is refused, and `--help` answered, at once.
+"""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
-from training.checkpoint.files import CheckpointSettings
-from training.distributed.optimizers import OptimizerSettings
-from training.distributed.sharding import ShardingSettings
-from training.distributed.world import WorldSettings
-from training.feed.feed import FeedSettings
+from training.checkpoint.settings import CheckpointSettings
+from training.distributed.settings import OptimizerSettings, ShardingSettings, WorldSettings
 from training.feed.plan import PlanSettings
-from training.model.embeddings import EmbeddingSettings
-from training.model.entire_space import PRECISIONS, ModelSettings
-from training.run.journal import LogSettings
-from training.run.validation import EarlyStoppingSettings, ValidationSettings
+from training.feed.settings import FeedSettings
+from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from training.checkpoint.files import Judged
+
+
+@dataclass
+class LogSettings:
+    """The group `log`."""
+
+    every_steps: int = 20  # an entry of log.jsonl
+    line_every_s: float = 10.0  # a line on stderr, where that is no terminal
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise InputError(f"log.every_steps={self.every_steps} is below 1; 1 logs every step.")
+
+
+@dataclass
+class ValidationSettings:
+    """The group `validation`."""
+
+    split: str | None = "validation"  # skipped where the dataset has none; null: never
+    every_steps: int = 0  # 0: at the end of each epoch
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise InputError(f"validation.every_steps={self.every_steps} is negative; 0 is the end of each epoch.")
+        if self.split is not None and self.split not in SPLITS:
+            raise InputError(f"validation.split={self.split} is not one of {', '.join(SPLITS)}; null validates never.")
+
+    def is_due(self, steps_done: int, ends_epoch: bool) -> bool:
+        """Whether to validate after `steps_done` steps of the run."""
+        return steps_done > 0 and (steps_done % self.every_steps == 0 if self.every_steps else ends_epoch)
+
+
+@dataclass
+class EarlyStoppingSettings:
+    """The group `early_stopping`."""
+
+    metric: str | None = None  # ctr_auc, cvr_auc, ctcvr_auc, loss, …; null: the last AUC that the model's outputs allow
+    patience: int = 0  # validations in a row without a better one that end training; 0: never
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise InputError(f"early_stopping.patience={self.patience} is negative; 0 never stops early.")
+
+    def is_over(self, judged: "Judged | None") -> bool:
+        """Whether the validations so far have ended the run."""
+        return judged is not None and 0 < self.patience <= judged.num_worse
 
 
 @dataclass
 class TrainSettings:
     """conf/train.yaml."""
 
-    data: str = MISSING  # the dataset
-    out: str = MISSING  # the run
+    data: str = MISSING  # the dataset, as jobs.preprocess wrote it
+    out: str = MISSING  # the folder of the run; the same command resumes there
     seed: int = 1  # of the initial values and of dropout
-    init_from: str | None = None  # a run whose model goes on here
+    init_from: str | None = None  # a run whose model is trained on here; rows follow their raw ids, new ids start fresh
     epochs: int = 1
-    precision: str = "fp32"  # of the towers' products: fp32 | bf16
+    precision: str = "fp32"  # of the towers' matrix products: fp32 | bf16; weights, gradients and tables stay fp32
     plan: PlanSettings = field(default_factory=PlanSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
+from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
 from training.checkpoint.files import Judged
 from training.distributed.rank_batches import Share, shares
@@ -19,42 +18,9 @@ from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.model.graph import Graph
 from training.model.losses import log_loss_sums
+from training.run.settings import EarlyStoppingSettings
 
 LOSS = "loss"
-
-
-@dataclass
-class ValidationSettings:
-    """The group `validation`."""
-
-    split: str | None = "validation"  # passed over where the dataset has none; null: never
-    every_steps: int = 0  # 0: at the end of each epoch
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 0:
-            raise InputError(f"validation.every_steps={self.every_steps} is negative; 0 is the end of each epoch.")
-        if self.split is not None and self.split not in SPLITS:
-            raise InputError(f"validation.split={self.split} is not one of {', '.join(SPLITS)}; null validates never.")
-
-    def is_due(self, steps_done: int, ends_epoch: bool) -> bool:
-        """Whether to validate after `steps_done` steps of the run."""
-        return steps_done > 0 and (steps_done % self.every_steps == 0 if self.every_steps else ends_epoch)
-
-
-@dataclass
-class EarlyStoppingSettings:
-    """The group `early_stopping`."""
-
-    metric: str | None = None  # of the validation; null: ctcvr_auc, or the last AUC that the model's outputs allow
-    patience: int = 0  # validations in a row without a better one, after which training ends; 0: never
-
-    def __post_init__(self) -> None:
-        if self.patience < 0:
-            raise InputError(f"early_stopping.patience={self.patience} is negative; 0 never stops early.")
-
-    def is_over(self, judged: Judged | None) -> bool:
-        """Whether the validations so far have ended the run."""
-        return judged is not None and 0 < self.patience <= judged.num_worse
 
 
 class Validation:

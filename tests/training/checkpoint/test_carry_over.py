@@ -11,7 +11,7 @@ from tiny_run import tiny_settings, weights
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
-from training.distributed.sharding import ShardingSettings
+from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
 from training.model.counter_random import uniform_rows
 from training.run.settings import TrainSettings

@@ -15,11 +15,12 @@ from pipeline.errors import InputError
 from training.checkpoint import files as checkpoint_files
 from training.checkpoint import restore as checkpoint
 from training.checkpoint import save as checkpoint_writer
-from training.checkpoint.files import META, TOWERS, CheckpointSettings, Judged, Position, newest
+from training.checkpoint.files import META, TOWERS, Judged, Position, newest
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
-from training.distributed.optimizers import OptimizerSettings
+from training.checkpoint.settings import CheckpointSettings
 from training.distributed.peer_exchange import Exchange
+from training.distributed.settings import OptimizerSettings
 from training.distributed.sharded_model import Placed, Shard
 from training.distributed.world import World, join
 from training.run.settings import TrainSettings

@@ -9,11 +9,15 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import take_steps, tiny_settings, weights
 
 from pipeline.errors import InputError
-from training.distributed.optimizers import EmbeddingOptimizerSettings, ScheduleSettings, TowerOptimizerSettings
-from training.distributed.sharding import ShardingSettings
+from training.distributed.settings import (
+    EmbeddingOptimizerSettings,
+    ScheduleSettings,
+    ShardingSettings,
+    TowerOptimizerSettings,
+)
 from training.distributed.world import join
-from training.model.embeddings import EmbeddingSettings
 from training.model.losses import log_loss_sums
+from training.model.settings import EmbeddingSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from training.distributed.id_messages import Column
 from training.distributed.peer_exchange import Exchange, Kernel
+from training.distributed.settings import WorldSettings
 from training.distributed.sharding import row_block
-from training.distributed.world import World, WorldSettings, join
+from training.distributed.world import World, join
 from training.feed.batch import Bags, Batch
 
 NUM_ROWS = 7  # of every table

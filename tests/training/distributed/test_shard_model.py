@@ -8,12 +8,12 @@ from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, take_steps, tiny_settings, weights
 
 from pipeline.errors import InputError
-from training.distributed.optimizers import EmbeddingOptimizerSettings, OptimizerSettings
+from training.distributed.settings import EmbeddingOptimizerSettings, OptimizerSettings
 from training.distributed.world import join
 from training.feed.batch import Bags, Batch
 from training.model.counter_random import uniform_rows
-from training.model.embeddings import EmbeddingSettings
 from training.model.losses import log_loss_sums, share_of_mean
+from training.model.settings import EmbeddingSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -98,4 +98,4 @@ def test_rowwise_adagrad_on_20_columns_equals_one_on_the_18_that_are_used(tmp_pa
 def test_an_optimizer_that_a_cpu_lacks_is_refused_with_the_list_of_what_it_has() -> None:
     settings = OptimizerSettings(EmbeddingOptimizerSettings("adam"))
     with pytest.raises(InputError, match=r"name=adam is not there on cpu; it has rowwise_adagrad, adagrad, sgd\."):
-        settings.check_device(torch.device("cpu"))
+        settings.check_device("cpu")

@@ -13,13 +13,14 @@ from tiny_run import take_steps, tiny_settings
 
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
-from training.distributed.optimizers import EmbeddingOptimizerSettings, dense
-from training.distributed.sharding import ShardingSettings, assign
+from training.distributed.optimizers import dense
+from training.distributed.settings import EmbeddingOptimizerSettings, ShardingSettings
+from training.distributed.sharding import assign
 from training.distributed.world import join
 from training.model.counter_random import uniform_rows
-from training.model.embeddings import EmbeddingSettings
 from training.model.entire_space import EntireSpaceModel
 from training.model.losses import log_loss_sums
+from training.model.settings import EmbeddingSettings
 from training.run.evaluate import predict_split
 from training.run.run_folder import claim
 from training.run.settings import TrainSettings

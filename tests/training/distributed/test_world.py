@@ -7,7 +7,9 @@ import torch
 from ranks import run_ranks
 
 from pipeline.errors import InputError
-from training.distributed.world import WorldSettings, join, speaks
+from training.distributed.settings import WorldSettings
+from training.distributed.torchrun import speaks
+from training.distributed.world import join
 
 CPU = WorldSettings(device="cpu", timeout_s=30)
 

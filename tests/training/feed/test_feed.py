@@ -10,7 +10,8 @@ from tiny_dataset import write_tiny_dataset
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
-from training.feed.feed import Feed, FeedSettings
+from training.feed.feed import Feed
+from training.feed.settings import FeedSettings
 
 
 @pytest.fixture(scope="module")

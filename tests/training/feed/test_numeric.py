@@ -20,10 +20,10 @@ from tiny_run import merged, take_steps, tiny_settings, weights
 from pipeline.dataset.kinds import CATEGORICAL, INDEX
 from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
-from training.distributed.sharding import ShardingSettings
+from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
 from training.feed.numeric import squashed
-from training.model.embeddings import EmbeddingSettings
+from training.model.settings import EmbeddingSettings
 from training.run.build import check_same_schema
 from training.run.evaluate import evaluate
 from training.run.settings import TrainSettings

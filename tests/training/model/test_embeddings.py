@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
-from training.model.embeddings import EmbeddingSettings, allocated, rowwise_lr
+from training.model.embeddings import allocated, rowwise_lr
+from training.model.settings import EmbeddingSettings
 
 FIELDS = [
     ManifestField(name, name, "context", "one", False, 10, f"vocabulary/{name}.parquet", "0" * 16)

@@ -5,7 +5,8 @@ from graphs import ESM2, ESMM, LABELS, probability, random_graphs
 from hypothesis import given, settings
 
 from pipeline.errors import InputError
-from training.model.graph import Event, Graph, GraphSettings, Query
+from training.model.graph import Event, Graph, Query
+from training.model.settings import GraphSettings
 
 
 def tensors(logits: dict[Query, float], dtype: torch.dtype) -> dict[Query, torch.Tensor]:

@@ -6,8 +6,9 @@ from graphs import ESMM, LABELS, probability, random_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.model.graph import IMPRESSION, Event, Graph, GraphSettings, Query
+from training.model.graph import IMPRESSION, Event, Graph, Query
 from training.model.losses import holds, log_loss_sums, share_of_mean
+from training.model.settings import GraphSettings
 
 CLICK = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], np.float64)
 CONVERSION = np.array([0, 0, 0, 1, 1, 0, 0, 1, 0], np.float64)

@@ -4,7 +4,8 @@ from torch import nn
 
 from pipeline.errors import InputError
 from training.model.counter_random import dropout_mask
-from training.model.towers import DropoutKey, Tower, TowerSettings
+from training.model.settings import TowerSettings
+from training.model.towers import DropoutKey, Tower
 
 C, B = 4, 7
 INDEX = torch.tensor([0, 0, 1, 1, 1, 3, 3])  # context 2 has no impression

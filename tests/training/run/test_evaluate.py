@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.evaluation import metrics
-from training.model.graph import GraphSettings
+from training.model.settings import GraphSettings
 from training.run.evaluate import evaluate
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer

@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.checkpoint.files import Position, newest
 from training.distributed.world import join
-from training.model.graph import GraphSettings
+from training.model.settings import GraphSettings
 from training.run.journal import LOG
 from training.run.run_folder import CONFIG, load
 from training.run.settings import TrainSettings

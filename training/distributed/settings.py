@@ -1,0 +1,152 @@
+"""The settings of the ranks, of where tables are stored, and of the optimizers; loads no torch (see training.run.settings)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import ManifestField
+from pipeline.errors import InputError
+
+SHARDINGS = ("table_wise", "row_wise", "data_parallel")
+#: What FBGEMM's fused kernels have, by device.
+EMBEDDING_OPTIMIZERS = {
+    "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
+    "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
+}
+DECAYS = ("none", "linear", "cosine")
+_BYTES_PER_VALUE = 4
+
+
+@dataclass
+class WorldSettings:
+    """The group `world` of the configuration."""
+
+    device: str = "auto"  # cpu | cuda | auto: cuda where there is one
+    timeout_s: float = 600.0  # a rank that is silent for longer ends the run
+
+
+@dataclass
+class ShardingSettings:
+    """The group `sharding`."""
+
+    default: str = (
+        "table_wise"  # a table on one rank | row_wise: a range of its rows on each | data_parallel: a copy on each
+    )
+    tables: dict[str, str] = field(
+        default_factory=dict
+    )  # by field: sharding.tables.item_id=row_wise; data_parallel for small ones
+    row_wise_above_mb: float | None = None  # larger tables are cut by rows, unless `tables` names them
+
+    def __post_init__(self) -> None:
+        for key, kind in {
+            "default": self.default,
+            **{f"tables.{name}": to for name, to in self.tables.items()},
+        }.items():
+            if kind not in SHARDINGS:
+                raise InputError(f"sharding.{key}={kind} is not one of {', '.join(SHARDINGS)}.")
+        if self.row_wise_above_mb is not None and self.row_wise_above_mb <= 0:
+            raise InputError(
+                f"sharding.row_wise_above_mb={self.row_wise_above_mb} is not above 0; leave it out (null)."
+            )
+
+    def check_fields(self, fields: Sequence[ManifestField]) -> None:
+        """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
+        names = [entry.name for entry in fields]
+        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
+        for name in self.tables:
+            if name not in names:
+                raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")
+            if name in numeric:
+                raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
+
+    def kind_of(self, entry: ManifestField, columns: int) -> str:
+        """How the table of `entry`, `columns` wide, is spread."""
+        if entry.name in self.tables:
+            return self.tables[entry.name]
+        megabytes = entry.num_rows * columns * _BYTES_PER_VALUE / 1e6
+        if self.row_wise_above_mb is not None and megabytes > self.row_wise_above_mb:
+            return "row_wise"
+        return self.default
+
+
+@dataclass
+class ScheduleSettings:
+    """The groups `optimizer.towers.schedule` and `optimizer.embeddings.schedule`: what the rate is multiplied by.
+
+    It rises to 1 over `warmup_steps`, then falls to `final` over `decay_steps` and stays there. Steps, not epochs: a run
+    that is continued for more epochs keeps the rates that it had.
+    """
+
+    warmup_steps: int = 0  # the learning rate rises over these
+    decay: str = "none"  # none | linear | cosine
+    decay_steps: int = 0  # after the warm-up, the learning rate falls over these
+    final: float = 0.0  # the learning rate after them, as a multiple of lr
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise InputError(f"optimizer: schedule.warmup_steps={self.warmup_steps} is below 0.")
+        if self.decay not in DECAYS:
+            raise InputError(f"optimizer: schedule.decay={self.decay} is not one of {', '.join(DECAYS)}.")
+        if (self.decay == "none") != (self.decay_steps == 0) or self.decay_steps < 0:
+            raise InputError(
+                f"optimizer: schedule.decay={self.decay} does not go with decay_steps={self.decay_steps}; "
+                "give decay_steps above 0 with linear or cosine, and 0 with none."
+            )
+        if not 0.0 <= self.final <= 1.0:
+            raise InputError(f"optimizer: schedule.final={self.final} is outside [0, 1].")
+
+    def factor(self, step: int) -> float:
+        """At `step` of the run, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "none":
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / self.decay_steps)
+        left = 1.0 - done if self.decay == "linear" else (1.0 + math.cos(math.pi * done)) / 2.0
+        return self.final + (1.0 - self.final) * left
+
+
+@dataclass
+class EmbeddingOptimizerSettings:
+    """The group `optimizer.embeddings`."""
+
+    name: str = "rowwise_adagrad"  # adagrad | sgd; on GPU also adam
+    lr: float = 0.1
+    eps: float = 1e-8
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+
+@dataclass
+class TowerOptimizerSettings:
+    """The group `optimizer.towers`: Adam.
+
+    `clip_norm` bounds the norm of all towers' gradients together. The tables' are not in it and are not clipped: they
+    move inside the backward pass, before a global norm could be known.
+    """
+
+    lr: float = 3e-3  # of Adam
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    clip_norm: float = 0.0  # bounds the norm of the towers' gradients; 0: no bound. Tables are not clipped
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+    def __post_init__(self) -> None:
+        if not self.clip_norm >= 0.0:
+            raise InputError(f"optimizer.towers.clip_norm={self.clip_norm} is below 0; 0 does not clip.")
+
+
+@dataclass
+class OptimizerSettings:
+    """The group `optimizer`."""
+
+    embeddings: EmbeddingOptimizerSettings = field(default_factory=EmbeddingOptimizerSettings)
+    towers: TowerOptimizerSettings = field(default_factory=TowerOptimizerSettings)
+
+    def check_device(self, device: str) -> None:
+        """InputError where `device` has no fused kernel for the embeddings' optimizer."""
+        have = EMBEDDING_OPTIMIZERS[device]
+        if self.embeddings.name not in have:
+            raise InputError(
+                f"optimizer.embeddings.name={self.embeddings.name} is not there on {device}; it has {', '.join(have)}."
+            )

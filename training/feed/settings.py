@@ -1,0 +1,23 @@
+"""The settings of the feed; loads no torch (see training.run.settings)."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import InputError
+
+PAGES, PYARROW = "pages", "pyarrow"
+
+
+@dataclass
+class FeedSettings:
+    """The configuration group `feed`."""
+
+    threads: int = 1  # that read row groups
+    row_groups_ahead: int = 2  # read, or being read, and not yet asked for
+    batches_ahead: int = 2  # collated and not yet asked for
+    verify: str = "checksum"  # of each file when it is first opened, against the manifest: checksum | size
+    decoder: str = PAGES  # of columns: pages (ours, faster) | pyarrow
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "row_groups_ahead", "batches_ahead"):
+            if getattr(self, name) < 1:
+                raise InputError(f"feed.{name}={getattr(self, name)} is below 1; reading needs one at least.")

@@ -1,0 +1,95 @@
+"""The settings of the model and of its embeddings; loads no torch (see training.run.settings)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.manifest import ManifestField
+from pipeline.errors import InputError
+from training.feed.plan import UNITS
+
+POOLINGS = ("sum", "mean")
+#: Of the towers' matrix products.
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass
+class GraphSettings:
+    """The group `model.graph`: statements such as `conversion | click and not daction`."""
+
+    edges: list[str] = field(default_factory=list)  # conditional probabilities, a tower each
+    losses: list[str] = field(default_factory=list)  # `conversion`: over all impressions; `conversion | click`: clicked
+    outputs: dict[str, str] = field(default_factory=dict)  # the name of a predicted column → what it is
+    loss_weights: dict[str, float] = field(default_factory=dict)  # by loss, where it is not 1
+    labels: dict[str, str] = field(default_factory=dict)  # node → the dataset's label, where it has another name
+
+
+@dataclass
+class TowerSettings:
+    """The group `model.towers`."""
+
+    hidden: list[int] = field(default_factory=lambda: [200, 80])  # empty: one linear layer
+    dropout: float = 0.0  # after each hidden layer
+
+    def __post_init__(self) -> None:
+        if any(width < 1 for width in self.hidden):
+            raise InputError(f"model.towers.hidden={self.hidden} has a layer narrower than 1.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"model.towers.dropout={self.dropout} is outside [0, 1).")
+
+
+@dataclass
+class EmbeddingSettings:
+    """The group `embedding`."""
+
+    dim: int = 18  # columns of a table (ESMM §3.1)
+    dims: dict[str, int] = field(default_factory=dict)  # by field: embedding.dims.item_id=128
+    pooling: str = "sum"  # of a field's values, by the weights of the log: sum | mean
+    poolings: dict[str, str] = field(default_factory=dict)  # by field: embedding.poolings.user_shops=mean
+    init_bound: float = 0.05  # initial values are uniform in ± this
+
+    def __post_init__(self) -> None:
+        for key, dim in {"dim": self.dim, **{f"dims.{name}": dim for name, dim in self.dims.items()}}.items():
+            if dim < 1:
+                raise InputError(f"embedding.{key}={dim} is below 1.")
+        poolings = {"pooling": self.pooling, **{f"poolings.{name}": how for name, how in self.poolings.items()}}
+        for key, how in poolings.items():
+            if how not in POOLINGS:
+                raise InputError(f"embedding.{key}={how} is not one of {', '.join(POOLINGS)}.")
+
+    def check_fields(self, fields: Sequence[ManifestField]) -> None:
+        """InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
+        names = [entry.name for entry in fields]
+        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
+        for key, given in (("dims", self.dims), ("poolings", self.poolings)):
+            for name in given:
+                if name not in names:
+                    raise InputError(
+                        f"embedding.{key}.{name}: the dataset has no field {name}; it has {', '.join(names)}."
+                    )
+                if name in numeric:
+                    raise InputError(
+                        f"embedding.{key}.{name}: {name} is numeric and goes to the towers as one number; leave it out."
+                    )
+
+    def dim_of(self, name: str) -> int:
+        """The columns that the towers see of a row of field `name`."""
+        return self.dims.get(name, self.dim)
+
+    def pooling_of(self, fields: Sequence[ManifestField]) -> dict[str, str]:
+        """field → sum | mean."""
+        return {entry.name: self.poolings.get(entry.name, self.pooling) for entry in fields}
+
+
+@dataclass
+class ModelSettings:
+    """The group `model`."""
+
+    name: str = ""
+    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
+    towers: TowerSettings = field(default_factory=TowerSettings)
+    graph: GraphSettings = field(default_factory=GraphSettings)
+
+    def __post_init__(self) -> None:
+        if self.train_on not in UNITS:
+            raise InputError(f"model.train_on={self.train_on} is not one of {', '.join(UNITS)}.")
