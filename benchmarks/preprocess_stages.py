@@ -25,11 +25,11 @@ from pipeline.aliccp import parse, reader
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.contexts.buckets import spark_hash
 from pipeline.features.lookup_table import Lookup
 from pipeline.features.vocabulary import Counter
 from pipeline.passes import count, publish, quarantine, write
 from pipeline.spark import running, session
+from pipeline.spark.hashes import murmur3_of_int
 from pipeline.storage.parquet_files import PartWriter
 
 #: (stage, where the job finds the function, its name); a generator is timed while it is asked for its next value.
@@ -123,7 +123,7 @@ class Frame:
         """By Spark's hash of an int column."""
         with self._clock.stage(_SHUFFLE):
             table = self.table()
-            part_R = np.array([spark_hash(value) % count for value in table[column].to_pylist()])
+            part_R = np.array([murmur3_of_int(value) % count for value in table[column].to_pylist()])
             chosen = [table.filter(part_R == part) for part in range(count)]
             return Frame((part.to_batches() for part in chosen), self._clock)
 

@@ -8,10 +8,15 @@ from pyarrow import fs as pafs
 from pipeline.errors import InputError
 
 
+def is_address(location: str) -> bool:
+    """Tell an address (scheme://…) from a path of this host."""
+    return "://" in location
+
+
 def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path in it for a local path or a URI (s3://, hdfs://, file://)."""
+    """Return the file system and the path in it for a local path or a URI (s3://, hdfs://, file://)."""
     text = os.fspath(location)
-    if "://" in text:
+    if is_address(text):
         try:
             return pafs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, OSError) as error:

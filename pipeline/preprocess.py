@@ -25,6 +25,7 @@ from pipeline.passes.quarantine import quarantine
 from pipeline.passes.write import _save_tables, write
 from pipeline.spark import running
 from pipeline.spark import session as sparks
+from pipeline.spark.exceptions import plain_errors
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.lock import locked
@@ -115,7 +116,7 @@ def labelled(spark: "SparkSession", job: Job, staging: Staging) -> Job:
 
     num_bytes = sum(source.bytes for source in job.sources)
     num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
-    with running.sentences():
+    with plain_errors():
         found = label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
             num_partitions, staging.tables,

@@ -3,6 +3,7 @@
 from pipeline.chunks.files import Entry, Files, files_of
 from pipeline.chunks.sources import ACTIONS, CONTEXT, PERIODS, SKELETON, SourceFile
 from pipeline.errors import InputError, reason_of
+from pipeline.spark.exceptions import is_java_error
 
 #: The columns that a line of each table has.
 NUM_COLUMNS = {SKELETON: 6, CONTEXT: 3}
@@ -22,7 +23,7 @@ def find_sources(directory: str, with_actions: bool, by_spark: bool = False) -> 
     except InputError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.startswith("py4j"):
+        if isinstance(error, OSError) or is_java_error(error):
             raise InputError(
                 f"source.path={directory} cannot be read ({reason_of(error)}); check the address, the network and the "
                 "credentials."

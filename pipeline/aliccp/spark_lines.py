@@ -18,13 +18,14 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from pipeline.aliccp.field_probe import names_of
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.chunk import SCOPE_OF, Chunk
 from pipeline.chunks.sources import InputSplit, SourceFile
 from pipeline.features.fields import Catalogue
+from pipeline.spark.hashes import xxhash64_of_text
+from pipeline.spark.paths import escape_glob
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 Batches = Iterator[pa.RecordBatch]
 Place = tuple[int, int]  # (id of the file, first byte of the block)
 
-_GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
-_SPARK_SEED = 42  # of its xxhash64
 _BYTE_ORDER_MARK = (
     b"\xef\xbb\xbf"  # Hadoop swallows it at the head of a file, where it would make the first line a bad one
 )
@@ -80,7 +79,7 @@ def lines(spark: "SparkSession", sources: Sequence[SourceFile], split_bytes: int
     # Blocks that the driver can foresee: no two files in a partition, and no other size than this.
     for name in ("maxPartitionBytes", "openCostInBytes"):
         spark.conf.set(f"spark.sql.files.{name}", str(split_bytes))
-    frame = spark.read.option("lineSep", "\n").text([source.path.translate(_GLOB) for source in sources])
+    frame = spark.read.option("lineSep", "\n").text([escape_glob(source.path) for source in sources])
     return frame.select(
         F.xxhash64("_metadata.file_path").alias("file"),
         F.col("_metadata.file_block_start").alias("block"),
@@ -100,7 +99,7 @@ def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputS
         source = by_path[_one_slash(unquote(address))]
         begins = _line_starts(source, [split.start for split in splits if split.source == source and split.start])
         # A row may spell its file with one slash where the list of files has three.
-        for number in map(_spark_hash, {address, _one_slash(address)}):
+        for number in map(xxhash64_of_text, {address, _one_slash(address)}):
             sources[number] = source
             starts |= {(number, block): offset for block, offset in begins.items()}
             if _head(source) == _BYTE_ORDER_MARK:
@@ -122,12 +121,6 @@ def _line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
 
 def _one_slash(address: str) -> str:
     return re.sub(r"\Afile:/+", "file:/", address)
-
-
-def _spark_hash(text: str) -> int:
-    """What Spark's xxhash64 makes of a string."""
-    unsigned = xxhash.xxh64_intdigest(text.encode(), _SPARK_SEED)
-    return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned
 
 
 def _head(source: SourceFile) -> bytes:

@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline.dataset.manifest import SPLITS
 from pipeline.kernels.hashing import order_hashes, scaled
+from pipeline.spark.hashes import partition_keys
 
 LINES_PER_QUARANTINE_FILE = 1_000_000
-_WORD = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,3 @@ def buckets_of(num_impressions: tuple[int, int, int], num_rejected: int, per_fil
     num_quarantine = math.ceil(num_rejected / LINES_PER_QUARANTINE_FILE)
     total = sum(num_files) + num_quarantine
     return Buckets(num_files, num_quarantine, seed, partition_keys(total))
-
-
-def partition_keys(num_partitions: int) -> tuple[int, ...]:
-    """For each partition a number that `repartition(num_partitions, column)` sends to it."""
-    found: dict[int, int] = {}
-    candidate = 0
-    while len(found) < num_partitions:
-        found.setdefault(spark_hash(candidate) % num_partitions, candidate)
-        candidate += 1
-    return tuple(found[partition] for partition in range(num_partitions))
-
-
-def spark_hash(value: int) -> int:
-    """Spark's hash of an int column: Murmur3 (x86, 32 bits) of its 4 bytes with seed 42, as a signed int."""
-    word = value * 0xCC9E2D51 & _WORD
-    word = (word << 15 | word >> 17) & _WORD
-    hashed = 42 ^ (word * 0x1B873593 & _WORD)
-    hashed = (hashed << 13 | hashed >> 19) & _WORD
-    hashed = (hashed * 5 + 0xE6546B64 & _WORD) ^ 4
-    hashed = (hashed ^ hashed >> 16) * 0x85EBCA6B & _WORD
-    hashed = (hashed ^ hashed >> 13) * 0xC2B2AE35 & _WORD
-    hashed ^= hashed >> 16
-    return hashed - (1 << 32) if hashed >= 1 << 31 else hashed

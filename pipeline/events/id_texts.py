@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from pipeline.config.events import EventsSettings
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
@@ -24,6 +23,7 @@ from pipeline.features.fields import Catalogue
 from pipeline.features.lookup_table import Lookup
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.spark import running
+from pipeline.spark.hashes import xxhash64_of_text
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -37,7 +37,7 @@ def text_id(text: str) -> int:
     """The raw id of a text: events_read.raw_id, once more in Python."""
     if _NUMBER.match(text) and int(text) < 1 << 63:
         return int(text)
-    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"), seed=42) & ((1 << 63) - 1)
+    return xxhash64_of_text(text) & ((1 << 63) - 1)
 
 
 def add_id_texts(

@@ -19,12 +19,12 @@ from pipeline.chunks.sources import SourceFile
 from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
 from pipeline.errors import InputError
 from pipeline.features.fields import Catalogue
+from pipeline.spark.paths import escape_glob
 
 IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"
 ONE, MANY = "one", "many"
 #: Beside the columns of a table as it is read: a row that cannot be taken apart, whole; and the file that a row is from.
 CORRUPT, FILE = "_corrupt", "_file"
-_GLOB = str.maketrans({character: f"\\{character}" for character in "\\{}[]*?"})
 _LINES_LOOKED_AT = 100  # of a JSON lines file, whose rows may leave columns out
 
 
@@ -41,7 +41,7 @@ class Table:
     @property
     def addresses(self) -> tuple[str, ...]:
         """The files as Spark wants them."""
-        return tuple("file:" + file.path.translate(_GLOB) for file in self.files)
+        return tuple("file:" + escape_glob(file.path) for file in self.files)
 
 
 @dataclass(frozen=True)

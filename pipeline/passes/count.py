@@ -18,7 +18,6 @@ from pipeline.chunks.line_columns import REASON
 from pipeline.chunks.reasons import GOOD
 from pipeline.chunks.sources import InputSplit
 from pipeline.config.preprocess import GLOBAL
-from pipeline.contexts.buckets import partition_keys
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
 from pipeline.features.base_vocabulary import extended, with_room
 from pipeline.features.fields import Field
@@ -32,7 +31,8 @@ from pipeline.passes.input import Reader, chunks_of
 from pipeline.passes.job import Counted, Job
 from pipeline.passes.reports import Batches
 from pipeline.spark import running
-from pipeline.spark.workers import settle
+from pipeline.spark.hashes import partition_keys
+from pipeline.spark.workers import freeze_imports
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +106,7 @@ class Counting:
 
         Tallies and moments pass through.
         """
-        settle()
+        freeze_imports()
         counter = Counter()
         sightings: dict[int, list[Any]] = {}
         for batch in batches:

@@ -12,7 +12,7 @@ from pipeline.events.reader import EventReader
 from pipeline.passes.job import Job
 from pipeline.passes.reports import Batches
 from pipeline.spark import running
-from pipeline.spark.workers import settle
+from pipeline.spark.workers import freeze_imports
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -39,6 +39,6 @@ def input_frame(spark: "SparkSession", job: Job) -> "DataFrame":
 
 def split_numbers(batches: Batches) -> Iterator[int]:
     """Yield the numbers of the input splits that a task has to read."""
-    settle()
+    freeze_imports()
     for batch in batches:
         yield from batch.column(0).to_pylist()

@@ -11,11 +11,11 @@ import pyarrow as pa
 from pipeline.aliccp.spark_lines import LineReader
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SourceFile, read_line_at
-from pipeline.contexts.buckets import partition_keys
 from pipeline.passes.input import input_frame, split_numbers
 from pipeline.passes.job import Job
 from pipeline.passes.reports import REPORT, Batches, attempt_name, report_row
 from pipeline.spark import running
+from pipeline.spark.hashes import partition_keys
 from pipeline.storage.commit import QUARANTINE, Staging
 from pipeline.storage.parquet_files import quarantine_batch, write_quarantine
 

@@ -30,7 +30,7 @@ from pipeline.passes.input import Reader, chunks_of, input_frame
 from pipeline.passes.job import Counted, Job
 from pipeline.passes.reports import REPORT, Batches, attempt_name, report_row
 from pipeline.spark import running
-from pipeline.spark.workers import settle
+from pipeline.spark.workers import freeze_imports
 from pipeline.storage.commit import QUARANTINE, Staging
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
 
@@ -188,7 +188,7 @@ def _save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
 
 def _by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
     """(bucket key, its batches) of a partition sorted by bucket; each must be used up before the next."""
-    settle()
+    freeze_imports()
     waiting = (piece for batch in batches for piece in _cut_at_buckets(batch))
     piece = next(waiting, None)
     while piece is not None:

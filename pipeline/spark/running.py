@@ -1,6 +1,5 @@
-"""Run the stages of a job in Spark: progress, shared files, and what Spark says at length as one sentence."""
+"""Run the stages of a job in Spark, with progress, and share files with its workers."""
 
-import re
 import sys
 import tempfile
 import threading
@@ -10,35 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from tqdm import tqdm
 
-from pipeline.errors import InputError
+from pipeline.spark.exceptions import plain_errors
+from pipeline.spark.session import is_local
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
-from pipeline.spark.session import is_local
-
-_SENTENCE = re.compile(rf"{re.escape(InputError.__module__)}\.{InputError.__qualname__}: (.+)")
-
-
-# The exception may be wrapped in one of py4j's.
-_UNREADABLE = re.compile(
-    r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/+(?=/))?(.+?)\.\s(.*?)\s*SQLSTATE"
-)
-
-
-#: What Spark says at length where a limit of its own was met → the sentence for it.
-_LIMITS = {
-    "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
-    "enters a vocabulary: raise spark.driver.memory ('+spark.conf={spark.driver.memory: 8g}'), or vocabulary.min_count.",
-    "No space left on device": "Spark's scratch space is full; point SPARK_LOCAL_DIRS at a larger disk (the shuffle is "
-    "about as large as the dataset), or read from smaller files.",
-    "is bigger than spark.driver.maxResultSize": "The vocabularies are larger than spark.driver.maxResultSize, which "
-    "spark.conf or spark-submit has set; leave it out, or raise it.",
-}
 
 
 def numbers(spark: "SparkSession", count: int) -> "DataFrame":
@@ -49,7 +28,7 @@ def numbers(spark: "SparkSession", count: int) -> "DataFrame":
 def collect(frame: "DataFrame", what: str, num_tasks: int, unit: str) -> "pa.Table":
     """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError where a task raised one."""
     spark = frame.sparkSession
-    with _progress(spark, what, num_tasks, unit), sentences():
+    with _progress(spark, what, num_tasks, unit), plain_errors():
         return frame.toArrow()
 
 
@@ -78,28 +57,6 @@ def _shipped() -> Path:
     from pyspark import SparkFiles
 
     return Path(SparkFiles.getRootDirectory())
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Turn an InputError of a task, which arrives as text in Spark's exception, into itself, and what Spark says of a file
-    that it cannot read, or of a limit of its own, into a sentence.
-    """
-    try:
-        yield
-    except Exception as error:
-        if found := _SENTENCE.search(str(error)):
-            raise InputError(found.group(1).strip()) from None
-        if found := _UNREADABLE.search(str(error)):
-            raise InputError(
-                f"{unquote(found.group(1))} cannot be read to its end "
-                f"({found.group(2) or 'it is damaged, or not of the format that it should have'}); "
-                "repair or replace the file, then run again."
-            ) from error
-        for sign, sentence in _LIMITS.items():
-            if sign in str(error):
-                raise InputError(sentence) from error
-        raise
 
 
 @contextmanager

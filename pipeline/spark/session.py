@@ -10,6 +10,7 @@ import pipeline
 from pipeline.config.preprocess import SparkSettings
 from pipeline.errors import InputError
 from pipeline.kernels.cache import own_directory
+from pipeline.spark.exceptions import first_line, is_java_error
 from pipeline.spark.java import ensure_java
 from pipeline.spark.workers import MALLOC
 
@@ -88,12 +89,10 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")  # spark-submit brings its own log settings
         return session
-    except (PySparkException, RuntimeError) as error:
-        raise InputError(f"Spark does not start with spark.master={settings.master}: {_first_line(error)}") from error
     except Exception as error:
-        if type(error).__module__.startswith("py4j"):
+        if isinstance(error, (PySparkException, RuntimeError)) or is_java_error(error):
             raise InputError(
-                f"Spark does not start with spark.master={settings.master}: {_first_line(error)}"
+                f"Spark does not start with spark.master={settings.master}: {first_line(error)}"
             ) from error
         raise
 
@@ -115,8 +114,3 @@ def _flat(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
     return flat
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(getattr(error, "java_exception", None) or error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -10,10 +10,10 @@ import gc
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_ARENA_MAX": "2"}
 
 
-def settle() -> None:
-    """Call it where a task begins: what lives by then is taken out of the garbage collector's view.
+def freeze_imports() -> None:
+    """Move all objects alive now out of the garbage collector's reach. Call it where a task begins.
 
-    PySpark collects garbage after every task, which walks the 200,000 objects that its and our imports have made. That
-    collection also means that nothing here is garbage: what is frozen is in use.
+    PySpark collects after every task and would scan the 200,000 objects of its and our imports. That collection also
+    means that no garbage is frozen.
     """
     gc.freeze()

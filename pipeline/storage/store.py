@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import InputError
-from pipeline.locations import open_location
+from pipeline.locations import is_address, open_location
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.object_store import ObjectStore
 
@@ -57,14 +57,10 @@ class Store(Protocol):
 
 
 def store_of(out: str) -> Store:
-    """The store at a path or an address; InputError for an address with a query, which only some readers understand."""
-    if "://" not in out:
-        return LocalStore(Path(out).expanduser().resolve())
-    if out.startswith("file://"):
-        return LocalStore(Path(open_location(out)[1]).resolve())
-    if "?" in out:
+    """Choose the store for a path or an address; InputError for an address with a query, which only some readers know."""
+    if is_address(out) and not out.startswith("file://") and "?" in out:
         raise InputError(
             f"out={out} has a query; give the plain address, and the endpoint by the environment (AWS_ENDPOINT_URL)."
         )
-    open_location(out)
-    return ObjectStore(out.rstrip("/"))
+    filesystem, path = open_location(out)
+    return LocalStore(Path(path).resolve()) if filesystem.type_name == "local" else ObjectStore(out.rstrip("/"))

@@ -12,7 +12,7 @@ from raw_log import random_log, small_log
 from pipeline.aliccp.byte_ranges import input_splits, read_chunks
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.aliccp.spark_lines import line_reader, lines
-from pipeline.chunks.files import HadoopFiles
+from pipeline.chunks.hadoop_files import HadoopFiles
 from pipeline.chunks.sources import SKELETON, SourceFile
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError

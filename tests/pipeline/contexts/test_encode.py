@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from pyspark.sql import SparkSession
 from raw_log import context_line, impression_line, key_of
 
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
 from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.contexts import records
-from pipeline.contexts.buckets import buckets_of, partition_keys, spark_hash
+from pipeline.contexts.buckets import buckets_of
 from pipeline.contexts.encode import encode
 from pipeline.contexts.packing import unpacked
 from pipeline.features.fields import catalogue
@@ -83,12 +82,6 @@ def test_impressions_of_a_context_become_one_run_however_they_interleave(tmp_pat
 def test_a_rejected_line_goes_along_whole(tmp_path: object) -> None:
     rows = encoded(tmp_path, CONTEXT, [b"broken\r"])
     assert [(row["blob"], row["tag"], row["offset"]) for row in rows] == [(b"broken\r", 1, 0)]
-
-
-def test_sparks_hash_is_foretold_so_that_each_bucket_has_a_partition(spark: SparkSession) -> None:
-    found = spark.range(0, 1000).selectExpr("hash(cast(id as int))").collect()
-    assert [spark_hash(value) for value in range(1000)] == [row[0] for row in found]
-    assert [spark_hash(key) % 37 for key in partition_keys(37)] == list(range(37))
 
 
 def test_the_files_of_a_split_cut_its_order_into_ranges() -> None:

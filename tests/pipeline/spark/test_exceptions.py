@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_module
 from jobs.entry import typed
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
-from pipeline.spark.running import sentences
+from pipeline.spark.exceptions import plain_errors
 from pipeline.spark.session import with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
@@ -37,14 +37,14 @@ _OF_A_TASK = "Traceback …\n  File x\npipeline.errors.InputError: a.csv, byte 7
     ],
 )
 def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said: str, remedy: str) -> None:
-    with pytest.raises(InputError) as caught, sentences():
+    with pytest.raises(InputError) as caught, plain_errors():
         raise RuntimeError(said)
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_any_other_failure_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="something else"), sentences():
+    with pytest.raises(RuntimeError, match="something else"), plain_errors():
         raise RuntimeError("something else")
 
 

@@ -1,0 +1,80 @@
+"""Files that Spark's Java side opens, on the driver: whatever address Spark knows, and no libhdfs is needed.
+
+Private names of PySpark (`SparkSession._jvm`, `._jsc`) are used in this file alone.
+"""
+
+import io
+from typing import Any, BinaryIO, cast
+
+from pipeline.chunks.files import Entry
+
+_BUFFER_BYTES = 1 << 16
+
+
+class HadoopFiles:
+    """Addresses of Hadoop's file systems through py4j: for the heads of files, and for small files."""
+
+    def entry(self, directory: str, name: str = "") -> Entry | None:
+        """Look up an address below a directory's."""
+        path = self._path(f"{directory.rstrip('/')}/{name}" if name else directory)
+        filesystem = self._filesystem(path)
+        return _entry_of(filesystem.getFileStatus(path)) if filesystem.exists(path) else None
+
+    def children(self, directory: str) -> list[Entry]:
+        path = self._path(directory)
+        found = [_entry_of(status) for status in self._filesystem(path).listStatus(path)]
+        return sorted(found, key=lambda entry: entry.name)
+
+    def open(self, address: str) -> BinaryIO:
+        path = self._path(address)
+        return cast(BinaryIO, io.BufferedReader(_JavaFile(self._filesystem(path).open(path)), _BUFFER_BYTES))
+
+    def _path(self, address: str) -> Any:
+        return _session()._jvm.org.apache.hadoop.fs.Path(address)
+
+    def _filesystem(self, path: Any) -> Any:
+        return path.getFileSystem(_session()._jsc.hadoopConfiguration())
+
+
+class _JavaFile(io.RawIOBase):
+    """Hadoop's FSDataInputStream as a raw file."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = bytes(self._stream.readNBytes(len(buffer)))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET, whence
+        self._stream.seek(offset)
+        return offset
+
+    def tell(self) -> int:
+        return int(self._stream.getPos())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
+def _entry_of(status: Any) -> Entry:
+    path = status.getPath()
+    return Entry(path.getName(), path.toString(), status.getLen(), status.isDirectory())
+
+
+def _session() -> Any:
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    assert session is not None, "only a driver whose session has started can open this"
+    return session
