@@ -1,5 +1,5 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
-# make test   install into .venv, then run the tests (PYTEST_ARGS="tests/training/feed/test_plan.py" for some)
+# make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
 # make lint   ruff, mypy and the walls between the rooms, as CI runs them
 # Everything goes into .venv and demo/; the network is needed by the install alone.
 SHELL := /bin/bash
@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGS ?=
+# A file stays in one process, so that its datasets are made once.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install install-dev demo test lint clean
 help:
