@@ -35,7 +35,16 @@ def main(dataset: str) -> None:
     """Print both sides and their ratio, the least CPU of three rounds."""
     manifest = load_manifest(dataset)
     fields = tuple(
-        Field(field.name, field.raw_id, field.scope, field.arity, field.weighted, 1, field.kind)
+        Field(
+            field.name,
+            field.raw_id,
+            field.scope,
+            field.arity,
+            field.weighted,
+            1,
+            kind=field.kind,
+            parameters=field.parameters,
+        )
         for field in manifest.fields
     )
     catalogue = Catalogue(fields, "")

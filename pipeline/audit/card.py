@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.dataset.kinds import NUMBER, STORED_KINDS
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
 from pipeline.storage.commit import audit_of
 from pipeline.storage.store import store_of
@@ -67,15 +68,16 @@ def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str])
 
 
 def _shape(field: ManifestField) -> str:
-    if field.kind == "numeric":
+    if STORED_KINDS[field.kind].of_number:
         return "a number"
     return field.arity + (", weighted" if field.weighted else "")
 
 
 def _table(field: ManifestField) -> str:
-    if field.kind == "numeric":
+    if field.stored == NUMBER:
         return f"µ {field.mean:.4g}, σ {field.std:.4g}" if field.mean is not None and field.std is not None else _NONE
-    return f"{field.num_rows:,} rows" + (", hashed" if field.hash_buckets else "")
+    of = "hashed" if field.hash_buckets else STORED_KINDS[field.kind].table
+    return f"{field.num_rows:,} rows" + (f", {of}" if of else "")
 
 
 def _unknown(found: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ from pipeline.audit.charts import context_figures, index_figures
 from pipeline.audit.leakage import sentences
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
+from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
 from pipeline.html.frame import details, note, page, pair, percent, section, table
 
@@ -28,8 +29,8 @@ MEANING = {
 def audit_page(audit: Audit, manifest: Manifest) -> str:
     """The page; nothing in it comes from another place than these two."""
     splits = [split for split in SPLITS if split in manifest.totals]
-    categorical = [field for field in manifest.fields if field.kind == "categorical"]
-    numeric = [field for field in manifest.fields if field.kind == "numeric"]
+    categorical = [field for field in manifest.fields if field.stored == INDEX]
+    numeric = [field for field in manifest.fields if field.stored == NUMBER]
     sections = [
         pair(section("Funnel", _funnel(audit, splits)), section("Every line is accounted for", _balance(audit))),
         pair(section("Lines set aside", _rejects(audit)), section("The first of each reason", _examples(audit))),

@@ -1,8 +1,12 @@
 """The group features of the configuration: the fields of a log."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pipeline.dataset.kinds import CATEGORICAL
+
+#: Of FieldSettings: manifests that were written before them stay what they are, byte for byte.
+_LATER_SETTINGS = ("boundaries",)
 
 
 @dataclass
@@ -15,8 +19,9 @@ class FieldSettings:
     weighted: bool = False
     min_count: int | None = None  # None: vocabulary.min_count
     max_ids: int | None = None  # None: vocabulary.max_ids
-    kind: str = CATEGORICAL  # numeric: the value counts, not the id
+    kind: str = CATEGORICAL  # numeric: the number of a line, not its id; bucketized: the bucket of its number
     hash_buckets: int = 0  # not 0: ids are hashed into so many rows of the table, and there is no vocabulary
+    boundaries: list[float] | None = None  # of the buckets of a bucketized field, rising
 
 
 @dataclass
@@ -25,3 +30,12 @@ class FeaturesSettings:
 
     fields: dict[str, FieldSettings] = field(default_factory=dict)
     group: str = ""  # the field whose raw id becomes group_id (the user), or empty
+
+    def determining(self) -> dict[str, Any]:
+        """Return the settings as they stand in the manifest: settings that came later only where they are given."""
+        everything = asdict(self)
+        for entry in everything["fields"].values():
+            for name in _LATER_SETTINGS:
+                if entry[name] is None:
+                    del entry[name]
+        return everything

@@ -168,6 +168,7 @@ class PreprocessSettings:
         """The settings that decide what the dataset holds, as they stand in the manifest; `base_xxh3` is of the base's."""
         everything = asdict(self)
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
+        chosen["features"] = self.features.determining()
         chosen["vocabulary"]["base"] = base_xxh3
         if self.source.events is None:
             return chosen | {"seed": self.seed, "source": {"name": self.source.name}}

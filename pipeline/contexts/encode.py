@@ -98,7 +98,7 @@ def _encode(
     parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
     assert layout.header == HEADER or timestamp_L is not None
     per_line = layout.header + len(layout.fields)
-    number_LQ = numbers_of(parsed, layout.number_F, len(layout.numerics))
+    number_LQ = numbers_of(parsed, layout.number_F, layout.num_numbers)
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     _encode_lines(

@@ -6,7 +6,8 @@
     id       raw id of the group field (-1 missing) | sample id; 64 bits, the lower word first
     offset   of the line, from the first line of its run
     time     in a timed log an impression's timestamp, 64 bits, stands before the ones
-    ones     index of each field of arity one;  numbers: float32 bits of each numeric field, NaN where missing
+    ones     index of each field of arity one;  numbers: float32 bits, once for all fields that read the
+             same one, NaN where missing
     lengths  of each field of arity many, in catalogue order
     values   the indices of all fields of arity many, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
@@ -53,19 +54,25 @@ class Layout:
     one_F: np.ndarray  # int64: the field's place among the ones, -1 if it is none
     number_F: np.ndarray  # int64: the place among the numbers of the one that comes with the field's values, or -1
     many_F: np.ndarray  # int64: its place among those of arity many, -1 if it is none
+    number_of: tuple[int, ...]  # of each field that reads numbers: the place of its number among the numbers
     is_weighted_M: np.ndarray  # bool
     group: int  # number of the group field in the catalogue, -1 where the scope has none
     header: int = HEADER  # words before the ones
 
     @property
     def ones(self) -> list[Field]:
-        """The categorical fields of arity one."""
-        return [entry for entry in self.fields if entry.arity == "one" and not entry.is_numeric]
+        """The fields of one id a line."""
+        return [entry for entry in self.fields if entry.arity == "one" and not entry.reads_numbers]
 
     @property
-    def numerics(self) -> list[Field]:
-        """The numeric fields."""
-        return [entry for entry in self.fields if entry.is_numeric]
+    def numbers(self) -> list[Field]:
+        """The fields of one number a line."""
+        return [entry for entry in self.fields if entry.reads_numbers]
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers a record has."""
+        return max(self.number_of, default=-1) + 1
 
     @property
     def many(self) -> list[Field]:
@@ -76,16 +83,19 @@ class Layout:
 def layout_of(catalogue: Catalogue, scope: str) -> Layout:
     """The layout of a scope's records."""
     entries = catalogue.of_scope(scope)
-    ones = [entry for entry in entries if entry.arity == "one" and not entry.is_numeric]
+    ones = [entry for entry in entries if entry.arity == "one" and not entry.reads_numbers]
     many = [entry for entry in entries if entry.arity == "many"]
-    numerics = [entry for entry in entries if entry.is_numeric]
+    sources = [catalogue.source_of(entry).name for entry in entries if entry.reads_numbers]
+    distinct = list(dict.fromkeys(sources))
     is_weighted_M = np.array([entry.weighted for entry in entries if entry.arity == "many"], np.bool_)
     names = [entry.name for entry in catalogue.fields]
     group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
     header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
-    places = (catalogue.places(ones), catalogue.number_places(numerics), catalogue.places(many))
+    number_places = catalogue.places([catalogue[name] for name in distinct])
+    places = (catalogue.places(ones), number_places, catalogue.places(many))
     one_F, number_F, many_F = (np.array(place_F, np.int64) for place_F in places)
-    return Layout(entries, one_F, number_F, many_F, is_weighted_M, group, header)
+    number_of = tuple(distinct.index(name) for name in sources)
+    return Layout(entries, one_F, number_F, many_F, number_of, is_weighted_M, group, header)
 
 
 def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:

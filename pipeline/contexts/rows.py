@@ -12,12 +12,10 @@ from pipeline.contexts import records
 from pipeline.contexts.group import Selected, wide
 from pipeline.contexts.records import NO_GROUP, Layout
 from pipeline.dataset.manifest import LABELS
-from pipeline.dataset.schema import list_of
+from pipeline.dataset.schema import columns_of, list_of
 from pipeline.features.fields import Catalogue
 from pipeline.kernels.jit import nb
 
-#: A numeric field over the impressions of a row.
-_NUMBERS = list_of(pa.float32(), nullable=True)
 _LABEL_BITS = {"click": records.CLICK, "daction": records.DACTION, "conversion": records.CONVERSION}
 
 
@@ -78,7 +76,7 @@ class _Gathered:
 
 def _gather(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:
     num_ones = len(layout.ones)
-    fixed_XP = np.empty((num_ones + len(layout.numerics), len(position_P)), np.int32)
+    fixed_XP = np.empty((num_ones + layout.num_numbers, len(position_P)), np.int32)
     length_MP = np.empty((len(layout.many), len(position_P)), np.int32)
     _gather_fixed(word_W, position_P, layout.header, fixed_XP, length_MP)
     begin_M = np.r_[0, np.cumsum(length_MP.sum(axis=1, dtype=np.int64))]
@@ -135,8 +133,8 @@ def _wides(word_W, position_P, word):  # type: ignore[no-untyped-def]
 def _context_columns(columns: dict[str, pa.Array], contexts: _Gathered) -> None:
     for one, entry in enumerate(contexts.layout.ones):
         columns[entry.name] = pa.array(contexts.one_OP[one])
-    for number, entry in enumerate(contexts.layout.numerics):
-        columns[entry.name] = _numbers(contexts.number_QP[number])
+    for place, entry in zip(contexts.layout.number_of, contexts.layout.numbers, strict=True):
+        columns[entry.name] = entry.kind_of_field.column(contexts.number_QP[place], entry.parameters)
     for many, entry in enumerate(contexts.layout.many):
         value_V, weight_V = contexts.of_many(many)
         offsets = pa.py_buffer(np.r_[0, np.cumsum(contexts.length_MP[many])].astype(np.int32))
@@ -150,10 +148,11 @@ def _impression_columns(
 ) -> None:
     for one, entry in enumerate(impressions.layout.ones):
         columns[entry.name] = _lists(pa.int32(), row_offsets, impressions.one_OP[one])
-    for number, entry in enumerate(impressions.layout.numerics):
-        flat = _numbers(impressions.number_QP[number])
+    for place, entry in zip(impressions.layout.number_of, impressions.layout.numbers, strict=True):
+        flat = entry.kind_of_field.column(impressions.number_QP[place], entry.parameters)
+        (stored,) = columns_of(entry)
         num_lists = row_offsets.size // 4 - 1
-        columns[entry.name] = pa.ListArray.from_buffers(_NUMBERS, num_lists, [None, row_offsets], children=[flat])
+        columns[entry.name] = pa.ListArray.from_buffers(stored.type, num_lists, [None, row_offsets], children=[flat])
     for many, entry in enumerate(impressions.layout.many):
         value_V, weight_V = impressions.of_many(many)
         length_I = impressions.length_MP[many]
@@ -167,10 +166,6 @@ def _impression_columns(
 def _lists(kind: pa.DataType, offsets: pa.Buffer, values: np.ndarray) -> pa.ListArray:
     flat = pa.array(np.ascontiguousarray(values), kind)
     return pa.ListArray.from_buffers(list_of(kind), offsets.size // 4 - 1, [None, offsets], children=[flat])
-
-
-def _numbers(number_P: np.ndarray) -> pa.Array:
-    return pa.array(number_P, mask=np.isnan(number_P))
 
 
 def _group_ids(id_N: np.ndarray) -> pa.Array:

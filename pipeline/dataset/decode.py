@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.kinds import NUMBER, STORED_KINDS
 from pipeline.dataset.manifest import (
     LABELS,
     MISSING,
@@ -38,6 +39,8 @@ class Decoder:
         """A value as people read it."""
         if index == MISSING:
             return "missing"
+        if index_text := STORED_KINDS[field.kind].index_text:
+            return index_text(field.parameters, index - NUM_RESERVED_ROWS)
         if field.hash_buckets:
             return f"bucket {index - NUM_RESERVED_ROWS}"
         return "out of vocabulary" if index == OUT_OF_VOCABULARY else str(self.ids[field.name][index])
@@ -125,7 +128,7 @@ def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Map
 
 def _values(field: ManifestField, decoder: Decoder, value: Any, weights: Sequence[float] | None) -> str:
     """One value, or the first of many with their weights and how many there are."""
-    if field.kind == "numeric":
+    if field.stored == NUMBER:
         return "missing" if value is None else f"{value:g}"
     if field.arity == "one":
         return decoder.text(field, value)

@@ -5,13 +5,40 @@ Whoever reads a dataset asks for the form, not for the kind, so a new kind of a 
 How pipeline/ makes the column stands in pipeline/features/kinds/.
 """
 
-CATEGORICAL, NUMERIC = "categorical", "numeric"
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CATEGORICAL, NUMERIC, BUCKETIZED = "categorical", "numeric", "bucketized"
 
 INDEX, NUMBER = "index", "number"
 FORMS = (INDEX, NUMBER)
 
-#: Kind of field → the form of its column.
-STORED_AS = {
-    CATEGORICAL: INDEX,  # hashed fields too: they are categorical fields with hash_buckets
-    NUMERIC: NUMBER,
+
+@dataclass(frozen=True)
+class StoredKind:
+    """What a reader of a dataset must know of a kind of field."""
+
+    form: str  # INDEX or NUMBER
+    of_number: bool = False  # whether the log has one number of it a line
+    table: str = ""  # a word for the rows of its embedding table, if they are no ids of a vocabulary
+    #: (parameters of the field, index less the reserved ones) → the text that people read
+    index_text: Callable[[Mapping[str, Any], int], str] | None = None
+
+
+def _interval(parameters: Mapping[str, Any], bucket: int) -> str:
+    """Say which numbers fall into a bucket of a bucketized field."""
+    boundaries = parameters["boundaries"]
+    if bucket == 0:
+        return f"below {boundaries[0]:g}"
+    if bucket == len(boundaries):
+        return f"{boundaries[-1]:g} or more"
+    return f"{boundaries[bucket - 1]:g} to below {boundaries[bucket]:g}"
+
+
+#: Kind of field → what a dataset has of it. Hashed fields are categorical ones with hash_buckets.
+STORED_KINDS = {
+    CATEGORICAL: StoredKind(INDEX),
+    NUMERIC: StoredKind(NUMBER, of_number=True),
+    BUCKETIZED: StoredKind(INDEX, of_number=True, table="buckets", index_text=_interval),
 }

@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from pathlib import PurePosixPath
 from typing import Any
 
 import xxhash
 from pyarrow import fs as pafs
 
-from pipeline.dataset.kinds import CATEGORICAL, STORED_AS
+from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 
@@ -36,18 +37,19 @@ class ManifestField:
     scope: str  # context | impression
     arity: str  # one | many
     weighted: bool
-    num_rows: int  # rows of the embedding table, the reserved ones included; 0 for a numeric field
-    vocabulary: str  # path of its Parquet file relative to the dataset; empty for hashed and numeric fields
+    num_rows: int  # rows of the embedding table, the reserved ones included; 0 without a table
+    vocabulary: str  # path of its Parquet file relative to the dataset; empty for fields without one
     vocabulary_xxh3: str
-    kind: str = CATEGORICAL  # categorical | numeric
+    kind: str = CATEGORICAL  # one of dataset.kinds
     hash_buckets: int = 0  # index = 2 + hash(raw id) mod hash_buckets where it is not 0
     mean: float | None = None  # µ and σ of a numeric field over the train split, for tanh((v − µ)/σ) (ESM² eq. 17)
     std: float | None = None
+    parameters: Mapping[str, Any] = dataclass_field(default_factory=dict, hash=False)  # of its kind: boundaries, …
 
     @property
     def stored(self) -> str:
         """The form of its column: INDEX or NUMBER."""
-        return STORED_AS[self.kind]
+        return STORED_KINDS[self.kind].form
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """The canonical text: the same dataset gives the same bytes."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=True) + "\n"
+        content = asdict(self)
+        for entry in content["fields"]:
+            if not entry["parameters"]:
+                del entry["parameters"]
+        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
     @property
     def xxh3(self) -> str:
@@ -156,9 +162,9 @@ class Manifest:
 
 def _field_from_json(raw: Mapping[str, Any], where: str) -> ManifestField:
     field = ManifestField(**raw)
-    if field.kind not in STORED_AS:
+    if field.kind not in STORED_KINDS:
         raise InputError(
-            f"{where} has the field {field.name} of kind={field.kind}, and this release knows {', '.join(STORED_AS)}; "
+            f"{where} has the field {field.name} of kind={field.kind}, and this release knows {', '.join(STORED_KINDS)}; "
             "use the release that wrote the dataset, or preprocess the source again with this one."
         )
     return field

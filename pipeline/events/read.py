@@ -257,7 +257,7 @@ def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], lis
     """(the columns f0 w0 f1 …, whether each numeric field and each of arity many is bad)."""
     columns, bad = [], []
     for number, entry in enumerate(fields):
-        if entry.is_numeric:
+        if entry.reads_numbers:
             value, is_bad = texts.number_of(entry.raw_id)
             columns.append(value.alias(f"f{number}"))
             bad.append(is_bad)

@@ -101,7 +101,7 @@ def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray
     if not pa.types.is_list(column.type):
         length_L = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
         values = column.drop_null().to_numpy()
-        return (length_L, np.zeros(len(values), np.int64), values) if entry.is_numeric else (length_L, values, None)
+        return (length_L, np.zeros(len(values), np.int64), values) if entry.reads_numbers else (length_L, values, None)
     length_L = pc.list_value_length(column).to_numpy().astype(np.int64)
     weights = rows.column(f"w{number}").flatten().to_numpy() if entry.weighted else None
     return length_L, column.flatten().to_numpy(), weights

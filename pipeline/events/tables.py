@@ -152,10 +152,12 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
                 "a list, or text with source.events.list_separator between them."
             )
     ids = {*entry.user, *entry.item, *entry.id, *entry.context}
-    ids |= {field.raw_id for field in fields.fields if not field.is_numeric}
+    ids |= {field.raw_id for field in fields.fields if not field.reads_numbers}
     for table in tables:
         _check_ids(table, sorted(ids & set(table.columns)))
-        _check_numbers(table, sorted({field.raw_id for field in fields.numerics} & set(table.columns)))
+        _check_numbers(
+            table, sorted({field.raw_id for field in fields.fields if field.reads_numbers} & set(table.columns))
+        )
 
 
 def _check_ids(table: Table, columns: Sequence[str]) -> None:

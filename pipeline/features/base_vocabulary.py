@@ -20,7 +20,7 @@ from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.locations import open_location
 
-_SAME = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets")
+_SAME = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets", "parameters")
 
 
 @dataclass(frozen=True)

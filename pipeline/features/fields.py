@@ -5,17 +5,21 @@ The only module that knows raw ids; the names and ids themselves are data, in co
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config.features import FeaturesSettings, FieldSettings
-from pipeline.dataset.kinds import CATEGORICAL, NUMERIC, STORED_AS
-from pipeline.dataset.manifest import LABELS, NUM_RESERVED_ROWS
+from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS
+from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
+from pipeline.features.kinds.categorical import MAX_IDS
+from pipeline.features.kinds.field_kind import FieldKind
+from pipeline.features.kinds.registry import FIELD_KINDS, field_kind
 
 SCOPES = ("context", "impression")
 ARITIES = ("one", "many")
-KINDS = (CATEGORICAL, NUMERIC)
-_MOST_ROWS = 2**31 - 1 - NUM_RESERVED_ROWS  # an index is an int32
+#: Settings that only some kinds of fields have.
+_OF_KINDS = sorted(frozenset().union(*(kind.settings for kind in FIELD_KINDS.values())))
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 #: Columns of a dataset that are no field's (dataset.schema); what ends so stands beside a field's own column.
 _RESERVED = ("context_id", "group_id", "impression_id", "timestamp", *LABELS)
@@ -33,23 +37,29 @@ class Field:
     weighted: bool
     min_count: int
     max_ids: int | None = None  # None: no limit
-    kind: str = CATEGORICAL  # categorical | numeric
+    kind: str = CATEGORICAL  # one of dataset.kinds
     hash_buckets: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of its kind, as in the manifest
 
     @property
     def is_counted(self) -> bool:
         """Whether its ids get their index from a vocabulary."""
-        return self.kind == CATEGORICAL and not self.hash_buckets
+        return self.kind_of_field.is_counted
 
     @property
     def stored(self) -> str:
         """The form of its column: INDEX or NUMBER."""
-        return STORED_AS[self.kind]
+        return STORED_KINDS[self.kind].form
 
     @property
-    def is_numeric(self) -> bool:
+    def reads_numbers(self) -> bool:
         """Whether a line has a number of it, where others have ids."""
-        return self.kind == NUMERIC
+        return self.kind_of_field.reads_numbers
+
+    @property
+    def kind_of_field(self) -> FieldKind:
+        """What its kind does."""
+        return field_kind(self.kind, self.hash_buckets)
 
 
 @dataclass(frozen=True)
@@ -65,28 +75,31 @@ class Catalogue:
         return tuple(entry for entry in self.fields if entry.scope == scope)
 
     @property
-    def numerics(self) -> tuple[Field, ...]:
-        """The numeric fields of both scopes."""
-        return tuple(entry for entry in self.fields if entry.is_numeric)
+    def measured(self) -> tuple[Field, ...]:
+        """The fields of both scopes whose mean and standard deviation are taken."""
+        return tuple(entry for entry in self.fields if entry.kind_of_field.needs_moments)
 
     def places(self, chosen: Sequence[Field]) -> list[int]:
         """For each field of the catalogue its position in `chosen`, -1 where it is not there."""
         return [chosen.index(entry) if entry in chosen else -1 for entry in self.fields]
 
-    def number_places(self, numerics: Sequence[Field]) -> list[int]:
-        """For each field the position in `numerics` of the one that its values bring, -1 for none."""
-        return self.places([self.source_of(entry) for entry in numerics])
+    def number_places(self, chosen: Sequence[Field]) -> list[int]:
+        """For each field the position in `chosen` of the one whose number its values bring, -1 for none."""
+        return self.places([self.source_of(entry) for entry in chosen])
 
     def read_fields(self, scope: str) -> tuple[Field, ...]:
         """The fields that the features of a raw line are read as: each raw id once, as ids where a field takes its ids."""
         return tuple(entry for entry in self.of_scope(scope) if self.source_of(entry) is entry)
 
     def source_of(self, entry: Field) -> Field:
-        """The field whose values bring those of `entry`: itself, but for a number behind the ids of another field."""
-        if self.timed or not entry.is_numeric:  # the tables of an event log have columns, which many may read
+        """The field whose values bring those of `entry`: itself, but for a number behind another field of its raw id.
+
+        That is the one that takes the ids, or else the first one that takes the number.
+        """
+        if self.timed or not entry.reads_numbers:  # the tables of an event log have columns, which many may read
             return entry
-        others = (other for other in self.fields if other.raw_id == entry.raw_id and not other.is_numeric)
-        return next(others, entry)
+        same = [other for other in self.fields if other.raw_id == entry.raw_id]
+        return next((other for other in same if not other.reads_numbers), same[0])
 
     def __getitem__(self, name: str) -> Field:
         return next(entry for entry in self.fields if entry.name == name)
@@ -95,8 +108,8 @@ class Catalogue:
 def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, max_ids: int | None = None) -> Catalogue:
     """Check `settings` and give the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
 
-    Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but for a numeric beside a
-    categorical field of its scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a
+    Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but for fields of other
+    kinds and the same scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a
     group that is no context field.
     """
     if not settings.fields:
@@ -107,10 +120,10 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
             if other.raw_id == entry.raw_id and (other.kind == entry.kind or other.scope != entry.scope):
                 raise InputError(
                     f"features.fields.{entry.name}.raw_id={entry.raw_id} already belongs to {other.name}; every field "
-                    "needs a raw id of its own, but for a numeric field beside a categorical one of the same scope."
+                    "needs a raw id of its own, but for fields of different kinds and the same scope."
                 )
     contexts = [
-        entry.name for entry in entries if entry.scope == "context" and entry.arity == "one" and not entry.is_numeric
+        entry.name for entry in entries if entry.scope == "context" and entry.arity == "one" and not entry.reads_numbers
     ]
     if settings.group and settings.group not in contexts:
         raise InputError(
@@ -131,7 +144,7 @@ def _checked(name: str, entry: FieldSettings, min_count: int, max_ids: int | Non
     words: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "scope": (entry.scope, SCOPES),
         "arity": (entry.arity, ARITIES),
-        "kind": (entry.kind, KINDS),
+        "kind": (entry.kind, tuple(FIELD_KINDS)),
     }
     for key, (value, allowed) in words.items():
         if value not in allowed:
@@ -145,33 +158,27 @@ def _checked(name: str, entry: FieldSettings, min_count: int, max_ids: int | Non
     if count < 1:
         raise InputError(f"features.fields.{name}.min_count={count} is below 1; 1 keeps every id.")
     most = max_ids if entry.max_ids is None else entry.max_ids
-    if most is not None and not 1 <= most <= _MOST_ROWS:
+    if most is not None and not 1 <= most <= MAX_IDS:
         raise InputError(
-            f"features.fields.{name}.max_ids={most} is not between 1 and {_MOST_ROWS}; leave it out (or null) to keep all."
+            f"features.fields.{name}.max_ids={most} is not between 1 and {MAX_IDS}; leave it out (or null) to keep all."
         )
+    parameters = field_kind(entry.kind, entry.hash_buckets).parameters(entry)
     return Field(
-        name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count, most, entry.kind, entry.hash_buckets
-    )
+        name, str(entry.raw_id), entry.scope, entry.arity, entry.weighted, count, most, entry.kind, entry.hash_buckets,
+        parameters,
+    )  # fmt: skip
 
 
 def _check_kind(name: str, entry: FieldSettings) -> None:
-    """InputError where settings of one kind of field stand on another."""
-    if entry.kind == NUMERIC and (entry.arity != "one" or entry.weighted):
-        raise InputError(
-            f"features.fields.{name} is numeric with arity={entry.arity}, weighted={entry.weighted}; a numeric field is one "
-            "number a line, so leave both out."
-        )
-    if not 0 <= entry.hash_buckets <= _MOST_ROWS:
-        raise InputError(
-            f"features.fields.{name}.hash_buckets={entry.hash_buckets} is not between 1 and {_MOST_ROWS}; "
-            "0 or nothing keeps a vocabulary."
-        )
-    what = NUMERIC if entry.kind == NUMERIC else "hashed" if entry.hash_buckets else ""
-    of_ids = {"min_count": entry.min_count, "max_ids": entry.max_ids}
-    if entry.kind == NUMERIC:
-        of_ids["hash_buckets"] = entry.hash_buckets or None
-    for key, value in of_ids.items() if what else ():
-        if value is not None:
+    """Raise InputError where a setting is wrong for the kind of the field, or belongs to another kind."""
+    kind, where = field_kind(entry.kind, entry.hash_buckets), f"features.fields.{name}"
+    kind.check(where, entry)
+    unset = FieldSettings(entry.raw_id, entry.scope)
+    for key in _OF_KINDS:
+        value = getattr(entry, key)
+        if key not in kind.settings and value != getattr(unset, key):
+            takers = [other for other, of in FIELD_KINDS.items() if key in of.settings]
             raise InputError(
-                f"features.fields.{name}.{key}={value} is for ids that are counted, and the field is {what}; leave it out."
+                f"{where}.{key}={value} is for a field of kind {' or '.join(takers)}, and the field is {kind.what}; "
+                "leave it out."
             )

@@ -71,7 +71,7 @@ class Counting:
     def count(self, batches: Batches) -> Batches:
         """Split numbers → COUNTED."""
         catalogue = self.reader.catalogue
-        numerics = () if self.base else catalogue.numerics  # a base has their moments already
+        numerics = () if self.base else catalogue.measured  # a base has their moments already
         number_F = np.array(catalogue.number_places(numerics), np.int64)
         is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
         tally, counter, moments = Tally(), Counter(), Moments(len(numerics))
@@ -166,7 +166,7 @@ def _run(begun: "DataFrame", counting: Counting) -> "pa.Table":
 def _gathered(
     job: Job, table: "pa.Table", sighted: Partitions, fields: Sequence[Field], base: list[Vocabulary] | None
 ) -> Counted:
-    tally, moments, sightings = Tally(), Moments(len(job.catalogue.numerics)), []
+    tally, moments, sightings = Tally(), Moments(len(job.catalogue.measured)), []
     new, known = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
         if part == NO_PART:

@@ -19,7 +19,15 @@ from pipeline.audit.page import audit_page
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
 from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
-from pipeline.dataset.manifest import SPLITS, DatasetFile, Manifest, ManifestField, RowGroup, totals_of
+from pipeline.dataset.manifest import (
+    NUM_RESERVED_ROWS,
+    SPLITS,
+    DatasetFile,
+    Manifest,
+    ManifestField,
+    RowGroup,
+    totals_of,
+)
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import write_vocabulary
 from pipeline.passes.job import Counted, Job
@@ -96,14 +104,15 @@ def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str
 
 def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
     vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
+    num_rows = entry.kind_of_field.num_rows(vocabulary.num_rows - NUM_RESERVED_ROWS, entry.parameters)
     found = ManifestField(
-        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, vocabulary.num_rows, "", "", entry.kind,
-        entry.hash_buckets,
+        entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, num_rows, "", "", entry.kind,
+        entry.hash_buckets, parameters=entry.parameters,
     )  # fmt: skip
-    if entry.is_numeric:
+    if entry.kind_of_field.needs_moments:
         mean, std = _mean_std(job, entry, counted)
-        return replace(found, num_rows=0, mean=mean, std=std)
-    if entry.hash_buckets:
+        return replace(found, mean=mean, std=std)
+    if not entry.is_counted:
         return found
     file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
@@ -115,7 +124,7 @@ def _mean_std(job: Job, entry: Field, counted: Counted) -> tuple[float | None, f
     if job.base:
         before = job.base.field(entry.name)
         return before.mean, before.std
-    return counted.moments.mean_std(job.catalogue.numerics.index(entry))
+    return counted.moments.mean_std(job.catalogue.measured.index(entry))
 
 
 def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, pvariance
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from references.aliccp import Line, Period, is_validation, read_period, splitmix64
 
@@ -52,6 +53,11 @@ def number_of(line: Line, raw_id: str) -> float | None:
     return next((weight for name, _, weight in line.values if name == raw_id), None)
 
 
+def bucket_of(number: float | None, boundaries: list[float]) -> int:
+    """0 where missing, else 2 and one more for each boundary, as float32, that the number reaches."""
+    return 0 if number is None else 2 + sum(number >= float(np.float32(boundary)) for boundary in boundaries)
+
+
 def moments(period: Period, entry: Field, validation: float, seed: int) -> tuple[float, float]:
     """(mean, population standard deviation) over the lines of train contexts that have the number, in exact fractions."""
     of_scope = [line for line in period.parsed if len(line.raw.split(b",")) == (3 if entry.scope == "context" else 6)]
@@ -87,7 +93,7 @@ def kept_ids(
                 counts[name][value] += 1
     kept: dict[str, dict[int, int]] = {}
     for entry in fields.fields:
-        if not entry.is_numeric:
+        if not entry.reads_numbers:
             counter = counts[entry.raw_id]
             old = {value: counter.pop(value, 0) for value in base.get(entry.raw_id, [])}
             room = None if entry.max_ids is None else max(entry.max_ids - len(old), 0)
@@ -107,6 +113,12 @@ def assert_dataset_equals_reference(raw: Path, out: Path, settings: PreprocessSe
     for entry in manifest.fields:
         if entry.hash_buckets:
             assert (entry.num_rows, entry.vocabulary) == (entry.hash_buckets + 2, "")
+            continue
+        if entry.kind == "bucketized":
+            boundaries = settings.features.fields[entry.name].boundaries
+            assert boundaries
+            assert (entry.num_rows, entry.vocabulary, entry.mean) == (len(boundaries) + 3, "", None)
+            assert entry.parameters == {"boundaries": boundaries}
             continue
         if entry.kind == "numeric":
             wanted_moments = moments(periods["train"], fields[entry.name], validation, seed)
@@ -148,8 +160,10 @@ def assert_row_equals(
     assert row["group_id"] == (users[0] if users else None)
     for entry in fields.fields:
         owners = [context] if entry.scope == "context" else lines
-        if entry.is_numeric:
-            numbers = [number_of(line, entry.raw_id) for line in owners]
+        if entry.reads_numbers:
+            numbers: list[float | None] = [number_of(line, entry.raw_id) for line in owners]
+            if entry.kind == "bucketized":
+                numbers = [bucket_of(number, entry.parameters["boundaries"]) for number in numbers]
             assert row[entry.name] == (numbers[0] if entry.scope == "context" else numbers), entry.name
             continue
         expected = [expected_values(line, entry, kept) for line in owners]

@@ -52,7 +52,7 @@ def carry_over(
 
 def rows_before(data_before: str, old: ManifestField, data: str, new: ManifestField) -> np.ndarray:
     """int64 [rows of `new`]: the row of `old` that has the same raw id, or -1; reserved rows and buckets stay what they are."""
-    if new.hash_buckets:
+    if not new.vocabulary:
         return np.arange(new.num_rows)
     was, is_now = _vocabulary(data_before, old), _vocabulary(data, new)
     place_of = pc.index_in(is_now["raw_id"], value_set=was["raw_id"].combine_chunks())

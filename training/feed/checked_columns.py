@@ -5,9 +5,6 @@ Readers trust nothing (DESIGN §4). FBGEMM, left alone, would log "setting idx t
 
 # Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), V values.
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 
 from pipeline.dataset.manifest import ManifestField, RowGroup
@@ -43,8 +40,10 @@ class CheckedColumns:
 
     def context_ids(self) -> list[str]:
         """The key of each row, as logged."""
-        with self._column_named("context_id"):
+        try:
             return self._stored.columns["context_id"].texts(self._stored.num_rows)
+        except DamagedColumn as error:
+            raise self.error("context_id", str(error)) from error
 
     def group_ids(self) -> np.ndarray:
         """int64 [R]; NO_GROUP where missing."""
@@ -122,17 +121,14 @@ class CheckedColumns:
             raise self.error(column, "lists of another length than impression_id's")
 
     def _lists(self, column: str) -> ListValues:
-        with self._column_named(column):
+        try:
             return self._stored.columns[column].lists(self._stored.num_rows)
+        except DamagedColumn as error:
+            raise self.error(column, str(error)) from error
 
     def _numbers_or(self, column: str, missing: float) -> NullableValues:
-        with self._column_named(column):
-            return self._stored.columns[column].numbers(self._stored.num_rows, missing)
-
-    @contextlib.contextmanager
-    def _column_named(self, column: str) -> Iterator[None]:
         try:
-            yield
+            return self._stored.columns[column].numbers(self._stored.num_rows, missing)
         except DamagedColumn as error:
             raise self.error(column, str(error)) from error
 

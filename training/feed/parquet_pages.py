@@ -7,8 +7,7 @@ which the bits are stored say where each list begins. All other columns are left
 
 # Shapes: R rows, P pages, V values, L levels.
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,8 @@ from training.feed.parquet_page_kernels import LENGTH_BYTES, begins_page_v2, spl
 
 #: Definition and repetition levels of a number or string, of a number that may be null, of a list of numbers.
 _LEVELS = ((0, 0), (1, 0), (1, 1))
+#: What decoding bytes that may be anything raises.
+_UNDECODABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 _CODEC = pa.Codec("zstd")
 _TEXT = np.dtype(np.uint8)
 _TYPES: dict[str, np.dtype] = {
@@ -74,14 +75,18 @@ class ColumnPages:
         return NullableValues(whole, is_missing, None)
 
     def texts(self, num_rows: int) -> list[str]:
-        with _damage_named():
+        try:
             return self._texts(num_rows)
+        except _UNDECODABLE as error:
+            raise _damage(error) from error
 
     def _decoded(self, num_rows: int) -> ListValues:
         """Decode the values of all rows; a row that is null has no value."""
         assert self.form.dtype is not _TEXT
-        with _damage_named():
+        try:
             parts, offsets_R = self._pages(num_rows, self.form.dtype.itemsize)
+        except _UNDECODABLE as error:
+            raise _damage(error) from error
         values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.form.dtype), *parts])
         return ListValues(values, offsets_R)
 
@@ -156,12 +161,8 @@ def pages_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainCol
     }
 
 
-@contextlib.contextmanager
-def _damage_named() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DamagedColumn(f"pages that cannot be decoded ({str(error).splitlines()[0]})") from error
+def _damage(error: Exception) -> DamagedColumn:
+    return DamagedColumn(f"pages that cannot be decoded ({str(error).splitlines()[0]})")
 
 
 def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:

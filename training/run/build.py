@@ -85,7 +85,14 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed
         checkpoint.load_towers(placed, towers, found)
 
 
-_SAME = ("scope", "arity", "weighted", "kind", "hash_buckets")  # of a field, for its rows and inputs to mean the same
+_SAME = (
+    "scope",
+    "arity",
+    "weighted",
+    "kind",
+    "hash_buckets",
+    "parameters",
+)  # of a field, for its rows and inputs to mean the same
 
 
 def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:

@@ -54,5 +54,5 @@ def test_a_kind_that_this_release_does_not_know_is_refused(tmp_path: Path) -> No
     raw = json.loads((tmp_path / MANIFEST).read_text())
     raw["fields"][0]["kind"] = "quantized"
     (tmp_path / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=r"of kind=quantized, and this release knows categorical, numeric"):
+    with pytest.raises(InputError, match=r"of kind=quantized, and this release knows categorical, numeric, bucketized"):
         load_manifest(tmp_path)

@@ -30,14 +30,22 @@ def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_co
         ({"a": FieldSettings("1", "context"), "b": FieldSettings("2", "impression")}, "b", "choose one of a"),
         ({"a": FieldSettings("1", "context", max_ids=0)}, "", "a.max_ids=0 is not between 1 and"),
         ({"a": FieldSettings("1", "context", hash_buckets=2**31)}, "", "a.hash_buckets=2147483648 is not between 1"),
-        ({"a": FieldSettings("1", "context", max_ids=9, hash_buckets=5)}, "", "a.max_ids=9 is for ids .* is hashed"),
-        ({"a": FieldSettings("1", "context", kind="numeric", hash_buckets=5)}, "", "a.hash_buckets=5 is for ids"),
+        (
+            {"a": FieldSettings("1", "context", max_ids=9, hash_buckets=5)},
+            "",
+            "a.max_ids=9 is for a field of kind categorical, .* is hashed",
+        ),
+        (
+            {"a": FieldSettings("1", "context", kind="numeric", hash_buckets=5)},
+            "",
+            "a.hash_buckets=5 is for a field of kind categorical",
+        ),
         ({"a": FieldSettings("1", "context", kind="text")}, "", "kind=text is not one of categorical, numeric"),
         ({"a": FieldSettings("1", "context", "many", kind="numeric")}, "", "a is numeric with arity=many"),
         (
             {"a": FieldSettings("1", "context", kind="numeric", min_count=3)},
             "",
-            "a.min_count=3 is for ids .* is numeric",
+            "a.min_count=3 is for .* is numeric",
         ),
         (
             {"a": FieldSettings("1", "context", kind="numeric"), "b": FieldSettings("1", "context", kind="numeric")},
@@ -47,7 +55,7 @@ def test_the_order_of_the_configuration_is_the_order_of_the_catalogue_and_min_co
         (
             {"a": FieldSettings("1", "context"), "b": FieldSettings("1", "impression", kind="numeric")},
             "",
-            "beside a categorical one of the same scope",
+            "fields of different kinds and the same scope",
         ),
         ({"a": FieldSettings("1", "context", kind="numeric")}, "a", "a is not a categorical context field"),
     ],

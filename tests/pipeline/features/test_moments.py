@@ -31,7 +31,7 @@ NUMERIC = (
     "features=aliccp_numeric",
     "+features.fields.gender_weight={raw_id: '124', scope: context, kind: numeric}",  # always 1.0
     "~features.fields.user_brands",
-    "+features.fields.brand_strength={raw_id: 127_14, scope: context, kind: numeric}",  # its ids are no field
+    "+features.fields.brand_strength={raw_id: '127_14', scope: context, kind: numeric}",  # its ids are no field
     "+features.fields.never={raw_id: '77', scope: context, kind: numeric}",
 )
 
@@ -76,7 +76,7 @@ def test_the_number_of_a_line_is_the_one_behind_the_first_id_whether_or_not_a_fi
         impression_line(3, 0, 0, key_of(1), [("702", 5, "-0.0")]),
     ]
     parsed = parse.parse(b"\n".join([*lines, b""]), True, names_of(fields, "impression"))
-    number_F = np.array(fields.number_places(fields.numerics))
+    number_F = np.array(fields.number_places(fields.measured))
     number_LQ = numbers_of(parsed, number_F, 2)
     np.testing.assert_array_equal(number_LQ, np.array([[0.5, -300], [np.nan, np.nan], [-0.0, np.nan]], np.float32))
     assert [fields.fields[number].name for number in parsed.field_V] == ["cross", "price", "cross", "cross"]

@@ -132,7 +132,7 @@ def read_period(directory: Path, period: str, catalogue: Catalogue, checks: Mapp
     found = Period()
     for table, scope in (("common_features", "context"), ("sample_skeleton", "impression")):
         # A number behind the ids of another field is no feature of its own.
-        entries = sorted(catalogue.of_scope(scope), key=lambda entry: not entry.is_numeric)
+        entries = sorted(catalogue.of_scope(scope), key=lambda entry: not entry.reads_numbers)
         arity_of = {entry.raw_id: entry.arity for entry in entries}
         found.num_lines[table] = 0
         for name, text in _files(directory, f"{table}_{period}"):
