@@ -41,7 +41,7 @@ class Decoder:
             return "missing"
         if index_text := STORED_KINDS[field.kind].index_text:
             return index_text(field.parameters, index - NUM_RESERVED_ROWS)
-        if field.hash_buckets:
+        if not field.vocabulary:
             return f"bucket {index - NUM_RESERVED_ROWS}"
         return "out of vocabulary" if index == OUT_OF_VOCABULARY else str(self.ids[field.name][index])
 
