@@ -17,6 +17,8 @@ LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 # A module by its dotted name, or a file by its path from the root.
 MODULE = re.compile(r"(?<![\w./-])(?!benchmarks\.md)(?:pipeline|training|jobs|benchmarks)(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w./-])(?:pipeline|training|jobs|benchmarks|tests|conf|docker|docs)/[\w/.-]*\w")
+# A file that a page tells you to write.
+NEW_FILE = re.compile(r"^# new file: (\S+)\.py$", re.MULTILINE)
 # Petastorm's own tests, which its wheel ships.
 PETASTORMS = re.compile(r"\| (?:hdfs/|workers_pool/)?tests/test_\w+\.py \|")
 
@@ -49,6 +51,9 @@ def test_every_symbol_in_a_link_is_defined_by_the_file_that_the_link_opens(page:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_module_and_every_file_that_a_page_names_is_there(page: Path) -> None:
     text = PETASTORMS.sub("", page.read_text())
+    for name in NEW_FILE.findall(text):
+        assert not (ROOT / f"{name}.py").exists()
+        text = text.replace(name, "").replace(name.replace("/", "."), "")
     for name in MODULE.findall(text):
         assert is_module_or_symbol(name), f"{page.name} names {name}, which is not there"
     for name in FILE.findall(text):

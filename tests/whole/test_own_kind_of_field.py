@@ -13,7 +13,7 @@ from pipeline.dataset.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"## A kind of field of your own\n(.*?)\n## ", re.DOTALL)
-BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```python\n# (?:new file: )?(\S+)\n(.*?)```", re.DOTALL)
 FIELDS = (
     "+features.fields.strength={raw_id: '508',scope: impression,kind: magnitude}",
     "+features.fields.strength_itself={raw_id: '508',scope: impression,kind: numeric}",

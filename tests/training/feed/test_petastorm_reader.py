@@ -4,6 +4,9 @@ That the stock pool does lose row groups is shown nowhere here: how often depend
 of 40 row groups with one worker when it was measured).
 """
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
 import threading
@@ -13,9 +16,16 @@ from types import ModuleType
 
 import pytest
 
-from training.feed.petastorm_reader import OrderedPool, PlannedReader
+from training.feed import petastorm_reader
+from training.feed.petastorm_reader import OrderedPool, PlannedReader, RowGroupWorker
 
+import petastorm  # isort: skip  (after the port alone)
+from petastorm.arrow_reader_worker import ArrowReaderWorker  # isort: skip
+from petastorm.reader import Reader  # isort: skip
+from petastorm.workers_pool import thread_pool  # isort: skip
 from petastorm.workers_pool.tests import test_ventilator, test_workers_pool  # isort: skip  (after the port alone)
+from petastorm.workers_pool.thread_pool import ThreadPool  # isort: skip
+from petastorm.workers_pool.ventilator import ConcurrentVentilator  # isort: skip
 from petastorm.workers_pool.worker_base import WorkerBase  # isort: skip
 
 
@@ -36,6 +46,52 @@ for removed in ("pyarrow.filesystem", "pyarrow.hdfs"):
     raise AssertionError(removed)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+#: What petastorm_reader.py touches of petastorm without its being public: class → attributes of its instances.
+PRIVATE = {
+    ThreadPool: {"_ventilator", "_ventilated_items", "_results_queues", "_workers", "_ventilator_queues"},
+    ConcurrentVentilator: {
+        "_ventilate_fn", "_items_to_ventilate", "_iterations_remaining",
+        "_ventilated_items_count", "_processed_items_count", "_max_ventilation_queue_size",
+    },
+    ArrowReaderWorker: {"_split_pieces", "publish_func"},
+    Reader: {
+        "_results_queue_reader", "_workers_pool", "cache", "is_batched_reader", "last_row_consumed", "ngram",
+        "num_epochs", "schema", "stopped", "ventilator",
+    },
+}  # fmt: skip
+
+
+def attributes_of(source: str) -> set[str]:
+    """The attributes of self that a text reads or writes."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("parent", PRIVATE, ids=lambda parent: parent.__name__)
+def test_petastorm_still_has_every_private_name_that_we_use(parent: type) -> None:
+    theirs = set().union(*(attributes_of(inspect.getsource(sys.modules[of.__module__])) for of in parent.__mro__[:-1]))
+    assert PRIVATE[parent] <= theirs, f"petastorm {petastorm.__version__} has renamed {PRIVATE[parent] - theirs}"
+
+
+def test_we_use_no_private_name_of_petastorm_that_is_not_listed() -> None:
+    ours = set(inspect.signature(RowGroupWorker.__init__).parameters) | {"_num_processed", "_deal", "_load"}
+    used = {name for name in attributes_of(inspect.getsource(petastorm_reader)) if name.startswith("_")}
+    assert used - ours == {name for names in PRIVATE.values() for name in names if name.startswith("_")}
+
+
+def test_petastorms_parent_of_our_worker_takes_the_arguments_that_it_is_given() -> None:
+    taken = re.search(r"super\(ArrowReaderWorker, self\).__init__(.*?)\n    @staticmethod", inspect.getsource(ArrowReaderWorker), re.DOTALL)  # fmt: skip
+    assert taken
+    numbers = [int(number) for number in re.findall(r"args\[(\d+)\]", taken[1])]
+    assert sorted(numbers) == list(range(12))
+    assert re.search(r"_split_pieces = args\[4\]", taken[1])
+    assert re.search(r"_local_cache = args\[5\]", taken[1])
+    assert thread_pool.IO_TIMEOUT_INTERVAL_S == petastorm_reader._LOOK_AGAIN_S
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
