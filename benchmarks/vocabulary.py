@@ -24,18 +24,18 @@ from pipeline.features.vocabulary import vocabularies
 Result = TypeVar("Result")
 
 
-def pairs(numbers: list[int], sparse: bool) -> np.ndarray:
+def drawn_pairs(numbers: list[int], sparse: bool) -> np.ndarray:
     """int64 [P, 2] as a Counter gives them: distinct ids of each field in no order, and count · 2^16 + field."""
     draw = np.random.default_rng(1)
-    pair_P2 = np.empty((sum(numbers), 2), np.int64)
+    pairs = np.empty((sum(numbers), 2), np.int64)
     at = 0
     for field, number in enumerate(numbers):
         # Multiplied by an odd number, ids stay distinct and lie anywhere in 62 bits; else they are dense.
         ids = np.arange(number) * 0x1234567DEADBEF % (1 << 62) if sparse else draw.permutation(number)
-        pair_P2[at : at + number, 0] = ids
-        pair_P2[at : at + number, 1] = (draw.geometric(0.05, number) << 16) + field
+        pairs[at : at + number, 0] = ids
+        pairs[at : at + number, 1] = (draw.geometric(0.05, number) << 16) + field
         at += number
-    return pair_P2
+    return pairs
 
 
 def clocked(what: str, num_ids: int, work: Callable[[], Result]) -> Result:
@@ -56,9 +56,9 @@ def main() -> None:
     fields = [Field(f"field_{i}", str(i), "context", "one", False, 1) for i in range(len(numbers))]
     print(f"{processor()} · {num_ids:,} ids, {'sparse' if sparse else 'dense'}")
     print("| on the driver | CPU s | peak memory, GB | bytes an id |\n|---|---|---|---|")
-    pair_P2 = pairs(numbers, sparse)
-    found = clocked("vocabularies: ranked", num_ids, partial(vocabularies, pair_P2, fields))
-    del pair_P2  # as the driver's goes, once it is ranked
+    pairs = drawn_pairs(numbers, sparse)
+    found = clocked("vocabularies: ranked", num_ids, partial(vocabularies, pairs, fields))
+    del pairs  # as the driver's goes, once it is ranked
     lookup = clocked("lookup tables", num_ids, lambda: lookup_of(found))
     with tempfile.TemporaryDirectory() as folder:
         paths = clocked("written for the workers", num_ids, lambda: lookup.save(Path(folder)))

@@ -4,9 +4,10 @@ Context lines go one by one; impressions are sorted by context within the chunk 
 runs too. What could not be parsed goes along whole, to the quarantine.
 """
 
-# Shapes: L lines of the chunk, V values, F fields, M fields of arity many, W words, R runs.
+# Shapes: L lines of the chunk, V values, F fields, M fields of arity many, Q numbers, C columns of a line, W words, R runs.
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -101,23 +102,54 @@ def _encode(
     number_LQ = numbers_of(parsed, layout.number_F, layout.num_numbers)
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
+    times = np.empty(0, np.int64) if timestamp_L is None else timestamp_L
+    indices = lookup.indices_of(parsed.field_V, parsed.id_V)
     _encode_lines(
-        order, is_first, label_L, parsed.line_LC, parsed.field_V, parsed.id_V,
-        lookup.indices_of(parsed.field_V, parsed.id_V), parsed.weight_V.view(np.int32),
-        np.empty(0, np.int64) if timestamp_L is None else timestamp_L, layout.header,
-        layout.one_F, layout.many_F, layout.is_weighted_M, len(layout.ones), number_LQ.view(np.int32), layout.group,
-        chunk.source.table == SKELETON,
-        word_W, begin_L,
+        _Lines(parsed.line_LC, order, is_first, label_L, times, number_LQ.view(np.int32)),
+        _Values(parsed.field_V, parsed.id_V, indices, parsed.weight_V.view(np.int32)),
+        _Places(layout.one_F, layout.many_F, layout.is_weighted_M, layout.header, len(layout.ones), layout.group),
+        chunk.source.table == SKELETON, word_W, begin_L,
     )  # fmt: skip
     return word_W[: begin_L[-1]], begin_L
 
 
+class _Lines(NamedTuple):
+    """The lines of a chunk, and those that are encoded."""
+
+    line_LC: np.ndarray
+    order: np.ndarray  # int64: the lines to encode
+    is_first: np.ndarray  # bool, as `order`: whether a run begins with the line
+    labels: np.ndarray  # int64, as `order`
+    timestamp_L: np.ndarray  # int64; empty where the log has none
+    number_LQ: np.ndarray  # int32: the bits of float32
+
+
+class _Values(NamedTuple):
+    """The values of all lines of a chunk."""
+
+    field_V: np.ndarray
+    id_V: np.ndarray
+    index_V: np.ndarray
+    weight_bits_V: np.ndarray
+
+
+class _Places(NamedTuple):
+    """Where a field's values stand in a record (records.Layout)."""
+
+    one_F: np.ndarray
+    many_F: np.ndarray
+    is_weighted_M: np.ndarray
+    header: int
+    num_ones: int
+    group: int
+
+
 @nb.njit(cache=True)
-def _encode_lines(  # type: ignore[no-untyped-def]
-    order, is_first, label_L, line_LC, field_V, id_V, index_V, weight_bits_V, timestamp_L, header,
-    one_F, many_F, is_weighted_M, num_ones, number_LQ, group, is_skeleton,
-    word_W, begin_L,
-):  # fmt: skip
+def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type: ignore[no-untyped-def]
+    # Taken apart here: numba would count references for every access to an array of a tuple inside the loops.
+    line_LC, order, is_first, label_L, timestamp_L, number_LQ = lines
+    field_V, id_V, index_V, weight_bits_V = values
+    one_F, many_F, is_weighted_M, header, num_ones, group = places
     num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
     value_at = np.empty(num_many, np.int64)  # where the next value of each field of arity many goes
     weight_at = np.empty(num_many, np.int64)
@@ -127,11 +159,12 @@ def _encode_lines(  # type: ignore[no-untyped-def]
         line = order[i]
         first = line_LC[line - 1, line_columns.VALUES_END] if line else 0
         last = line_LC[line, line_columns.VALUES_END]
+        # header | ones | numbers | lengths | values of all fields of arity many | their weights
         lengths = begin + header + num_ones + num_numbers
         word_W[begin + header : lengths + num_many] = 0
         for number in range(num_numbers):
             word_W[begin + header + num_ones + number] = number_LQ[line, number]
-        for v in range(first, last):
+        for v in range(first, last):  # how many values each field has, so that the places of all are known
             many = many_F[field_V[v]]
             if many >= 0:
                 word_W[lengths + many] += 1
@@ -144,7 +177,7 @@ def _encode_lines(  # type: ignore[no-untyped-def]
                 weight_at[many] = end
                 end += word_W[lengths + many]
         id_ = line_LC[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
-        for v in range(first, last):
+        for v in range(first, last):  # each value to its place
             field = np.int64(field_V[v])
             many = many_F[field]
             if many < 0:

@@ -1,12 +1,12 @@
 """Contexts: the records of a context, brought together by Spark's sort, become context rows of at most K impressions.
 
-    sorted records ─Grouper─▶ whole groups ─select()─▶ which impressions make which row, and which lines are set aside
+    sorted records ─grouped()─▶ whole groups ─select()─▶ which impressions make which row, and which lines are rejected
 
 A group is the first context line of its key and the impressions in the order of the log. Later context lines,
-impressions without a context line and impressions whose id came before are set aside.
+impressions without a context line and impressions whose id came before are rejected.
 """
 
-# Shapes: R records, G groups, I impressions kept, N rows, X lines set aside, W words, S slots.
+# Shapes: R records, G groups, I impressions kept, N rows, X rejected lines, W words.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from pipeline.errors import InputError
 from pipeline.kernels.hashing import mix
 from pipeline.kernels.jit import nb
 
+#: Columns of Selected.rejects.
+ORDINAL, LINE_OFFSET, REJECT_REASON = range(3)
 _MOST_BYTES = (1 << 31) - (64 << 20)  # of the records of a context, which become one Arrow array
 
 
@@ -34,7 +36,7 @@ class Selected:
     context_N: np.ndarray  # int64, where the context of a row begins
     first_N: np.ndarray  # int64, the row's first impression in impression_I
     impression_I: np.ndarray  # int64, where an impression begins
-    reject_X3: np.ndarray  # int64: ordinal, offset, reason
+    rejects: np.ndarray  # int64 [X, 3]: ordinal of the file, offset of the line in it, reason
     num_contexts: int  # with one row or more
     num_contexts_alone: int  # without any impression line
 
@@ -42,7 +44,7 @@ class Selected:
 def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The sorted records again, cut between groups only: the last group of a batch waits for the next.
 
-    Impressions without a context line do not wait, for each is set aside by itself: a key that stands for "unknown" may
+    Impressions without a context line do not wait, for each is rejected by itself: a key that stands for "unknown" may
     have a large share of a log. InputError for a context that is too long to be held.
     """
     held: list[pa.RecordBatch] = []
@@ -95,15 +97,15 @@ def select(batch: pa.RecordBatch, max_impressions: int) -> Selected:
     num_impressions, num_records = int(num_R.sum()), len(tag_R)
     context_N, first_N = np.empty(num_impressions, np.int64), np.empty(num_impressions + 1, np.int64)
     impression_I = np.empty(num_impressions, np.int64)
-    reject_X3 = np.empty((num_impressions + num_records, 3), np.int64)
+    rejects = np.empty((num_impressions + num_records, 3), np.int64)
     num_rows, num_kept, num_rejected, num_contexts, num_alone = _select(
         word_W, begin_R, tag_R, ordinal_R, batch.column("offset").to_numpy(), first_G, num_R, max_impressions,
-        context_N, first_N, impression_I, reject_X3,
+        context_N, first_N, impression_I, rejects,
     )  # fmt: skip
     hash_N = hash_R[np.searchsorted(begin_R, context_N[:num_rows])]
     return Selected(
         word_W, hash_N, context_N[:num_rows], first_N[:num_rows], impression_I[:num_kept],
-        reject_X3[:num_rejected].copy(), num_contexts, num_alone,
+        rejects[:num_rejected].copy(), num_contexts, num_alone,
     )  # fmt: skip
 
 
@@ -128,41 +130,46 @@ def _num_impressions(word_W, begin_R, tag_R):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _select(  # type: ignore[no-untyped-def]
     word_W, begin_R, tag_R, ordinal_R, offset_R, first_G, num_R, max_impressions,
-    context_N, first_N, impression_I, reject_X3,
+    context_N, first_N, impression_I, rejects,
 ):  # fmt: skip
-    """Fill the outputs; (rows, impressions kept, lines set aside, contexts with rows, contexts alone)."""
-    seen_S = np.empty(256, np.int64)  # impression ids of this group, by hash
-    stamp_S = np.full(256, -1, np.int64)  # the group that filled a slot, so that nothing need be cleared
+    """Fill the outputs. Returns the numbers of rows, impressions kept, rejected lines, contexts with rows, contexts alone.
+
+    records   | context | context | run of 3 | run of 2 | context | run …
+    groups    |<------------ g ----------------------->|<----- g + 1 …      first_G: where each begins among the records
+              kept       rejected   rows of at most max_impressions
+    """
+    seen = np.empty(256, np.int64)  # a hash set of the impression ids of this group
+    filled_by = np.full(256, -1, np.int64)  # the group that filled a slot, so that nothing need be cleared
     num_rows = num_kept = num_rejected = num_contexts = num_alone = 0
     for g in range(len(first_G) - 1):
-        context = -1
+        context = -1  # the word at which the group's context begins; the sort has put it first
         num_here = 0
         for r in range(first_G[g], first_G[g + 1]):
             num_here += num_R[r]
-        while len(seen_S) < 2 * num_here:
-            seen_S = np.empty(2 * len(seen_S), np.int64)
-            stamp_S = np.full(len(seen_S), -1, np.int64)
-        in_row = max_impressions
+        while len(seen) < 2 * num_here:  # at least half of the slots stay empty, or probing gets long
+            seen = np.empty(2 * len(seen), np.int64)
+            filled_by = np.full(len(seen), -1, np.int64)
+        in_row = max_impressions  # impressions of the row that is open; none is, so the first one opens one
         for r in range(first_G[g], first_G[g + 1]):
             if tag_R[r] == CONTEXT_TAG:
                 if context < 0:
                     context = begin_R[r]
                     continue
-                reject_X3[num_rejected, 0] = ordinal_R[r]
-                reject_X3[num_rejected, 1] = offset_R[r]
-                reject_X3[num_rejected, 2] = DUPLICATE_CONTEXT
+                rejects[num_rejected, ORDINAL] = ordinal_R[r]
+                rejects[num_rejected, LINE_OFFSET] = offset_R[r]
+                rejects[num_rejected, REJECT_REASON] = DUPLICATE_CONTEXT
                 num_rejected += 1
                 continue
             position = begin_R[r]
-            while position < begin_R[r + 1]:
+            while position < begin_R[r + 1]:  # the impressions of a run, one behind the other
                 reason = MISSING_CONTEXT
                 if context >= 0:
                     id_ = wide(word_W, position + records.ID)
-                    reason = 0 if _is_new(seen_S, stamp_S, id_, g) else DUPLICATE_IMPRESSION
+                    reason = 0 if _is_new(seen, filled_by, id_, g) else DUPLICATE_IMPRESSION
                 if reason:
-                    reject_X3[num_rejected, 0] = ordinal_R[r]
-                    reject_X3[num_rejected, 1] = offset_R[r] + word_W[position + records.OFFSET]
-                    reject_X3[num_rejected, 2] = reason
+                    rejects[num_rejected, ORDINAL] = ordinal_R[r]
+                    rejects[num_rejected, LINE_OFFSET] = offset_R[r] + word_W[position + records.OFFSET]
+                    rejects[num_rejected, REJECT_REASON] = reason
                     num_rejected += 1
                 else:
                     if in_row == max_impressions:
@@ -181,13 +188,13 @@ def _select(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _is_new(seen_S, stamp_S, id_, group):  # type: ignore[no-untyped-def]
+def _is_new(seen, filled_by, id_, group):  # type: ignore[no-untyped-def]
     """Enter an impression id into its group's set; False if it was there."""
-    slot = np.int64(mix(np.uint64(id_)) & np.uint64(len(seen_S) - 1))
-    while stamp_S[slot] == group:
-        if seen_S[slot] == id_:
+    slot = np.int64(mix(np.uint64(id_)) & np.uint64(len(seen) - 1))
+    while filled_by[slot] == group:
+        if seen[slot] == id_:
             return False
-        slot = (slot + 1) & (len(seen_S) - 1)
-    stamp_S[slot] = group
-    seen_S[slot] = id_
+        slot = (slot + 1) & (len(seen) - 1)
+    filled_by[slot] = group
+    seen[slot] = id_
     return True

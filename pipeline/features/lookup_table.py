@@ -1,7 +1,7 @@
 """The lookup tables of all fields, as four .npy files that the workers of a host map into memory and share.
 
 A field whose largest id is at most 8 times its distinct ids gets a direct table (index by id: one load), any other an
-open-addressing hash. All fields lie one behind the other; `place_F3` says where. A hashed field needs no table.
+open-addressing hash. All fields lie one behind the other; `places` says where. A hashed field needs no table.
 """
 
 # Shapes: F fields of the catalogue, D words of the direct tables, S slots of the hash tables.
@@ -18,20 +18,20 @@ from pipeline.kernels.jit import nb
 
 DIRECT_FACTOR = 8
 _EMPTY = -1  # no raw id is negative
-#: Columns of place_F3; MASK is the number of slots less one, or DIRECT for a direct table, or HASHED for SIZE buckets.
+#: Columns of places; MASK is the number of slots less one, or DIRECT for a direct table, or HASHED for SIZE buckets.
 BEGIN, SIZE, MASK = range(3)
 DIRECT, HASHED = -1, -2
-_PARTS = ("place_F3", "direct_D", "key_S", "index_S")
+_PARTS = ("places", "direct", "keys", "indices")
 
 
 @dataclass(frozen=True)
 class Lookup:
     """The tables of every field."""
 
-    place_F3: np.ndarray  # int64: BEGIN and SIZE in direct_D or slots, MASK
-    direct_D: np.ndarray  # int32
-    key_S: np.ndarray  # int64
-    index_S: np.ndarray  # int32
+    places: np.ndarray  # int64: BEGIN and SIZE in direct or slots, MASK
+    direct: np.ndarray  # int32
+    keys: np.ndarray  # int64
+    indices: np.ndarray  # int32
 
     def save(self, directory: Path, name: str = "lookup") -> list[Path]:
         """Write the four files; `name` tells several lookups of a job apart."""
@@ -49,35 +49,35 @@ class Lookup:
     def indices_of(self, field_V: np.ndarray, id_V: np.ndarray) -> np.ndarray:
         """int32 [V]: the index of each raw id in its field; OUT_OF_VOCABULARY where it has none, and it is not hashed."""
         index_V = np.empty(len(id_V), np.int32)
-        _look_up(field_V, id_V, self.place_F3, self.direct_D, self.key_S, self.index_S, index_V)
+        _look_up(field_V, id_V, self.places, self.direct, self.keys, self.indices, index_V)
         return index_V
 
 
 def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
     """Build the tables."""
-    place_F3 = np.zeros((len(vocabularies), 3), np.int64)
+    places = np.zeros((len(vocabularies), 3), np.int64)
     direct, keys, indices = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     num_direct = num_slots = 0
     for field, vocabulary in enumerate(vocabularies):
         id_N = vocabulary.id_N
         largest = int(id_N.max()) if len(id_N) else -1
         if vocabulary.hash_buckets:
-            place_F3[field] = 0, vocabulary.hash_buckets, HASHED
+            places[field] = 0, vocabulary.hash_buckets, HASHED
         elif largest < DIRECT_FACTOR * len(id_N) or not len(id_N):
-            place_F3[field] = num_direct, largest + 1, DIRECT
+            places[field] = num_direct, largest + 1, DIRECT
             direct.append(np.full(largest + 1, OUT_OF_VOCABULARY, np.int32))
             direct[-1][id_N] = np.arange(NUM_RESERVED_ROWS, vocabulary.num_rows)
             num_direct += largest + 1
         else:
             slots = 1 << (2 * len(id_N)).bit_length()
-            place_F3[field] = num_slots, slots, slots - 1
+            places[field] = num_slots, slots, slots - 1
             keys.append(np.full(slots, _EMPTY, np.int64))
             indices.append(np.zeros(slots, np.int32))
             _insert(id_N, keys[-1], indices[-1])
             num_slots += slots
     # mmap refuses an empty file, hence one word behind the end of each.
     return Lookup(
-        place_F3,
+        places,
         np.concatenate([*direct, np.zeros(1, np.int32)]),
         np.concatenate([*keys, np.zeros(1, np.int64)]),
         np.concatenate([*indices, np.zeros(1, np.int32)]),
@@ -85,33 +85,31 @@ def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
 
 
 @nb.njit(cache=True)
-def _insert(id_N, key_S, index_S):  # type: ignore[no-untyped-def]
+def _insert(id_N, keys, indices):  # type: ignore[no-untyped-def]
     for i in range(len(id_N)):
-        slot = np.int64(mix(np.uint64(id_N[i])) & np.uint64(len(key_S) - 1))
-        while key_S[slot] != _EMPTY:
-            slot = (slot + 1) & (len(key_S) - 1)
-        key_S[slot] = id_N[i]
-        index_S[slot] = i + NUM_RESERVED_ROWS
+        slot = np.int64(mix(np.uint64(id_N[i])) & np.uint64(len(keys) - 1))
+        while keys[slot] != _EMPTY:
+            slot = (slot + 1) & (len(keys) - 1)
+        keys[slot] = id_N[i]
+        indices[slot] = i + NUM_RESERVED_ROWS
 
 
 @nb.njit(cache=True)
-def _look_up(field_V, id_V, place_F3, direct_D, key_S, index_S, index_V):  # type: ignore[no-untyped-def]
+def _look_up(field_V, id_V, places, direct, keys, indices, index_V):  # type: ignore[no-untyped-def]
     # One loop without a call: numba would count references to all tables for every value, 56 of then 63 ns.
     for v in range(len(id_V)):
-        begin, mask = place_F3[field_V[v], BEGIN], place_F3[field_V[v], MASK]
+        begin, mask = places[field_V[v], BEGIN], places[field_V[v], MASK]
         raw_id = id_V[v]
         index = np.int32(OUT_OF_VOCABULARY)
         if mask == HASHED:
-            index = np.int32(
-                np.int64(mix(np.uint64(raw_id)) % np.uint64(place_F3[field_V[v], SIZE])) + NUM_RESERVED_ROWS
-            )
+            index = np.int32(np.int64(mix(np.uint64(raw_id)) % np.uint64(places[field_V[v], SIZE])) + NUM_RESERVED_ROWS)
         elif mask < 0:
-            if raw_id < place_F3[field_V[v], SIZE]:
-                index = direct_D[begin + raw_id]
+            if raw_id < places[field_V[v], SIZE]:
+                index = direct[begin + raw_id]
         else:
             slot = np.int64(mix(np.uint64(raw_id)) & np.uint64(mask))
-            while key_S[begin + slot] != raw_id and key_S[begin + slot] != _EMPTY:
+            while keys[begin + slot] != raw_id and keys[begin + slot] != _EMPTY:
                 slot = (slot + 1) & mask
-            if key_S[begin + slot] == raw_id:
-                index = index_S[begin + slot]
+            if keys[begin + slot] == raw_id:
+                index = indices[begin + slot]
         index_V[v] = index

@@ -27,31 +27,31 @@ class Moments:
     """How many numbers each of Q fields had, their sum and the sum of their squares; exact."""
 
     def __init__(self, num_numbers: int) -> None:
-        self._sum_QE4 = np.zeros((num_numbers, _EXPONENTS, 4), np.int64)
+        self._sums = np.zeros((num_numbers, _EXPONENTS, 4), np.int64)
 
     def add(self, number_LQ: np.ndarray) -> None:
         """Add numbers; NaN is none."""
-        _add(number_LQ.view(np.int32), self._sum_QE4)
+        _add(number_LQ.view(np.int32), self._sums)
 
     def to_bytes(self) -> bytes:
         """For the way from a task to the driver: (field, exponent, sums) of the exponents that occurred."""
-        field_R, exponent_R = np.nonzero(self._sum_QE4[:, :, _NUMBER])
-        row_R6 = np.column_stack([field_R, exponent_R, self._sum_QE4[field_R, exponent_R]])
-        return row_R6.astype(np.int64).tobytes()
+        field_R, exponent_R = np.nonzero(self._sums[:, :, _NUMBER])
+        rows = np.column_stack([field_R, exponent_R, self._sums[field_R, exponent_R]])
+        return rows.astype(np.int64).tobytes()
 
     def merge(self, blob: Any) -> None:
         """Add what to_bytes() of another gave."""
-        row_R6 = np.frombuffer(blob, np.int64).reshape(-1, 6)
-        self._sum_QE4[row_R6[:, 0], row_R6[:, 1]] += row_R6[:, 2:]
+        rows = np.frombuffer(blob, np.int64).reshape(-1, 6)
+        self._sums[rows[:, 0], rows[:, 1]] += rows[:, 2:]
 
     def mean_std(self, place: int) -> tuple[float, float]:
         """(mean, population standard deviation) of one field; (0, 0) where there was no number, and std 0 for a constant."""
-        sum_E4 = self._sum_QE4[place].tolist()
-        number = sum(sums[_NUMBER] for sums in sum_E4)
+        by_exponent = self._sums[place].tolist()
+        number = sum(sums[_NUMBER] for sums in by_exponent)
         if not number:
             return 0.0, 0.0
         total = squares = 0  # in units of 2^-149 and of 2^-298
-        for exponent, (_, mantissas, low, high) in enumerate(sum_E4):
+        for exponent, (_, mantissas, low, high) in enumerate(by_exponent):
             shift = max(exponent, 1) - 1  # subnormal numbers have the scale of the first exponent
             total += mantissas << shift
             squares += (low + (high << _MANTISSA_BITS)) << 2 * shift
@@ -61,7 +61,7 @@ class Moments:
 
 
 @nb.njit(cache=True)
-def _add(bits_LQ, sum_QE4):  # type: ignore[no-untyped-def]
+def _add(bits_LQ, all_sums):  # type: ignore[no-untyped-def]
     for line in range(len(bits_LQ)):
         for place in range(bits_LQ.shape[1]):
             bits = np.int64(bits_LQ[line, place])
@@ -72,7 +72,7 @@ def _add(bits_LQ, sum_QE4):  # type: ignore[no-untyped-def]
             if exponent > 0:
                 mantissa |= 1 << 23
             square = mantissa * mantissa
-            sums = sum_QE4[place, exponent]
+            sums = all_sums[place, exponent]
             sums[_NUMBER] += 1
             sums[_SUM] += -mantissa if bits < 0 else mantissa
             sums[_SQUARES_LOW] += square & 0xFFFFFF

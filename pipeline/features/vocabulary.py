@@ -30,7 +30,7 @@ class Counter:
     """Counts of (field, id) in one open-addressing table of two words a slot: the id, and count · 2^16 + field."""
 
     def __init__(self) -> None:
-        self._slot_S2 = np.zeros((1 << 12, 2), np.int64)
+        self._table = np.zeros((1 << 12, 2), np.int64)
         self._num_pairs = 0
 
     def __len__(self) -> int:
@@ -39,37 +39,37 @@ class Counter:
     def add(self, field_V: np.ndarray, id_V: np.ndarray, chosen_V: np.ndarray) -> None:
         """Count each chosen value once."""
         self._reserve(int(np.count_nonzero(chosen_V)))
-        self._num_pairs += _count_values(self._slot_S2, field_V, id_V, chosen_V)
+        self._num_pairs += _count_values(self._table, field_V, id_V, chosen_V)
 
-    def add_pairs(self, pair_P2: np.ndarray) -> None:
+    def add_pairs(self, pairs: np.ndarray) -> None:
         """Add the counts of another counter's pairs."""
-        self._reserve(len(pair_P2))
-        self._num_pairs += _count_pairs(self._slot_S2, pair_P2)
+        self._reserve(len(pairs))
+        self._num_pairs += _count_pairs(self._table, pairs)
 
     def pairs(self) -> np.ndarray:
         """int64 [P, 2]: id, count · 2^16 + field; in no particular order."""
-        return self._slot_S2[self._slot_S2[:, 1] > 0]
+        return self._table[self._table[:, 1] > 0]
 
     def parts(self, num_parts: int) -> Iterator[tuple[int, bytes]]:
         """(partition, its pairs as bytes) for every partition that has any."""
-        pair_P2 = self.pairs()
-        part_P = _parts_of(pair_P2, num_parts)
+        pairs = self.pairs()
+        part_P = _parts_of(pairs, num_parts)
         order = np.argsort(part_P, kind="stable")
         bounds = np.searchsorted(part_P[order], np.arange(num_parts + 1))
         for part in range(num_parts):
             chosen = order[bounds[part] : bounds[part + 1]]
             if len(chosen):
-                yield part, pair_P2[chosen].tobytes()
+                yield part, pairs[chosen].tobytes()
 
     def _reserve(self, more: int) -> None:
         """Keep at least half of the slots empty, or probing gets long."""
-        slots = len(self._slot_S2)
+        slots = len(self._table)
         while 2 * (self._num_pairs + more) > slots:
             slots *= 2
-        if slots > len(self._slot_S2):
-            pair_P2 = self.pairs()
-            self._slot_S2 = np.zeros((slots, 2), np.int64)
-            _count_pairs(self._slot_S2, pair_P2)
+        if slots > len(self._table):
+            pairs = self.pairs()
+            self._table = np.zeros((slots, 2), np.int64)
+            _count_pairs(self._table, pairs)
 
 
 def pairs_of(blob: Any) -> np.ndarray:
@@ -77,19 +77,19 @@ def pairs_of(blob: Any) -> np.ndarray:
     return np.require(np.frombuffer(blob, np.int64).reshape(-1, 2), requirements="A")
 
 
-def fields_of(pair_P2: np.ndarray) -> np.ndarray:
+def fields_of(pairs: np.ndarray) -> np.ndarray:
     """int64 [P]: the number of each pair's field."""
-    return pair_P2[:, 1] & _FIELD_MASK
+    return pairs[:, 1] & _FIELD_MASK
 
 
-def frequent(pair_P2: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+def frequent(pairs: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
     """The pairs whose count reaches their field's minimum, and of these no more than the field may have ids."""
     least_F = np.array([entry.min_count for entry in fields])
-    pair_P2 = pair_P2[pair_P2[:, 1] >> _COUNT_SHIFT >= least_F[fields_of(pair_P2)]]
+    pairs = pairs[pairs[:, 1] >> _COUNT_SHIFT >= least_F[fields_of(pairs)]]
     if all(entry.max_ids is None for entry in fields):
-        return pair_P2
-    chosen = [ids[: entry.max_ids] for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True)]
-    return pair_P2[np.concatenate(chosen)]
+        return pairs
+    chosen = [ids[: entry.max_ids] for ids, entry in zip(_ranked(pairs, len(fields)), fields, strict=True)]
+    return pairs[np.concatenate(chosen)]
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,19 @@ class Vocabulary:
         return pa.table(columns | ({"text": pa.array(self.texts, pa.string())} if self.texts else {}))
 
 
-def vocabularies(pair_P2: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
+def vocabularies(pairs: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
     """The vocabulary of each field of the catalogue, from the frequent pairs in any order."""
     found = []
-    for ids, entry in zip(_ranked(pair_P2, len(fields)), fields, strict=True):
+    for ids, entry in zip(_ranked(pairs, len(fields)), fields, strict=True):
         kept = ids[: entry.max_ids]
-        found.append(Vocabulary(pair_P2[kept, 0], pair_P2[kept, 1] >> _COUNT_SHIFT, hash_buckets=entry.hash_buckets))
+        found.append(Vocabulary(pairs[kept, 0], pairs[kept, 1] >> _COUNT_SHIFT, hash_buckets=entry.hash_buckets))
     return found
 
 
-def _ranked(pair_P2: np.ndarray, num_fields: int) -> list[np.ndarray]:
+def _ranked(pairs: np.ndarray, num_fields: int) -> list[np.ndarray]:
     """The positions of the pairs of each field, by falling count, ties by raw id."""
-    field_P, count_P = fields_of(pair_P2), pair_P2[:, 1] >> _COUNT_SHIFT
-    order = np.lexsort((pair_P2[:, 0], -count_P, field_P))
+    field_P, count_P = fields_of(pairs), pairs[:, 1] >> _COUNT_SHIFT
+    order = np.lexsort((pairs[:, 0], -count_P, field_P))
     bounds = np.searchsorted(field_P[order], np.arange(num_fields + 1))
     return [order[begin:end] for begin, end in pairwise(bounds)]
 
@@ -143,50 +143,50 @@ def _home(raw_id, field, slots):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, inline="always")
-def _slot_of(slot_S2, raw_id, field):  # type: ignore[no-untyped-def]
+def _slot_of(table, raw_id, field):  # type: ignore[no-untyped-def]
     """The slot that holds the pair, or the empty slot where it belongs."""
-    slots = len(slot_S2)
+    slots = len(table)
     slot = _home(raw_id, field, slots)
-    while slot_S2[slot, 1] != 0 and (slot_S2[slot, 0] != raw_id or (slot_S2[slot, 1] & _FIELD_MASK) != field):
+    while table[slot, 1] != 0 and (table[slot, 0] != raw_id or (table[slot, 1] & _FIELD_MASK) != field):
         slot = (slot + 1) & (slots - 1)
     return slot
 
 
 @nb.njit(cache=True)
-def _count_values(slot_S2, field_V, id_V, chosen_V):  # type: ignore[no-untyped-def]
+def _count_values(table, field_V, id_V, chosen_V):  # type: ignore[no-untyped-def]
     num_new = 0
     for i in range(len(id_V)):
         if not chosen_V[i]:
             continue
         field = np.int64(field_V[i])
-        slot = _slot_of(slot_S2, id_V[i], field)
-        if slot_S2[slot, 1] == 0:
-            slot_S2[slot, 0] = id_V[i]
-            slot_S2[slot, 1] = field
+        slot = _slot_of(table, id_V[i], field)
+        if table[slot, 1] == 0:
+            table[slot, 0] = id_V[i]
+            table[slot, 1] = field
             num_new += 1
-        slot_S2[slot, 1] += 1 << _COUNT_SHIFT
+        table[slot, 1] += 1 << _COUNT_SHIFT
     return num_new
 
 
 @nb.njit(cache=True)
-def _count_pairs(slot_S2, pair_P2):  # type: ignore[no-untyped-def]
+def _count_pairs(table, pairs):  # type: ignore[no-untyped-def]
     num_new = 0
-    for i in range(len(pair_P2)):
-        field = pair_P2[i, 1] & _FIELD_MASK
-        slot = _slot_of(slot_S2, pair_P2[i, 0], field)
-        if slot_S2[slot, 1] == 0:
-            slot_S2[slot, 0] = pair_P2[i, 0]
-            slot_S2[slot, 1] = field
+    for i in range(len(pairs)):
+        field = pairs[i, 1] & _FIELD_MASK
+        slot = _slot_of(table, pairs[i, 0], field)
+        if table[slot, 1] == 0:
+            table[slot, 0] = pairs[i, 0]
+            table[slot, 1] = field
             num_new += 1
-        slot_S2[slot, 1] += pair_P2[i, 1] - field
+        table[slot, 1] += pairs[i, 1] - field
     return num_new
 
 
 @nb.njit(cache=True)
-def _parts_of(pair_P2, num_parts):  # type: ignore[no-untyped-def]
-    part_P = np.empty(len(pair_P2), np.int64)
-    for i in range(len(pair_P2)):
+def _parts_of(pairs, num_parts):  # type: ignore[no-untyped-def]
+    part_P = np.empty(len(pairs), np.int64)
+    for i in range(len(pairs)):
         # The upper half: the lower bits choose the slot, and a part must not fill one corner of the merged table.
-        hashed = mix(np.uint64(pair_P2[i, 0]) ^ (np.uint64(pair_P2[i, 1] & _FIELD_MASK) * _FIELD_SALT))
+        hashed = mix(np.uint64(pairs[i, 0]) ^ (np.uint64(pairs[i, 1] & _FIELD_MASK) * _FIELD_SALT))
         part_P[i] = np.int64(((hashed >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32))
     return part_P

@@ -119,13 +119,13 @@ class Counting:
                     counter.add_pairs(pairs_of(blob.as_buffer()))
         for part, blobs in sightings.items():
             yield _counted(part, duplicates.shared(self.sighted.kind_of(part)[0], blobs))
-        pair_P2 = counter.pairs()
+        pairs = counter.pairs()
         if self.base:
             lookup = Lookup.load(self.base(), BASE_LOOKUP)
-            is_known_P = lookup.indices_of(fields_of(pair_P2), pair_P2[:, 0]) >= NUM_RESERVED_ROWS
-            yield _counted(BASE_PART, pair_P2[is_known_P].tobytes())
-            pair_P2 = pair_P2[~is_known_P]
-        yield _counted(self.part_keys[0], frequent(pair_P2, self.fields).tobytes())
+            is_known_P = lookup.indices_of(fields_of(pairs), pairs[:, 0]) >= NUM_RESERVED_ROWS
+            yield _counted(BASE_PART, pairs[is_known_P].tobytes())
+            pairs = pairs[~is_known_P]
+        yield _counted(self.part_keys[0], frequent(pairs, self.fields).tobytes())
 
     def _handed_on(self, counter: Counter) -> Batches:
         for part, blob in counter.parts(len(self.part_keys)):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.aliccp.spark_lines import LineReader
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SourceFile, read_line_at
+from pipeline.contexts.group import LINE_OFFSET, ORDINAL
 from pipeline.passes.input import input_frame, split_numbers
 from pipeline.passes.job import Job
 from pipeline.passes.reports import REPORT, Batches, attempt_name, report_row
@@ -69,17 +70,17 @@ class Rereading:
         """Slice numbers → the report of a quarantine file each."""
         for number in split_numbers(batches):
             ordinal, begin, end = self.slices[number]
-            mine = [reject_X3[reject_X3[:, 0] == ordinal] for reject_X3 in map(self.staging.kept, self.rejects)]
-            reject_X3 = np.concatenate(mine)
-            reject_X3 = reject_X3[np.argsort(reject_X3[:, 1])][begin:end]
+            mine = [rejects[rejects[:, ORDINAL] == ordinal] for rejects in map(self.staging.kept, self.rejects)]
+            rejects = np.concatenate(mine)
+            rejects = rejects[np.argsort(rejects[:, LINE_OFFSET])][begin:end]
             path = self.staging.path(f"reread-{number:05d}-{attempt_name()}")
-            staged = write_quarantine(path, self._lines(self.sources[ordinal], reject_X3))
+            staged = write_quarantine(path, self._lines(self.sources[ordinal], rejects))
             yield report_row(self.staging.hand_in(staged, QUARANTINE, f"reread-{number:05d}") | {"number": number})
 
-    def _lines(self, source: SourceFile, reject_X3: np.ndarray) -> Batches:
+    def _lines(self, source: SourceFile, rejects: np.ndarray) -> Batches:
         with source.open() as stream:  # gzip streams forward, for the offsets rise
-            for start in range(0, len(reject_X3), 1024):
-                part = reject_X3[start : start + 1024]
+            for start in range(0, len(rejects), 1024):
+                part = rejects[start : start + 1024]
                 lines = [read_line_at(stream, offset) for offset in part[:, 1].tolist()]
                 reasons = [REASONS[reason] for reason in part[:, 2].tolist()]
                 yield quarantine_batch([source.name] * len(part), part[:, 1].tolist(), reasons, lines)
@@ -97,15 +98,15 @@ class Picking:
 
     def pick(self, batches: Batches) -> Batches:
         """Rows of `lines` → PICKED."""
-        reject_X3 = np.concatenate([self.staging.kept(place) for place in self.rejects])
-        reject_X3 = reject_X3[np.lexsort((reject_X3[:, 1], reject_X3[:, 0]))]
+        rejects = np.concatenate([self.staging.kept(place) for place in self.rejects])
+        rejects = rejects[np.lexsort((rejects[:, LINE_OFFSET], rejects[:, ORDINAL]))]
         for source, start, text in self.reader.texts(batches):
-            mine_X3 = reject_X3[reject_X3[:, 0] == source.ordinal]
-            first, last = np.searchsorted(mine_X3[:, 1], [start, start + len(text)]).tolist()
+            mine = rejects[rejects[:, ORDINAL] == source.ordinal]
+            first, last = np.searchsorted(mine[:, LINE_OFFSET], [start, start + len(text)]).tolist()
             found = [
                 (self._key(source.ordinal, first + number), source.ordinal, offset, reason,
                  text[offset - start : text.index(b"\n", offset - start)])
-                for number, (_, offset, reason) in enumerate(mine_X3[first:last].tolist())
+                for number, (_, offset, reason) in enumerate(mine[first:last].tolist())
             ]  # fmt: skip
             if found:
                 columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _PICKED_SCHEMA.types, strict=True)]  # fmt: skip

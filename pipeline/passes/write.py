@@ -19,7 +19,7 @@ from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import PERIODS, InputSplit, SourceFile
 from pipeline.contexts.buckets import Buckets, buckets_of
 from pipeline.contexts.encode import encode
-from pipeline.contexts.group import Selected, grouped, select
+from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selected, grouped, select
 from pipeline.contexts.records import SPARK_SCHEMA, layout_of
 from pipeline.contexts.rows import rows_of
 from pipeline.dataset.manifest import LABELS, SPLITS
@@ -114,25 +114,25 @@ class Writing:
         for batch in grouped(batches):
             selected = select(batch, self.max_impressions)
             self._count(found.tally, split, selected)
-            found.rejects.append(selected.reject_X3)
+            found.rejects.append(selected.rejects)
             if len(selected.context_N):
                 yield selected
 
     def _report(self, name: str, found: "Found") -> dict[str, Any]:
         report: dict[str, Any] = {"tally": found.tally.to_json()}
         report |= found.statistics.report(lambda what, array: self.staging.keep(f"{name}-{what}", array))
-        reject_X3 = np.concatenate(found.rejects)
-        if len(reject_X3):
-            report["rejects"] = self.staging.keep(f"{name}-rejects", reject_X3)
-            report["num_rejects"] = np.bincount(reject_X3[:, 0], minlength=len(self.sources)).tolist()
+        rejects = np.concatenate(found.rejects)
+        if len(rejects):
+            report["rejects"] = self.staging.keep(f"{name}-rejects", rejects)
+            report["num_rejects"] = np.bincount(rejects[:, ORDINAL], minlength=len(self.sources)).tolist()
         return report
 
     def _count(self, tally: Tally, split: int, selected: Selected) -> None:
         tally.add(split, "contexts", "written", selected.num_contexts)
         tally.add(split, "contexts", "without_impressions", selected.num_contexts_alone)
         tally.add(split, "impressions", "written", len(selected.impression_I))
-        ordinal_X, offset_X, reason_X = selected.reject_X3.T
-        for ordinal, reason in np.unique(selected.reject_X3[:, [0, 2]], axis=0).tolist():
+        ordinal_X, offset_X, reason_X = selected.rejects.T
+        for ordinal, reason in np.unique(selected.rejects[:, [ORDINAL, REJECT_REASON]], axis=0).tolist():
             chosen_X = (ordinal_X == ordinal) & (reason_X == reason)
             grain, name = GRAIN[self.sources[ordinal].table], REASONS[reason]
             tally.add(split, grain, name, int(np.count_nonzero(chosen_X)))

@@ -24,7 +24,7 @@ _BROKEN = -1
 
 @nb.njit(nogil=True, cache=True)
 def walk(
-    chunk: np.ndarray, is_list: bool, may_lack: bool, itemsize: int, offsets_R: np.ndarray, page_P4: np.ndarray
+    chunk: np.ndarray, is_list: bool, may_lack: bool, itemsize: int, offsets_R: np.ndarray, places: np.ndarray
 ) -> int:
     """The pages of `chunk`: where each row begins among the values, and of each page start, bytes, uncompressed bytes
     and whether it is compressed, of the values alone. Returns the number of pages, or _BROKEN.
@@ -46,7 +46,7 @@ def walk(
         num_levels, num_lacking, num_starts = header[_NUM_LEVELS], header[_NUM_NULLS], header[_NUM_ROWS]
         if (
             at < 0
-            or page == len(page_P4)
+            or page == len(places)
             or header[_PAGE_TYPE] != _DATA_PAGE_V2
             or header[_ENCODING] != _PLAIN
             or min(repetition, definition, stored, unpacked, num_levels, num_lacking, num_starts) < 0
@@ -74,8 +74,8 @@ def walk(
             while lacking < num_lacking and lacking_L[lacking] < start:
                 lacking += 1
             offsets_R[row + place] = value + start - lacking
-        page_P4[page, 0], page_P4[page, 1] = after, stored
-        page_P4[page, 2], page_P4[page, 3] = unpacked, header[_IS_COMPRESSED]
+        places[page, 0], places[page, 1] = after, stored
+        places[page, 2], places[page, 3] = unpacked, header[_IS_COMPRESSED]
         at += header[_COMPRESSED]
         page += 1
         row += num_starts

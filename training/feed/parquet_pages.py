@@ -112,12 +112,12 @@ class ColumnPages:
 
     def _pages(self, num_rows: int, itemsize: int) -> tuple[list[np.ndarray], np.ndarray]:
         """The values of each page, and int32 [R + 1] offsets into all of them."""
-        offsets_R, page_P4 = np.empty(num_rows + 1, np.int32), np.empty((num_rows + 1, 4), np.int64)
+        offsets_R, places = np.empty(num_rows + 1, np.int32), np.empty((num_rows + 1, 4), np.int64)
         content = np.frombuffer(self.pages, np.uint8)
-        num_pages = walk(content, self.form.is_list, self.form.may_lack, itemsize, offsets_R, page_P4)
+        num_pages = walk(content, self.form.is_list, self.form.may_lack, itemsize, offsets_R, places)
         if num_pages < 0 or offsets_R[-1] > self.num_levels:
             raise OSError("a page that does not hold together")
-        return [self._values(*page) for page in page_P4[:num_pages].tolist()], offsets_R
+        return [self._values(*page) for page in places[:num_pages].tolist()], offsets_R
 
     def _values(self, start: int, num_bytes: int, uncompressed: int, is_compressed: int) -> np.ndarray:
         stored = self.pages.slice(start, num_bytes)

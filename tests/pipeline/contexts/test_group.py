@@ -62,7 +62,7 @@ def test_later_contexts_orphans_and_repeated_ids_are_set_aside_with_their_offset
         context(3, 9),
     ]
     selected = select(batch_of(entries), 64)
-    assert selected.reject_X3.tolist() == [
+    assert selected.rejects.tolist() == [
         [3, 70, DUPLICATE_CONTEXT], [3, 110, DUPLICATE_IMPRESSION], [3, 200, DUPLICATE_IMPRESSION],
         [3, 300, MISSING_CONTEXT], [3, 310, MISSING_CONTEXT],
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_impressions_without_a_context_line_are_not_held_back() -> None:
     pieces = [batch_of([context(1, 0), run(1, 0, [5]), run(2, 9, [6])]), batch_of([run(2, 20, [7])]), batch_of([run(2, 40, [6]), context(3, 0)])]  # fmt: skip
     found = list(grouped(iter(pieces)))
     assert [piece.num_rows for piece in found] == [2, 1, 1, 1, 1]
-    rejects = [row for piece in found for row in select(piece, 64).reject_X3.tolist()]
+    rejects = [row for piece in found for row in select(piece, 64).rejects.tolist()]
     assert rejects == [[3, offset, MISSING_CONTEXT] for offset in (9, 20, 40)]
 
 

@@ -51,9 +51,9 @@ def test_merged_parts_of_several_tasks_hold_what_one_counter_would() -> None:
 
 def test_ids_come_by_falling_count_then_by_raw_id_and_rare_ones_are_cut_by_their_fields_minimum() -> None:
     counts = {(0, 7): 3, (0, 2): 3, (0, 9): 1, (1, 4): 1, (1, 5): 2}
-    pair_P2 = np.array([(raw_id, count << 16 | field) for (field, raw_id), count in counts.items()], np.int64)
+    pairs = np.array([(raw_id, count << 16 | field) for (field, raw_id), count in counts.items()], np.int64)
     fields = [Field(name, name, "context", "one", False, least) for name, least in (("a", 2), ("b", 1), ("c", 1))]
-    first, second, third = vocabularies(frequent(pair_P2, fields), fields)
+    first, second, third = vocabularies(frequent(pairs, fields), fields)
     assert (first.id_N.tolist(), first.count_N.tolist(), first.num_rows) == ([2, 7], [3, 3], 4)
     assert second.id_N.tolist() == [5, 4]
     assert third.num_rows == 2
@@ -96,8 +96,8 @@ def test_lookup_finds_every_id_in_direct_and_hashed_tables_and_nothing_else(tmp_
     ids = [dense, sparse, []]
     lookup_of([Vocabulary(np.array(each, np.int64), np.ones(len(each), np.int64)) for each in ids]).save(tmp_path)
     lookup = Lookup.load(tmp_path)
-    assert lookup.place_F3[0, 2] == -1, "a dense field has a direct table"
-    assert lookup.place_F3[1, 2] > 0, "a sparse field has a hash table"
+    assert lookup.places[0, 2] == -1, "a dense field has a direct table"
+    assert lookup.places[1, 2] > 0, "a sparse field has a hash table"
     for field, known in enumerate(ids):
         index = {raw_id: number + 2 for number, raw_id in enumerate(known)}
         asked = [*known, 1, 99, 10**9, 2**62 + 1, *range(100)]
