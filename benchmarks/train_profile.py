@@ -98,10 +98,10 @@ class Profiled:
         for kernel in placed.exchange.kernels:
             around(kernel.module, "forward", "lookup (FBGEMM)")
         around(placed, "forward", "the model, but its embeddings and towers, forward")
-        for tower in placed.model.towers:
+        for tower in placed.towers.children():
             around(tower, "forward", "towers, forward")
         around(placed, "differentiate", "autograd of graph and loss", lambda loss: [loss])
-        around(placed, "learn", "gradients of the towers put back")
+        around(placed, "learn", "gradients of replicated tables summed")
         around(
             placed.exchange,
             "learn",

@@ -25,6 +25,7 @@ from training.distributed.peer_exchange import Exchange, Kernel
 from training.distributed.settings import OptimizerSettings, ShardingSettings
 from training.distributed.sharded_model import Placed, Shard
 from training.distributed.sharding import plan_of, row_block
+from training.distributed.tower_gradients import data_parallel
 from training.distributed.world import World
 from training.model.counter_random import uniform_rows
 from training.model.entire_space import EntireSpaceModel
@@ -74,8 +75,10 @@ def place(
             values = uniform_rows(model.seed, shard.table, first_row, num_rows, dim, embedding.init_bound)
             part.copy_(torch.from_numpy(values))
     exchange = Exchange(_columns(fields, embedding, plan), _kernels(model), world)
-    adam = optimizers.adam(model.towers.parameters(), optimizer.towers)
-    return Placed(model, exchange, shards, adam, table_optimizer, optimizer, world)
+    towers = model.towers
+    adam = optimizers.adam(towers.parameters(), optimizer.towers)
+    model.towers = data_parallel(towers, world)
+    return Placed(model, towers, exchange, shards, adam, table_optimizer, optimizer, world)
 
 
 def _columns(fields: Sequence[ManifestField], embedding: EmbeddingSettings, plan: ShardingPlan) -> list[list[Column]]:

@@ -5,7 +5,6 @@ Between the last two nothing has changed yet, so the ranks can still find togeth
 
 # Shapes: B impressions.
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from training.distributed.id_messages import Message
 from training.distributed.peer_exchange import Exchange, Pooled
 from training.distributed.settings import OptimizerSettings
-from training.distributed.world import Pending, World
+from training.distributed.tower_gradients import sum_in_rank_order
+from training.distributed.world import World
 from training.feed.batch import Batch
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Query
@@ -47,7 +47,8 @@ class Passed:
 class Placed:
     """A model on its ranks. All ranks call everything in the same order."""
 
-    model: EntireSpaceModel  # its tables are TorchRec's now
+    model: EntireSpaceModel  # its tables are TorchRec's, its towers are wrapped in DDP
+    towers: nn.Module  # the same towers without DDP, whose names of parameters would begin with `module.`
     exchange: Exchange
     shards: list[Shard]  # this rank's
     tower_optimizer: torch.optim.Optimizer
@@ -65,11 +66,6 @@ class Placed:
         self._factor = 1.0
         self.num_updates = 0  # that this model has had, those of the run that it continues included
 
-    @property
-    def towers(self) -> nn.Module:
-        """The part that every rank holds."""
-        return self.model.towers
-
     def predict(self, batch: Batch, ids: Message | None = None) -> dict[Query, Tensor]:
         """edge → logit [B], outside training; `ids` where those of `batch` were sent before."""
         with torch.no_grad():
@@ -82,38 +78,26 @@ class Placed:
         pooled = self.exchange.look_up(ids)
         return Passed(self.model(pooled.context_CD, pooled.impression_BD, batch, run_step), pooled)
 
-    def differentiate(self, loss: Tensor) -> Pending:
-        """The gradients of the towers and of the pooled rows, before which no weight changes; the sum of the towers' over the
-        ranks is under way."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Compute the gradients of the towers, summed over the ranks, and those of this rank's pooled rows. No weight changes:
+        pooled rows are leaves of autograd."""
         self.tower_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        return self._start_sum(list(self.towers.parameters()))
 
-    def learn(self, passed: Passed, towers_gradient: Pending) -> None:
+    def learn(self, passed: Passed) -> None:
         """One step down the gradients that `differentiate` left, at the rates of the step of the forward pass."""
         for kernel in self._dense:
             kernel.weights.grad = None  # the tables are views of it
         self.exchange.learn(passed.pooled)  # sharded tables update in here
-        replicated = [kernel.weights for kernel in self._dense]
-        _put_back(self._start_sum(replicated), replicated)
-        _put_back(towers_gradient, list(self.towers.parameters()))
+        for kernel in self._dense:
+            if kernel.weights.grad is not None:
+                sum_in_rank_order(kernel.weights.grad, self.world)
         if self.settings.towers.clip_norm:
             nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
         self.tower_optimizer.step()
         if self.table_optimizer:
             self.table_optimizer.step()
         self.num_updates += 1
-
-    def _start_sum(self, parameters: Sequence[Tensor]) -> Pending:
-        """The sum over the ranks of the gradients of what every rank holds, in one message.
-
-        Not by DDP: it puts gradients into its buckets as the first backward pass of the process happens to give them, and
-        a sum over more than two ranks rounds by the place in the bucket, so that a resumed run would end with other bits.
-        """
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.world.size == 1 or not gradients:
-            return Pending(torch.empty(0))
-        return self.world.start_sum(torch.cat([gradient.flatten() for gradient in gradients]))
 
     def _begin_step(self, run_step: int) -> None:
         """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards.
@@ -137,12 +121,3 @@ class Placed:
             for group, rate in self._group_rates:
                 group["lr"] = rate * factor
             self._factor = factor
-
-
-def _put_back(total: Pending, parameters: Sequence[Tensor]) -> None:
-    """The sum of gradients that `Placed._start_sum` began, into the gradients of `parameters`."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    summed = total.wait()
-    if len(summed):
-        for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))

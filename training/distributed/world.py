@@ -22,6 +22,8 @@ from pipeline.errors import InputError
 from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import speaks
 
+_LEFT: dict[str, Any] = {}  # the process group of the last `join`
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -165,6 +167,9 @@ def join(settings: WorldSettings) -> Iterator[World]:
             print(f"error: {told}", file=sys.stderr, flush=True)
         raise told from error
     finally:
+        # Trap: DDP's reducer destroys a group that it alone holds without letting go of Python's lock, which gloo's threads
+        # may be waiting for: a deadlock. So Python keeps the group too, until the next `join` or the end of the process.
+        _LEFT["group"] = dist.group.WORLD
         dist.destroy_process_group()
 
 

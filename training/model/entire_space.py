@@ -37,7 +37,7 @@ class EntireSpaceModel(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
-            self.towers = TowerStack(graph.edges, *self.widths, towers)
+            self.towers: nn.Module = TowerStack(graph.edges, *self.widths, towers)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """edge → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys

@@ -154,10 +154,10 @@ class Trainer:
             sums = sums * 0.0
         agreeing = self._start_agreement(sums, share)
         loss = share_of_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
-        towers_gradient = self.placed.differentiate(loss)
+        self.placed.differentiate(loss)
         share.send_next()
         agreed = self._agreed(agreeing, share)
-        self.placed.learn(passed, towers_gradient)
+        self.placed.learn(passed)
         return agreed
 
     def _start_agreement(self, sums: Tensor, share: Share) -> Pending:

@@ -83,10 +83,8 @@ def fake(rows: range, columns: int = 4) -> Placed:
     tower = torch.nn.ModuleList([torch.nn.Linear(2, 1)])
     weight = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None].repeat(1, columns).contiguous()
     shard = Shard("t", rows.start, weight, {"momentum1": weight[:, 0].clone()})
-    model = torch.nn.Module()
-    model.towers = tower
     adam = torch.optim.Adam(tower.parameters())
-    return Placed(model, Exchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
+    return Placed(None, tower, Exchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
 
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:

@@ -76,7 +76,8 @@ def moves(settings: TrainSettings, num_steps: int) -> dict[str, np.ndarray]:
         share = next(trainer.shares())
         passed = trainer.placed.forward(share.batch, share.ids, num_steps)
         loss = log_loss_sums(trainer.graph, passed.logits, share.batch.labels).sum()
-        trainer.placed.learn(passed, trainer.placed.differentiate(loss))
+        trainer.placed.differentiate(loss)
+        trainer.placed.learn(passed)
         after = weights(trainer)
         return {name: after[name] - before[name] for name in before}
 

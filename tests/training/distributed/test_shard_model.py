@@ -56,10 +56,10 @@ def rowwise_adagrad_batch(settings: TrainSettings, num_steps: int, batch: Batch)
             tables.append(weights(trainer)["tables/item_id"])
             passed = trainer.placed.forward(batch, trainer.placed.exchange.send(batch), 0)
             sums = log_loss_sums(trainer.graph, passed.logits, batch.labels)
-            towers_gradient = trainer.placed.differentiate(share_of_mean(sums, trainer.plan.step_size(0)))
+            trainer.placed.differentiate(share_of_mean(sums, trainer.plan.step_size(0)))
             assert passed.pooled.impression_BD.grad is not None
             gradients.append(passed.pooled.impression_BD.grad.numpy().copy())
-            trainer.placed.learn(passed, towers_gradient)
+            trainer.placed.learn(passed)
         return {"tables": np.stack([*tables, weights(trainer)["tables/item_id"]])}, gradients
 
 

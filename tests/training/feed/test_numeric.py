@@ -129,7 +129,7 @@ def reference_log_odds(trainer: Trainer, manifest: Manifest, row: dict[str, Any]
     halves["context"].append(np.array([slowly(row["user_spend"], field_of(manifest, "user_spend"))]))
     halves["impression"].append(np.array([slowly(row["item_price"][place], field_of(manifest, "item_price"))]))
     logits = []
-    for tower in trainer.placed.towers:
+    for tower in trainer.placed.towers.children():
         own = {name: value.detach().numpy().astype(np.float64) for name, value in tower.named_parameters()}
         hidden = own["context_weight"] @ np.concatenate(halves["context"]) + own["first_bias"]
         hidden = hidden + own["impression_weight"] @ np.concatenate(halves["impression"])

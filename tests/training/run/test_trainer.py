@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_a_weight(data: Path, 
         trainer = Trainer(settings, world)
         take_steps(trainer, 2)
         with torch.no_grad():
-            next(trainer.placed.towers[1].parameters()).fill_(float("nan"))
+            list(trainer.placed.towers.children())[1].context_weight.fill_(float("nan"))
         before = weights(trainer)
         with pytest.raises(
             InputError,
