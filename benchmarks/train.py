@@ -117,8 +117,8 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
         }
         network, hidden = sides["fp32"].trainer.placed.model, some.model.towers.hidden
         widths = network.widths
-        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.towers.edges], *widths)
-        plain = Floor([PlainTower(*widths, hidden) for _ in network.towers.edges], *widths)
+        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.towers.heads], *widths)
+        plain = Floor([PlainTower(*widths, hidden) for _ in network.towers.heads], *widths)
         rounds: list[dict[str, float]] = []
         for number in range(sides["fp32"].trainer.plan.num_steps // STEPS_PER_ROUND):
             ours.cpu_s = plain.cpu_s = 0.0

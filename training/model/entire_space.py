@@ -37,10 +37,10 @@ class EntireSpaceModel(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
-            self.towers: nn.Module = TowerStack(graph.edges, *self.widths, towers)
+            self.towers: nn.Module = TowerStack(graph.heads, *self.widths, towers)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
-        """edge → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
+        """head → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
         the dropout masks, and is None outside training."""
         context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
         impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)

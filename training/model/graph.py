@@ -15,7 +15,7 @@ is small, and by a chain of its own where p is near 1, so that neither 1 - p nor
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NewType
 
 import torch
 from torch import Tensor
@@ -52,6 +52,24 @@ class Query(NamedTuple):
         return f"{self.node} | {self.given}"
 
 
+#: A Query that a tower estimates, so that the logits have it: an edge or an entry of `heads`.
+Head = NewType("Head", Query)
+
+
+class Loss(NamedTuple):
+    """One entry of `model.graph.losses`."""
+
+    of: Query
+    kind: str  # of training.model.losses.LOSSES
+    options: dict[str, Query | float]
+
+    @property
+    def name(self) -> str:
+        """What logs call it: the node, with the condition unless that is an impression, and the kind unless log_loss."""
+        what = self.of.node if self.of.given == IMPRESSION else str(self.of)
+        return what if self.kind == "log_loss" else f"{self.kind}({what})"
+
+
 class LogOdds(NamedTuple):
     """log P(event) and log P(not event), each [B]."""
 
@@ -69,21 +87,42 @@ def parse(statement: str, key: str) -> Query:
     return Query(node, Event(name, tuple(excluded)))
 
 
+def parse_loss(entry: Any) -> Loss:
+    """Read a statement, or a mapping of `of`, `kind` and the options of that kind: statements and numbers."""
+    key = "model.graph.losses"
+    if isinstance(entry, str):
+        return Loss(parse(entry, key), "log_loss", {})
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("of"), str):
+        raise InputError(
+            f"{key}: {entry!r} is neither a statement such as `conversion | click` nor a mapping with a statement as `of`."
+        )
+    options: dict[str, Query | float] = {}
+    for name, value in entry.items():
+        if name not in ("of", "kind"):
+            options[str(name)] = parse(value, f"{key}, {name}") if isinstance(value, str) else value
+    return Loss(parse(entry["of"], key), str(entry.get("kind", "log_loss")), options)
+
+
 class Graph:
     """A checked behaviour graph."""
 
     def __init__(self, settings: GraphSettings, labels: Sequence[str]) -> None:
         """Raises InputError for a malformed statement, a cycle, a node without a parent, edges into one node that do
-        not add up to one event, an edge that no loss trains, and a label that the dataset (`labels`) lacks."""
+        not add up to one event, an edge or a head that no loss trains, and a label that the dataset (`labels`) lacks."""
         self.edges = tuple(parse(text, "model.graph.edges") for text in settings.edges)
-        self.losses = tuple(parse(text, "model.graph.losses") for text in settings.losses)
+        self.losses = tuple(parse_loss(entry) for entry in settings.losses)
         self.outputs = {name: parse(text, f"model.graph.outputs.{name}") for name, text in settings.outputs.items()}
         if len(set(self.edges)) < len(self.edges):
             raise InputError("model.graph.edges names an edge twice; each edge has one tower.")
+        if len(set(self.loss_names)) < len(self.losses):
+            raise InputError(
+                "model.graph.losses has the same loss twice; give it a weight in model.graph.loss_weights."
+            )
         if not self.losses or not self.outputs:
             raise InputError("model.graph needs at least one entry in losses and one in outputs.")
         _check_acyclic(self.edges)
-        trained = {edge for loss in self.losses for edge in self._edges_behind(loss)}
+        self.heads = (*self.edges, *self._auxiliary(settings.heads))
+        trained = {edge for loss in self.losses for edge in self._edges_behind(loss.of)}
         untrained = [str(edge) for edge in self.edges if edge not in trained]
         if untrained:
             raise InputError(
@@ -97,8 +136,8 @@ class Graph:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What each loss is called in logs: its node, and what it is given unless that is an impression."""
-        return tuple(loss.node if loss.given == IMPRESSION else str(loss) for loss in self.losses)
+        """What each loss is called in logs."""
+        return tuple(loss.name for loss in self.losses)
 
     def label_of(self, node: str) -> str:
         """The dataset's label that says whether `node` happened."""
@@ -206,6 +245,23 @@ class Graph:
         node(query.node)
         return behind
 
+    def _auxiliary(self, names: Sequence[str]) -> list[Query]:
+        """The heads that are no edges; checks that losses use them, and that every other option is in the graph."""
+        heads = [parse(name, "model.graph.heads") for name in names]
+        nodes = {edge.node for edge in self.edges}
+        for head in heads:
+            if head.given != IMPRESSION or head.node in nodes or heads.count(head) > 1:
+                raise InputError(
+                    f"model.graph.heads: `{head}` must be a name that no node and no other head has, without a condition."
+                )
+        named = {value for loss in self.losses for value in loss.options.values() if isinstance(value, Query)}
+        for head in heads:
+            if head not in named:
+                raise InputError(f"model.graph.heads: no loss names {head.node} in an option; drop it or use it.")
+        for query in sorted(named - set(heads)):
+            self._edges_behind(query)
+        return heads
+
     def _weights(self, given: Mapping[str, float]) -> tuple[float, ...]:
         for name, weight in given.items():
             if name not in self.loss_names:
@@ -228,7 +284,7 @@ class Graph:
 
     def _check_labels(self, labels: Sequence[str]) -> None:
         for loss, name in zip(self.losses, self.loss_names, strict=True):
-            for node in (loss.node, loss.given.node, *loss.given.excluded):
+            for node in (loss.of.node, loss.of.given.node, *loss.of.given.excluded):
                 label = self.label_of(node)
                 if label not in labels and node != IMPRESSION.node:
                     raise InputError(

@@ -1,47 +1,112 @@
-"""The loss: a log loss at each supervised node of the behaviour graph (ESMM eq. 3, ESM² eq. 7–11, weights 1)."""
+"""Losses: pure functions over a batch's logits and labels, found by their `kind` in `LOSSES`.
+
+An entry of `model.graph.losses` is a statement, whose kind is `log_loss`, or a mapping that gives the kind its options:
+
+    losses: [click, {of: "conversion | click", kind: ips, propensity: click, clip: 100}]
+
+A loss of your own is a function and a line in `LOSSES`. The function takes the batch, what the loss is of, and its
+options by keyword. It returns a sum, never a mean: the denominator is the number of impressions of the *global* step
+(clicks, for a plan that counts in clicks), which no rank knows from its own batch. docs/models.md has an example.
+"""
 
 # Shapes: B impressions.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from training.model.graph import IMPRESSION, Event, Graph, Query
-
-
-def holds(event: Event, label_B: Mapping[str, Tensor]) -> Tensor:
-    """float32 [B]: 1 where the labels of the nodes say that `event` happened."""
-    happened = label_B[event.node]
-    for node in event.excluded:
-        happened = happened * (1.0 - label_B[node])
-    return happened
+from pipeline.errors import InputError
+from training.model.graph import IMPRESSION, Event, Graph, Head, Query
+from training.model.options import check_options
 
 
-def log_loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_B: Mapping[str, Tensor]) -> Tensor:
-    """The sum over the batch of each loss of `graph.losses`, [number of losses].
+class LabelledLogits(NamedTuple):
+    """A batch after the forward pass: what was predicted and what happened, asked by events of the graph."""
 
-    Sums, not means: the denominator is the number of impressions of the *global* step (clicks, for a plan that
-    counts in clicks), which no rank knows from its own batch.
+    graph: Graph
+    logit_of: Mapping[Query, Tensor]  # head → [B]
+    label_of: Mapping[str, Tensor]  # the dataset's label → float32 [B]
+
+    def happened(self, event: Event) -> Tensor:
+        """Return float32 [B]: 1 where the labels say that `event` happened."""
+        happened_B = self.label_of[self.graph.label_of(event.node)]
+        for node in event.excluded:
+            happened_B = happened_B * (1.0 - self.label_of[self.graph.label_of(node)])
+        return happened_B
+
+    def log_loss(self, query: Query) -> Tensor:
+        """Return [B]: -log P(node | given) where the node happened, else -log P(not node | given)."""
+        odds = self.graph.log_odds(query, self.logit_of)
+        return -torch.where(self.happened(Event(query.node)) > 0, odds.yes, odds.no)
+
+    def inverse_propensity(self, propensity: Query, clip: float) -> Tensor:
+        """Return [B]: 1 / P(propensity), at most `clip`, and constant for the gradient."""
+        return (-self.graph.log_odds(propensity, self.logit_of).yes.detach()).exp().clamp(max=clip)
+
+
+def log_loss(batch: LabelledLogits, of: Query) -> Tensor:
+    """Sum the log loss of P(of) where its condition holds (ESMM eq. 3, ESM² eq. 7–11)."""
+    loss_B = batch.log_loss(of)
+    if of.given != IMPRESSION:
+        loss_B = loss_B * batch.happened(of.given)
+    return loss_B.sum()
+
+
+def ips(batch: LabelledLogits, of: Query, *, propensity: Query, clip: float = 100.0) -> Tensor:
+    """Sum o·δ / ô: the inverse propensity score of ESCM²-IPS (Wang et al., SIGIR 2022).
+
+    o says that the condition of `of` holds (a click), δ is the log loss of P(of), and ô the `propensity` that the model
+    itself predicts for o (pCTR). Where ô is right, the expectation is that of Σ δ over *all* impressions, clicked or not.
+    No gradient flows through 1/ô, else the model could lower the loss by raising ô. `clip` bounds 1/ô, for its variance.
     """
-    nodes = {node for loss in graph.losses for node in (loss.node, loss.given.node, *loss.given.excluded)}
-    happened_B = {node: label_B[graph.label_of(node)] for node in nodes - {IMPRESSION.node}}
-    sums = []
-    for query in graph.losses:
-        odds = graph.log_odds(query, logit_of)
-        label = happened_B[query.node]
-        loss_B = -torch.where(label > 0, odds.yes, odds.no)
-        if query.given != IMPRESSION:
-            loss_B = loss_B * holds(query.given, happened_B)
-        sums.append(loss_B.sum())
-    return torch.stack(sums)
+    weight_B = batch.happened(of.given) * batch.inverse_propensity(propensity, clip)
+    return (batch.log_loss(of) * weight_B).sum()
 
 
-def share_of_mean(sums: Tensor, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
-    """What this rank takes the gradient of: Σ weight · sum / global count; the weights are 1 where none are given.
+def dr(batch: LabelledLogits, of: Query, *, propensity: Query, imputation: Head, clip: float = 100.0) -> Tensor:
+    """Sum δ̂ + o·(δ − δ̂)/ô + o·(δ − δ̂)²/ô: the doubly robust loss of ESCM²-DR (Wang et al., SIGIR 2022).
 
-    Gradients are summed over the ranks, so theirs is that of the mean over the global batch, however unequal the ranks'
-    shares are.
+    o, δ and ô are those of `ips`. δ̂ is the log loss that the head `imputation` expects of an impression: softplus of its
+    logit, since no log loss is negative. The first two terms estimate Σ δ over all impressions, and are right where ô or
+    δ̂ is. The last one trains δ̂.
+    """
+    imputed_B = softplus(batch.logit_of[imputation])
+    weight_B = batch.happened(of.given) * batch.inverse_propensity(propensity, clip)
+    error_B = batch.log_loss(of) - imputed_B
+    return (imputed_B + weight_B * error_B + weight_B * error_B.square()).sum()
+
+
+#: kind → function
+LOSSES: dict[str, Callable[..., Tensor]] = {"log_loss": log_loss, "ips": ips, "dr": dr}
+
+
+def check_losses(graph: Graph) -> None:
+    """Raise InputError where a loss of `graph` has an unknown kind, or options that do not fit its function."""
+    for loss in graph.losses:
+        key = f"model.graph.losses, `{loss.name}`"
+        if loss.kind not in LOSSES:
+            raise InputError(f"{key}: kind={loss.kind} is not one of {', '.join(LOSSES)}.")
+        check_options(LOSSES[loss.kind], loss.options, key, graph)
+        if "propensity" in loss.options and loss.of.given == IMPRESSION:
+            raise InputError(
+                f"{key}: a propensity is that of a condition; give one to `of`, as in `conversion | click`."
+            )
+
+
+def loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_of: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum over the batch of each loss of `graph.losses`, [number of losses]."""
+    batch = LabelledLogits(graph, logit_of, label_of)
+    return torch.stack([LOSSES[loss.kind](batch, loss.of, **loss.options) for loss in graph.losses])
+
+
+def part_of_global_mean(sums: Tensor, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
+    """Return this rank's part of the global mean loss: Σ weight · sum / global count; without weights, each is 1.
+
+    Gradients are summed over the ranks, so the result is the gradient of the mean over the global batch, however unequal
+    the ranks' batches are.
     """
     weighted = sums if weights is None else sums * sums.new_tensor(weights)
     return weighted.sum() / global_count

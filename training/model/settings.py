@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.dataset.kinds import NUMBER
 from pipeline.dataset.manifest import ManifestField
@@ -18,10 +19,12 @@ class GraphSettings:
     """The group `model.graph`: statements such as `conversion | click and not daction`."""
 
     edges: list[str] = field(default_factory=list)  # conditional probabilities, a tower each
-    losses: list[str] = field(default_factory=list)  # `conversion`: over all impressions; `conversion | click`: clicked
+    #: `conversion`: over all impressions; `conversion | click`: clicked; {of: …, kind: …}: training.model.losses
+    losses: list[Any] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)  # the name of a predicted column → what it is
     loss_weights: dict[str, float] = field(default_factory=dict)  # by loss, where it is not 1
     labels: dict[str, str] = field(default_factory=dict)  # node → the dataset's label, where it has another name
+    heads: list[str] = field(default_factory=list)  # that a loss needs and no edge is, such as an imputed error
 
 
 @dataclass

@@ -37,26 +37,26 @@ class DropoutKey:
 
 
 class TowerStack(nn.Module):
-    """All that the ranks hold in copies: one tower for each edge. The tables stay outside.
+    """All that the ranks hold in copies: one tower for each head. The tables stay outside.
 
-    A checkpoint calls a parameter `<number of the edge>.<name in the tower>`.
+    A checkpoint calls a parameter `<number of the head>.<name in the tower>`.
     """
 
     def __init__(
-        self, edges: Sequence[Query], context_width: int, impression_width: int, settings: TowerSettings
+        self, heads: Sequence[Query], context_width: int, impression_width: int, settings: TowerSettings
     ) -> None:
         super().__init__()
-        self.edges = tuple(edges)
-        for number, edge in enumerate(edges):
-            self.add_module(str(number), Tower(str(edge), context_width, impression_width, settings))
+        self.heads = tuple(heads)
+        for number, head in enumerate(heads):
+            self.add_module(str(number), Tower(str(head), context_width, impression_width, settings))
 
     def forward(
         self, context_CD: Tensor, impression_BD: Tensor, context_of_impression_B: Tensor, key: DropoutKey | None
     ) -> dict[Query, Tensor]:
-        """Return edge → logit [B]; the arguments are those of each tower."""
+        """Return head → logit [B]; the arguments are those of each tower."""
         return {
-            edge: self.get_submodule(str(number))(context_CD, impression_BD, context_of_impression_B, key)
-            for number, edge in enumerate(self.edges)
+            head: self.get_submodule(str(number))(context_CD, impression_BD, context_of_impression_B, key)
+            for number, head in enumerate(self.heads)
         }
 
 

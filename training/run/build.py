@@ -18,6 +18,7 @@ from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
+from training.model.losses import check_losses
 from training.run.journal import say
 from training.run.run_folder import load
 from training.run.settings import TrainSettings
@@ -28,7 +29,9 @@ def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> 
     settings.optimizer.check_device(device.type)
     settings.embedding.check_fields(manifest.fields)
     settings.sharding.check_fields(manifest.fields)
-    return Graph(settings.model.graph, list(manifest.labels))
+    graph = Graph(settings.model.graph, list(manifest.labels))
+    check_losses(graph)
+    return graph
 
 
 def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:

@@ -18,7 +18,7 @@ from training.checkpoint.save import CheckpointWriter
 from training.distributed.rank_batches import Share, shares
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
-from training.model.losses import log_loss_sums, share_of_mean
+from training.model.losses import loss_sums, part_of_global_mean
 from training.run.build import build, check, check_dataset, continue_from, open_feed, xxh3_of
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
 from training.run.journal import Journal, say
@@ -149,11 +149,11 @@ class Trainer:
         changed, where one failed or a loss is not finite."""
         run_step = self.position.epoch * self.plan.num_steps + share.step
         passed = self.placed.forward(share.batch, share.ids, run_step)
-        sums = log_loss_sums(self.graph, passed.logits, share.batch.labels)
+        sums = loss_sums(self.graph, passed.logits, share.batch.labels)
         if not share.num_impressions:
             sums = sums * 0.0
         agreeing = self._start_agreement(sums, share)
-        loss = share_of_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
+        loss = part_of_global_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
         self.placed.differentiate(loss)
         share.send_next()
         agreed = self._agreed(agreeing, share)

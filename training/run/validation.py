@@ -17,7 +17,7 @@ from training.evaluation.ranking import auc
 from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.model.graph import Graph
-from training.model.losses import log_loss_sums
+from training.model.losses import loss_sums
 from training.run.settings import EarlyStoppingSettings
 
 LOSS = "loss"
@@ -86,7 +86,7 @@ class Validation:
         columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
         if not share.num_impressions:
             return columns[:, :0].cpu(), 0.0
-        return columns.cpu(), float(log_loss_sums(self._graph, logits, labels).double().sum())
+        return columns.cpu(), float(loss_sums(self._graph, logits, labels).double().sum())
 
     def _aucs(self, whole_CN: np.ndarray) -> list[float]:
         columns = dict(zip(self._columns, whole_CN, strict=True))

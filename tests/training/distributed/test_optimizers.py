@@ -16,7 +16,7 @@ from training.distributed.settings import (
     TowerOptimizerSettings,
 )
 from training.distributed.world import join
-from training.model.losses import log_loss_sums
+from training.model.losses import loss_sums
 from training.model.settings import EmbeddingSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -75,7 +75,7 @@ def moves(settings: TrainSettings, num_steps: int) -> dict[str, np.ndarray]:
         before = weights(trainer)
         share = next(trainer.shares())
         passed = trainer.placed.forward(share.batch, share.ids, num_steps)
-        loss = log_loss_sums(trainer.graph, passed.logits, share.batch.labels).sum()
+        loss = loss_sums(trainer.graph, passed.logits, share.batch.labels).sum()
         trainer.placed.differentiate(loss)
         trainer.placed.learn(passed)
         after = weights(trainer)

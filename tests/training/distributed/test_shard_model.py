@@ -12,7 +12,7 @@ from training.distributed.settings import EmbeddingOptimizerSettings, OptimizerS
 from training.distributed.world import join
 from training.feed.batch import Bags, Batch
 from training.model.counter_random import uniform_rows
-from training.model.losses import log_loss_sums, share_of_mean
+from training.model.losses import loss_sums, part_of_global_mean
 from training.model.settings import EmbeddingSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -55,8 +55,8 @@ def rowwise_adagrad_batch(settings: TrainSettings, num_steps: int, batch: Batch)
         for _ in range(num_steps):
             tables.append(weights(trainer)["tables/item_id"])
             passed = trainer.placed.forward(batch, trainer.placed.exchange.send(batch), 0)
-            sums = log_loss_sums(trainer.graph, passed.logits, batch.labels)
-            trainer.placed.differentiate(share_of_mean(sums, trainer.plan.step_size(0)))
+            sums = loss_sums(trainer.graph, passed.logits, batch.labels)
+            trainer.placed.differentiate(part_of_global_mean(sums, trainer.plan.step_size(0)))
             assert passed.pooled.impression_BD.grad is not None
             gradients.append(passed.pooled.impression_BD.grad.numpy().copy())
             trainer.placed.learn(passed)

@@ -19,7 +19,7 @@ from training.distributed.sharding import assign
 from training.distributed.world import join
 from training.model.counter_random import uniform_rows
 from training.model.entire_space import EntireSpaceModel
-from training.model.losses import log_loss_sums
+from training.model.losses import loss_sums
 from training.model.settings import EmbeddingSettings
 from training.run.evaluate import predict_split
 from training.run.run_folder import claim
@@ -115,7 +115,7 @@ class Plain:
                 1,
             )
         logit_of = self.towers(scopes["context"], scopes["impression"], batch.context_of_impression, None)
-        loss = log_loss_sums(self.trainer.graph, logit_of, batch.labels).sum() / batch.num_impressions
+        loss = loss_sums(self.trainer.graph, logit_of, batch.labels).sum() / batch.num_impressions
         for table in self.tables.values():
             table.grad = None
         self.adam.zero_grad()
