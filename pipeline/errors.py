@@ -27,7 +27,7 @@ def reading(location: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error of a file system says, in one line."""
+    """Say in one line what an error of a file system says."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__

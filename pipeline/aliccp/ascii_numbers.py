@@ -36,7 +36,7 @@ _TEN, _HUNDRED, _MYRIAD = np.uint64(1 + (10 << 8)), np.uint64(1 + (100 << 16)), 
 
 @nb.extending.intrinsic
 def _trailing_zeros(typing: Any, word: Any) -> Any:
-    """How many of the lowest bits are 0; 64 for the word 0."""
+    """Count the lowest bits that are 0; 64 for the word 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(0))
@@ -46,7 +46,7 @@ def _trailing_zeros(typing: Any, word: Any) -> Any:
 
 @nb.njit(cache=True, inline="always")
 def first_byte(word, byte):  # type: ignore[no-untyped-def]
-    """Where `byte`, given in all eight bytes of a word, stands first in `word`; 8 if nowhere."""
+    """Find where `byte`, given in all eight bytes of a word, stands first in `word`; 8 if nowhere."""
     other = word ^ byte
     # The lowest top bit that is left marks the first byte that is 0 (Mycroft 1987); those above it may be wrong.
     return np.int64(_trailing_zeros((other - _ONES) & ~other & _TOPS) >> np.uint64(3))
@@ -54,7 +54,7 @@ def first_byte(word, byte):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def first_below(word, bound):  # type: ignore[no-untyped-def]
-    """Where a byte below `bound`, at most 128 and given in all eight bytes, stands first; 8 if nowhere."""
+    """Find where a byte below `bound`, at most 128 and given in all eight bytes, stands first; 8 if nowhere."""
     return np.int64(_trailing_zeros((word - bound) & ~word & _TOPS) >> np.uint64(3))
 
 

@@ -73,7 +73,7 @@ def _name_hash(name: Sequence[int]) -> int:
 
 @nb.njit(cache=True, inline="always")
 def short_slot(name, slots):  # type: ignore[no-untyped-def]
-    """Where in `Names.short_S2` a name stands that is one word with its \\x02."""
+    """Find where in `Names.short_S2` a name stands that is one word with its \\x02."""
     return np.int64((name * _SPREAD) >> np.uint64(32)) & (slots - 1)
 
 

@@ -108,7 +108,7 @@ def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputS
 
 
 def _line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
-    """Where the first line of each block begins. Hadoop's rule: a line that begins at its first byte is the one before's."""
+    """Find where the first line of each block begins. Hadoop's rule: a line that begins at its first byte is the one before's."""
     begins = {0: 0}
     if blocks:
         with source.open() as stream:

@@ -156,7 +156,7 @@ class EventsSettings:
         return 0 if action == CLICK and self.impressions.click else self.windows_s[action] * MS_PER_S
 
     def reach_ms(self, kinds: tuple[str, ...]) -> int:
-        """How long after an impression an action can still make a label of it."""
+        """Return how long after an impression an action can still make a label of it."""
         return self.window_ms(CLICK) + max(self.window_ms(kind) for kind in kinds if kind != CLICK)
 
     def label_definitions(self, daction: list[str]) -> dict[str, str]:
@@ -173,7 +173,7 @@ class EventsSettings:
         return labels
 
     def determining(self) -> dict[str, Any]:
-        """What decides the content of the dataset, for the manifest: everything, times as one writes them canonically."""
+        """List what decides the content of the dataset, for the manifest: everything, times as one writes them canonically."""
         return asdict(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}
 
 

@@ -27,7 +27,7 @@ def packed(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def unpacked(byte_B: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The way back: (words, first word of each record and the end) of the blobs that begin at the bytes `begin_R`."""
+    """Unpack (words, first word of each record and the end) of the blobs that begin at the bytes `begin_R`."""
     word_R = _first_words(byte_B.ctypes.data, begin_R)
     word_W = np.empty(word_R[-1], np.int32)
     _unpack(byte_B.ctypes.data, begin_R, word_R, word_W)

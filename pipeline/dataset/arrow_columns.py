@@ -22,6 +22,6 @@ def lengths(table: pa.Table, name: str) -> np.ndarray:
 
 
 def is_number(table: pa.Table, name: str) -> bool:
-    """Whether a field is numeric rather than an index."""
+    """Say whether a field is numeric rather than an index."""
     kind = table.schema.field(name).type
     return pa.types.is_floating(getattr(kind, "value_type", kind))

@@ -222,7 +222,7 @@ def read_manifest(dataset: str | os.PathLike[str], key: str = "data") -> tuple[M
 
 
 def field_differences(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[str]:
-    """What has changed between two catalogues of fields, in words: names, the attributes `keys`, the order."""
+    """Describe what has changed between two catalogues of fields: names, the attributes `keys`, the order."""
     was, is_now = ({entry.name: entry for entry in fields} for fields in (old, new))
     found = [f"the field {name} is gone" for name in was if name not in is_now]
     found += [f"the field {name} is new" for name in is_now if name not in was]

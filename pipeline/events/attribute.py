@@ -87,7 +87,7 @@ def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
 
 
 def reaches_ms(rules: Rules) -> dict[str, int]:
-    """How long after an impression each label can come: the click's window, and for the others their own on top."""
+    """Return how long after an impression each label can come: the click's window, and for the others their own on top."""
     click = rules.windows_ms[CLICK]
     dactions = [window for kind, window in rules.windows_ms.items() if kind not in (CLICK, PURCHASE)]
     return {
@@ -167,7 +167,7 @@ def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFra
 
 
 def _clicks_of_named(events: DataFrame, names: Column) -> DataFrame:
-    """Where an action names its impression, the click that counts is the latest of that impression, not of any."""
+    """Attribute an action that names its impression to the latest click of that impression, not of any."""
     owner = F.coalesce(F.col("own_click")["impression_id"], F.col("own_id"))
     events = events.withColumn("owner", owner)
     of_owner = _until_now(Window.partitionBy("user", "item", "owner").orderBy("position", "rank", "context_key"))

@@ -134,7 +134,7 @@ def _outcomes(attributed: DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _set_aside(counts: Sequence[Row]) -> dict[str, Any]:
-    """How many impressions were read, and are no rows of the dataset though nothing is wrong with them."""
+    """Count the impressions that were read, and are no rows of the dataset though nothing is wrong with them."""
     immature = dict.fromkeys(SPLITS, 0)
     for row in counts:
         if row["status"] == IMMATURE:

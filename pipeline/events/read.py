@@ -243,7 +243,7 @@ class _Texts:
         return F.when(at.between(0, _YEAR_10000_MS - 1), at)
 
     def _id_of_number(self, number: Column) -> Column:
-        """What raw_id() makes of its text, without the text, which costs several times as much."""
+        """Compute what raw_id() makes of its text, without the text, which costs several times as much."""
         return F.when(number >= 0, number.cast("long")).otherwise(raw_id(number.cast("string")))
 
     def _null_numbers(self) -> list[int]:

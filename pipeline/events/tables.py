@@ -187,7 +187,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type, or its lists, hold text."""
+    """Say whether a column of this type, or its lists, hold text."""
     kind = kind.value_type if _is_list(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 

@@ -111,7 +111,7 @@ class Dirty:
 
 
 def plan_counts(table: str, share: float, lines: int) -> dict[str, int]:
-    """How many lines to plant for each reason in a file of `lines` good lines: at least two of each, or none at all."""
+    """Decide how many lines to plant for each reason in a file of `lines` good lines: at least two of each, or none at all."""
     reasons = [*EXTRA[table], *CHANGED[table]]
     each = max(_LEAST_PER_REASON, round(share * lines / len(reasons))) if share > 0 else 0
     return dict.fromkeys(reasons, each)

@@ -224,7 +224,7 @@ def _present(uniform):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _times(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
-    """How often the lists that began at `begin` count `taxon`."""
+    """Count how often the lists that began at `begin` count `taxon`."""
     return count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
 
 

@@ -72,14 +72,14 @@ SIZE_CORRELATION = 0.25
 
 
 def size_log_odds(impressions_N: np.ndarray) -> np.ndarray:
-    """How much a context's size adds to the logit of a click: CTR 10 % at 2–9 impressions falls to 3.7 % at ≥ 100."""
+    """Return how much a context's size adds to the logit of a click: CTR 10 % at 2–9 impressions falls to 3.7 % at ≥ 100."""
     size, ctr = np.array([4, 12, 40, 110]), np.array([0.112, 0.062, 0.0405, 0.037])
     logit = np.log(ctr / (1 - ctr))
     return np.interp(np.log(impressions_N), np.log(size), logit - logit[-1])
 
 
 def cardinality(kind: str, impressions: int) -> int:
-    """How many distinct items, categories, … a log of `impressions` draws from."""
+    """Return how many distinct items, categories, … a log of `impressions` draws from."""
     share = (impressions / REAL_IMPRESSIONS) ** HEAPS_EXPONENT
     categories = max(MIN_CATEGORIES, round(REAL_CARDINALITY["category"] * share))
     if kind == "category":

@@ -102,7 +102,7 @@ def simulate(settings: SimulateSettings) -> None:
 
 
 def _is_there(out: Path, settings: SimulateSettings) -> bool:
-    """Whether `out` holds this very log; InputError where it holds another, or what no simulator wrote."""
+    """Find out whether `out` holds this very log; InputError where it holds another, or what no simulator wrote."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -183,7 +183,7 @@ class _Progress:
 
 
 def _tell(out: Path, record: dict[str, Any]) -> None:
-    """What was written, in a few lines."""
+    """Print what was written, in a few lines."""
     rates = record["settings"]["rates"]
     print(
         f"{out}: {record['settings']['impressions']:,} impressions in Ali-CCP's layout, labels at rates={rates['name']}"

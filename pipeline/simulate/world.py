@@ -172,5 +172,5 @@ def click_parts(world: World, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def buying_score(world: World, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
-    """What moves the logits of daction and conversion after a click: the click's own interaction among it."""
+    """Score what moves the logits of daction and conversion after a click: the click's own interaction among it."""
     return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]

@@ -126,7 +126,7 @@ def true_probabilities(predictions: Mapping[str, Array], truth: Mapping[str, Arr
 
 
 def truth_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> Metrics:
-    """How near `predictions` come to the true probabilities that a simulated log's labels were drawn from.
+    """Measure how near `predictions` come to the true probabilities that a simulated log's labels were drawn from.
 
     Per task, true_<task>_auc is the AUC of the true probabilities against the realised labels, the ceiling that only luck
     exceeds, and <task>_auc_share = (AUC − 0.5) / (true AUC − 0.5). cvr_all_* judge p_cvr over all impressions, clicked

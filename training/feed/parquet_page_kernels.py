@@ -147,7 +147,7 @@ def split_texts(content: np.ndarray, end_T: np.ndarray) -> int:
 
 @nb.njit(nogil=True, cache=True)
 def begins_page_v2(chunk: np.ndarray) -> bool:
-    """Whether the first page of `chunk` is a DataPageV2, the one kind that `walk` reads."""
+    """Say whether the first page of `chunk` is a DataPageV2, the one kind that `walk` reads."""
     header = np.empty(2 * _V2, np.int64)
     return _read_header(chunk, 0, header) > 0 and header[_PAGE_TYPE] == _DATA_PAGE_V2
 

@@ -107,7 +107,7 @@ class ColumnPages:
         return found
 
     def is_page_v2(self) -> bool:
-        """Whether the first page is a DataPageV2, the one kind that is decoded here."""
+        """Say whether the first page is a DataPageV2, the one kind that is decoded here."""
         return bool(begins_page_v2(np.frombuffer(self.pages, np.uint8)))
 
     def _pages(self, num_rows: int, itemsize: int) -> tuple[list[np.ndarray], np.ndarray]:

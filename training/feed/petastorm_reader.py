@@ -161,7 +161,7 @@ class RowGroupWorker(ArrowReaderWorker):
 
     @staticmethod
     def new_results_queue_reader() -> "_Results":
-        """What hands the pool's results to the reader's caller, without petastorm's conversion to namedtuples."""
+        """Make what hands the pool's results to the reader's caller, without petastorm's conversion to namedtuples."""
         return _Results()
 
 

@@ -113,7 +113,7 @@ class Plan:
         return range(rank, self.lanes, world_size)
 
     def reads(self, epoch: int, rank: int, world_size: int, start_step: int = 0) -> list[Read]:
-        """What `rank` reads from `start_step` of `epoch` on, in the order in which its steps need it.
+        """List what `rank` reads from `start_step` of `epoch` on, in the order in which its steps need it.
 
         Within a step that is by lane, then by position; a row group that a lane's end cuts is read by both lanes.
         """

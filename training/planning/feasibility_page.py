@@ -77,7 +77,7 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
 
 
 def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePlan], cluster: Cluster) -> list[str]:
-    """What TorchRec's planner says to the placement."""
+    """Say what TorchRec's planner thinks of the placement."""
     if proposed is None:
         return ["TorchRec's planner finds no placement that fits."]
     adopt = adopting(proposed, tables)
@@ -91,7 +91,7 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
 
 
 def command(fitting: Fitting, given: Sequence[str]) -> str:
-    """What launches the run, on every host."""
+    """Write the command that launches the run, on every host."""
     cluster, settings = fitting.cluster, fitting.settings
     nodes = (
         f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT "

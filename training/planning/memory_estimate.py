@@ -62,7 +62,7 @@ class TablePlan:
         return share * (copies * self.weight_bytes + self.state_bytes)
 
     def saved_by_rank(self, rank: int) -> float:
-        """What a checkpoint has from there: what every rank holds is saved by the first."""
+        """Count what a checkpoint has from there: what every rank holds is saved by the first."""
         if self.kind == "data_parallel":
             return self.weight_bytes + self.state_bytes if rank == 0 else 0.0
         return self.bytes_of_rank(rank)
@@ -140,7 +140,7 @@ def tower_parameters(manifest: Manifest, settings: TrainSettings) -> int:
 
 
 def widths(manifest: Manifest, embedding: EmbeddingSettings) -> tuple[int, int]:
-    """What the towers take of a context and of an impression."""
+    """Return the widths that the towers take of a context and of an impression."""
     context, impression = (
         sum(embedding.dim_of(entry.name) for entry in manifest.fields_of(scope, INDEX))
         + len(manifest.fields_of(scope, NUMBER))
