@@ -49,12 +49,12 @@ def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.nda
     """
     number_LQ = np.full((len(parsed.line_LC), num_numbers), np.nan, np.float32)
     if num_numbers:
-        _fill(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
+        _fill_numbers(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
     return number_LQ
 
 
 @nb.njit(cache=True)
-def _fill(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
+def _fill_numbers(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
     value = 0
     for line in range(len(line_LC)):
         end = line_LC[line, VALUES_END]

@@ -17,7 +17,7 @@ from pipeline.chunks.chunk import Chunk, numbers_of
 from pipeline.chunks.sources import SKELETON
 from pipeline.contexts import records
 from pipeline.contexts.buckets import Buckets
-from pipeline.contexts.packing import packed
+from pipeline.contexts.packing import pack_words
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
 from pipeline.features.lookup_table import Lookup
 from pipeline.kernels.jit import nb
@@ -33,7 +33,7 @@ def encode(
         yield _records(chunk, good, layout, lookup, buckets, actions)
     bad = np.flatnonzero(reason_L)
     if len(bad):
-        yield _rejects(chunk, bad, buckets)
+        yield _reject_records(chunk, bad, buckets)
 
 
 def _records(
@@ -47,7 +47,7 @@ def _records(
         is_first = np.r_[True, key_L[1:] != key_L[:-1]]
     else:
         order, is_first = good, np.ones(len(good), np.bool_)
-    label_L = _labels(line_LC, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
+    label_L = _label_bits(line_LC, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
     word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
     first_R = np.flatnonzero(is_first)
     lines = order[first_R]
@@ -59,11 +59,11 @@ def _records(
         "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
         "offset": chunk.offset + line_LC[lines, line_columns.START],
     }
-    byte_B, begin_R = packed(word_W, begin_L[np.r_[first_R, len(order)]])
+    byte_B, begin_R = pack_words(word_W, begin_L[np.r_[first_R, len(order)]])
     return record_batch(columns, begin_R, byte_B)
 
 
-def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+def _label_bits(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
     """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
     raw_L = line_LC[order, line_columns.LABELS]
     click_L = raw_L & line_columns.CLICK_BIT > 0
@@ -77,7 +77,7 @@ def _labels(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) 
     return label_L
 
 
-def _rejects(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
+def _reject_records(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
     line_LC = chunk.parsed.line_LC[bad]
     offset_N = chunk.offset + line_LC[:, line_columns.START]
     columns = {

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.chunks.reasons import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.contexts import records
-from pipeline.contexts.packing import unpacked
+from pipeline.contexts.packing import unpack_words
 from pipeline.contexts.records import CONTEXT_TAG, NUM_WORDS
 from pipeline.errors import InputError
 from pipeline.kernels.hashing import mix
@@ -74,7 +74,7 @@ def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _too_long(batch: pa.RecordBatch) -> str:
     byte_B = np.frombuffer(batch.column("blob")[0].as_py(), np.uint8)
-    word_W, _ = unpacked(byte_B, np.array([0, len(byte_B)]))
+    word_W, _ = unpack_words(byte_B, np.array([0, len(byte_B)]))
     key = int(wide(word_W, records.KEY)) % (1 << 64)
     return (
         f"The context {key:016x} has more impressions than one context may have ({_MOST_BYTES >> 20} MB of packed records): "
@@ -89,7 +89,7 @@ def select(batch: pa.RecordBatch, max_impressions: int) -> Selected:
     _, offsets, data = binary.buffers()
     begin_R = np.frombuffer(offsets, np.int32, len(binary) + 1, 4 * binary.offset).astype(np.int64)
     byte_B = np.frombuffer(data, np.uint8, begin_R[-1] - begin_R[0], begin_R[0])
-    word_W, begin_R = unpacked(byte_B, begin_R - begin_R[0])
+    word_W, begin_R = unpack_words(byte_B, begin_R - begin_R[0])
     hash_R = batch.column("hash").to_numpy()
     first_G = np.flatnonzero(np.r_[True, hash_R[1:] != hash_R[:-1], True])
     tag_R, ordinal_R = batch.column("tag").to_numpy(), batch.column("ordinal").to_numpy()

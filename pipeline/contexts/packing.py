@@ -17,8 +17,8 @@ _LENGTHS = np.array([0, 1, 2, 4])
 _MASKS = np.array([0, 0xFF, 0xFFFF, 0xFFFFFFFF])
 
 
-def packed(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes, first byte of each record and the end) of the records that begin at the words `begin_R`, the end included."""
+def pack_words(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (bytes, first byte of each record and the end) of the records that begin at the words `begin_R`, the end included."""
     num_records = len(begin_R) - 1
     byte_B = np.empty(5 * len(word_W) + 3 * WORD_BYTES * (num_records + 1), np.uint8)
     packed_R = np.empty(num_records + 1, np.int64)
@@ -26,8 +26,8 @@ def packed(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndar
     return byte_B[: packed_R[-1]], packed_R
 
 
-def unpacked(byte_B: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unpack (words, first word of each record and the end) of the blobs that begin at the bytes `begin_R`."""
+def unpack_words(byte_B: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Undo pack_words: return (words, first word of each record and the end) of the blobs that begin at the bytes `begin_R`."""
     word_R = _first_words(byte_B.ctypes.data, begin_R)
     word_W = np.empty(word_R[-1], np.int32)
     _unpack(byte_B.ctypes.data, begin_R, word_R, word_W)

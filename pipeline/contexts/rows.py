@@ -31,8 +31,8 @@ class Rows:
 def rows_of(selected: Selected, catalogue: Catalogue, schema: pa.Schema) -> Rows:
     """Build the rows of `selected`; both layouts follow from the catalogue."""
     word_W, num_rows = selected.word_W, len(selected.context_N)
-    contexts = _gather(word_W, selected.context_N, records.layout_of(catalogue, "context"))
-    impressions = _gather(word_W, selected.impression_I, records.layout_of(catalogue, "impression"))
+    contexts = _gather_records(word_W, selected.context_N, records.layout_of(catalogue, "context"))
+    impressions = _gather_records(word_W, selected.impression_I, records.layout_of(catalogue, "impression"))
     first_N = np.r_[selected.first_N, len(selected.impression_I)]
     row_offsets = pa.py_buffer(first_N.astype(np.int32))
     key_N = _wides(word_W, selected.context_N, records.KEY)
@@ -74,7 +74,7 @@ class _Gathered:
         return self.value_V[chosen], self.weight_V[chosen]
 
 
-def _gather(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:
+def _gather_records(word_W: np.ndarray, position_P: np.ndarray, layout: Layout) -> _Gathered:
     num_ones = len(layout.ones)
     fixed_XP = np.empty((num_ones + layout.num_numbers, len(position_P)), np.int32)
     length_MP = np.empty((len(layout.many), len(position_P)), np.int32)

@@ -52,7 +52,9 @@ def decoded_rows(dataset: str, split: str, rows: int) -> str:
     files = manifest.files_of(split)
     try:
         found = _first_rows(dataset, files, rows)
-        decoder = Decoder({field.name: _raw_ids(dataset, field, _indices(found, field)) for field in manifest.fields})
+        decoder = Decoder(
+            {field.name: _raw_ids_of(dataset, field, _indices(found, field)) for field in manifest.fields}
+        )
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"data={dataset} cannot be read ({error}); restore the file, or run jobs.preprocess again."
@@ -81,7 +83,7 @@ def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndar
     return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
 
 
-def _raw_ids(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int | str]:
+def _raw_ids_of(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int | str]:
     """index → raw id, or the text that it is the hash of, from the row groups of the vocabulary that hold them: index i stands in row i − 2."""
     if not len(index_U):
         return {}
@@ -107,7 +109,7 @@ def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Map
     lines = [f"{split} row {number}: context {row['context_id']}, group_id {group}, {shown} impressions"]
     for field in manifest.fields_of("context"):
         value, weights = row[field.name], row.get(f"{field.name}__weight")
-        lines.append(f"  {field.name:<{_NAME_WIDTH}}{_values(field, decoder, value, weights)}")
+        lines.append(f"  {field.name:<{_NAME_WIDTH}}{_values_text(field, decoder, value, weights)}")
     begin = {field.name: 0 for field in manifest.fields_of("impression")}
     for place in range(min(shown, _MOST_IMPRESSIONS)):
         labels = " ".join(f"{label} {row[label][place]}" for label in LABELS if label in row)
@@ -119,14 +121,14 @@ def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Map
             begin[field.name] += length
             value = row[field.name][start : start + length]
             weights = row[f"{field.name}__weight"][start : start + length] if field.weighted else None
-            text = _values(field, decoder, value if field.arity == "many" else value[0], weights)
+            text = _values_text(field, decoder, value if field.arity == "many" else value[0], weights)
             lines.append(f"    {field.name:<{_NAME_WIDTH - 2}}{text}")
     if shown > _MOST_IMPRESSIONS:
         lines.append(f"  … and {shown - _MOST_IMPRESSIONS} more impressions")
     return "\n".join(lines)
 
 
-def _values(field: ManifestField, decoder: Decoder, value: Any, weights: Sequence[float] | None) -> str:
+def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Sequence[float] | None) -> str:
     """One value, or the first of many with their weights and how many there are."""
     if field.stored == NUMBER:
         return "missing" if value is None else f"{value:g}"

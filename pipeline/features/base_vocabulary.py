@@ -20,7 +20,7 @@ from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.locations import open_location
 
-_SAME = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets", "parameters")
+_SAME_AS_BASE = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets", "parameters")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Base:
     def of(cls, path: str, fields: Sequence[Field]) -> "Base":
         """The dataset at `path`; InputError where there is none, or one with other fields."""
         manifest, manifest_xxh3 = read_manifest(path, "vocabulary.base")
-        if found := field_differences(manifest.fields, fields, _SAME):
+        if found := field_differences(manifest.fields, fields, _SAME_AS_BASE):
             raise InputError(
                 f"vocabulary.base={path} has another catalogue: {'; '.join(found)}; give the features of the base, "
                 "or start a vocabulary of its own (vocabulary.base=null)."

@@ -114,7 +114,7 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
     """
     if not settings.fields:
         raise InputError("features.fields is empty; choose a catalogue, for example features=aliccp.")
-    entries = [_checked(name, entry, min_count, max_ids) for name, entry in settings.fields.items()]
+    entries = [_checked_field(name, entry, min_count, max_ids) for name, entry in settings.fields.items()]
     for number, entry in enumerate(entries):
         for other in entries[:number]:
             if other.raw_id == entry.raw_id and (other.kind == entry.kind or other.scope != entry.scope):
@@ -132,7 +132,7 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
     return Catalogue(tuple(entries), settings.group, timed)
 
 
-def _checked(name: str, entry: FieldSettings, min_count: int, max_ids: int | None) -> Field:
+def _checked_field(name: str, entry: FieldSettings, min_count: int, max_ids: int | None) -> Field:
     if not _NAME.match(name):
         raise InputError(f"features.fields has the name {name!r}; use lower-case letters, digits and underscores.")
     if name in _RESERVED or name.endswith(_RESERVED_ENDINGS):

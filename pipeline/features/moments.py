@@ -19,7 +19,7 @@ from pipeline.kernels.jit import nb
 _EXPONENTS = 256  # of a float32
 #: Columns of the sums of an exponent e. A float32 is ±m · 2^(e - 150) with an integer m below 2^24, and int64 holds
 #: 2^39 such m; m² is summed in halves of 24 bits.
-_NUMBER, _SUM, _SQUARES_LOW, _SQUARES_HIGH = range(4)
+_COUNT, _SUM, _SQUARES_LOW, _SQUARES_HIGH = range(4)
 _MANTISSA_BITS, _SMALLEST = 24, 149  # 2^-149 is the smallest float32 above 0
 
 
@@ -35,7 +35,7 @@ class Moments:
 
     def to_bytes(self) -> bytes:
         """For the way from a task to the driver: (field, exponent, sums) of the exponents that occurred."""
-        field_R, exponent_R = np.nonzero(self._sums[:, :, _NUMBER])
+        field_R, exponent_R = np.nonzero(self._sums[:, :, _COUNT])
         rows = np.column_stack([field_R, exponent_R, self._sums[field_R, exponent_R]])
         return rows.astype(np.int64).tobytes()
 
@@ -47,7 +47,7 @@ class Moments:
     def mean_std(self, place: int) -> tuple[float, float]:
         """(mean, population standard deviation) of one field; (0, 0) where there was no number, and std 0 for a constant."""
         by_exponent = self._sums[place].tolist()
-        number = sum(sums[_NUMBER] for sums in by_exponent)
+        number = sum(sums[_COUNT] for sums in by_exponent)
         if not number:
             return 0.0, 0.0
         total = squares = 0  # in units of 2^-149 and of 2^-298
@@ -73,7 +73,7 @@ def _add(bits_LQ, all_sums):  # type: ignore[no-untyped-def]
                 mantissa |= 1 << 23
             square = mantissa * mantissa
             sums = all_sums[place, exponent]
-            sums[_NUMBER] += 1
+            sums[_COUNT] += 1
             sums[_SUM] += -mantissa if bits < 0 else mantissa
             sums[_SQUARES_LOW] += square & 0xFFFFFF
             sums[_SQUARES_HIGH] += square >> _MANTISSA_BITS

@@ -53,7 +53,7 @@ class Counter:
     def parts(self, num_parts: int) -> Iterator[tuple[int, bytes]]:
         """(partition, its pairs as bytes) for every partition that has any."""
         pairs = self.pairs()
-        part_P = _parts_of(pairs, num_parts)
+        part_P = _partitions_of(pairs, num_parts)
         order = np.argsort(part_P, kind="stable")
         bounds = np.searchsorted(part_P[order], np.arange(num_parts + 1))
         for part in range(num_parts):
@@ -183,7 +183,7 @@ def _count_pairs(table, pairs):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _parts_of(pairs, num_parts):  # type: ignore[no-untyped-def]
+def _partitions_of(pairs, num_parts):  # type: ignore[no-untyped-def]
     part_P = np.empty(len(pairs), np.int64)
     for i in range(len(pairs)):
         # The upper half: the lower bits choose the slot, and a part must not fill one corner of the merged table.

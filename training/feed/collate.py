@@ -71,8 +71,8 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
     return Batch(
         context=_bags(contexts, len(columns.of_scope("context"))),
         impression=_bags(impressions, len(columns.of_scope("impression"))),
-        context_numeric=_numbers(contexts, len(columns.of_scope("context", NUMBER))),
-        impression_numeric=_numbers(impressions, len(columns.of_scope("impression", NUMBER))),
+        context_numeric=_numeric_inputs(contexts, len(columns.of_scope("context", NUMBER))),
+        impression_numeric=_numeric_inputs(impressions, len(columns.of_scope("impression", NUMBER))),
         context_of_impression=torch.from_numpy(context_of_impression),
         labels={label: torch.from_numpy(label_LB[place]) for place, label in enumerate(columns.labels)},
         impression_id=torch.from_numpy(impression_id),
@@ -85,7 +85,7 @@ def _bags(slices_P: Sequence[_Slice], num_fields: int) -> Bags:
     """The bags [first, last) of each piece, field-major: field 0 of piece 0, of piece 1, …, then field 1."""
     counts_PF = np.empty((len(slices_P), num_fields), np.int64)
     for counts_F, (packed, first, last) in zip(counts_PF, slices_P, strict=True):
-        _count_values(packed.slot_F, packed.offsets_MN, first, last, counts_F)
+        _count_bag_values(packed.slot_F, packed.offsets_MN, first, last, counts_F)
     starts_PF = np.cumsum(counts_PF.T).reshape(num_fields, len(slices_P)).T - counts_PF
     num_bags, num_values = sum(last - first for _, first, last in slices_P), int(counts_PF.sum())
     values, weights = np.empty(num_values, np.int32), np.empty(num_values, np.float32)
@@ -111,7 +111,7 @@ def _bags(slices_P: Sequence[_Slice], num_fields: int) -> Bags:
     return Bags(torch.from_numpy(values), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weights))
 
 
-def _numbers(slices_P: Sequence[_Slice], num_fields: int) -> torch.Tensor:
+def _numeric_inputs(slices_P: Sequence[_Slice], num_fields: int) -> torch.Tensor:
     """float32 [N, D]: the numeric inputs [first, last) of each piece."""
     out_ND = np.empty((sum(last - first for _, first, last in slices_P), num_fields), np.float32)
     at = 0
@@ -154,7 +154,7 @@ def _copy_impressions(
 
 
 @nb.njit(nogil=True, cache=True)
-def _count_values(slot_F: np.ndarray, offsets_MN: np.ndarray, first: int, last: int, counts_F: np.ndarray) -> None:
+def _count_bag_values(slot_F: np.ndarray, offsets_MN: np.ndarray, first: int, last: int, counts_F: np.ndarray) -> None:
     """counts_F: how many values of each field the bags [first, last) hold."""
     for field in range(len(slot_F)):
         slot = slot_F[field]

@@ -25,7 +25,7 @@ from training.feed.row_groups import RowGroupData, pack
 from training.feed.settings import FeedSettings
 
 #: How long a full queue is waited for before the thread looks whether it has been stopped.
-_LOOK_AGAIN_S = 0.05
+_QUEUE_WAIT_S = 0.05
 #: Share of an epoch's readings that must be second ones for row groups to be held for them.
 _WORTH_HOLDING = 0.02
 
@@ -199,6 +199,6 @@ class _Ahead:
         """False if nobody wants the item any more."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=_LOOK_AGAIN_S)
+                self._ready.put(item, timeout=_QUEUE_WAIT_S)
                 return True
         return False

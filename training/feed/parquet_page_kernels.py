@@ -17,7 +17,7 @@ _DEFINITION_BYTES, _REPETITION_BYTES, _IS_COMPRESSED = _V2 + 5, _V2 + 6, _V2 + 7
 _DATA_PAGE_V2, _PLAIN = 3, 0
 _MAX_DEPTH = 4  # of structs in a header; the specification has two
 _MAX_VARINT_BITS = 35
-_MOST = 2**31 - 1  # values of a column, and bytes of a page
+_MAX_INT32 = 2**31 - 1  # values of a column, and bytes of a page
 LENGTH_BYTES = 4  # before a string
 _BROKEN = -1
 
@@ -56,7 +56,7 @@ def walk(
             or (num_levels != num_starts and not is_list)
             or (num_levels > 0 and num_starts == 0)
             or (itemsize > 0 and (num_levels - num_lacking) * itemsize != unpacked)
-            or max(unpacked, num_levels, value + num_levels) > _MOST
+            or max(unpacked, num_levels, value + num_levels) > _MAX_INT32
             or (header[_IS_COMPRESSED] == 0 and stored != unpacked)
         ):
             return _BROKEN

@@ -82,10 +82,10 @@ def pack(
     context_id_R = checked.context_ids()
     return RowGroupData(
         offsets_R=order.offsets_R,
-        context=_packed(checked, columns, "context", order.row_R, order.row_R + 1),
-        impression=_packed(checked, columns, "impression", order.first_K, order.last_K),
+        context=_pack_scope(checked, columns, "context", order.row_R, order.row_R + 1),
+        impression=_pack_scope(checked, columns, "impression", order.first_K, order.last_K),
         labels_LI=labels_LI,
-        impression_id_I=_gathered(checked.impression_id_I, order.first_K, order.last_K),
+        impression_id_I=_gather_runs(checked.impression_id_I, order.first_K, order.last_K),
         group_id_R=checked.group_ids()[order.row_R],
         context_id_R=[context_id_R[row] for row in order.row_R.tolist()],
     )
@@ -111,7 +111,7 @@ def _clicked_of(order_R: np.ndarray, offsets_R: np.ndarray, clicked: np.ndarray)
     """The impressions `clicked`, one run each, and the rows that have any."""
     ends_R = np.searchsorted(clicked, offsets_R)
     row_R = order_R[np.diff(ends_R)[order_R] > 0]
-    first_K = _gathered(clicked, ends_R[row_R], ends_R[row_R + 1])
+    first_K = _gather_runs(clicked, ends_R[row_R], ends_R[row_R + 1])
     return _Order(row_R, _ends(ends_R[row_R + 1] - ends_R[row_R]), first_K, first_K + 1)
 
 
@@ -120,7 +120,9 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
-def _packed(checked: CheckedColumns, columns: Columns, scope: str, first_K: np.ndarray, last_K: np.ndarray) -> Packed:
+def _pack_scope(
+    checked: CheckedColumns, columns: Columns, scope: str, first_K: np.ndarray, last_K: np.ndarray
+) -> Packed:
     """The fields of `scope`: the bags first_K to last_K of the row group, in this order."""
     fields, num_bags = columns.of_scope(scope), int((last_K - first_K).sum())
     ones = [entry for entry in fields if entry.arity == "one"]
@@ -188,7 +190,7 @@ def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def _gathered(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray) -> np.ndarray:
+def _gather_runs(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray) -> np.ndarray:
     out = np.empty(int((last_K - first_K).sum()), values.dtype)
     _gather(values, first_K, last_K, out)
     return out

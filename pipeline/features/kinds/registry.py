@@ -8,9 +8,9 @@ from pipeline.features.kinds.numeric import Numeric
 
 #: features.fields.<name>.kind → its kind.
 FIELD_KINDS: dict[str, FieldKind] = {CATEGORICAL: Categorical(), NUMERIC: Numeric(), BUCKETIZED: Bucketized()}
-_HASHED = Hashed()
+_HASHED_KIND = Hashed()
 
 
 def field_kind(kind: str, hash_buckets: int) -> FieldKind:
     """Return the kind of a field; a categorical one with hash_buckets is hashed."""
-    return _HASHED if kind == CATEGORICAL and hash_buckets else FIELD_KINDS[kind]
+    return _HASHED_KIND if kind == CATEGORICAL and hash_buckets else FIELD_KINDS[kind]

@@ -10,7 +10,7 @@ from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.contexts import records
 from pipeline.contexts.buckets import buckets_of
 from pipeline.contexts.encode import encode
-from pipeline.contexts.packing import unpacked
+from pipeline.contexts.packing import unpack_words
 from pipeline.features.fields import catalogue
 from pipeline.features.lookup_table import lookup_of
 from pipeline.features.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def encoded(
 
 def words(row: dict[str, object]) -> list[int]:
     byte_B = np.frombuffer(row["blob"], np.uint8)  # type: ignore[call-overload]
-    return unpacked(byte_B, np.array([0, len(byte_B)]))[0].tolist()
+    return unpack_words(byte_B, np.array([0, len(byte_B)]))[0].tolist()
 
 
 def test_a_context_record_holds_its_group_key_lengths_values_and_weights(tmp_path: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.chunks.reasons import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.contexts import records
 from pipeline.contexts.group import grouped, select
-from pipeline.contexts.packing import packed
+from pipeline.contexts.packing import pack_words
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG
 from pipeline.errors import InputError
 
@@ -35,7 +35,7 @@ def batch_of(entries: Sequence[Record]) -> pa.RecordBatch:
         "offset": np.array([entry[2] for entry in entries], np.int64),
     }
     words = np.array([word for entry in entries for word in entry[3]], np.int32)
-    byte_B, begin_R = packed(words, np.cumsum([0, *(len(entry[3]) for entry in entries)]))
+    byte_B, begin_R = pack_words(words, np.cumsum([0, *(len(entry[3]) for entry in entries)]))
     return records.record_batch(columns, begin_R, byte_B)
 
 
