@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed
+from jobs.entry import composed
 from training.checkpoint.files import newest
 from training.distributed.world import join
 from training.run.settings import TrainSettings
@@ -66,8 +65,7 @@ def main() -> None:
         for asynchronous in (True, False):
             with tempfile.TemporaryDirectory(dir=Path.cwd()) as out:
                 overrides = [f"data={options.data}", f"out={out}/run", "validation.split=null"]
-                with initialize_config_module("conf", version_base="1.3"):
-                    settings = typed(TrainSettings, compose("train", overrides))
+                settings = composed("train", TrainSettings, overrides)
                 settings.checkpoint.asynchronous = asynchronous
                 seconds, size = measure(settings, options.every_steps)
             first, *others = seconds["pause"]

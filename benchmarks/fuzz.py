@@ -17,9 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.aliccp.byte_ranges import input_splits
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SKELETON, SourceFile
@@ -39,8 +37,7 @@ _REJECT_ALL = ("feature_count_mismatch=quarantine", "conversion_without_click=qu
 
 
 def settings_of(raw: Path, out: Path, *overrides: str) -> PreprocessSettings:
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(PreprocessSettings, compose("preprocess", [f"source.path={raw}", f"out={out}", *overrides]))
+    return composed("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
 def parsed(directory: Path, num_lines: int, seed: int) -> Counter[str]:

@@ -13,11 +13,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-
 from benchmarks.runs import CONTEXTS, CPU_S, run
 from benchmarks.train import processor
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import load_manifest
 from pipeline.preprocess import preprocess
@@ -29,9 +27,13 @@ BYTES = "bytes_an_impression"
 
 def dataset_of(raw: str, out: Path, max_impressions: int) -> float:
     """Preprocess `raw` with K = `max_impressions`; the bytes of the train files an impression."""
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("preprocess", [f"source.path={raw}", f"out={out}", f"rows.max_impressions={max_impressions}"])
-    preprocess(typed(PreprocessSettings, config))
+    preprocess(
+        composed(
+            "preprocess",
+            PreprocessSettings,
+            [f"source.path={raw}", f"out={out}", f"rows.max_impressions={max_impressions}"],
+        )
+    )
     manifest = load_manifest(out)
     return sum(file.bytes for file in manifest.files_of("train")) / manifest.totals["train"]["impressions"]
 

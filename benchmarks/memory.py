@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed
+from jobs.entry import composed
 from training.distributed.world import join
 from training.run.malloc import keep_freed_memory
 from training.run.settings import TrainSettings
@@ -55,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as out:
         overrides = [f"data={options.data}", f"out={out}/run", f"epochs={options.epochs + 1}"]
         overrides += [f"plan.batch_size={options.batch_size}"]
-        with initialize_config_module("conf", version_base="1.3"):
-            settings = typed(TrainSettings, compose("train", overrides))
+        settings = composed("train", TrainSettings, overrides)
         with join(settings.world) as world:
             Weighed(settings, world).fit()
 

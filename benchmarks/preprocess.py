@@ -21,12 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-
 from benchmarks.preprocess_peers.contents import contents
 from benchmarks.preprocess_stages import stages
 from benchmarks.processes import Spent, spent
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.preprocess import preprocess
@@ -52,9 +50,7 @@ def raw_mb(raw: Path) -> float:
 
 def settings_of(raw: Path, out: Path, overrides: list[str]) -> PreprocessSettings:
     """As on the command line of jobs.preprocess."""
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("preprocess", [f"source.path={raw}", f"out={out}", *overrides])
-    return typed(PreprocessSettings, composed)
+    return composed("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
 def ours(raw: Path, out: Path, overrides: list[str]) -> tuple[Manifest, Spent]:

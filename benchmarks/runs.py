@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed, with_new_keys
+from jobs.entry import composed
 from training.checkpoint.files import Position
 from training.distributed.world import join
 from training.evaluation import metrics
@@ -34,11 +33,8 @@ def run(data: str, overrides: Sequence[str], split: str, truth: str | None = Non
     split also cvr_all_auc (all impressions); cpu_s of training, all threads, reading included; contexts_a_batch.
     """
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as out, initialize_config_module("conf", version_base="1.3"):
-        settings = typed(
-            TrainSettings,
-            compose("train", with_new_keys([f"data={data}", f"out={out}/run", *overrides], TrainSettings)),
-        )
+    with tempfile.TemporaryDirectory() as out:
+        settings = composed("train", TrainSettings, [f"data={data}", f"out={out}/run", *overrides])
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             figures = train(trainer)

@@ -19,10 +19,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
-from jobs.entry import typed, with_new_keys
+from jobs.entry import composed
 from training.distributed.rank_batches import Share
 from training.distributed.world import World, join
 from training.feed.batch import Batch
@@ -145,9 +144,8 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
 
 def configured(data: str, out: str, model: str, overrides: list[str]) -> TrainSettings:
     """The configuration of jobs.train with these."""
-    with initialize_config_module("conf", version_base="1.3"):
-        given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
-        return typed(TrainSettings, compose("train", with_new_keys(given, TrainSettings)))
+    given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
+    return composed("train", TrainSettings, given)
 
 
 def main() -> None:

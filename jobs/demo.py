@@ -18,12 +18,12 @@ from pipeline.errors import InputError
 class DemoSettings:
     """conf/demo.yaml."""
 
-    out: str
+    out: str = "demo"  # folder of the log, the dataset and the run
     impressions: int = 1_000_000
-    seed: int = 1
+    seed: int = 1  # of the simulated log
     ranks: int = 2
     model: str = "esmm"
-    batch_size: int = 1000
+    batch_size: int = 1000  # the paper's 5000 would leave half a million impressions 90 updates, too few to learn from
 
 
 def stages(settings: DemoSettings) -> list[tuple[str, list[str]]]:

@@ -1,14 +1,25 @@
-"""What every entry point shares: compose the configuration, type it at the door, and say mistakes in one sentence."""
+"""Entry of every job: compose the configuration, check it against the job's dataclasses, report mistakes in one sentence.
 
+A default and its comment stand once: in the dataclass. Hydra gets them under the name `<job>_settings`, the first entry of
+each job's defaults list; the files of conf/ hold what differs from them. `--help` prints the composed settings with the
+comments.
+"""
+
+import contextlib
+import dataclasses
 import difflib
+import inspect
+import io
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +46,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
     A mistake ends the process with status 2 and one sentence on stderr (on the ranks with `speaks`); any other
     exception keeps its traceback, for that is our mistake.
     """
+    _register(name, schema)
     sys.argv[1:] = with_new_keys(sys.argv[1:], schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and hides the exception from us
 
@@ -45,32 +57,93 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
             _stop(str(error), speaks)
 
     try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
+        with _comments_in_help(schema) if {"--help", "-h"} & set(sys.argv) else contextlib.nullcontext():
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
     except HydraException as error:
         _stop(_sentence(error, schema), speaks)
 
 
+def composed(name: str, schema: type[Settings], overrides: Sequence[str]) -> Settings:
+    """Compose conf/<name>.yaml with `overrides` as `launch` does, for those who call a job from Python."""
+    _register(name, schema)
+    try:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            return typed(schema, hydra.compose(name, with_new_keys(overrides, schema)))
+    except HydraException as error:
+        raise InputError(_sentence(error, schema)) from error
+
+
+def _register(name: str, schema: type[Any]) -> None:
+    """Give Hydra the defaults of `schema`: they are what `<name>_settings` in the defaults list of conf/<name>.yaml means."""
+    ConfigStore.instance().store(f"{name}_settings", schema)
+
+
 def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:
-    """`overrides` with `++` before those of settings by name, such as embedding.dims.item_id=128 or
-    features.fields.item_id.max_ids=1000: Hydra adds a key that no YAML file has only when it is told so."""
-    by_name = tuple(_keys_by_name(OmegaConf.structured(schema), ""))
+    """Put `++` before the settings by name in `overrides`, such as embedding.dims.item_id=128.
+
+    Settings by name are dictionaries with values of one type. Hydra adds a key that no YAML file has only when it is
+    told so.
+    """
+    by_name = tuple(
+        f"{setting.key}."
+        for setting in settings_of(schema)
+        if typing.get_origin(setting.type) is dict and typing.get_args(setting.type)[1] is not Any
+    )
     return [f"++{text}" if text.startswith(by_name) else text for text in overrides]
 
 
-def _keys_by_name(node: Any, prefix: str) -> list[str]:
-    """`embedding.dims.`, …: the settings that are dictionaries with values of one type."""
-    found: list[str] = []
-    for key in node:
-        child = node._get_node(key)
-        if not OmegaConf.is_dict(child) or child._is_missing():
-            continue
-        if child._is_none():  # a group that may be left out, such as source.events
-            child = OmegaConf.structured(child._metadata.ref_type)
-        if child._metadata.object_type is not dict:
-            found += _keys_by_name(child, f"{prefix}{key}.")
-        elif child._metadata.element_type is not Any:
-            found.append(f"{prefix}{key}.")
+class Setting(NamedTuple):
+    """One key of a job's settings, a group included."""
+
+    key: str  # with its groups: embedding.dim
+    type: Any  # X for X | None
+    comment: str  # what stands behind it in the dataclass
+
+
+def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
+    """Walk the dataclass tree `schema`; a group comes before what it holds."""
+    hints, comments = typing.get_type_hints(schema), _comments(schema)
+    for entry in dataclasses.fields(schema):
+        key, hint = f"{prefix}{entry.name}", hints[entry.name]
+        if type(None) in typing.get_args(hint):
+            hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        yield Setting(key, hint, comments.get(entry.name, ""))
+        if dataclasses.is_dataclass(hint):
+            yield from settings_of(cast(type[Any], hint), f"{key}.")
+
+
+def _comments(schema: type[Any]) -> dict[str, str]:
+    """Read the comment behind each field in the source of `schema` and of the dataclasses that it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(schema.__mro__):
+        if dataclasses.is_dataclass(owner):
+            found |= dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(owner), re.MULTILINE))
     return found
+
+
+@contextlib.contextmanager
+def _comments_in_help(schema: type[Any]) -> Iterator[None]:
+    """Print what the block prints with the comments of `schema` behind its settings."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        print(commented(printed.getvalue(), schema))
+
+
+def commented(text: str, schema: type[Any]) -> str:
+    """Put the comment of each setting behind its line in `text`, which has YAML with two blanks a level."""
+    comments = {setting.key: setting.comment for setting in settings_of(schema)}
+    path: list[str] = []
+    lines = []
+    for line in text.splitlines():
+        if match := re.match(r"( *)(\w+):", line):
+            path = [*path[: len(match[1]) // 2], match[2]]
+            comment = comments.get(".".join(path))
+            line += f"  # {comment}" if comment else ""
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def typed(schema: type[Settings], config: DictConfig) -> Settings:
@@ -87,33 +160,18 @@ def typed(schema: type[Settings], config: DictConfig) -> Settings:
 
 
 def _sentence(error: Exception, schema: type[Any]) -> str:
-    """Hydra's and OmegaConf's messages, cut to one sentence, with the nearest known setting for an unknown one."""
+    """Cut a message of Hydra or OmegaConf to one sentence; for an unknown setting it names the nearest known ones."""
     text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
     unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text)
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else unknown.group(1)
-        near = difflib.get_close_matches(key, _known_keys(schema), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(key, [setting.key for setting in settings_of(schema)], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists every setting."
         return f"{key} is not a setting of this job; {hint}"
     first = re.sub(r"\s+", " ", re.split(r"\n    full_key|\nConfig search path", text)[0]).strip()
     full = re.search(r"full_key: (\S+)", text)
     return f"{full.group(1)}: {first}" if full else first
-
-
-def _known_keys(schema: type[Any]) -> list[str]:
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        for key in node:
-            path = f"{prefix}{key}"
-            keys.append(path)
-            child = node._get_node(key)
-            if OmegaConf.is_dict(child) and not child._is_missing() and not child._is_none():
-                walk(child, f"{path}.")
-
-    walk(OmegaConf.structured(schema), "")
-    return keys
 
 
 def _stop(sentence: str, speaks: bool) -> None:

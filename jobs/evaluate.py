@@ -13,11 +13,11 @@ from training.distributed.torchrun import speaks
 class EvaluateSettings:
     """conf/evaluate.yaml."""
 
-    run: str = MISSING
-    split: str = "test"
-    truth: str | None = None
-    checkpoint: str = "newest"  # newest | best, by the validation
-    data: str | None = None  # where the dataset lies now, if it has moved since the training
+    run: str = MISSING  # the folder of a run that jobs.train has trained
+    split: str = "test"  # train | validation | test
+    truth: str | None = None  # RAW/truth_test.parquet of a simulated log
+    checkpoint: str = "newest"  # newest | best: the one that validation found best
+    data: str | None = None  # the dataset, if it has moved since the training
 
 
 def run(settings: EvaluateSettings) -> None:

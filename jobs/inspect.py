@@ -15,9 +15,9 @@ from pipeline.errors import InputError
 class InspectSettings:
     """conf/inspect.yaml."""
 
-    data: str = MISSING
-    split: str = "train"
-    rows: int = 3
+    data: str = MISSING  # the dataset
+    split: str = "train"  # train | validation | test
+    rows: int = 3  # of the split, with raw ids; 0 for the card alone
 
     def __post_init__(self) -> None:
         if self.rows < 0:

@@ -7,13 +7,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.config.preprocess import PreprocessSettings, SparkSettings
 
 if TYPE_CHECKING:
@@ -68,8 +67,6 @@ def preprocess_settings() -> Callable[..., PreprocessSettings]:
     """Settings of jobs.preprocess from conf/, with overrides as on the command line."""
 
     def settings(source: Path, out: Path, *overrides: str) -> PreprocessSettings:
-        with initialize_config_module("conf", version_base="1.3"):
-            config: Any = compose("preprocess", [f"source.path={source}", f"out={out}", *overrides])
-        return typed(PreprocessSettings, config)
+        return composed("preprocess", PreprocessSettings, [f"source.path={source}", f"out={out}", *overrides])
 
     return settings

@@ -14,10 +14,9 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_module
 
 from benchmarks.runs import CPU_S, predict, train
-from jobs.entry import typed
+from jobs.entry import composed
 from training.distributed.world import join
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -26,9 +25,9 @@ from training.run.trainer import Trainer
 def main() -> None:
     dataset, batch_size, out = sys.argv[1:]
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as run, initialize_config_module("conf", version_base="1.3"):
+    with tempfile.TemporaryDirectory() as run:
         overrides = [f"data={dataset}", f"out={run}/run", "model=esmm", f"plan.batch_size={batch_size}"]
-        settings = typed(TrainSettings, compose("train", [*overrides, "world.device=cpu"]))
+        settings = composed("train", TrainSettings, [*overrides, "world.device=cpu"])
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             cpu_s = train(trainer)[CPU_S]

@@ -19,29 +19,27 @@ MS_PER_S = 1000
 class ImpressionsSettings:
     """`source.events.impressions`: one row an impression. Several columns for one thing are read as their tuple."""
 
-    path: str = "impressions"  # a file or a directory of parts, relative to source.path
-    format: str = PARQUET
+    path: str = "impressions"  # a file, or a directory of files, below source.path
+    format: str = PARQUET  # parquet | jsonl | csv
     timestamp: str = "timestamp"
     user: list[str] = field(default_factory=lambda: ["user_id"])
-    item: list[str] = field(default_factory=lambda: ["item_id"])  # what the actions table calls the same thing by
-    id: list[str] = field(default_factory=list)  # empty: user, item, context and timestamp make the id
-    context: list[str] = field(default_factory=list)  # page view id; empty: the user's impressions of a time window
-    click: str | None = (
-        None  # a column of 0 and 1, where the log says so itself; such a click has the impression's time
-    )
+    item: list[str] = field(default_factory=lambda: ["item_id"])  # a column, or several that are read as their tuple
+    id: list[str] = field(default_factory=list)  # []: the id is made of user, item, context and timestamp
+    context: list[str] = field(default_factory=list)  # []: the user's impressions within context_window_s
+    click: str | None = None  # a column of 0 and 1, where the log says so itself; the impression's time counts
 
 
 @dataclass
 class ActionsSettings:
     """`source.events.actions`: one row an action."""
 
-    path: str = "actions"
-    format: str = PARQUET
+    path: str = "actions"  # a file, or a directory of files, below source.path
+    format: str = PARQUET  # parquet | jsonl | csv
     timestamp: str = "timestamp"
     user: list[str] = field(default_factory=lambda: ["user_id"])
-    item: list[str] = field(default_factory=lambda: ["item_id"])
+    item: list[str] = field(default_factory=lambda: ["item_id"])  # as the impressions' item, in this table's columns
     action: str = "action"
-    impression: list[str] = field(default_factory=list)  # the impression's id where the log knows it, or empty
+    impression: list[str] = field(default_factory=list)  # the impression's id, where the log knows it
 
 
 @dataclass
@@ -60,15 +58,17 @@ class EventsSettings:
 
     impressions: ImpressionsSettings = field(default_factory=ImpressionsSettings)
     actions: ActionsSettings = field(default_factory=ActionsSettings)
-    joins: list[JoinSettings] = field(default_factory=list)
-    names: dict[str, list[str]] = field(default_factory=dict)  # action → what the log calls it
-    windows_s: dict[str, int] = field(default_factory=dict)  # click: after the impression; others: after the click
-    boundaries: list[str] = field(default_factory=list)  # t0 t1 t2 t3: train, validation, test; UTC
+    joins: list[JoinSettings] = field(
+        default_factory=list
+    )  # [{path: items.csv, format: csv, by: [item_id], key: [id]}]
+    names: dict[str, list[str]] = field(default_factory=dict)  # what the log calls each action; others are left out
+    windows_s: dict[str, int] = field(default_factory=dict)  # a click's after the impression, the others' after it
+    boundaries: list[str] = field(default_factory=list)  # train [t0,t1), validation [t1,t2), test [t2,t3); UTC
     actions_end: str | None = None  # until when the actions log is complete; null: its latest timestamp
     clock_skew_s: int = 0  # an action may be stamped this much before its impression
-    context_window_s: int = 1800  # where there is no context column
-    time_unit: str = "s"
-    list_separator: str = "|"  # of the values of a field of arity many in CSV
+    context_window_s: int = 1800  # of a context, where impressions.context is []
+    time_unit: str = "s"  # s | ms | us since 1970 UTC, or iso; timestamps by type need none
+    list_separator: str = "|"  # of the values of a field of arity many, in text columns
     nulls: list[str] = field(default_factory=lambda: [""])  # texts that mean missing
 
     def __post_init__(self) -> None:

@@ -1,4 +1,6 @@
-"""The settings of jobs.preprocess: dataclasses mirrored by conf/preprocess.yaml and its groups.
+"""The settings of jobs.preprocess: the tree behind conf/preprocess.yaml, one dataclass a group.
+
+Each setting has its default and its comment here and nowhere else; `--help` prints both (jobs.entry).
 
 Some settings determine the dataset: they stand in the manifest, and their hash says whether a finished dataset is the
 one asked for. The others (`source.path`, `source.split_bytes`, the path of `vocabulary.base`, `spark`, `audit`, `out`,
@@ -29,8 +31,8 @@ class SourceSettings:
 
     name: str = "aliccp"
     path: str = _MISSING
-    split_bytes: int = 64 << 20
-    reader: str = PYTHON
+    split_bytes: int = 64 << 20  # of an input split; gzip files are one split each
+    reader: str = PYTHON  # spark: through Hadoop's file systems, for addresses that Python cannot open
     events: EventsSettings | None = None  # of source=events
 
     def __post_init__(self) -> None:
@@ -52,16 +54,16 @@ class SourceSettings:
 class VocabularySettings:
     """The group `vocabulary`: which raw ids get an index of their own."""
 
-    min_count: int = 2
-    max_ids: int | None = None  # of a field, the most frequent ones; null: no limit
-    base: str | None = None  # a dataset whose indices stay, and are followed by new ids; null: none
+    min_count: int = 2  # rarer ids share one row of the table; or features.fields.<name>.min_count
+    max_ids: int | None = None  # of a field, the most frequent ones; null: no limit; or features.fields.<name>.max_ids
+    base: str | None = None  # an earlier dataset: every index of it stays, and new ids follow
 
 
 @dataclass
 class SplitSettings:
     """The group `split`: the share of the train contexts, by a hash of their key, that is held out for validation."""
 
-    validation: float = 0.1
+    validation: float = 0.1  # of the train contexts, by a hash of their key; the log's own test split stays
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -72,7 +74,7 @@ class SplitSettings:
 class LabelsSettings:
     """The group `labels`: the actions after a click that make a daction; empty for a dataset without that label."""
 
-    daction: list[str] = field(default_factory=list)
+    daction: list[str] = field(default_factory=list)  # actions after a click; []: no such label
 
     def __post_init__(self) -> None:
         if len(set(self.daction)) != len(self.daction):
@@ -83,16 +85,16 @@ class LabelsSettings:
 class ChecksSettings:
     """The group `checks`: what happens to a line with each defect (DESIGN §3.4)."""
 
-    malformed_line: str = QUARANTINE
+    malformed_line: str = QUARANTINE  # quarantine: rejected | fail: the job stops
     bad_label: str = QUARANTINE
     bad_context_key: str = QUARANTINE
     bad_feature: str = QUARANTINE
-    feature_count_mismatch: str = KEEP
-    conversion_without_click: str = KEEP
+    feature_count_mismatch: str = KEEP  # keep: counted, and used
+    conversion_without_click: str = KEEP  # as not converted: the label is click and conversion
     missing_context: str = QUARANTINE
-    duplicate_impression: str = QUARANTINE
-    duplicate_context: str = QUARANTINE
-    duplicates: str = WITHIN_CONTEXT  # where an impression id must be the only one
+    duplicate_impression: str = QUARANTINE  # the first in file order stays
+    duplicate_context: str = QUARANTINE  # the first in file order stays
+    duplicates: str = WITHIN_CONTEXT  # where an impression id may occur once: context | global (one more shuffle)
 
     def __post_init__(self) -> None:
         if self.duplicates not in (WITHIN_CONTEXT, GLOBAL):
@@ -110,7 +112,7 @@ class ChecksSettings:
 class RowsSettings:
     """The group `rows`: the size of context rows, row groups and files, in impressions."""
 
-    max_impressions: int = 64
+    max_impressions: int = 64  # of a context row; longer contexts are cut (docs/benchmarks.md)
     impressions_per_row_group: int = 16384
     impressions_per_file: int = 1_000_000
 
@@ -123,8 +125,8 @@ class RowsSettings:
 class AuditSettings:
     """The group `audit`: when a field tells too much of a label, and how many impressions are looked at to know."""
 
-    leakage_auc: float = 0.9
-    leakage_impressions: int = 200_000  # of train, and as many of validation
+    leakage_auc: float = 0.9  # the audit names a field that alone reaches this AUC, well above the others
+    leakage_impressions: int = 200_000  # of train, and as many of validation, to find that
 
     def __post_init__(self) -> None:
         if not 0.5 < self.leakage_auc <= 1:
@@ -138,18 +140,18 @@ class AuditSettings:
 class SparkSettings:
     """The group `spark`: where Spark runs, and any further Spark setting by its own name."""
 
-    master: str = _MISSING  # a default here would be the master of spark=standalone, too
-    conf: dict[str, Any] = field(default_factory=dict)
+    master: str = _MISSING
+    conf: dict[str, Any] = field(default_factory=dict)  # '+spark.conf={spark.driver.memory: 4g}'
 
 
 @dataclass
 class PreprocessSettings:
     """conf/preprocess.yaml."""
 
-    out: str = _MISSING
-    overwrite: bool = False
-    grace_hours: float = 24.0
-    staging: str = ""
+    out: str = _MISSING  # the dataset
+    overwrite: bool = False  # replace a dataset made with other settings
+    grace_hours: float = 24.0  # files that no manifest names any more are kept so long for running readers
+    staging: str = ""  # source=events with an address as out: a directory that all workers see
     seed: int = 1
     source: SourceSettings = field(default_factory=SourceSettings)
     features: FeaturesSettings = field(default_factory=FeaturesSettings)

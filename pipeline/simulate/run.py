@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from pipeline.atomic_files import write_whole
@@ -40,13 +41,13 @@ _MIN_IMPRESSIONS = 100  # of a split
 class SimulateSettings:
     """What jobs.simulate takes."""
 
-    out: str
-    impressions: int
-    seed: int
-    rates: RatesSettings
-    train_share: float = 0.5  # the published one is 42.3 : 43.0
-    actions: bool = False  # write the action log too
-    dirt: float = 0.001  # planted dirty lines, as a share of the lines
+    out: str = MISSING  # the log
+    impressions: int = 100_000  # train and test together
+    seed: int = 1
+    rates: RatesSettings = field(default_factory=RatesSettings)
+    train_share: float = 0.5  # of the impressions; the published one is 42.3 : 43.0
+    actions: bool = False  # write actions_{train,test}.csv too (carts and wish lists)
+    dirt: float = 0.001  # planted dirty lines, as a share of the lines; dirt_{train,test}.parquet lists them
     features: FeaturesSettings = field(default_factory=FeaturesSettings)
 
     def __post_init__(self) -> None:

@@ -21,13 +21,13 @@ DACTION_SLOPE = 0.5  # of the buying score in the logit of a daction; in that of
 class RatesSettings:
     """The group `rates`: how often what happens, on average over the log."""
 
-    name: str
-    click: float  # of impressions
-    daction: float  # of clicks
-    wish: float  # of dactions; the others are carts
-    conversion: float  # of clicks
-    cart_lift: float  # conversions after a cart, as a multiple of those after a click alone
-    wish_lift: float
+    name: str = "published"
+    click: float = 0.038871  # of impressions
+    daction: float = 0.121  # of clicks
+    wish: float = 0.25  # of dactions; the others are carts
+    conversion: float = 0.005353  # of clicks
+    cart_lift: float = 12.0  # conversions after a cart, as a multiple of those after a click alone
+    wish_lift: float = 31.0  # conversions after a wish list, as such a multiple
 
     def __post_init__(self) -> None:
         for key in ("click", "daction", "wish", "conversion"):

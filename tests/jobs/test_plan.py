@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
-from jobs.entry import typed, with_new_keys
+from jobs.entry import composed
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
@@ -38,8 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(data: Path, *overrides: str) -> FittingSettings:
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(FittingSettings, compose("plan", with_new_keys([f"data={data}", *overrides], FittingSettings)))
+    return composed("plan", FittingSettings, [f"data={data}", *overrides])
 
 
 def said(data: Path, *overrides: str) -> tuple[str, bool]:

@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from tiny_dataset import write_tiny_dataset
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.errors import InputError
 from training.distributed.settings import EMBEDDING_OPTIMIZERS
 from training.model.graph import Graph
@@ -18,9 +17,8 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 
 
-def composed(*overrides: str) -> TrainSettings:
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(TrainSettings, compose("train", ["data=d", "out=o", *overrides]))
+def train_settings(*overrides: str) -> TrainSettings:
+    return composed("train", TrainSettings, ["data=d", "out=o", *overrides])
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -60,7 +58,7 @@ def test_a_split_that_is_none_is_refused_where_it_would_have_meant_no_validation
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_every_model_composes_to_a_graph(model: str) -> None:
-    settings = composed(f"model={model}")
+    settings = train_settings(f"model={model}")
     graph = Graph(settings.model.graph, ["click", "daction", "conversion"])
     assert settings.model.name == model
     assert "p_cvr" in graph.outputs
@@ -68,7 +66,7 @@ def test_every_model_composes_to_a_graph(model: str) -> None:
 
 @pytest.mark.parametrize("optimizer", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
 def test_every_optimizer_composes_to_one_that_a_cpu_has(optimizer: str) -> None:
-    assert composed(f"optimizer={optimizer}").optimizer.embeddings.name == optimizer
+    assert train_settings(f"optimizer={optimizer}").optimizer.embeddings.name == optimizer
     assert optimizer in EMBEDDING_OPTIMIZERS["cpu"]
 
 
@@ -88,7 +86,7 @@ def test_the_wide_network_differs_from_esmm_in_its_hidden_layers_alone() -> None
 
 
 def test_the_defaults_are_those_of_the_dataclasses() -> None:
-    settings = composed()
+    settings = train_settings()
     assert settings == TrainSettings(data="d", out="o", model=settings.model)
 
 

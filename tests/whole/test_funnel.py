@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 from tiny_dataset import write_tiny_dataset
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.model.graph import Graph
@@ -21,9 +20,8 @@ from training.run.trainer import Trainer
 
 
 def loan(data: Path, out: Path, *overrides: str) -> TrainSettings:
-    with initialize_config_module("conf", version_base="1.3"):
-        settings = ["model=loan", f"data={data}", f"out={out}", "world.device=cpu", "plan.batch_size=32", "epochs=3"]
-        return typed(TrainSettings, compose("train", [*settings, "log.every_steps=1", *overrides]))
+    settings = ["model=loan", f"data={data}", f"out={out}", "world.device=cpu", "plan.batch_size=32", "epochs=3"]
+    return composed("train", TrainSettings, [*settings, "log.every_steps=1", *overrides])
 
 
 def test_impression_click_application_approval_is_a_yaml_file(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.preprocess import preprocess
 from pipeline.simulate.run import SimulateSettings, simulate
@@ -24,9 +23,8 @@ def test_the_quarantine_holds_exactly_the_planted_lines_and_the_dataset_every_si
     tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
 ) -> None:
     raw = tmp_path / "raw"
-    with initialize_config_module("conf", version_base="1.3"):
-        overrides = [f"out={raw}", "impressions=20000", "seed=3", "rates=demo", "dirt=0.01", "actions=true"]
-        simulate(typed(SimulateSettings, compose("simulate", overrides)))
+    overrides = [f"out={raw}", "impressions=20000", "seed=3", "rates=demo", "dirt=0.01", "actions=true"]
+    simulate(composed("simulate", SimulateSettings, overrides))
     manifest = preprocess(preprocess_settings(raw, tmp_path / "out", "labels=cart_wish"))
 
     planted = [row for split in ("train", "test") for row in pq.read_table(raw / f"dirt_{split}.parquet").to_pylist()]
@@ -55,9 +53,8 @@ def test_at_published_rates_the_audit_reproduces_the_planted_funnel_the_dirt_and
     tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
 ) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
-    with initialize_config_module("conf", version_base="1.3"):
-        overrides = [f"out={raw}", "impressions=60000", "seed=5", "rates=published", "dirt=0.005", "actions=true"]
-        simulate(typed(SimulateSettings, compose("simulate", overrides)))
+    overrides = [f"out={raw}", "impressions=60000", "seed=5", "rates=published", "dirt=0.005", "actions=true"]
+    simulate(composed("simulate", SimulateSettings, overrides))
     preprocess(preprocess_settings(raw, out, "labels=cart_wish", "split.validation=0"))
     audit = json.loads((out / "audit.json").read_text())
     simulated = json.loads((raw / "simulation.json").read_text())["splits"]

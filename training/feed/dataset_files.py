@@ -22,7 +22,6 @@ Result = TypeVar("Result")
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 VERIFY = ("size", "checksum")
-#: Who decodes a column: ColumnPages where it can, or PyarrowColumn always.
 _REMEDY = "run jobs.preprocess again."
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 
+#: Who decodes a column: ColumnPages where it can, or PyarrowColumn always.
 PAGES, PYARROW = "pages", "pyarrow"
 
 

@@ -83,7 +83,9 @@ class TrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     sharding: ShardingSettings = field(default_factory=ShardingSettings)
     feed: FeedSettings = field(default_factory=FeedSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    checkpoint: CheckpointSettings = field(
+        default_factory=CheckpointSettings
+    )  # one at the end of each epoch in any case
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     early_stopping: EarlyStoppingSettings = field(default_factory=EarlyStoppingSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 from simulated_log import Line, fault, read_lines
 from sklearn.metrics import roc_auc_score
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.errors import InputError
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.lines import weight_text
@@ -33,8 +32,7 @@ LISTS, CROSSES, OWN = (
 
 def settings(out: Path, *overrides: str) -> SimulateSettings:
     """conf/simulate.yaml with overrides, as the command line would have it."""
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(SimulateSettings, compose("simulate", [f"out={out}", *overrides]))
+    return composed("simulate", SimulateSettings, [f"out={out}", *overrides])
 
 
 @dataclass

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.kernels.auc_histogram import RankHistogram
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.draw import draw_chunk
@@ -19,8 +18,7 @@ from pipeline.simulate.world import build_world
 
 def rates_of(name: str) -> RatesSettings:
     """conf/rates/<name>.yaml."""
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(SimulateSettings, compose("simulate", ["out=nowhere", f"rates={name}"])).rates
+    return composed("simulate", SimulateSettings, ["out=nowhere", f"rates={name}"]).rates
 
 
 def test_the_knots_have_the_published_shares_and_means() -> None:

@@ -1,9 +1,8 @@
 """What Spark says at length reaches the user as one sentence."""
 
 import pytest
-from hydra import compose, initialize_config_module
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.spark.exceptions import plain_errors
@@ -53,13 +52,12 @@ def test_any_other_failure_keeps_its_traceback() -> None:
     [("standalone", "spark://host:7077"), ("yarn", "yarn"), ("kubernetes", "k8s://https://host:6443")],
 )
 def test_the_configuration_of_each_cluster_asks_for_second_attempts_and_for_its_master(group: str, master: str) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
-        given = ["out=/out", "source.path=/raw", f"spark={group}"]
-        if group != "yarn":
-            with pytest.raises(InputError, match=r"spark\.master is not set"):
-                typed(PreprocessSettings, compose("preprocess", given))
-            given.append(f"spark.master={master}")
-        settings = typed(PreprocessSettings, compose("preprocess", given)).spark
+    given = ["out=/out", "source.path=/raw", f"spark={group}"]
+    if group != "yarn":
+        with pytest.raises(InputError, match=r"spark\.master is not set"):
+            composed("preprocess", PreprocessSettings, given)
+        given.append(f"spark.master={master}")
+    settings = composed("preprocess", PreprocessSettings, given).spark
     assert settings.master == master
     wanted = ("spark.speculation", "spark.dynamicAllocation.enabled", "spark.dynamicAllocation.shuffleTracking.enabled")
     assert all(settings.conf[name] for name in wanted)

@@ -1,0 +1,77 @@
+"""Every configuration of conf/ composes, to the settings that it had when each default stood in YAML, too."""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from jobs.demo import DemoSettings
+from jobs.entry import commented, composed, settings_of
+from jobs.evaluate import EvaluateSettings
+from jobs.inspect import InspectSettings
+from pipeline.config.preprocess import PreprocessSettings
+from pipeline.simulate.run import SimulateSettings
+from training.planning.settings import FittingSettings
+from training.run.settings import TrainSettings
+
+CONF = Path(__file__).parents[2] / "conf"
+SCHEMAS = {
+    "demo": DemoSettings,
+    "evaluate": EvaluateSettings,
+    "inspect": InspectSettings,
+    "simulate": SimulateSettings,
+    "preprocess": PreprocessSettings,
+    "train": TrainSettings,
+    "plan": FittingSettings,
+}
+#: Command line → the settings that it composed to at commit 93bacc0, where conf/ repeated every default.
+RECORDED = json.loads(Path(__file__).with_name("composed_settings.json").read_text(encoding="utf-8"))
+#: Settings that are newer than the record.
+NEWER = {"train": {"feed": {"decoder": "pages"}}, "plan": {"feed": {"decoder": "pages"}}}
+
+
+def words_of(command: str) -> list[str]:
+    job, *words = command.replace(
+        "+spark.conf={spark.driver.memory: 4g}", "'+spark.conf={spark.driver.memory: 4g}'"
+    ).split(" ", 1)
+    return [job, *(shlex.split(words[0]) if words else [])]
+
+
+@pytest.mark.parametrize("command", RECORDED)
+def test_a_command_composes_to_the_settings_that_were_recorded(command: str) -> None:
+    job, *overrides = words_of(command)
+    expected = RECORDED[command]
+    for group, settings in NEWER.get(job, {}).items():
+        expected[group] |= settings
+    found = asdict(composed(job, SCHEMAS[job], overrides))
+    assert json.dumps(found) == json.dumps(expected)  # the order of the keys included: config.yaml has it
+
+
+def test_every_job_and_every_choice_of_every_group_is_recorded() -> None:
+    words = {word for command in RECORDED for word in words_of(command)}
+    for path in CONF.glob("*/*.yaml"):
+        assert f"{path.parent.name}={path.stem}" in words
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*SCHEMAS, "base"}
+
+
+def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
+    text = "jobs.train: trains\n\nout: ???\nembedding:\n  dim: 18\n  dims: {}\nlog:\n  dim: 3\nGroups: model"
+    assert commented(text, TrainSettings).splitlines() == [
+        "jobs.train: trains",
+        "",
+        "out: ???  # the folder of the run; the same command resumes there",
+        "embedding:",
+        "  dim: 18  # columns of a table (ESMM §3.1)",
+        "  dims: {}  # by field: embedding.dims.item_id=128",
+        "log:",
+        "  dim: 3",
+        "Groups: model",
+    ]
+
+
+def test_settings_are_walked_into_groups_that_may_be_left_out() -> None:
+    keys = [setting.key for setting in settings_of(PreprocessSettings)]
+    assert keys.index("source.events") + 1 == keys.index("source.events.impressions")
+    assert "source.events.impressions.click" in keys
