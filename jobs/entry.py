@@ -149,7 +149,8 @@ def commented(text: str, schema: type[Any]) -> str:
 def typed(schema: type[Settings], config: DictConfig) -> Settings:
     """`config` as an instance of the dataclass `schema`; InputError for an unknown key, a wrong type, a missing value."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        # As plain values: `++` has added keys to typed nodes that a merge of these would not look at.
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(config))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             key = missing[0]
