@@ -57,7 +57,7 @@ def _missing_context(columns: list[bytes], variant: int, no_key: bytes) -> bytes
     return b",".join([*columns[:3], no_key, *columns[4:]])
 
 
-def _copy(columns: list[bytes], variant: int, no_key: bytes) -> bytes:
+def _copy_bytes(columns: list[bytes], variant: int, no_key: bytes) -> bytes:
     return b",".join(columns)
 
 
@@ -81,13 +81,13 @@ EXTRA: Mapping[str, Mapping[str, Damage]] = {
         "bad_feature": _bad_feature,
         "bad_context_key": _bad_key(3),
         "missing_context": _missing_context,
-        "duplicate_impression": _copy,
+        "duplicate_impression": _copy_bytes,
     },
     "common_features": {
         "malformed_line": _malformed_context,
         "bad_feature": _bad_feature_of_no_context,
         "bad_context_key": _bad_key(0),
-        "duplicate_context": _copy,
+        "duplicate_context": _copy_bytes,
     },
 }
 #: Lines changed in place.

@@ -18,7 +18,7 @@ from pipeline.simulate.published_figures import (
     PROFILE_CARDINALITY,
     SIZE_CORRELATION,
 )
-from pipeline.simulate.world import Scores, World
+from pipeline.simulate.world import Scores, SimulatedWorld
 
 CHUNK_IMPRESSIONS = 20_000
 MAX_INTENTIONS = 20
@@ -32,7 +32,7 @@ CATEGORY_ONLY = 0.5
 #: Draws after which a line stays shorter than it was meant to be, per feature (small worlds run out of new ids).
 MAX_EVENTS_PER_FEATURE = 20
 #: Which of the fields of arity one a line carries, as bits; lines with all of them are the rule.
-ITEM, CATEGORY, SHOP, BRAND, INTENTION, POSITION, CROSS = (1 << bit for bit in range(7))
+ITEM, CATEGORY, SHOP, BRAND, INTENTION, POSITION_BIT, CROSS = (1 << bit for bit in range(7))
 EVERY_FIELD = 127
 
 
@@ -53,7 +53,7 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chunk:
+class DrawnImpressions:
     """Some contexts and all their impressions, not yet labelled."""
 
     user_C: np.ndarray  # row of the world's user tables
@@ -75,7 +75,7 @@ class Chunk:
         )
 
 
-def draw_chunk(world: World, rng: np.random.Generator, split: int, impressions: int) -> Chunk:
+def draw_chunk(world: SimulatedWorld, rng: np.random.Generator, split: int, impressions: int) -> DrawnImpressions:
     """Draw contexts until they hold exactly `impressions`; the last is cut to fit."""
     uniform_C = 1 - rng.random(impressions)  # (0, 1]; more contexts than can be needed
     size_C = IMPRESSIONS_PER_CONTEXT.draw(uniform_C)
@@ -89,10 +89,10 @@ def draw_chunk(world: World, rng: np.random.Generator, split: int, impressions: 
     user_known_C = rng.random(num_contexts) >= np.where(size_C >= 200, 0.14, 0.05)
     profile_PC = _profile_present(rng, features_C - user_known_C)
     own_C = features_C - user_known_C - profile_PC.sum(axis=0)
-    taste_CD = world.taste_SUD[split][user_C]
-    shown = _draw(rng, world.tables, taste_CD, world.tables.popularity_SG[split], size_C, own_C)
+    taste_CD = world.tastes[split][user_C]
+    shown = _draw_impressions(rng, world.tables, taste_CD, world.tables.popularity_SG[split], size_C, own_C)
     context_B = np.repeat(np.arange(num_contexts), size_C)
-    return Chunk(user_C, user_known_C, profile_PC, size_C, context_B, shown)
+    return DrawnImpressions(user_C, user_known_C, profile_PC, size_C, context_B, shown)
 
 
 def _profile_present(rng: np.random.Generator, room_C: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def _profile_present(rng: np.random.Generator, room_C: np.ndarray) -> np.ndarray
 
 
 @nb.njit(cache=True)
-def _draw(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ignore[no-untyped-def]
+def _draw_impressions(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ignore[no-untyped-def]
     """Events of each context until its lists hold `features_C` entries, then its impressions."""
     impressions, contexts, categories = size_C.sum(), len(size_C), len(popularity_G)
     shown = Shown(
@@ -127,7 +127,7 @@ def _draw(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ign
         taste_D = taste_CD[context]
         _liking(tables, taste_D, popularity_G, liked_G)
         begin = entry
-        entry = _events(rng, tables, taste_D, liked_G, features_C[context], seen_T, shown, begin)
+        entry = _draw_events(rng, tables, taste_D, liked_G, features_C[context], seen_T, shown, begin)
         shown.entry_end_C[context] = entry
         for _ in range(size_C[context]):
             chosen_G = liked_G if rng.random() < SHOWN_BY_TASTE else popular_G
@@ -148,13 +148,13 @@ def _liking(tables, taste_D, popularity_G, liked_G):  # type: ignore[no-untyped-
 
 
 @nb.njit(cache=True)
-def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # type: ignore[no-untyped-def]
+def _draw_events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # type: ignore[no-untyped-def]
     """Append what the user did until her lists hold `features` entries; an event may count in all four lists."""
     entry, end = begin, begin + features
     taxon_E, count_E = shown.entry_taxon_E, shown.entry_count_E
     for _ in range(MAX_EVENTS_PER_FEATURE * features):
         category = _search(liked_G, rng.random() * liked_G[-1])
-        entry = _count(category, seen_T, taxon_E, count_E, begin, entry)
+        entry = _count_taxon(category, seen_T, taxon_E, count_E, begin, entry)
         if entry >= end:
             return entry
         if rng.random() < CATEGORY_ONLY:
@@ -166,14 +166,14 @@ def _events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # t
             advantage = _dot(taste_D, tables.vector_TD[other]) - _dot(taste_D, tables.vector_TD[taxon])
             if rng.random() * (1.0 + np.exp(-4.0 * advantage)) < 1.0:
                 taxon = other
-            entry = _count(taxon, seen_T, taxon_E, count_E, begin, entry)
+            entry = _count_taxon(taxon, seen_T, taxon_E, count_E, begin, entry)
             if entry >= end:
                 return entry
     return entry
 
 
 @nb.njit(cache=True)
-def _count(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-untyped-def]
+def _count_taxon(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-untyped-def]
     """Count `taxon` once more in the lists that began at `begin`; gives the next free entry."""
     if seen_T[taxon] >= begin:
         held = seen_T[taxon]
@@ -199,14 +199,14 @@ def _impression(rng, tables, taste_D, category, seen_T, shown, begin, row):  # t
         affinity += _dot(taste_D, tables.vector_TD[taxon])
     shown.affinity_B[row] = affinity
     for kind in range(3):
-        shown.shared_3B[kind, row] = _times(shown.taxon_4B[kind, row], seen_T, shown.entry_count_E, begin)
+        shown.shared_3B[kind, row] = _occurrences(shown.taxon_4B[kind, row], seen_T, shown.entry_count_E, begin)
     first, size = tables.first_4G[2, category], tables.size_4G[2, category]
     number = 1 + np.int64(-np.log(1.0 - _fixed(tables.salt, item, 3)) * 7.0)
     number = min(number, size, MAX_INTENTIONS)
     shown.num_intentions_B[row] = number
     for which in range(number):
         taxon = first + (shown.taxon_4B[3, row] - first + which) % size
-        shown.shared_intention_BL[row, which] = _times(taxon, seen_T, shown.entry_count_E, begin)
+        shown.shared_intention_BL[row, which] = _occurrences(taxon, seen_T, shown.entry_count_E, begin)
     uniform = rng.random()
     shown.position_B[row] = 0 if uniform < 0.4 else 1 if uniform < 0.7 else 2 if uniform < 0.9 else 3
     shown.present_B[row] = _present(rng.random())
@@ -218,12 +218,12 @@ def _present(uniform):  # type: ignore[no-untyped-def]
     if uniform < 0.0001:
         return np.uint8(ITEM)
     if uniform < 0.01:
-        return np.uint8(EVERY_FIELD - (1 << np.int64(uniform * 600)))  # a bit from ITEM to POSITION
+        return np.uint8(EVERY_FIELD - (1 << np.int64(uniform * 600)))  # a bit from ITEM to POSITION_BIT
     return np.uint8(EVERY_FIELD)
 
 
 @nb.njit(cache=True)
-def _times(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
+def _occurrences(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
     """Count how often the lists that began at `begin` count `taxon`."""
     return count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
 

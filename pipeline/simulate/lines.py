@@ -21,9 +21,9 @@ from pipeline.simulate.draw import (
     INTENTION,
     ITEM,
     MAX_COUNT,
-    POSITION,
+    POSITION_BIT,
     SHOP,
-    Chunk,
+    DrawnImpressions,
 )
 from pipeline.simulate.published_figures import (
     CROSS_FIELDS,
@@ -31,27 +31,27 @@ from pipeline.simulate.published_figures import (
     LIST_FIELDS,
     PROFILE_CARDINALITY,
     IdBlock,
-    raw_ids,
+    raw_ids_of,
 )
-from pipeline.simulate.world import World
+from pipeline.simulate.world import SimulatedWorld
 
 CONTEXT_FIELDS = ("user_id", *PROFILE_CARDINALITY, *LIST_FIELDS)
 IMPRESSION_FIELDS = (*ITEM_FIELDS, *CROSS_FIELDS, "item_id", "position")
 _FIRST_LIST = 1 + len(PROFILE_CARDINALITY)
 _NUM_CONTEXT_FIELDS = len(CONTEXT_FIELDS)
 _NUM_IMPRESSION_FIELDS = len(IMPRESSION_FIELDS)
-_BIT_OF_FIELD = np.array([CATEGORY, SHOP, BRAND, INTENTION, CROSS, CROSS, CROSS, CROSS, ITEM, POSITION], np.uint8)
+_BIT_OF_FIELD = np.array([CATEGORY, SHOP, BRAND, INTENTION, CROSS, CROSS, CROSS, CROSS, ITEM, POSITION_BIT], np.uint8)
 _ITEM_ID, _POSITION = 8, 9  # places in IMPRESSION_FIELDS
 #: More bytes than any feature or the head of any line takes; buffers are sized by it.
 _LONGEST_FEATURE, _LONGEST_HEAD = 48, 96
 
 
-class Layout(NamedTuple):
+class LineLayout(NamedTuple):
     """How the fields of one scope are written (a NamedTuple, because numba takes it as it is)."""
 
     tag_FS: np.ndarray  # uint8: raw id and \x02
     tag_length_F: np.ndarray
-    block_4F: np.ndarray  # int64: first, size, stride, shift of the field's ids (simulate_shapes.IdBlock)
+    block_4F: np.ndarray  # int64: first, size, stride, shift of the field's ids (shapes.IdBlock)
     weight_NS: np.ndarray  # uint8: ln(1 + n) as the log prints it
     weight_length_N: np.ndarray
     first_taxon_4: np.ndarray  # int64: where categories, shops, brands, intentions begin among the taxa
@@ -62,13 +62,15 @@ def weight_text(count: int) -> str:
     return repr(round(float(np.log1p(count)), 5))
 
 
-def layout(catalogue: Catalogue, fields: tuple[str, ...], blocks: dict[str, IdBlock], world: World) -> Layout:
+def layout(
+    catalogue: Catalogue, fields: tuple[str, ...], blocks: dict[str, IdBlock], world: SimulatedWorld
+) -> LineLayout:
     """The layout of `fields`, whose ids are those of `blocks`."""
-    tags = [raw_id + b"\x02" for raw_id in raw_ids(catalogue, fields)]
+    tags = [raw_id + b"\x02" for raw_id in raw_ids_of(catalogue, fields)]
     weights = [weight_text(count).encode() for count in range(MAX_COUNT + 1)]
     ids = [blocks[name] for name in fields]
     first_4 = [0, *world.tables.first_4G[:3, 0].tolist()]
-    return Layout(
+    return LineLayout(
         *_texts(tags),
         np.array([[block.first, block.size, block.stride, block.shift] for block in ids], np.int64).T.copy(),
         *_texts(weights),
@@ -83,7 +85,7 @@ def _texts(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def context_lines(
-    layout_: Layout, world: World, chunk: Chunk, key_CS: np.ndarray, rotation_C: np.ndarray
+    layout_: LineLayout, world: SimulatedWorld, chunk: DrawnImpressions, key_CS: np.ndarray, rotation_C: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The chunk's lines of common_features (uint8), and where each ends (int64 [C])."""
     value_PC = np.stack([values_U[chunk.user_C] for values_U in world.profile.values()])
@@ -94,9 +96,9 @@ def context_lines(
 
 
 def impression_lines(
-    layout_: Layout,
-    world: World,
-    chunk: Chunk,
+    layout_: LineLayout,
+    world: SimulatedWorld,
+    chunk: DrawnImpressions,
     key_CS: np.ndarray,
     first_id: int,
     label_2B: np.ndarray,
@@ -166,7 +168,7 @@ def _impression_lines(  # type: ignore[no-untyped-def]
 def _num_features(shown, row):  # type: ignore[no-untyped-def]
     present, intentions = shown.present_B[row], shown.num_intentions_B[row]
     features = 0
-    for bit in (ITEM, CATEGORY, SHOP, BRAND, POSITION):
+    for bit in (ITEM, CATEGORY, SHOP, BRAND, POSITION_BIT):
         features += (present & bit) != 0
     if present & INTENTION:
         features += intentions

@@ -129,7 +129,7 @@ def field_sizes(impressions: int, users: int) -> dict[str, int]:
     return {**sizes, "position": NUM_POSITIONS}
 
 
-def raw_ids(catalogue: Catalogue, names: Sequence[str]) -> list[bytes]:
+def raw_ids_of(catalogue: Catalogue, names: Sequence[str]) -> list[bytes]:
     """The raw ids of the fields `names` as they stand in the log; InputError where the catalogue lacks one."""
     missing = sorted(set(names) - {entry.name for entry in catalogue.fields})
     if missing:

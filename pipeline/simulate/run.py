@@ -1,7 +1,7 @@
 """Simulated raw logs in Ali-CCP's layout, with the true probabilities beside them.
 
-Read in this order: simulate_shapes (published figures), simulate_world (tastes), simulate_truth (probabilities),
-simulate_draw (a chunk of contexts), simulate_write (its bytes), simulate_dirt (planted faults), simulate_split (the
+Read in this order: shapes (published figures), world (tastes), truth (probabilities),
+draw (a chunk of contexts), lines (its bytes), dirt (planted faults), split (the
 files of a split), and here the chain.
 Chunks of 20,000 impressions are drawn, written and forgotten, so memory does not grow with the log.
 """
@@ -20,6 +20,7 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from pipeline.atomic_files import write_whole
+from pipeline.chunks.sources import PERIODS
 from pipeline.config.features import FeaturesSettings
 from pipeline.errors import InputError
 from pipeline.features.fields import catalogue
@@ -28,11 +29,11 @@ from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, layout
 from pipeline.simulate.published_figures import field_sizes, id_blocks
 from pipeline.simulate.split import Log, SplitWriter
 from pipeline.simulate.truth import RatesSettings, calibrate
-from pipeline.simulate.world import PILOT, SPLITS, build_world
+from pipeline.simulate.world import PILOT, build_world
 
 FORMAT_VERSION = 1
 SIMULATION = "simulation.json"
-_STAGING = "_simulating"
+_SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
 _MIN_IMPRESSIONS = 100  # of a split
 
@@ -87,10 +88,10 @@ def simulate(settings: SimulateSettings) -> None:
         print(f"{out}: already there, with the same settings; nothing to do.")
         return
     try:
-        staging = out / _STAGING
+        staging = out / _SIMULATING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        record = _write(settings, staging)
+        record = _write_log(settings, staging)
         for path in sorted(staging.iterdir()):
             os.replace(path, out / path.name)
         write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
@@ -122,12 +123,12 @@ def _is_there(out: Path, settings: SimulateSettings) -> bool:
             f"out={out} holds a log simulated with other settings ({', '.join(differing)} differ); "
             "empty it or name another out=."
         )
-    if names and _STAGING not in names:
+    if names and _SIMULATING not in names:
         raise InputError(f"out={out} holds files of another origin ({names[0]}, …); name an empty directory.")
     return False
 
 
-def _write(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
+def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
     """Write every file of the log into `staging`; gives the content of simulation.json."""
     fields = catalogue(settings.features, min_count=1)
     world = build_world(settings.seed, settings.impressions, settings.train_share)
@@ -150,7 +151,7 @@ def _write(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
             with SplitWriter(log, staging, split, impressions, first_id) as writer:
                 for written in writer.write():
                     progress.add(written)
-            splits[SPLITS[split]] = writer.tally.summary()
+            splits[PERIODS[split]] = writer.tally.summary()
             first_id += impressions
     return {
         "settings": settings.determining(),

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.chunks.sources import CONTEXT, PERIODS, SKELETON
 from pipeline.kernels.auc_histogram import RankHistogram
 from pipeline.simulate.dirt import plan_counts, plant
-from pipeline.simulate.draw import CHUNK_IMPRESSIONS, Chunk, draw_chunk
-from pipeline.simulate.lines import Layout, context_lines, impression_lines, keys
+from pipeline.simulate.draw import CHUNK_IMPRESSIONS, DrawnImpressions, draw_chunk
+from pipeline.simulate.lines import LineLayout, context_lines, impression_lines, keys
 from pipeline.simulate.published_figures import MEAN_IMPRESSIONS_PER_CONTEXT
-from pipeline.simulate.truth import ACTIONS, Calibration, Labels, Truth, draw_labels, probabilities
-from pipeline.simulate.world import CHUNK, SPLITS, World
+from pipeline.simulate.truth import ACTION_NAMES, Calibration, Labels, Truth, draw_labels, probabilities
+from pipeline.simulate.world import CHUNK, SimulatedWorld
 
-SKELETON, CONTEXTS = "sample_skeleton", "common_features"
 #: Mean seconds from a click to none, cart, wish.
 _MEAN_DELAY_S_A = np.array([0.0, 600.0, 1800.0])
 #: Kinds of context keys: the log's own, one that skeleton lines name in vain, one that no skeleton line names.
@@ -41,10 +41,10 @@ _DIRT = pa.schema([("file", pa.string()), ("offset", pa.int64()), ("reason", pa.
 class Log:
     """Everything that stays the same from chunk to chunk."""
 
-    world: World
+    world: SimulatedWorld
     calibration: Calibration
-    context_layout: Layout
-    impression_layout: Layout
+    context_layout: LineLayout
+    impression_layout: LineLayout
     seed: int
     impressions: int  # of both splits
     actions: bool
@@ -52,7 +52,7 @@ class Log:
 
 
 @dataclass
-class Tally:
+class SplitTally:
     """What simulation.json says about a split."""
 
     impressions: int = 0
@@ -65,7 +65,7 @@ class Tally:
         default_factory=lambda: {name: RankHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
     )
 
-    def add(self, chunk: Chunk, truth: Truth, labels: Labels) -> None:
+    def add(self, chunk: DrawnImpressions, truth: Truth, labels: Labels) -> None:
         """Count one chunk."""
         self.impressions += len(chunk.context_B)
         self.contexts += len(chunk.size_C)
@@ -96,11 +96,11 @@ class SplitWriter:
 
     def __init__(self, log: Log, folder: Path, split: int, impressions: int, first_id: int) -> None:
         self.log, self.folder, self.split, self.impressions, self.first_id = log, folder, split, impressions, first_id
-        self.tally = Tally()
+        self.tally = SplitTally()
         self._dirt: list[dict[str, Any]] = []
         self._planned = {
             SKELETON: plan_counts(SKELETON, log.dirt, impressions),
-            CONTEXTS: plan_counts(CONTEXTS, log.dirt, round(impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
+            CONTEXT: plan_counts(CONTEXT, log.dirt, round(impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
         }
         self._open = ExitStack()
 
@@ -108,7 +108,7 @@ class SplitWriter:
         def text(table: str) -> BinaryIO:
             return self._open.enter_context((self.folder / self._name(table, "csv")).open("wb"))
 
-        self._tables = {SKELETON: text(SKELETON), CONTEXTS: text(CONTEXTS)}
+        self._tables = {SKELETON: text(SKELETON), CONTEXT: text(CONTEXT)}
         self._actions = text("actions") if self.log.actions else None
         path = self.folder / self._name("truth", "parquet")
         self._truth = self._open.enter_context(pq.ParquetWriter(path, _TRUTH, compression="zstd"))
@@ -141,7 +141,7 @@ class SplitWriter:
         contexts = context_lines(log.context_layout, log.world, chunk, key_CS, rotation_C)
         skeleton = impression_lines(log.impression_layout, log.world, chunk, key_CS, first_id, label_2B, rotation_B)
         soil = np.random.default_rng([log.seed, CHUNK, self.split, span.chunk, 1])  # leaves the good lines as they are
-        self._write_lines(CONTEXTS, contexts, span, soil)
+        self._write_lines(CONTEXT, contexts, span, soil)
         self._write_lines(SKELETON, skeleton, span, soil, ~labels.click)
         if self._actions is not None:
             self._actions.write(_action_lines(rng, labels, first_id))
@@ -180,7 +180,7 @@ class SplitWriter:
         return keys(np.uint64(head) + line_N.astype(np.uint64), self.log.world.tables.salt)
 
     def _name(self, table: str, suffix: str) -> str:
-        return f"{table}_{SPLITS[self.split]}.{suffix}"
+        return f"{table}_{PERIODS[self.split]}.{suffix}"
 
 
 def _action_lines(rng: np.random.Generator, labels: Labels, first_id: int) -> bytes:
@@ -188,7 +188,7 @@ def _action_lines(rng: np.random.Generator, labels: Labels, first_id: int) -> by
     acted = np.flatnonzero(labels.action)
     delay_s = 1 + np.floor(rng.exponential(1.0, len(acted)) * _MEAN_DELAY_S_A[labels.action[acted]]).astype(np.int64)
     rows = zip((first_id + acted).tolist(), labels.action[acted].tolist(), delay_s.tolist(), strict=True)
-    return "".join(f"{sample_id},{ACTIONS[action]},{delay}\n" for sample_id, action, delay in rows).encode()
+    return "".join(f"{sample_id},{ACTION_NAMES[action]},{delay}\n" for sample_id, action, delay in rows).encode()
 
 
 def _truth_table(truth: Truth, key_BS: np.ndarray, first_id: int) -> pa.Table:

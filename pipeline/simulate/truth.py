@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.simulate.world import INTERACTION_SCALE, Scores, World, buying_score, click_parts
+from pipeline.simulate.world import INTERACTION_SCALE, Scores, SimulatedWorld, buying_score, click_parts
 
-ACTIONS = ("none", "cart", "wish")
+ACTION_NAMES = ("none", "cart", "wish")
 DACTION_SLOPE = 0.5  # of the buying score in the logit of a daction; in that of a conversion it is 1
 
 
@@ -84,7 +84,7 @@ class Labels:
     """What happened, drawn from the truth (all [B])."""
 
     click: np.ndarray  # bool
-    action: np.ndarray  # place in ACTIONS; none where not clicked
+    action: np.ndarray  # place in ACTION_NAMES; none where not clicked
     conversion: np.ndarray  # bool
 
 
@@ -93,7 +93,7 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-logit))
 
 
-def probabilities(world: World, calibration: Calibration, scores: Scores) -> Truth:
+def probabilities(world: SimulatedWorld, calibration: Calibration, scores: Scores) -> Truth:
     """The true probabilities of B impressions."""
     affinity_B, main_B = click_parts(world, scores)
     interaction_B = calibration.interaction_factor * affinity_B
@@ -117,7 +117,7 @@ def draw_labels(rng: np.random.Generator, truth: Truth) -> Labels:
     return Labels(click_B, action_B, click_B & (rng.random(impressions) < p_conversion_B))
 
 
-def calibrate(world: World, rates: RatesSettings, scores: Scores, context_B: np.ndarray) -> Calibration:
+def calibrate(world: SimulatedWorld, rates: RatesSettings, scores: Scores, context_B: np.ndarray) -> Calibration:
     """Fit scale and intercepts to a pilot sample; `context_B` numbers its contexts."""
     affinity_B, main_B = click_parts(world, scores)
     factor = INTERACTION_SCALE / affinity_B.std()

@@ -27,7 +27,6 @@ TASTE_WIDTH = 6
 OWN_PART = 0.22
 #: Streams of random numbers: SeedSequence((seed, stream, …)), so that no part depends on how much another drew.
 WORLD, PILOT, CHUNK = 0, 1, 2
-SPLITS = ("train", "test")
 #: How much of a taste is left in the test period, and the share of its users that train has not seen.
 TASTE_CORRELATION = 0.95
 NEW_USERS = 0.3
@@ -50,11 +49,11 @@ class Tables(NamedTuple):
 
 
 @dataclass(frozen=True)
-class World:
+class SimulatedWorld:
     """All that stays fixed while chunks are drawn."""
 
     tables: Tables
-    taste_SUD: np.ndarray  # float32: in train, in test
+    tastes: np.ndarray  # float32: in train, in test
     profile: dict[str, np.ndarray]  # profile field → int64 [U]
     user_effect_U: np.ndarray  # float64, adds to the logit of a click
     bias_T: np.ndarray  # float64, likewise
@@ -67,7 +66,7 @@ class World:
         return len(self.user_effect_U)
 
 
-def build_world(seed: int, impressions: int, train_share: float) -> World:
+def build_world(seed: int, impressions: int, train_share: float) -> SimulatedWorld:
     """Draw the world of a log of `impressions`, a share `train_share` of them in train."""
     rng = np.random.default_rng([seed, WORLD])
     windows = _user_windows(impressions, train_share)
@@ -82,9 +81,9 @@ def build_world(seed: int, impressions: int, train_share: float) -> World:
     )
     age, gender = profile["user_age"], profile["user_gender"]
     by_group = rng.standard_normal((PROFILE_CARDINALITY["user_gender"], PROFILE_CARDINALITY["user_age"]))
-    return World(
+    return SimulatedWorld(
         tables=tables,
-        taste_SUD=np.stack([taste_UD, later_UD]).astype(np.float32),
+        tastes=np.stack([taste_UD, later_UD]).astype(np.float32),
         profile=profile,
         user_effect_U=USER_SCALE * by_group[gender, age],
         bias_T=bias_T,
@@ -165,12 +164,12 @@ class Scores(NamedTuple):
     context_size: np.ndarray  # impressions of its context
 
 
-def click_parts(world: World, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def click_parts(world: SimulatedWorld, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """(unscaled interaction, everything else) of the logit of a click, each float64 [B]."""
     main = world.user_effect_U[scores.user] + world.bias_T[scores.taxa_4].sum(axis=0)
     return scores.affinity, main + POSITION_LOG_ODDS[scores.position] + size_log_odds(scores.context_size)
 
 
-def buying_score(world: World, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
+def buying_score(world: SimulatedWorld, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
     """Score what moves the logits of daction and conversion after a click: the click's own interaction among it."""
     return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]
