@@ -1,6 +1,6 @@
 """Why a line of a log is rejected: the reasons, in order of precedence, and the rule that each one says was broken."""
 
-#: Why a line is set aside, in order of precedence; a line's reason is a position here, 0 for none.
+#: Why a line is rejected, in order of precedence; a line's reason is a position here, 0 for none.
 REASONS = (
     "",
     "malformed_line",

@@ -41,7 +41,6 @@ class _Gzip(gzip.GzipFile):
         self._stream = stream
 
     def close(self) -> None:
-        """Both."""
         super().close()
         self._stream.close()
 

@@ -2,7 +2,7 @@
 
 Every index of the base stays, whether or not its id occurs today; ids that are new and frequent enough follow behind,
 by falling count, ties by raw id. A numeric field keeps the base's mean and standard deviation. So a model of yesterday
-goes on today with all of its rows. Of the base nothing is read but its manifest and vocabularies.
+keeps all of its rows today. Only the manifest and the vocabularies of the base are read.
 """
 
 import io

@@ -37,12 +37,10 @@ class Batch:
 
     @property
     def num_contexts(self) -> int:
-        """C."""
         return len(self.context_id)
 
     @property
     def num_impressions(self) -> int:
-        """B."""
         return len(self.impression_id)
 
 

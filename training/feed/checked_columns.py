@@ -16,7 +16,7 @@ from training.feed.numeric import squashed
 
 
 class CheckedColumns:
-    """NumPy arrays over the bytes that were read, and the sentence for a wrong one."""
+    """NumPy arrays over the bytes that were read, and the error message for a wrong column."""
 
     def __init__(self, stored: StoredRowGroup, counts: RowGroup, where: str) -> None:
         self._stored, self._where = stored, where

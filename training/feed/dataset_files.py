@@ -123,7 +123,7 @@ class Shards:
 
 
 def _guarded(file: DatasetFile, read: Callable[[], Result]) -> Result:
-    """`read()`, with what the file system and Parquet raise turned into one sentence."""
+    """Call `read`; what the file system and Parquet raise becomes an InputError that names the file."""
     try:
         return read()
     except FileNotFoundError as error:

@@ -1,5 +1,5 @@
 """A row group as the feed wants it: checked, and packed in the order in which it is fed into a few arrays from which
-any step can cut its share.
+any step can cut its batch.
 
 Each column is copied once, run by run, while what was decoded of it is still in the cache. (Left in the order of the
 file, the runs would be gathered for each batch, from memory that has long left the cache: twice the time.)
@@ -45,7 +45,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class RowGroupData:
-    """A checked row group in the order in which it is fed, so that a step's share is one slice of each array."""
+    """A checked row group in the order in which it is fed, so that a step's part of it is one slice of each array."""
 
     offsets_R: np.ndarray  # int64 [R + 1]: the impressions of row r are offsets_R[r] to offsets_R[r + 1]
     context: Packed
