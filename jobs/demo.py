@@ -60,7 +60,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 def is_evaluated(run: Path) -> bool:
-    """Whether the report, which is written last, came after the newest checkpoint."""
+    """Tell whether the report, which is written last, came after the newest checkpoint."""
     report, checkpoints = run / "report.html", run.glob("checkpoints/*/checkpoint.json")
     return report.exists() and report.stat().st_mtime > max(path.stat().st_mtime for path in checkpoints)
 

@@ -7,20 +7,20 @@ small. Nothing is trained and no GPU is needed.
 import sys
 
 from jobs.entry import EXIT_INPUT, launch
-from training.planning.settings import FittingSettings
+from training.planning.settings import FeasibilitySettings
 
 
-def run(settings: FittingSettings) -> None:
+def run(settings: FeasibilitySettings) -> None:
     """Estimate the run on the cluster and print the estimate."""
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
-    from training.planning.feasibility import fitted
-    from training.planning.feasibility_page import page
+    from training.planning.feasibility import assess
+    from training.planning.feasibility_page import feasibility_lines
 
-    fitting = fitted(settings)
-    print("\n".join(page(fitting, sys.argv[1:])))
-    if not fitting.fits:
+    feasibility = assess(settings)
+    print("\n".join(feasibility_lines(feasibility, sys.argv[1:])))
+    if not feasibility.fits:
         sys.exit(EXIT_INPUT)
 
 
 if __name__ == "__main__":
-    launch("plan", FittingSettings, run)
+    launch("plan", FeasibilitySettings, run)

@@ -23,7 +23,7 @@ _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
 
 
 def summary(manifest: Manifest) -> str:
-    """What the dataset holds, in a line for each split and one for what was set aside."""
+    """Sum up what the dataset holds, in a line for each split and one for what was quarantined."""
     lines = [
         f"{split}: "
         + ", ".join(f"{manifest.totals[split][name]:,} {name}" for name in _ORDER if name in manifest.totals[split])
@@ -36,7 +36,7 @@ def summary(manifest: Manifest) -> str:
 
 
 def warnings(out: str) -> list[str]:
-    """What audit.json says, or does not say, that nobody should overlook."""
+    """List what audit.json says, or does not say, that nobody should overlook."""
     audit, doubt = audit_of(store_of(out))
     leaks = sentences(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
     found = [f"{sentence} {out}/{AUDIT_PAGE} has the other fields." for sentence in leaks]

@@ -14,7 +14,7 @@ from jobs.evaluate import EvaluateSettings
 from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.simulate.run import SimulateSettings
-from training.planning.settings import FittingSettings
+from training.planning.settings import FeasibilitySettings
 from training.run.settings import TrainSettings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -25,7 +25,7 @@ SCHEMAS = {
     "simulate": SimulateSettings,
     "preprocess": PreprocessSettings,
     "train": TrainSettings,
-    "plan": FittingSettings,
+    "plan": FeasibilitySettings,
 }
 #: Command line → the settings that it composed to at commit 93bacc0, where conf/ repeated every default.
 RECORDED = json.loads(Path(__file__).with_name("composed_settings.json").read_text(encoding="utf-8"))

@@ -21,10 +21,10 @@ from training.feed.plan import Plan
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.planning.cluster import cluster_of
-from training.planning.feasibility import fitted
-from training.planning.feasibility_page import page
+from training.planning.feasibility import assess
+from training.planning.feasibility_page import feasibility_lines
 from training.planning.memory_estimate import needs, table_plans, tower_parameters
-from training.planning.settings import FittingSettings
+from training.planning.settings import FeasibilitySettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -36,13 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings_of(data: Path, *overrides: str) -> FittingSettings:
-    return composed("plan", FittingSettings, [f"data={data}", *overrides])
+def settings_of(data: Path, *overrides: str) -> FeasibilitySettings:
+    return composed("plan", FeasibilitySettings, [f"data={data}", *overrides])
 
 
 def said(data: Path, *overrides: str) -> tuple[str, bool]:
-    fitting = fitted(settings_of(data, *(text for text in overrides if not text.startswith("--"))))
-    return "\n".join(page(fitting, overrides)), fitting.fits
+    feasibility = assess(settings_of(data, *(text for text in overrides if not text.startswith("--"))))
+    return "\n".join(feasibility_lines(feasibility, overrides)), feasibility.fits
 
 
 def held(settings: TrainSettings) -> Arrays:
@@ -187,7 +187,7 @@ def test_a_cluster_in_other_words_is_refused_with_the_devices_that_are_known(wor
 )
 def test_what_cannot_be_is_refused(data: Path, override: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        fitted(settings_of(data, "cluster=1x1xcpu", override))
+        assess(settings_of(data, "cluster=1x1xcpu", override))
 
 
 def test_the_job_ends_with_status_2_where_it_does_not_fit(data: Path) -> None:

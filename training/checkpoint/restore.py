@@ -27,8 +27,8 @@ from training.distributed.sharded_model import Placed
 from training.distributed.world import World
 
 
-def agreed(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
-    """The `newest` or the `best` whole checkpoint of `run` as rank 0 sees it; it alone reads the files to check them."""
+def find_on_all_ranks(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
+    """Find the `newest` or the `best` complete checkpoint of `run`: rank 0 picks and verifies it, all ranks return it."""
     found, error = None, None
     if world.rank == 0:
         try:

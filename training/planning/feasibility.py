@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.planning.cluster import Cluster, cluster_of
 from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
-from training.planning.settings import FittingSettings
+from training.planning.settings import FeasibilitySettings
 from training.planning.torchrec_planner import adopting, propose
 from training.run.build import check
 
@@ -23,10 +23,10 @@ _MOST_HOSTS = 1024
 
 
 @dataclass(frozen=True)
-class Fitting:
+class Feasibility:
     """A run as it would lie on a cluster."""
 
-    settings: FittingSettings  # its plan cut for the cluster's ranks
+    settings: FeasibilitySettings  # its plan cut for the cluster's ranks
     changed: tuple[str, ...]  # what of the plan that took, as settings
     cluster: Cluster
     tables: tuple[TablePlan, ...]
@@ -43,7 +43,7 @@ class Fitting:
         return max(self.need.ranks) <= self.usable_bytes
 
 
-def fitted(settings: FittingSettings) -> Fitting:
+def assess(settings: FeasibilitySettings) -> Feasibility:
     """Lay the run out; InputError where it could not start for another reason than memory."""
     cluster = cluster_of(settings.cluster, settings.host_memory_gb, settings.network_gbit_per_s)
     manifest = with_rows(load_manifest(settings.data), settings.rows)
@@ -59,7 +59,7 @@ def fitted(settings: FittingSettings) -> Fitting:
     proposed = propose(settings, manifest, graph, cluster, free)
     units = units_of_an_epoch(settings, manifest)
     too_small = max(need.ranks) > usable
-    return Fitting(
+    return Feasibility(
         settings,
         changed,
         cluster,
@@ -85,7 +85,7 @@ def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
     return replace(manifest, fields=fields)
 
 
-def for_ranks(settings: FittingSettings, num_ranks: int) -> tuple[FittingSettings, tuple[str, ...]]:
+def for_ranks(settings: FeasibilitySettings, num_ranks: int) -> tuple[FeasibilitySettings, tuple[str, ...]]:
     """`settings` with lanes and a batch that `num_ranks` ranks can share, and the settings that this changed."""
     plan = settings.plan
     if plan.lanes % num_ranks == 0:
@@ -96,7 +96,7 @@ def for_ranks(settings: FittingSettings, num_ranks: int) -> tuple[FittingSetting
     return replace(settings, plan=replace(plan, lanes=lanes, batch_size=batch_size)), changed
 
 
-def units_of_an_epoch(settings: FittingSettings, manifest: Manifest) -> int:
+def units_of_an_epoch(settings: FeasibilitySettings, manifest: Manifest) -> int:
     """Impressions, or clicks for a model that trains on clicks."""
     total = manifest.totals["train"]
     units = total[settings.model.train_on]
@@ -106,7 +106,7 @@ def units_of_an_epoch(settings: FittingSettings, manifest: Manifest) -> int:
 
 
 def remedy(
-    settings: FittingSettings,
+    settings: FeasibilitySettings,
     manifest: Manifest,
     cluster: Cluster,
     tables: Sequence[TablePlan],

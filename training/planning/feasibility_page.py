@@ -5,41 +5,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from training.planning.cluster import Cluster
-from training.planning.feasibility import Fitting
+from training.planning.feasibility import Feasibility
 from training.planning.memory_estimate import Needs, TablePlan
-from training.planning.settings import FittingSettings
+from training.planning.settings import FeasibilitySettings
 from training.planning.torchrec_planner import adopting
 from training.run.settings import TrainSettings
 
 #: Settings that a launch does not repeat as they were given: those of the planning alone, and those it states itself.
-_NOT_REPEATED = {entry.name for entry in fields(FittingSettings)} - {entry.name for entry in fields(TrainSettings)}
+_NOT_REPEATED = {entry.name for entry in fields(FeasibilitySettings)} - {entry.name for entry in fields(TrainSettings)}
 _NOT_REPEATED |= {"data", "model", "out"}
 
 
-def page(fitting: Fitting, given: Sequence[str] = ()) -> list[str]:
+def feasibility_lines(feasibility: Feasibility, given: Sequence[str] = ()) -> list[str]:
     """Its lines; `given` are the settings on the command line, as the launch must repeat them."""
-    cluster, settings = fitting.cluster, fitting.settings
+    cluster, settings = feasibility.cluster, feasibility.settings
     lines = [
         f"{cluster}: {cluster.num_ranks} ranks with {cluster.memory_bytes / 1e9:.3g} GB each, of which "
         f"{settings.keep_free:.0%} stay free",
         "",
-        *table_lines(fitting.tables),
+        *table_lines(feasibility.tables),
         "",
-        *memory_lines(fitting.need, fitting.usable_bytes),
+        *memory_lines(feasibility.need, feasibility.usable_bytes),
         "",
-        f"{fitting.steps:,} steps an epoch of {fitting.units:,} {settings.model.train_on} at "
+        f"{feasibility.steps:,} steps an epoch of {feasibility.units:,} {settings.model.train_on} at "
         f"plan.batch_size={settings.plan.batch_size}, {settings.plan.batch_size / cluster.num_ranks:,.0f} on each rank",
-        *proposal_lines(fitting.proposed, fitting.tables, cluster),
+        *proposal_lines(feasibility.proposed, feasibility.tables, cluster),
         "",
     ]
-    if fitting.fits:
-        return [*lines, "It fits. Launch it on every host with:", f"  {command(fitting, given)}"]
-    ranks = fitting.need.ranks
+    if feasibility.fits:
+        return [*lines, "It fits. Launch it on every host with:", f"  {command(feasibility, given)}"]
+    ranks = feasibility.need.ranks
     worst = max(range(cluster.num_ranks), key=ranks.__getitem__)
     return [
         *lines,
-        f"It does not fit: rank {worst} needs {size(ranks[worst])} and has {size(fitting.usable_bytes)}.",
-        f"Remedy: {fitting.remedy}",
+        f"It does not fit: rank {worst} needs {size(ranks[worst])} and has {size(feasibility.usable_bytes)}.",
+        f"Remedy: {feasibility.remedy}",
     ]
 
 
@@ -90,16 +90,16 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
     ]
 
 
-def command(fitting: Fitting, given: Sequence[str]) -> str:
+def command(feasibility: Feasibility, given: Sequence[str]) -> str:
     """Write the command that launches the run, on every host."""
-    cluster, settings = fitting.cluster, fitting.settings
+    cluster, settings = feasibility.cluster, feasibility.settings
     nodes = (
         f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT "
         if cluster.hosts > 1
         else "--local-addr 127.0.0.1 "
     )
     chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
-    words = [f"data={settings.data}", *chosen, *repeated(given, fitting.changed)]
+    words = [f"data={settings.data}", *chosen, *repeated(given, feasibility.changed)]
     return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
 
 

@@ -9,7 +9,7 @@ from training.run.settings import TrainSettings
 
 
 @dataclass
-class FittingSettings(TrainSettings):
+class FeasibilitySettings(TrainSettings):
     """conf/plan.yaml."""
 
     cluster: str = MISSING  # hosts x devices a host x device: H200 H100 A100 A100-40 V100 V100-16 A10 L4 T4 cpu

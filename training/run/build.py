@@ -78,7 +78,7 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed
     with world.agreeing():
         before = load(run, "init_from")
         old = load_manifest(before.data)
-    found = checkpoint.agreed(run, world, say)
+    found = checkpoint.find_on_all_ranks(run, world, say)
     with world.agreeing():
         if found is None:
             raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")

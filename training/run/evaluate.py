@@ -57,7 +57,7 @@ def predict_split(
     manifest = load_manifest(settings.data)
     files = manifest.files_of(split)
     graph = check(settings, manifest, world.device)
-    found = checkpoint.agreed(run, world, say, which)
+    found = checkpoint.find_on_all_ranks(run, world, say, which)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, settings.data)

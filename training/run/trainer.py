@@ -69,7 +69,7 @@ class Trainer:
                 claim(self.run, settings)
                 with held(self.run):  # whoever trains it may delete the checkpoint that would be read here
                     pass
-        found = checkpoint.agreed(self.run, world, say)
+        found = checkpoint.find_on_all_ranks(self.run, world, say)
         self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
         self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
         self._interrupts = Interrupts()
@@ -213,7 +213,7 @@ class Trainer:
         return True
 
     def _signals(self) -> Agreed:
-        """What a signal said to any rank, where there is no step to agree on it."""
+        """Agree on signals where there is no step to agree on them with."""
         requeue, ctrl_c = self.world.max([int(self._interrupts.requeue), int(self._interrupts.ctrl_c)])
         return Agreed([], False, False, bool(requeue), bool(ctrl_c))
 

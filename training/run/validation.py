@@ -100,7 +100,7 @@ class Validation:
         return found
 
     def judge(self, figures: dict[str, float | None], steps_done: int, before: Judged | None) -> Judged:
-        """What is known after this validation; only a strictly better one is the new best."""
+        """Count this validation in; only a strictly better one is the new best."""
         value, best = figures[self.metric], before.best if before else None
         gain = -1 if self.metric == LOSS else 1
         if before is None or (value is not None and (best is None or gain * value > gain * best)):

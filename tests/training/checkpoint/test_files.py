@@ -158,12 +158,12 @@ def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path:
         save(tmp_path, fake(range(10)), Position(0, step), ALONE, keep=1, judged=judged)
     kept = sorted(path.name for path in checkpoint_files.folder(tmp_path).iterdir())
     assert kept == ["step-00000002", "step-00000004"]
-    found = [checkpoint.agreed(tmp_path, ALONE, print, which) for which in ("newest", "best")]
+    found = [checkpoint.find_on_all_ranks(tmp_path, ALONE, print, which) for which in ("newest", "best")]
     assert [one.path.name for one in found if one] == ["step-00000004", "step-00000002"]
     assert found[0] is not None
     assert found[0].judged == Judged(4, 0.7, 2, 2)
     with pytest.raises(InputError, match="checkpoint=last is not one of newest, best"):
-        checkpoint.agreed(tmp_path, ALONE, print, "last")
+        checkpoint.find_on_all_ranks(tmp_path, ALONE, print, "last")
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
