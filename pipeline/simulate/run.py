@@ -71,8 +71,8 @@ class SimulateSettings:
         return train, self.impressions - train
 
     def determining(self) -> dict[str, Any]:
-        """The settings that determine the bytes: all but the place."""
-        settings = {"format_version": FORMAT_VERSION, **asdict(self)}
+        """Return the settings that determine the bytes: all but the place."""
+        settings = {"format_version": FORMAT_VERSION, **asdict(self), "features": self.features.determining()}
         del settings["out"]
         return settings
 

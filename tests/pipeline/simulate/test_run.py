@@ -312,3 +312,11 @@ def test_settings_are_checked_at_the_door(tmp_path: Path, override: str, says: s
 def test_demo_rates_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulate(settings(tmp_path / "raw", "impressions=1000", "rates=demo"))
     assert "not Ali-CCP's published" in capsys.readouterr().out
+
+
+def test_a_log_written_before_a_setting_existed_is_still_this_log() -> None:
+    # simulation.json is compared with the settings of a second start: one that came later is there only where it is given.
+    settings = composed("simulate", SimulateSettings, ["out=RAW"])
+    assert {key for entry in settings.determining()["features"]["fields"].values() for key in entry} == {
+        "raw_id", "scope", "arity", "weighted", "min_count", "max_ids", "kind", "hash_buckets",
+    }  # fmt: skip
