@@ -91,7 +91,7 @@ def test_a_checkpoints_copy_is_as_large_as_what_the_rank_saves_and_counts_where_
 def test_towers_are_counted_as_they_are_built(data: Path, tmp_path: Path) -> None:
     manifest, settings = load_manifest(data), tiny_settings(data, tmp_path)
     graph = Graph(settings.model.graph, list(manifest.labels))
-    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model.towers, 1)
+    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, 1)
     assert tower_parameters(manifest, settings) == sum(value.numel() for value in model.towers.parameters())
 
 

@@ -8,21 +8,21 @@ from pipeline.dataset.manifest import Manifest
 from training.feed.batch import Bags, Batch
 from training.model.embeddings import Embeddings
 from training.model.graph import Graph, Query
-from training.model.settings import EmbeddingSettings, TowerSettings
+from training.model.settings import EmbeddingSettings, ModelSettings
 from training.model.towers import DropoutKey, TowerStack
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EntireSpaceModel(nn.Module):
-    """Shared embeddings below one tower for each edge of `graph`."""
+    """Shared embeddings below one tower for each head of `graph`."""
 
     def __init__(
         self,
         manifest: Manifest,
         graph: Graph,
         embedding: EmbeddingSettings,
-        towers: TowerSettings,
+        settings: ModelSettings,
         seed: int,
         precision: str = "fp32",
     ) -> None:
@@ -37,7 +37,7 @@ class EntireSpaceModel(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
-            self.towers: nn.Module = TowerStack(graph.heads, *self.widths, towers)
+            self.towers: nn.Module = TowerStack(graph.heads, *self.widths, settings)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """head → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys

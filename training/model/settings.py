@@ -91,6 +91,7 @@ class ModelSettings:
     name: str = ""
     train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
     towers: TowerSettings = field(default_factory=TowerSettings)
+    body: dict[str, Any] = field(default_factory=lambda: {"kind": "towers"})  # below the towers: training.model.bodies
     graph: GraphSettings = field(default_factory=GraphSettings)
 
     def __post_init__(self) -> None:

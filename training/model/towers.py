@@ -14,7 +14,7 @@ gathered to its impressions. With 58 impressions a context and 13 of 23 fields i
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from training.model import cpu_tower
+from training.model.bodies import build_body
 from training.model.counter_random import dropout_mask
 from training.model.graph import Query
-from training.model.settings import TowerSettings
+from training.model.settings import ModelSettings, TowerSettings
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,32 @@ class TowerStack(nn.Module):
     """
 
     def __init__(
-        self, heads: Sequence[Query], context_width: int, impression_width: int, settings: TowerSettings
+        self, heads: Sequence[Query], context_width: int, impression_width: int, settings: ModelSettings
     ) -> None:
         super().__init__()
         self.heads = tuple(heads)
+        self.body = build_body(settings.body, heads, context_width, impression_width)
         for number, head in enumerate(heads):
-            self.add_module(str(number), Tower(str(head), context_width, impression_width, settings))
+            tower: nn.Module
+            if self.body is None:
+                tower = Tower(str(head), context_width, impression_width, settings.towers)
+            else:
+                tower = TowerOnBody(str(head), int(self.body.width), settings.towers)  # type: ignore[arg-type]
+            self.add_module(str(number), tower)
 
     def forward(
         self, context_CD: Tensor, impression_BD: Tensor, context_of_impression_B: Tensor, key: DropoutKey | None
     ) -> dict[Query, Tensor]:
         """Return head → logit [B]; the arguments are those of each tower."""
-        return {
-            head: self.get_submodule(str(number))(context_CD, impression_BD, context_of_impression_B, key)
-            for number, head in enumerate(self.heads)
-        }
+        inputs = (context_CD, impression_BD, context_of_impression_B)
+        towers = {head: self.get_submodule(str(number)) for number, head in enumerate(self.heads)}
+        if self.body is None:
+            return {head: tower(*inputs, key) for head, tower in towers.items()}
+        dtype = context_CD.dtype
+        # A body's modules keep fp32 weights; autocast multiplies them in the inputs' precision.
+        with torch.autocast(context_CD.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            shared = self.body(*inputs)
+        return {head: tower(shared[head].to(dtype), key) for head, tower in towers.items()}
 
 
 class Tower(nn.Module):
@@ -83,18 +95,40 @@ class Tower(nn.Module):
         `context_of_impression_B` never falls. `key` is None outside training, where nothing is dropped. Inputs in bfloat16
         mean products in bfloat16; the weights, their gradients and the logit keep their precision.
         """
-        masks = []
-        if self.dropout and key is not None:
-            masks = [self._mask(layer, weight.shape[1], key) for layer, weight in enumerate(self.weights)]
+        masks = _masks(self.name, self.weights, self.dropout, key)
         first = (self.context_weight, self.impression_weight, self.first_bias)
         later = itertools.chain(*zip(self.weights, self.biases, strict=True))
         perceptron = cpu_tower.SplitPerceptron.apply if context_CD.device.type == "cpu" else split_perceptron
         logit_B1 = perceptron(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
         return logit_B1.squeeze(1).to(self.first_bias.dtype)
 
-    def _mask(self, layer: int, width: int, key: DropoutKey) -> Tensor:
-        stream = f"{self.name}/{layer}"
-        return dropout_mask(key.seed, key.step, stream, key.impression_id_B, width, self.dropout)
+
+class TowerOnBody(nn.Module):
+    """What a body has for a head, [B, H] → logit [B]."""
+
+    def __init__(self, name: str, width: int, settings: TowerSettings) -> None:
+        super().__init__()
+        self.name, self.dropout = name, settings.dropout
+        pairs = list(itertools.pairwise([width, *settings.hidden, 1]))
+        self.weights = nn.ParameterList([_parameter(wide, narrow, fan_in=narrow) for narrow, wide in pairs])
+        self.biases = nn.ParameterList([_parameter(wide, fan_in=narrow) for narrow, wide in pairs])
+
+    def forward(self, x_BH: Tensor, key: DropoutKey | None) -> Tensor:
+        """Return the logit of each impression; `key` and precision as for `Tower`."""
+        later = list(itertools.chain(*zip(self.weights, self.biases, strict=True)))
+        x_BH = linear(x_BH, later[0].to(x_BH.dtype), later[1].to(x_BH.dtype))
+        masks = _masks(self.name, self.weights[1:], self.dropout, key)
+        return _later_layers(x_BH, masks, later[2:]).squeeze(1).to(later[1].dtype)
+
+
+def _masks(name: str, weights: Iterable[Tensor], rate: float, key: DropoutKey | None) -> list[Tensor]:
+    """Return a mask for the input of each of `weights`; none outside training or without dropout."""
+    if not rate or key is None:
+        return []
+    return [
+        dropout_mask(key.seed, key.step, f"{name}/{layer}", key.impression_id_B, weight.shape[1], rate)
+        for layer, weight in enumerate(weights)
+    ]
 
 
 def split_perceptron(
@@ -117,6 +151,11 @@ def split_perceptron(
     # Gathered in fp32 or wider, for so the gradients of a context's impressions are summed.
     from_context_BH = _wide(from_context_CH).index_select(0, context_of_impression_B).to(dtype)
     x_BH = from_context_BH + linear(impression_BD, impression_weight.to(dtype))
+    return _later_layers(x_BH, masks, later)
+
+
+def _later_layers(x_BH: Tensor, masks: Sequence[Tensor], later: Sequence[Tensor]) -> Tensor:
+    dtype = x_BH.dtype
     for layer, (weight, bias) in enumerate(zip(later[::2], later[1::2], strict=True)):
         x_BH = x_BH.relu()
         if masks:

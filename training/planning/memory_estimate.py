@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
 from training.model.embeddings import allocated
+from training.model.graph import Graph
 from training.model.settings import EmbeddingSettings
+from training.model.towers import TowerStack
 from training.run.settings import TrainSettings
 
 _FLOAT = 4
@@ -129,14 +132,15 @@ def needs(
 
 
 def tower_parameters(manifest: Manifest, settings: TrainSettings) -> int:
-    """The weights and biases of all towers together."""
-    layers = [*settings.model.towers.hidden, 1]
-    narrow = sum(widths(manifest, settings.embedding))
-    one_tower = 0
-    for wide in layers:
-        one_tower += wide * (narrow + 1)
-        narrow = wide
-    return len(settings.model.graph.edges) * one_tower
+    """Count the weights and biases of the body and of all towers together."""
+    return sum(parameter.numel() for parameter in _tower_stack(manifest, settings).parameters())
+
+
+def _tower_stack(manifest: Manifest, settings: TrainSettings) -> TowerStack:
+    """Build the body and the towers without their memory."""
+    with torch.device("meta"):
+        heads = Graph(settings.model.graph, list(manifest.labels)).heads
+        return TowerStack(heads, *widths(manifest, settings.embedding), settings.model)
 
 
 def widths(manifest: Manifest, embedding: EmbeddingSettings) -> tuple[int, int]:
@@ -162,4 +166,7 @@ def _step(manifest: Manifest, settings: TrainSettings, num_ranks: int) -> float:
     size = _FLOAT if settings.precision == "fp32" else torch.bfloat16.itemsize
     hidden = settings.model.towers.hidden
     outputs = 2 * size * impressions * (sum(hidden) + (hidden[0] if hidden else 1) + 1)
-    return inputs + embedded + len(settings.model.graph.edges) * outputs
+    stack = _tower_stack(manifest, settings)
+    body = stack.body.modules() if stack.body else ()
+    body_width = sum(module.out_features for module in body if isinstance(module, nn.Linear))
+    return inputs + embedded + len(stack.heads) * outputs + 2 * size * impressions * body_width

@@ -36,7 +36,7 @@ def propose(
     settings: TrainSettings, manifest: Manifest, graph: Graph, cluster: Cluster, free_bytes: float
 ) -> dict[str, str] | None:
     """table → placement, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
-    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model.towers, settings.seed)
+    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed)
     optimizers.fuse(model, settings.embedding, settings.optimizer.embeddings)
     device, kinds = cluster.device, list(SHARDINGS)
     if cluster.is_cpu:

@@ -16,6 +16,7 @@ from training.distributed.sharded_model import Placed
 from training.distributed.world import World
 from training.feed.feed import Feed
 from training.feed.plan import Plan
+from training.model.bodies import check_body
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.model.losses import check_losses
@@ -31,6 +32,7 @@ def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> 
     settings.sharding.check_fields(manifest.fields)
     graph = Graph(settings.model.graph, list(manifest.labels))
     check_losses(graph)
+    check_body(settings.model.body, graph)
     return graph
 
 
@@ -51,9 +53,7 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
 
 def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
     """The model at its initial values, on its ranks."""
-    model = EntireSpaceModel(
-        manifest, graph, settings.embedding, settings.model.towers, settings.seed, settings.precision
-    )
+    model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
     tables = manifest.fields_of(stored=INDEX)
     return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
@@ -107,7 +107,10 @@ def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, 
     ]
     pairs += [
         ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
+        ("model.body", before.model.body, now.model.body),
         ("model.graph.edges", list(before.model.graph.edges), list(now.model.graph.edges)),
+        ("model.graph.heads", list(before.model.graph.heads), list(now.model.graph.heads)),
+        ("model.graph.losses", list(before.model.graph.losses), list(now.model.graph.losses)),
         ("optimizer.embeddings.name", before.optimizer.embeddings.name, now.optimizer.embeddings.name),
     ]
     found += [f"{key} was {was} and is {is_now}" for key, was, is_now in pairs if was != is_now]

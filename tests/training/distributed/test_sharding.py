@@ -86,7 +86,7 @@ class Plain:
             self.batches = [share.batch for share, _ in zip(self.trainer.shares(), range(NUM_STEPS), strict=False)]
         manifest = self.trainer.manifest
         self.names = {scope: [entry.name for entry in manifest.fields_of(scope)] for scope in ("context", "impression")}
-        model = EntireSpaceModel(manifest, self.trainer.graph, settings.embedding, settings.model.towers, settings.seed)
+        model = EntireSpaceModel(manifest, self.trainer.graph, settings.embedding, settings.model, settings.seed)
         self.towers = model.towers
         self.tables = {
             name: torch.from_numpy(uniform_rows(settings.seed, name, 0, row[4], settings.embedding.dim, 0.05))
