@@ -49,12 +49,12 @@ def test_the_loss_falls_the_aucs_are_there_and_a_resumed_run_ends_with_the_same_
 ) -> None:
     whole = settings_of(data, tmp_path / "whole", model, "epochs=4", "log.every_steps=1", "validation.split=train")
     (once,) = run_ranks(trained, 1, tmp_path, whole)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["validation"]["loss"] for line in lines if "validation" in line]
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    validations = [line for line in lines if "validation_loss" in line]
+    losses = [line["validation_loss"] for line in validations]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-    last = next(line["validation"] for line in reversed(lines) if "validation" in line)
-    assert {"ctr_auc", "cvr_auc", "ctcvr_auc"} <= last.keys()
+    assert all(0.0 < validations[-1][f"validation_{name}"] <= 1.0 for name in ("ctr_auc", "cvr_auc", "ctcvr_auc"))
     run_ranks(trained, 1, tmp_path, settings_of(data, tmp_path / "halves", model, "epochs=2"))
     (twice,) = run_ranks(trained, 1, tmp_path, settings_of(data, tmp_path / "halves", model, "epochs=4"))
     for name, value in once.items():
