@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from jobs.entry import launch
-from training.distributed.rank_batches import Share
+from training.distributed.rank_batches import RankBatch
 from training.distributed.torchrun import speaks
 from training.distributed.world import World, join
 from training.run.settings import TrainSettings
@@ -26,7 +26,7 @@ class Traced(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self._trace = folder / f"rank-{world.rank}.txt"
 
-    def step(self, share: Share) -> Agreed:
+    def step(self, share: RankBatch) -> Agreed:
         """As any trainer's."""
         ids = " ".join(map(str, share.batch.impression_id[: share.num_impressions].tolist()))
         with self._trace.open("ab", buffering=0) as trace:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.entry import composed
-from training.distributed.rank_batches import Share
+from training.distributed.rank_batches import RankBatch
 from training.distributed.world import World, join
 from training.feed.batch import Batch
 from training.model.settings import PRECISIONS, TowerSettings
@@ -73,7 +73,7 @@ class Floor:
         self.cpu_s += time.thread_time() - start_s
 
 
-def endless(trainer: Trainer) -> Iterator[Share]:
+def endless(trainer: Trainer) -> Iterator[RankBatch]:
     while True:
         yield from trainer.shares()
 

@@ -11,12 +11,13 @@ import pytest
 from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import merged, tiny_settings, weights
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import InputError
 from training.checkpoint.files import META, Position, folder, newest
-from training.distributed.rank_batches import Share
+from training.distributed.rank_batches import RankBatch
 from training.distributed.settings import ShardingSettings
-from training.distributed.world import join
+from training.distributed.world import World, join
 from training.run.evaluate import predict_split, read_predictions
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.run.journal import LOG
@@ -43,7 +44,7 @@ class Signalled(Trainer):
 
     at, signal = -1, signal.SIGTERM
 
-    def step(self, share: Share) -> Agreed:
+    def step(self, share: RankBatch) -> Agreed:
         self.seen.append(np.sort(share.batch.impression_id[: share.num_impressions].numpy()))
         if self.steps_done == self.at and self.world.rank == self.world.size - 1:
             os.kill(os.getpid(), self.signal)
@@ -91,6 +92,55 @@ def test_ranks_that_a_signal_reaches_alone_stop_together_and_go_on_to_the_same_w
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+class StockDdp(Signalled):
+    """Its towers are in DistributedDataParallel as torch makes it."""
+
+    def __init__(self, settings: TrainSettings, world: World) -> None:
+        super().__init__(settings, world)
+        if not self.finished:
+            self.placed.model.towers = DistributedDataParallel(self.placed.towers)
+
+
+def train_ranks(settings: TrainSettings, at: int, trainer_class: type[Signalled]) -> Arrays:
+    """Train with `trainer_class`, whose last rank gets SIGKILL at step `at`; this rank's weights."""
+    with join(settings.world) as world:
+        trainer = trainer_class(settings, world)
+        trainer.at, trainer.signal, trainer.seen = at, signal.SIGKILL, []
+        assert isinstance(trainer.placed.model.towers, DistributedDataParallel)
+        try:
+            trainer.fit()
+        except InputError:
+            return {}  # of a rank that outlives another
+        return weights(trainer)
+
+
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_killed_ranks_resume_to_the_same_bits_as_those_of_stock_ddp_do_not(
+    data: Path, tmp_path: Path, ranks: int
+) -> None:
+    """Three ranks and more: their gradients' sum rounds by its order, which a restart must not change."""
+    num_different = {}
+    for trainer_class in (Signalled, StockDdp):
+        name = trainer_class.__name__
+        whole, settings = (shuffled(data, tmp_path / name / run, epochs=1) for run in ("whole", "run"))
+        for one in (whole, settings):
+            one.plan.lanes, one.plan.batch_size = ranks * 2, 48
+            one.model.towers.hidden = [64, 32]
+            one.world = replace(one.world, timeout_s=20)
+            one.checkpoint.every_steps, one.checkpoint.asynchronous = 3, False
+        expected = merged(run_ranks(train_ranks, ranks, tmp_path / name / "a", whole, -1, trainer_class))
+        with pytest.raises(AssertionError, match="exit statuses"):  # the killed rank's
+            run_ranks(train_ranks, ranks, tmp_path / name / "b", settings, 7, trainer_class)
+        found = newest(tmp_path / name / "run", print)
+        assert found is not None
+        assert found.position == Position(0, 6)
+        resumed = merged(run_ranks(train_ranks, ranks, tmp_path / name / "c", settings, -1, trainer_class))
+        assert resumed.keys() == expected.keys()
+        num_different[name] = sum(int((resumed[key] != expected[key]).sum()) for key in expected)
+    assert num_different["Signalled"] == 0
+    assert num_different["StockDdp"] > 0
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batches_to_the_same_loss(data: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Column:
-    """Where a field's table is, and what the towers see of it."""
+class TablePlacement:
+    """Where a field's table is stored, and how many of its columns the towers see."""
 
     kind: str  # table_wise | row_wise | data_parallel
     owner: int | None  # the rank of a table_wise one
@@ -40,10 +40,10 @@ class Column:
         return [world.rank if self.owner is None else self.owner]
 
 
-class Holdings:
-    """Who holds what, the same on all ranks."""
+class TableOwners:
+    """Which rank stores which field's table; identical on every rank."""
 
-    def __init__(self, scopes: Sequence[Sequence[Column]], world: World) -> None:
+    def __init__(self, scopes: Sequence[Sequence[TablePlacement]], world: World) -> None:
         self.scopes, self.world = scopes, world
         #: rank → (scope, field) of what it holds for all ranks, in catalogue order
         self.of_rank = [
@@ -66,11 +66,11 @@ class Lookups:
     weights_V: Tensor  # float32
 
 
-class Message:
+class IdExchange:
     """The ids of this rank's batch to the others, and theirs to this one. All ranks call everything in the same order."""
 
-    def __init__(self, batch: Batch, holdings: Holdings) -> None:
-        self._world, self._columns, self._held_W = holdings.world, holdings.scopes, holdings.of_rank
+    def __init__(self, batch: Batch, owners: TableOwners) -> None:
+        self._world, self._columns, self._held_W = owners.world, owners.scopes, owners.of_rank
         self._bags = (batch.context, batch.impression)
         self.num_rows_WS = [[batch.num_contexts, batch.num_impressions] for _ in self._held_W]
         self._num_values_WF: list[list[int]] = [[] for _ in self._held_W]  # of each rank, V of each field held here
@@ -80,7 +80,7 @@ class Message:
 
     @cached_property
     def _wanted(self) -> dict[Key, Lookups]:
-        """What this rank wants of each; a rank that is alone does not ask, where its bags lie as its kernels want them."""
+        """The lookups that this rank requests from each rank. Not computed on a single rank whose bags are in kernel order."""
         return {
             (rank, scope, place): part
             for scope, (bags, columns) in enumerate(zip(self._bags, self._columns, strict=True))
@@ -89,7 +89,7 @@ class Message:
         }
 
     def proceed(self) -> None:
-        """The sizes have had time to travel: send the ids."""
+        """Send the ids, whose sizes `__init__` announced. A second call does nothing."""
         if self._ids is not None:
             return
         me, sizes = self._world.rank, iter(self._sizes.wait().tolist())
@@ -105,7 +105,7 @@ class Message:
         )
 
     def arrive(self) -> None:
-        """Wait for the others' ids."""
+        """Wait for the ids of the other ranks."""
         self.proceed()
         assert self._ids is not None
         me = self._world.rank
@@ -150,7 +150,7 @@ class Message:
         ]
 
     def _layout(self, rank: int) -> list[int]:
-        """The sizes of what comes from `rank`, part by part."""
+        """Return the sizes of the parts that `rank` sends, in their order."""
         if rank == self._world.rank:
             return []
         lengths = [self.num_rows_WS[rank][scope] for scope, _ in self._held_W[self._world.rank]]
@@ -160,7 +160,7 @@ class Message:
         return [rank for rank in range(self._world.size) if rank != self._world.rank]
 
 
-def _cut(bags: Bags, columns: Sequence[Column], world_size: int) -> list[list[Lookups]]:
+def _cut(bags: Bags, columns: Sequence[TablePlacement], world_size: int) -> list[list[Lookups]]:
     """Of each field: its lookups, or those of each rank's part of its table."""
     if not columns:
         return []

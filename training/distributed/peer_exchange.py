@@ -17,30 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.distributed.id_messages import Column, Holdings, Message
+from training.distributed.exchange import Kernel
+from training.distributed.id_messages import IdExchange, TableOwners, TablePlacement
 from training.distributed.world import Pending, World
 from training.feed.batch import Batch
 
 #: (rank, field of a scope) → rows: [N, used columns].
-Views = dict[tuple[int, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """FBGEMM's kernel for some tables of one scope, or for this rank's rows of them."""
-
-    module: nn.Module  # (indices, offsets, weights) of its fields' bags, field-major → [N, A]
-    scope: int
-    fields: list[int]  # in the kernel's own order, which is not the catalogue's
-    allocated: list[int]  # the columns of each; the used ones come first
-    serves_all: bool  # the ids of all ranks come here, and not this rank's alone
+RowsByRank = dict[tuple[int, int], Tensor]
 
 
 @dataclass
-class Pooled:
-    """What the towers get. In training both matrices are leaves of autograd, and `Exchange.learn` takes their gradients."""
+class PeerPooled:
+    """The pooled rows of this rank's batch; in training both matrices are leaves, and `learn` sends their gradients."""
 
     context_CD: Tensor
     impression_BD: Tensor
@@ -48,25 +38,25 @@ class Pooled:
     outputs_S: list[list[Tensor]]  # of this rank's kernels: [N of all ranks served, A]
 
 
-class Exchange:
-    """The road of one rank's ids and rows. All ranks call everything in the same order."""
+class PeerExchange:
+    """An `Exchange` of asynchronous all-to-alls, one of ids a step and one of rows a scope and direction."""
 
-    def __init__(self, scopes: Sequence[Sequence[Column]], kernels: Sequence[Kernel], world: World) -> None:
-        self.kernels, self._holdings = kernels, Holdings(scopes, world)
-        self._contexts, self._impressions = (_Road(scope, self._holdings, kernels) for scope in (0, 1))
+    def __init__(self, scopes: Sequence[Sequence[TablePlacement]], kernels: Sequence[Kernel], world: World) -> None:
+        self.kernels, self._owners = kernels, TableOwners(scopes, world)
+        self._contexts, self._impressions = (_ScopeExchange(scope, self._owners, kernels) for scope in (0, 1))
 
     @property
     def num_fields(self) -> tuple[int, int]:
         """Of contexts and of impressions, the categorical ones."""
-        contexts, impressions = self._holdings.scopes
+        contexts, impressions = self._owners.scopes
         return len(contexts), len(impressions)
 
-    def send(self, batch: Batch) -> Message:
-        """Put the ids of `batch` on their way to the ranks that hold their rows."""
-        return Message(batch, self._holdings)
+    def send(self, batch: Batch) -> IdExchange:
+        """Start to send the ids of `batch` to the ranks that store their rows."""
+        return IdExchange(batch, self._owners)
 
-    def look_up(self, message: Message) -> Pooled:
-        """The pooled rows of the batch whose ids `message` brought away."""
+    def look_up(self, message: IdExchange) -> PeerPooled:
+        """Look up and pool the embedding rows of the batch whose ids were sent with `message`."""
         message.arrive()
         impressions, impression_rows = self._impressions.look_up(message)  # the larger load leaves first
         contexts, context_rows = self._contexts.look_up(message)
@@ -75,29 +65,29 @@ class Exchange:
         if torch.is_grad_enabled():
             context_CD.requires_grad_()
             impression_BD.requires_grad_()
-        return Pooled(context_CD, impression_BD, message.num_rows_WS, [contexts, impressions])
+        return PeerPooled(context_CD, impression_BD, message.num_rows_WS, [contexts, impressions])
 
-    def learn(self, pooled: Pooled) -> None:
-        """Send the gradients of `pooled` to where the rows are. Sharded tables learn from them in here, replicated ones are
-        left with a gradient."""
+    def learn(self, pooled: PeerPooled) -> None:
+        """Send the gradients of `pooled` to the ranks that store the rows; sharded tables are updated in here, replicated
+        ones get a gradient."""
         context_rows = self._contexts.send_back(pooled.context_CD, pooled.num_rows_WS)  # the smaller is there first
         impression_rows = self._impressions.send_back(pooled.impression_BD, pooled.num_rows_WS)
         self._contexts.learn(pooled.outputs_S[0], context_rows, pooled.num_rows_WS)
         self._impressions.learn(pooled.outputs_S[1], impression_rows, pooled.num_rows_WS)
 
 
-class _Road:
+class _ScopeExchange:
     """The exchange of one scope."""
 
-    def __init__(self, scope: int, holdings: Holdings, kernels: Sequence[Kernel]) -> None:
-        self._scope, self._columns, self._world = scope, holdings.scopes[scope], holdings.world
+    def __init__(self, scope: int, owners: TableOwners, kernels: Sequence[Kernel]) -> None:
+        self._scope, self._columns, self._world = scope, owners.scopes[scope], owners.world
         self._kernels = [kernel for kernel in kernels if kernel.scope == scope]
         self._widths = [column.width for column in self._columns]
         #: rank → the fields that it holds for all ranks
-        self._held_W = [[place for at, place in held if at == scope] for held in holdings.of_rank]
+        self._held_W = [[place for at, place in held if at == scope] for held in owners.of_rank]
         self._held_here = [self._held_W[self._world.rank]] * self._world.size
 
-    def look_up(self, message: Message) -> tuple[list[Tensor], "_Rows"]:
+    def look_up(self, message: IdExchange) -> tuple[list[Tensor], "_IncomingRows"]:
         """What this rank's kernels pool, [N of all ranks served, A]; and this rank's rows, on their way."""
         outputs = [
             kernel.module(*message.inputs(self._scope, kernel.fields, kernel.serves_all)) for kernel in self._kernels
@@ -109,9 +99,9 @@ class _Road:
             pending, coming = self._start(pooled, (num_rows_W, self._held_here), (mine, self._held_W))
         # One's own rows lie under one's own rank, as those that another rank pooled lie under its.
         rows_ND = torch.empty(mine[0], sum(self._widths), device=self._world.device)
-        return outputs, _Rows(rows_ND, pending, pooled | coming, self._columns, self._world)
+        return outputs, _IncomingRows(rows_ND, pending, pooled | coming, self._columns, self._world)
 
-    def send_back(self, rows_ND: Tensor, num_rows_WS: list[list[int]]) -> tuple[Pending, Views]:
+    def send_back(self, rows_ND: Tensor, num_rows_WS: list[list[int]]) -> tuple[Pending, RowsByRank]:
         """The gradients of this rank's rows, to the ranks that pooled them: those of all ranks, on their way."""
         assert rows_ND.grad is not None
         wanted = {
@@ -124,7 +114,7 @@ class _Road:
         pending, coming = self._start(wanted, (mine, self._held_W), (num_rows_W, self._held_here))
         return pending, wanted | coming
 
-    def learn(self, outputs: list[Tensor], coming: tuple[Pending, Views], num_rows_WS: list[list[int]]) -> None:
+    def learn(self, outputs: list[Tensor], coming: tuple[Pending, RowsByRank], num_rows_WS: list[list[int]]) -> None:
         """Take the gradients of all ranks' rows back through the kernels."""
         pending, wanted = coming
         gradients = [torch.zeros_like(output) for output in outputs]
@@ -136,7 +126,7 @@ class _Road:
     def _num_rows(self, num_rows_WS: list[list[int]]) -> list[int]:
         return [num_rows[self._scope] for num_rows in num_rows_WS]
 
-    def _views(self, outputs: Sequence[Tensor], num_rows_W: list[int]) -> Views:
+    def _views(self, outputs: Sequence[Tensor], num_rows_W: list[int]) -> RowsByRank:
         """The used columns of what this rank's kernels pool, or of its gradient, for each rank that they serve."""
         views = {}
         for kernel, output_NA in zip(self._kernels, outputs, strict=True):
@@ -147,15 +137,15 @@ class _Road:
         return views
 
     def _start(
-        self, given: Views, leaving: tuple[list[int], list[list[int]]], coming: tuple[list[int], list[list[int]]]
-    ) -> tuple[Pending, Views]:
+        self, given: RowsByRank, leaving: tuple[list[int], list[list[int]]], coming: tuple[list[int], list[list[int]]]
+    ) -> tuple[Pending, RowsByRank]:
         """Send rows to the other ranks and make room for theirs: N and the fields of each are `leaving` and `coming`."""
         out, out_views, out_sizes = self._room(*leaving)
         back, back_views, back_sizes = self._room(*coming)
         _copy(out_views, given)
         return self._world.start_exchange(out, out_sizes, back_sizes, into=back), back_views
 
-    def _room(self, num_rows_W: list[int], fields_W: list[list[int]]) -> tuple[Tensor, Views, list[int]]:
+    def _room(self, num_rows_W: list[int], fields_W: list[list[int]]) -> tuple[Tensor, RowsByRank, list[int]]:
         """Memory for N rows of some fields with each other rank: the whole, its views, and the sizes by rank."""
         keys = [(rank, place) for rank, fields in enumerate(fields_W) if rank != self._world.rank for place in fields]
         sizes = [num_rows_W[rank] * self._widths[place] for rank, place in keys]
@@ -168,13 +158,13 @@ class _Road:
 
 
 @dataclass
-class _Rows:
-    """A scope's rows of this rank, as they come in."""
+class _IncomingRows:
+    """The pooled rows of one scope of this rank, while they arrive."""
 
     rows_ND: Tensor
     pending: Pending
-    views: Views  # (rank, field) → what the rank pooled for this one
-    columns: Sequence[Column]
+    views: RowsByRank  # (rank, field) → what the rank pooled for this one
+    columns: Sequence[TablePlacement]
     world: World
 
     def together(self) -> Tensor:
@@ -189,6 +179,6 @@ class _Rows:
         return self.rows_ND
 
 
-def _copy(to: Views, given: Views) -> None:
+def _copy(to: RowsByRank, given: RowsByRank) -> None:
     for key, view in to.items():
         view.copy_(given[key])

@@ -20,8 +20,9 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv,
 
 from pipeline.dataset.manifest import ManifestField
 from training.distributed import optimizers
-from training.distributed.id_messages import Column
-from training.distributed.peer_exchange import Exchange, Kernel
+from training.distributed.exchange import Kernel
+from training.distributed.id_messages import TablePlacement
+from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings, ShardingSettings
 from training.distributed.sharded_model import Placed, Shard
 from training.distributed.sharding import plan_of, row_block
@@ -32,6 +33,7 @@ from training.model.entire_space import EntireSpaceModel
 from training.model.settings import EmbeddingSettings
 
 _ROWS_AT_A_TIME = 1 << 18
+_SCOPES = ("context", "impression")  # in the order of `IdExchange`
 
 
 def place(
@@ -74,30 +76,32 @@ def place(
             first_row, (num_rows, dim) = shard.first_row + start, part.shape
             values = uniform_rows(model.seed, shard.table, first_row, num_rows, dim, embedding.init_bound)
             part.copy_(torch.from_numpy(values))
-    exchange = Exchange(_columns(fields, embedding, plan), _kernels(model), world)
+    exchange = PeerExchange(_placements(fields, embedding, plan), _kernels(model), world)
     towers = model.towers
     adam = optimizers.adam(towers.parameters(), optimizer.towers)
     model.towers = data_parallel(towers, world)
     return Placed(model, towers, exchange, shards, adam, table_optimizer, optimizer, world)
 
 
-def _columns(fields: Sequence[ManifestField], embedding: EmbeddingSettings, plan: ShardingPlan) -> list[list[Column]]:
-    """The fields of both scopes, as the exchange sees them."""
-    scopes: list[list[Column]] = [[], []]
+def _placements(
+    fields: Sequence[ManifestField], embedding: EmbeddingSettings, plan: ShardingPlan
+) -> list[list[TablePlacement]]:
+    """Return the placements of the tables of contexts and of impressions, in catalogue order."""
+    placements: dict[str, list[TablePlacement]] = {scope: [] for scope in _SCOPES}
     for entry in fields:
         modules = plan.plan[f"{entry.scope}.tables"]
         assert isinstance(modules, EmbeddingModuleShardingPlan)
         table = modules[entry.name]
         assert table.ranks is not None
-        scopes[entry.scope == "impression"].append(
-            Column(
+        placements[entry.scope].append(
+            TablePlacement(
                 table.sharding_type,
                 owner=table.ranks[0] if table.sharding_type == "table_wise" else None,
                 block=row_block(entry.num_rows, len(table.ranks)),
                 width=embedding.dim_of(entry.name),
             )
         )
-    return scopes
+    return [placements[scope] for scope in _SCOPES]
 
 
 def _kernels(model: EntireSpaceModel) -> list[Kernel]:

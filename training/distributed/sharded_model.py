@@ -14,8 +14,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from training.distributed.id_messages import Message
-from training.distributed.peer_exchange import Exchange, Pooled
+from training.distributed.exchange import Exchange, Handle, Pooled
 from training.distributed.settings import OptimizerSettings
 from training.distributed.tower_gradients import sum_in_rank_order
 from training.distributed.world import World
@@ -66,12 +65,12 @@ class Placed:
         self._factor = 1.0
         self.num_updates = 0  # that this model has had, those of the run that it continues included
 
-    def predict(self, batch: Batch, ids: Message | None = None) -> dict[Query, Tensor]:
+    def predict(self, batch: Batch, ids: Handle | None = None) -> dict[Query, Tensor]:
         """edge → logit [B], outside training; `ids` where those of `batch` were sent before."""
         with torch.no_grad():
             return self.forward(batch, ids or self.exchange.send(batch), None).logits
 
-    def forward(self, batch: Batch, ids: Message, run_step: int | None) -> Passed:
+    def forward(self, batch: Batch, ids: Handle, run_step: int | None) -> Passed:
         """One forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""
         if run_step is not None:
             self._begin_step(run_step)

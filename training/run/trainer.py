@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.files import Position
 from training.checkpoint.save import CheckpointWriter
-from training.distributed.rank_batches import Share, shares
+from training.distributed.rank_batches import RankBatch, shares
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
@@ -139,12 +139,12 @@ class Trainer:
         if self.validation:
             self.validation.close()
 
-    def shares(self) -> Iterator[Share]:
+    def shares(self) -> Iterator[RankBatch]:
         """This rank's share of each step of the epoch from the position on."""
         steps = range(self.position.step, self.plan.num_steps)
         return shares(self.feed, self.position.epoch, steps, self.placed.exchange, self.world.device)
 
-    def step(self, share: Share) -> Agreed:
+    def step(self, share: RankBatch) -> Agreed:
         """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
         changed, where one failed or a loss is not finite."""
         run_step = self.position.epoch * self.plan.num_steps + share.step
@@ -160,7 +160,7 @@ class Trainer:
         self.placed.learn(passed)
         return agreed
 
-    def _start_agreement(self, sums: Tensor, share: Share) -> Pending:
+    def _start_agreement(self, sums: Tensor, share: RankBatch) -> Pending:
         """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
         error = share.error or (self._journal.error if self._journal else None)
         flags = (
@@ -173,7 +173,7 @@ class Trainer:
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
         return self.world.start_sum(table.to(self.world.device))
 
-    def _agreed(self, agreeing: Pending, share: Share) -> Agreed:
+    def _agreed(self, agreeing: Pending, share: RankBatch) -> Agreed:
         *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
         if num_failed:
             self.world.agree(share.error or (self._journal.error if self._journal else None))

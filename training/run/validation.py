@@ -9,7 +9,7 @@ import torch
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
 from training.checkpoint.files import Judged
-from training.distributed.rank_batches import Share, shares
+from training.distributed.rank_batches import RankBatch, shares
 from training.distributed.sharded_model import Placed
 from training.distributed.world import World
 from training.evaluation import metrics
@@ -79,7 +79,7 @@ class Validation:
         return {name: None if math.isnan(value) else value for name, value in zip(self.names, values, strict=True)}
 
     @torch.no_grad()
-    def _predict(self, placed: Placed, share: Share) -> tuple[torch.Tensor, float]:
+    def _predict(self, placed: Placed, share: RankBatch) -> tuple[torch.Tensor, float]:
         """The columns [C, N] of this rank's impressions, and its sum of all losses."""
         logits, labels = placed.predict(share.batch, share.ids), share.batch.labels
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}

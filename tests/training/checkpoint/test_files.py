@@ -19,7 +19,7 @@ from training.checkpoint.files import META, TOWERS, Judged, Position, newest
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
-from training.distributed.peer_exchange import Exchange
+from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings
 from training.distributed.sharded_model import Placed, Shard
 from training.distributed.world import World, join
@@ -84,7 +84,7 @@ def fake(rows: range, columns: int = 4) -> Placed:
     weight = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None].repeat(1, columns).contiguous()
     shard = Shard("t", rows.start, weight, {"momentum1": weight[:, 0].clone()})
     adam = torch.optim.Adam(tower.parameters())
-    return Placed(None, tower, Exchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
+    return Placed(None, tower, PeerExchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
 
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:

@@ -10,8 +10,9 @@ import torch
 from ranks import Arrays, run_ranks
 from torch import Tensor, nn
 
-from training.distributed.id_messages import Column
-from training.distributed.peer_exchange import Exchange, Kernel
+from training.distributed.exchange import Kernel
+from training.distributed.id_messages import TablePlacement
+from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import WorldSettings
 from training.distributed.sharding import row_block
 from training.distributed.world import World, join
@@ -22,12 +23,12 @@ ALLOCATED = 4
 KINDS = ("table_wise", "row_wise", "data_parallel")
 
 
-def drawn(seed: int, world_size: int) -> tuple[list[list[Column]], list[list[Batch]]]:
+def drawn(seed: int, world_size: int) -> tuple[list[list[TablePlacement]], list[list[Batch]]]:
     """Both scopes' fields, and two batches for each rank: bags of 0 to 3, another number of rows on each rank."""
     random = np.random.default_rng(seed)
     scopes = [
         [
-            Column(
+            TablePlacement(
                 kind,
                 owner=int(random.integers(world_size)) if kind == "table_wise" else None,
                 block=row_block(NUM_ROWS, world_size),
@@ -40,7 +41,7 @@ def drawn(seed: int, world_size: int) -> tuple[list[list[Column]], list[list[Bat
     return scopes, [[batch_of(random, scopes) for _ in range(2)] for _ in range(world_size)]
 
 
-def batch_of(random: np.random.Generator, scopes: list[list[Column]]) -> Batch:
+def batch_of(random: np.random.Generator, scopes: list[list[TablePlacement]]) -> Batch:
     num_rows = [int(random.integers(1, 4)), int(random.integers(1, 9))]
     bags = []
     for columns, count in zip(scopes, num_rows, strict=True):
@@ -84,7 +85,7 @@ class PlainKernel(nn.Module):
 
 
 def kernels_of(
-    seed: int, scopes: list[list[Column]], world: World
+    seed: int, scopes: list[list[TablePlacement]], world: World
 ) -> tuple[list[Kernel], dict[tuple[int, int], Tensor]]:
     """This rank's, one for each scope and kind, its fields backwards; and (scope, field) → the table, or its part here."""
     kernels, held = [], {}
@@ -114,7 +115,7 @@ def exchanged(seeds: list[int]) -> Arrays:
         for seed in seeds:
             scopes, batches = drawn(seed, world.size)
             kernels, held = kernels_of(seed, scopes, world)
-            exchange = Exchange(scopes, kernels, world)
+            exchange = PeerExchange(scopes, kernels, world)
             first, second = (exchange.send(batch) for batch in batches[world.rank])
             pooled = exchange.look_up(first)
             second.proceed()
@@ -157,7 +158,7 @@ def test_rows_and_gradients_are_those_of_tables_that_one_process_holds(tmp_path:
                     np.testing.assert_allclose(given, sum(of_ranks), rtol=0, atol=1e-4)
 
 
-def plainly(batch: Batch, scope: int, columns: list[Column], tables: list[Tensor]) -> Tensor:
+def plainly(batch: Batch, scope: int, columns: list[TablePlacement], tables: list[Tensor]) -> Tensor:
     """[N, D] by a loop over the bags."""
     bags, at = (batch.context, batch.impression)[scope], 0
     lengths_FN = bags.lengths.view(len(columns), -1).tolist()
@@ -174,11 +175,11 @@ def plainly(batch: Batch, scope: int, columns: list[Column], tables: list[Tensor
 
 def test_a_rank_that_is_alone_looks_up_its_bags_as_they_are() -> None:
     """No copy is made where nothing has to travel or change places."""
-    columns = [Column("table_wise", 0, NUM_ROWS, 2), Column("row_wise", None, NUM_ROWS, 3)]
+    columns = [TablePlacement("table_wise", 0, NUM_ROWS, 2), TablePlacement("row_wise", None, NUM_ROWS, 3)]
     batch = batch_of(np.random.default_rng(0), [columns, columns])
     alone = World(0, 1, torch.device("cpu"))
     kernel = Kernel(PlainKernel([table_of(0, 0, place, 4) for place in (0, 1)]), 0, [0, 1], [4, 4], True)
-    message = Exchange([columns, columns], [kernel, replace(kernel, scope=1)], alone).send(batch)
+    message = PeerExchange([columns, columns], [kernel, replace(kernel, scope=1)], alone).send(batch)
     message.arrive()
     indices, offsets, weights = message.inputs(0, [0, 1], serves_all=True)
     assert indices is batch.context.values
