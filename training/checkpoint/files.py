@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints: written beside, renamed when whole, checked before they are believed.
+"""The files of a run's checkpoints: written beside, renamed when complete, verified before they are used.
 
     RUN/checkpoints/step-00001234/
       rank-00000.safetensors   the rows that rank 0 held: <table>/<first row>/weight and its optimizer's state
@@ -51,7 +51,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     path: Path
     position: Position
@@ -61,22 +61,22 @@ class Checkpoint:
 
 
 def folder(run: Path) -> Path:
-    """Where the checkpoints of `run` are."""
+    """Return the folder of the checkpoints of `run`."""
     return run / CHECKPOINTS
 
 
 def path_of(run: Path, total_steps: int) -> Path:
-    """Where the checkpoint after `total_steps` steps is."""
+    """Return the folder of the checkpoint after `total_steps` steps."""
     return folder(run) / f"step-{total_steps:08d}"
 
 
 def steps_of(path: Path) -> int:
-    """The inverse of `path_of`."""
+    """Return the steps that `path_of` was given."""
     return int(path.name.removeprefix("step-"))
 
 
 def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of `run`; each that is damaged is named to `say` and passed over."""
+    """Find the newest complete checkpoint of `run`; each that is damaged is named to `say` and skipped."""
     if not folder(run).is_dir():
         return None
     for path in sorted(folder(run).glob("step-*"), reverse=True):
@@ -88,7 +88,7 @@ def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def chosen(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The `newest` whole checkpoint, or the one that validation found `best`; None where there is none at all.
+    """Find the `newest` complete checkpoint, or the one that validation found `best`; None where there is none at all.
 
     Raises InputError where the run has not been validated, or its best checkpoint is damaged.
     """
@@ -107,7 +107,7 @@ def chosen(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | No
 
 
 def read_meta(path: Path) -> Checkpoint:
-    """The checkpoint at `path` by its checkpoint.json, its files unchecked; OSError, ValueError, KeyError or TypeError."""
+    """Read the checkpoint.json at `path` and check no file; OSError, ValueError, KeyError or TypeError."""
     raw = json.loads((path / META).read_text())
     if raw["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
@@ -116,7 +116,7 @@ def read_meta(path: Path) -> Checkpoint:
 
 
 def _checked(path: Path) -> Checkpoint:
-    """The checkpoint at `path`; ValueError or OSError where a file is missing, cut or changed."""
+    """Read and verify the checkpoint at `path`; ValueError or OSError where a file is missing, cut or changed."""
     checkpoint = read_meta(path)
     for name, expected in json.loads((path / META).read_text())["files"].items():
         if Path(name).name != name:

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, and how it is restored; nothing in them is a pickle.
+"""Checkpoints: all that a run needs to resume, and how it is restored; nothing in them is a pickle.
 
 A table's rows are found by their row numbers, so any number of ranks restores what any number saved. The masks of
 dropout and the order of the data are functions of the position, so there is no random state to keep.
@@ -61,12 +61,12 @@ def restore(checkpoint: Checkpoint, placed: Placed) -> None:
             load_towers(placed, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
-            f"{checkpoint.path} cannot be read ({error}); delete it to go on from the one before."
+            f"{checkpoint.path} cannot be read ({error}); delete it to resume from the one before."
         ) from error
 
 
 def rank_tensors(placed: Placed) -> dict[str, Tensor]:
-    """What this rank saves of the tables: <table>/<first row>/<part> → rows."""
+    """List what this rank saves of the tables: <table>/<first row>/<part> → rows."""
     return {
         f"{shard.table}/{shard.first_row}/{part}": rows
         for shard in placed.shards
@@ -76,7 +76,7 @@ def rank_tensors(placed: Placed) -> dict[str, Tensor]:
 
 
 def tower_tensors(placed: Placed) -> dict[str, Tensor]:
-    """The replicated state by name: the towers' parameters, and Adam's moments and step counts."""
+    """List the replicated state by name: the towers' parameters, and Adam's moments and step counts."""
     tensors = {}
     for name, parameter in placed.towers.named_parameters():
         tensors[name] = parameter.detach()

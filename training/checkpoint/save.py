@@ -121,7 +121,7 @@ class CheckpointWriter:
             self.advance()
 
     def _agreed(self, underway: _Underway) -> Rows:
-        """What this rank's job gave; InputError on all ranks, and nothing left on the disk, where one failed."""
+        """Wait for this rank's job and return its result; where one failed, raise InputError on all ranks and leave nothing on the disk."""
         error, rows = None, []
         try:
             rows = underway.job.result()
@@ -172,6 +172,6 @@ def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> Rows
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"The checkpoint {path} cannot be written ({error}); free some space and run the same command again: it goes on "
-        "from the last whole checkpoint."
+        f"The checkpoint {path} cannot be written ({error}); free some space and run the same command again: it resumes "
+        "from the last complete checkpoint."
     )

@@ -24,7 +24,7 @@ _MOST_HOSTS = 1024
 
 @dataclass(frozen=True)
 class Feasibility:
-    """A run as it would lie on a cluster."""
+    """A run as it would be placed on a cluster."""
 
     settings: FeasibilitySettings  # its plan cut for the cluster's ranks
     changed: tuple[str, ...]  # what of the plan that took, as settings
@@ -113,7 +113,7 @@ def remedy(
     proposed: Mapping[str, str] | None,
     usable: float,
 ) -> str:
-    """The first of these that makes it fit: the largest tables cut by rows, the planner's placement, more hosts."""
+    """Find the first of these that makes it fit: the largest tables cut by rows, the planner's placement, more hosts."""
 
     def fits(kinds: Mapping[str, str], num_ranks: int) -> bool:
         sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})

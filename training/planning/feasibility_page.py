@@ -17,7 +17,7 @@ _NOT_REPEATED |= {"data", "model", "out"}
 
 
 def feasibility_lines(feasibility: Feasibility, given: Sequence[str] = ()) -> list[str]:
-    """Its lines; `given` are the settings on the command line, as the launch must repeat them."""
+    """Write the lines that jobs.plan prints; `given` are the settings on the command line, which the launch must repeat."""
     cluster, settings = feasibility.cluster, feasibility.settings
     lines = [
         f"{cluster}: {cluster.num_ranks} ranks with {cluster.memory_bytes / 1e9:.3g} GB each, of which "
@@ -57,7 +57,7 @@ def table_lines(tables: Sequence[TablePlan]) -> list[str]:
 
 
 def memory_lines(need: Needs, usable: float) -> list[str]:
-    """The parts of a rank's memory, where it is least and where most."""
+    """List the parts of a rank's memory, where it is least and where most."""
     parts = [
         ("tables, their optimizer", min(need.tables), max(need.tables)),
         ("towers, gradients, Adam", need.towers, need.towers),

@@ -82,14 +82,14 @@ def propose(
 
 
 def adopting(proposed: Mapping[str, str], tables: Sequence[TablePlan]) -> list[str]:
-    """The settings under which the trainer spreads every table as `proposed`, where its own `tables` differ."""
+    """List the settings that make the trainer place every table as `proposed`, where its own `tables` differ."""
     planned = {table.field.name: table.kind for table in tables}
     return [f"sharding.tables.{name}={kind}" for name, kind in proposed.items() if kind != planned[name]]
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The planner logs its search, and errors that it raises as well."""
+    """Silence the planner's log: its search, and errors that it raises as well."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

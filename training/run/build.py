@@ -26,7 +26,7 @@ from training.run.settings import TrainSettings
 
 
 def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
-    """The behaviour graph, once the settings are known to fit the dataset and the device; InputError where not."""
+    """Check the settings against the dataset and the device, and return the behaviour graph; InputError where they do not fit."""
     settings.optimizer.check_device(device.type)
     settings.embedding.check_fields(manifest.fields)
     settings.sharding.check_fields(manifest.fields)
@@ -37,7 +37,7 @@ def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> 
 
 
 def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:
-    """This rank's batches of `split`."""
+    """Open this rank's batches of `split`."""
     return Feed(
         settings.data,
         manifest,
@@ -52,14 +52,14 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
 
 
 def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
-    """The model at its initial values, on its ranks."""
+    """Build the model at its initial values, sharded over the ranks."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
     tables = manifest.fields_of(stored=INDEX)
     return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
 def xxh3_of(manifest: Manifest) -> str:
-    """What tells two datasets apart."""
+    """Hash the manifest: it tells two datasets apart."""
     return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
 
 

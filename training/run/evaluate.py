@@ -1,4 +1,4 @@
-"""Predict a split with a finished run, and judge the predictions (DESIGN §8)."""
+"""Predict a split with a finished run, and evaluate the predictions (DESIGN §8)."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def predict_split(
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """The numeric columns of the predictions below `folder`; a missing group_id is NO_GROUP."""
+    """Read the numeric columns of the predictions below `folder`; a missing group_id is NO_GROUP."""
     columns = pq.read_schema(min(folder.glob("*.parquet"))).names
     table = pq.read_table(folder, columns=[name for name in columns if name != "context_id"])
     return {
@@ -108,7 +108,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
-    """One row per impression of `batch`."""
+    """Make one row per impression of `batch`."""
     index = batch.context_of_impression.cpu().numpy()
     group = batch.group_id.cpu().numpy()[index]
     columns = {
@@ -125,7 +125,7 @@ def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
 
 
 def _read_truth(path: Path) -> dict[str, np.ndarray]:
-    """The simulator's columns, sorted by impression_id."""
+    """Read the simulator's true probabilities, sorted by impression_id."""
     try:
         names = pq.read_schema(path).names
         wanted = [name for name in ("impression_id", "p_ctr", "p_daction", "p_cvr") if name in names]
@@ -182,7 +182,7 @@ def _write(path: Path, tables: Iterator[pa.Table]) -> None:
 
 
 def _failure(action: Callable[[], None]) -> InputError | None:
-    """What went wrong in `action` that a user can mend."""
+    """Run `action` and return the error that a user can fix, if there is one."""
     try:
         action()
     except InputError as error:

@@ -59,5 +59,5 @@ def ask_to_go_on(run: Path, line: str) -> None:
 
 
 def nothing_asked(run: Path) -> None:
-    """The run has started again, or has ended."""
+    """Remove RUN/REQUEUE: the run has started again, or has ended."""
     (run / REQUEUE).unlink(missing_ok=True)

@@ -47,8 +47,8 @@ def claim(run: Path, settings: TrainSettings) -> None:
         before = asdict(load(run))
         for key in _differences(before, wanted):
             raise InputError(
-                f"out={run} was begun with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
-                "go on with the same settings, or choose another out=…."
+                f"out={run} was started with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
+                "resume with the same settings, or choose another out=…."
             )
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 def load(run: Path, key: str = "run") -> TrainSettings:
-    """The settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
+    """Read the settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
 
     `key` is the setting that named it, for the sentence where nothing is there.
     """

@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_gives_one_sentence_and_leaves_the_last_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_files.os, "fsync", full)
-    with pytest.raises(InputError, match=r"cannot be written.*No space left on device.*goes on from the last whole"):
+    with pytest.raises(InputError, match=r"cannot be written.*No space left on device.*resumes from the last complete"):
         save_steps(tmp_path, 2)
     found = newest(tmp_path, print)
     assert found is not None
@@ -243,7 +243,7 @@ def test_a_rank_that_cannot_write_ends_all_ranks_in_one_sentence(
     ranks = run_ranks(stopped_by_the_disk, 2, tmp_path / "ranks", settings)
     told = {str(rank["told"]) for rank in ranks}
     assert len(told) == 1
-    assert re.search(r"step-00000002 cannot be written .*File too large.*goes on from the last whole", told.pop())
+    assert re.search(r"step-00000002 cannot be written .*File too large.*resumes from the last complete", told.pop())
     assert len({int(rank["steps"]) for rank in ranks}) == 1
     assert not list(checkpoint_files.folder(tmp_path / "run").iterdir())
 

@@ -181,7 +181,7 @@ def test_a_run_begun_with_other_settings_is_refused(data: Path, tmp_path: Path) 
     fit(tiny_settings(data, tmp_path / "run"))
     other = tiny_settings(data, tmp_path / "run", epochs=2)
     other.model.towers.hidden = [16, 4]
-    assert "was begun with model.towers.hidden=[16, 8] and this command says [16, 4]" in refusal(other)
+    assert "was started with model.towers.hidden=[16, 8] and this command says [16, 4]" in refusal(other)
 
 
 def test_settings_may_change_as_long_as_there_is_no_checkpoint(data: Path, tmp_path: Path) -> None:
