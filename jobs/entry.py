@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import InputError
@@ -75,7 +75,9 @@ def composed(name: str, schema: type[Settings], overrides: Sequence[str]) -> Set
 
 def _register(name: str, schema: type[Any]) -> None:
     """Give Hydra the defaults of `schema`: they are what `<name>_settings` in the defaults list of conf/<name>.yaml means."""
-    ConfigStore.instance().store(f"{name}_settings", schema)
+    # As plain values: a dictionary typed by a dataclass takes no new entry, as +features.fields.price={…} is. typed() checks it.
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema), structured_config_mode=SCMode.DICT)
+    ConfigStore.instance().store(f"{name}_settings", defaults)
 
 
 def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from raw_log import small_log
 
-from jobs.entry import with_new_keys
+from jobs.entry import composed, with_new_keys
 from jobs.preprocess import quoted
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
@@ -96,3 +96,9 @@ def test_a_setting_by_name_may_name_what_no_file_names() -> None:
     command = [sys.executable, "-m", "jobs.train", "data=/nowhere", "out=/nowhere", "embedding.dims.item_id=128"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, "data=/nowhere does not exist" in result.stderr) == (2, True)
+
+
+def test_a_field_that_no_yaml_file_has_is_added_as_one_mapping() -> None:
+    field = "+features.fields.price={raw_id: '9', scope: impression, kind: bucketized, boundaries: [1, 5]}"
+    found = composed("preprocess", PreprocessSettings, ["source.path=x", "out=y", field]).features.fields["price"]
+    assert (found.raw_id, found.kind, found.boundaries) == ("9", "bucketized", [1.0, 5.0])
