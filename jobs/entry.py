@@ -74,10 +74,27 @@ def composed(name: str, schema: type[Settings], overrides: Sequence[str]) -> Set
 
 
 def _register(name: str, schema: type[Any]) -> None:
-    """Give Hydra the defaults of `schema`: they are what `<name>_settings` in the defaults list of conf/<name>.yaml means."""
-    # As plain values: a dictionary typed by a dataclass takes no new entry, as +features.fields.price={…} is. typed() checks it.
-    defaults = OmegaConf.to_container(OmegaConf.structured(schema), structured_config_mode=SCMode.DICT)
-    ConfigStore.instance().store(f"{name}_settings", defaults)
+    """Give Hydra the defaults of `schema`: they are what `<name>_settings` in the defaults list of conf/<name>.yaml means.
+
+    A group that may be left out, such as source.events, has its own: `events_defaults` of the group source, for the
+    configurations that choose it.
+    """
+    store = ConfigStore.instance()
+    store.store(f"{name}_settings", _plain(schema))
+    for setting in settings_of(schema):
+        parent, _, leaf = setting.key.rpartition(".")
+        if setting.is_optional and dataclasses.is_dataclass(setting.type):
+            store.store(
+                f"{leaf}_defaults", {leaf: _plain(cast(type[Any], setting.type))}, group=parent.replace(".", "/")
+            )
+
+
+def _plain(schema: type[Any]) -> Any:
+    """Return the defaults of `schema` as plain values.
+
+    A dictionary typed by a dataclass takes no new entry, as +features.fields.price={…} is. `typed` checks the types.
+    """
+    return OmegaConf.to_container(OmegaConf.structured(schema), structured_config_mode=SCMode.DICT)
 
 
 def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:
@@ -100,6 +117,7 @@ class Setting(NamedTuple):
     key: str  # with its groups: embedding.dim
     type: Any  # X for X | None
     comment: str  # what stands behind it in the dataclass
+    is_optional: bool  # it may be null
 
 
 def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
@@ -107,9 +125,10 @@ def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
     hints, comments = typing.get_type_hints(schema), _comments(schema)
     for entry in dataclasses.fields(schema):
         key, hint = f"{prefix}{entry.name}", hints[entry.name]
-        if type(None) in typing.get_args(hint):
+        is_optional = type(None) in typing.get_args(hint)
+        if is_optional:
             hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-        yield Setting(key, hint, comments.get(entry.name, ""))
+        yield Setting(key, hint, comments.get(entry.name, ""), is_optional)
         if dataclasses.is_dataclass(hint):
             yield from settings_of(cast(type[Any], hint), f"{key}.")
 
@@ -169,12 +188,21 @@ def _sentence(error: Exception, schema: type[Any]) -> str:
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else unknown.group(1)
+        if group := _left_out(key, schema):
+            return f"{key} is a setting of {group}, which this command does not choose; give {'='.join(group.rsplit('.', 1))} too."
         near = difflib.get_close_matches(key, [setting.key for setting in settings_of(schema)], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists every setting."
         return f"{key} is not a setting of this job; {hint}"
     first = re.sub(r"\s+", " ", re.split(r"\n    full_key|\nConfig search path", text)[0]).strip()
     full = re.search(r"full_key: (\S+)", text)
     return f"{full.group(1)}: {first}" if full else first
+
+
+def _left_out(key: str, schema: type[Any]) -> str:
+    """Return the group that may be left out and that `key` is a setting of, or nothing."""
+    settings = {setting.key: setting for setting in settings_of(schema)}
+    groups = (key[:end] for end, letter in enumerate(key) if letter == ".")
+    return next((group for group in groups if key in settings and settings[group].is_optional), "")
 
 
 def _stop(sentence: str, speaks: bool) -> None:
