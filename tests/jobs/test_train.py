@@ -53,7 +53,7 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
 
 def test_a_split_that_is_none_is_refused_where_it_would_have_meant_no_validation() -> None:
     with pytest.raises(InputError, match=r"validation.split=dev is not one of train, validation, test; null"):
-        composed("validation.split=dev")
+        train_settings("validation.split=dev")
 
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
@@ -71,7 +71,7 @@ def test_every_optimizer_composes_to_one_that_a_cpu_has(optimizer: str) -> None:
 
 
 def test_an_experiment_holds_only_its_differences() -> None:
-    settings = composed("model=esm2", "experiment=esm2_paper")
+    settings = train_settings("model=esm2", "experiment=esm2_paper")
     assert settings.embedding.dims == {"item_id": 128}
     assert (settings.plan.batch_size, settings.optimizer.towers.lr) == (1000, 5e-4)
     assert settings.model.towers.hidden == [512, 256, 128, 32]
@@ -79,7 +79,7 @@ def test_an_experiment_holds_only_its_differences() -> None:
 
 
 def test_the_wide_network_differs_from_esmm_in_its_hidden_layers_alone() -> None:
-    wide, plain = composed("model=esmm_wide"), composed("model=esmm")
+    wide, plain = train_settings("model=esmm_wide"), train_settings("model=esmm")
     assert wide.model.towers.hidden == [360, 200, 80]
     assert wide.model.graph == plain.model.graph
     assert plain.model.towers.hidden == [200, 80]
