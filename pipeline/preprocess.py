@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.aliccp.spark_lines import line_reader
 from pipeline.audit.tally import Tally
-from pipeline.chunks.reasons import RULES
+from pipeline.chunks.reasons import rules_of
 from pipeline.config.preprocess import FAIL, SPARK, PreprocessSettings, settings_xxh3
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
@@ -147,7 +147,7 @@ def _stop_at_failures(job: Job, tally: Tally) -> None:
         (ordinal, offset), reason = min(failing)
         mild = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
         raise InputError(
-            f"{job.logs[ordinal].path}, byte {offset}: {reason} ({RULES[reason]}), and checks.{reason}=fail stops there; "
+            f"{job.logs[ordinal].path}, byte {offset}: {reason} ({rules_of(job.settings.source.name)[reason]}), and checks.{reason}=fail stops there; "
             f"mend the line, or set checks.{reason}={mild}."
         )
 

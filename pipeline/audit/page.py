@@ -1,158 +1,175 @@
-"""audit.html: what was in a log, for people; a pure function of audit.json and the manifest, so it is the same in every run."""
+"""audit.html: what was in a log, for people.
+
+A pure function of audit.json and the manifest, so every run of the same log and settings writes the same page. This file
+and tables.py choose the numbers; pipeline/html/audit.html.j2 holds the words and the layout.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from typing import NamedTuple
 
 from pipeline.audit import tables
-from pipeline.audit.charts import context_figures, index_figures
+from pipeline.audit.charts import context_charts, index_charts
 from pipeline.audit.leakage import sentences
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
+from pipeline.chunks.reasons import REASONS, rules_of
 from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
-from pipeline.html.frame import details, note, page, pair, percent, section, table
+from pipeline.html.page import render
 
-MEANING = {
-    "malformed_line": "not the columns that the table has",
-    "bad_label": "click or buy is neither 0 nor 1",
-    "bad_context_key": "the key of the context is none",
-    "bad_feature": "a feature cannot be read",
-    "feature_count_mismatch": "the line has another number of features than it says",
-    "conversion_without_click": "bought, but not clicked",
-    "missing_context": "an impression whose context has no line",
-    "duplicate_impression": "the impression was there before",
-    "duplicate_context": "the context was there before",
-}
+
+class FunnelCell(NamedTuple):
+    """A count of one stage of the funnel in one split."""
+
+    number: int
+    rate: float | None  # of the stage before; None for impressions, and where that stage is empty
+    bar: float  # length in percent, logarithmic: on real logs one conversion faces five thousand impressions
+
+
+class FunnelStage(NamedTuple):
+    """A row of the funnel."""
+
+    name: str
+    whole: str  # the stage that its rates are shares of, or ""
+    cells: list[FunnelCell]
+
+
+class BalanceRow(NamedTuple):
+    """What became of the lines of one table in one split: read = written + without_impressions + quarantined."""
+
+    split: str
+    grain: str
+    read: int
+    written: int
+    without_impressions: int | None  # None for impressions, which it is not asked of
+    quarantined: int
+
+
+class ReasonRow(NamedTuple):
+    """How many lines broke a rule, and were quarantined or kept as `checks` says."""
+
+    reason: str
+    rule: str
+    quarantined: int
+    kept: int
+
+
+class ReasonExamples(NamedTuple):
+    """The first lines of the log that were quarantined for one reason."""
+
+    reason: str
+    total: int
+    lines: Sequence[Mapping[str, str | int]]  # source, offset, line
+
+
+class ContextsRow(NamedTuple):
+    """The sizes of the contexts of one split."""
+
+    split: str
+    contexts: int
+    mean: float
+    sizes: list[int]  # median, 90 %, 99 %, largest
 
 
 def audit_page(audit: Audit, manifest: Manifest) -> str:
-    """The page; nothing in it comes from another place than these two."""
+    """Render the page from audit.json and the manifest alone."""
     splits = [split for split in SPLITS if split in manifest.totals]
     categorical = [field for field in manifest.fields if field.stored == INDEX]
     numeric = [field for field in manifest.fields if field.stored == NUMBER]
-    sections = [
-        pair(section("Funnel", _funnel(audit, splits)), section("Every line is accounted for", _balance(audit))),
-        pair(section("Lines set aside", _rejects(audit)), section("The first of each reason", _examples(audit))),
-        section("Impressions of a context", *_contexts(audit, splits)),
-        pair(
-            section("Values of a field", tables.values(audit, manifest.fields, splits)),
-            section("Out of vocabulary", tables.coverage(audit, categorical, splits)),
-        ),
-        *([section("Numbers", tables.numbers(audit, numeric, splits))] if numeric else []),
-        pair(
-            section("What a field alone tells of a label", tables.leakage(audit, manifest.fields)),
-            section("Drift", tables.drift(audit, categorical, splits)),
-        ),
-        section("What drifts most", index_figures(audit, tables.drifting(audit, categorical), splits)),
-        section("Users and contexts in two splits", tables.overlap(audit, splits, manifest)),
-    ]
-    warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(audit["leakage"]))
-    if warned:
-        sections.insert(0, f'<section class="warning"><h2>A field that tells too much</h2>{warned}</section>')
-    impressions = sum(total["impressions"] for total in manifest.totals.values())
-    size = sum(source.bytes for source in manifest.sources)
-    subtitle = (
-        f"{impressions:,} impressions from {len(manifest.sources)} files of {size / 1e6:,.1f} MB · "
-        f"settings {manifest.settings_xxh3} · manifest {manifest.xxh3}"
-    )
-    return page("Audit", "audit", subtitle, sections)
-
-
-def visible(text: str) -> str:
-    """Text of a log as HTML: whatever does not show, or would reorder or hide other text, by its number."""
-    return "".join(
-        escape(character) if character.isprintable() else f"<b>{escape(ascii(character)[1:-1])}</b>"
-        for character in text
+    source = manifest.settings["source"]["name"]
+    return render(
+        "audit.html.j2",
+        splits=splits,
+        manifest=manifest,
+        num_impressions=sum(total["impressions"] for total in manifest.totals.values()),
+        bytes_read=sum(file.bytes for file in manifest.sources),
+        warnings=sentences(audit["leakage"]),
+        funnel=funnel(audit, splits),
+        balance=balance_rows(audit),
+        events=audit.get("events", {}).get("impressions"),
+        reasons=reason_rows(audit, source),
+        left_out={
+            name: sum(counts[name] for counts in audit["left_out"].values())
+            for name in ("unknown_features", "repeated_values")
+        },
+        examples=examples(audit),
+        contexts=context_rows(audit, splits),
+        context_charts=context_charts(audit, splits),
+        values=tables.value_rows(audit, manifest.fields, splits),
+        coverage=tables.coverage_rows(audit, categorical, splits),
+        numbers=tables.number_rows(audit, numeric, splits),
+        leakage=tables.leakage_table(audit, manifest.fields),
+        drift=tables.drift_table(audit, categorical, splits),
+        index_charts=index_charts(audit, tables.drifting(audit, categorical), splits),
+        overlap=tables.overlap_rows(audit, splits),
+        keys_are_local=source == "aliccp",
     )
 
 
-def _funnel(audit: Audit, splits: Sequence[str]) -> str:
+def funnel(audit: Audit, splits: Sequence[str]) -> list[FunnelStage]:
+    """List impressions and the labels that the log has, with the rate of each: clicks of impressions, others of clicks."""
     present = set().union(*(audit["funnel"][split] for split in splits))
-    stages = [name for name in ("impressions", *(f"{label}s" for label in LABELS)) if name in present]
+    names = [name for name in ("impressions", *(f"{label}s" for label in LABELS)) if name in present]
+    whole_of = {name: "impressions" if name == "clicks" else "clicks" for name in names[1:]}
 
-    whole = {name: "impressions" if name == "clicks" else "clicks" for name in stages[1:]}
+    def cell(name: str, total: Mapping[str, int]) -> FunnelCell:
+        whole = total[whole_of[name]] if name in whole_of else 0
+        bar = 100 * math.log1p(total[name]) / math.log1p(total["impressions"])
+        return FunnelCell(total[name], total[name] / whole if whole else None, bar)
 
-    def cell(name: str, total: Mapping[str, int]) -> str:
-        of = total[whole[name]] if name in whole else 0
-        # By logarithm: on real logs one conversion faces five thousand impressions.
-        width = 100 * math.log1p(total[name]) / math.log1p(total["impressions"])
-        rate = f"<small>{percent(total[name] / of, 4)}</small>" if of else ""
-        return f'{total[name]:,}{rate}<i style="width:{width:.1f}%"></i>'
-
-    def title(name: str) -> str:
-        return f"{name}<small>of {whole[name]}</small>" if name in whole else name
-
-    rows = [[title(name), *(cell(name, audit["funnel"][split]) for split in splits)] for name in stages]
-    return table(["", *splits], rows) + note("The bars are on a logarithmic scale.")
+    return [
+        FunnelStage(name, whole_of.get(name, ""), [cell(name, audit["funnel"][split]) for split in splits])
+        for name in names
+    ]
 
 
-def _balance(audit: Audit) -> str:
-    rows = []
-    for split in SPLITS:
-        for grain in GRAIN.values():
-            lines = audit["lines"][split][grain]
-            aside = sum(lines["quarantined"].values())
-            if lines["read"]:
-                alone = f"{lines['without_impressions']:,}" if "without_impressions" in lines else tables.NONE
-                counts = [f"{lines['read']:,}", f"{lines['written']:,}", alone, f"{aside:,}"]
-                rows.append([f"{split} {grain}", *counts])
-    shown = table(["", "lines read", "= written", "+ without impressions", "+ set aside"], rows)
-    return shown + note(
-        "The job stops where a sum does not hold. A line without a readable key counts for train or test after its file."
-        + _of_events(audit)
-    )
-
-
-def _of_events(audit: Audit) -> str:
-    if "events" not in audit:
-        return ""
-    impressions = audit["events"]["impressions"]
-    immature = sum(impressions["immature"].values())
-    return (
-        f" Of {impressions['read']:,} rows read, {impressions['outside_split']:,} lie outside the splits, and "
-        f"{immature:,} are too young for their labels to be known; neither are in these sums."
-    )
-
-
-def _rejects(audit: Audit) -> str:
-    rows = []
-    for reason, meaning in MEANING.items():
-        aside = audit["quarantined"].get(reason, 0)
-        kept = sum(counts.get(reason, 0) for counts in audit["kept"].values())
-        if aside or kept:
-            counts = [f"{number:,}" if number else tables.NONE for number in (aside, kept)]
-            rows.append([f"{reason}<small>{meaning}</small>", *counts])
-    names = ("unknown_features", "repeated_values")
-    unknown, repeated = (sum(counts[name] for counts in audit["left_out"].values()) for name in names)
-    shown = (
-        table(["", "set aside", "kept all the same"], rows) if rows else "<p>None, and no defect was overlooked.</p>"
-    )
-    return shown + note(
-        f"Left out of lines that were kept: {unknown:,} features of fields that the catalogue does not name, and "
-        f"{repeated:,} further values of fields of arity one."
-    )
-
-
-def _examples(audit: Audit) -> str:
-    """The beginnings of the first lines of the log with each defect."""
-    shown = []
-    for reason in (reason for reason in MEANING if reason in audit["examples"]):
-        found = audit["examples"][reason]
-        lines = "".join(
-            f"<p><b>{visible(line['source'])}, byte {line['offset']:,}</b><br>"
-            f"<code>{visible(line['line']) or '(an empty line)'}</code></p>"
-            for line in found
+def balance_rows(audit: Audit) -> list[BalanceRow]:
+    """List every split and table of which a line was read."""
+    return [
+        BalanceRow(
+            split,
+            grain,
+            lines["read"],
+            lines["written"],
+            lines.get("without_impressions"),
+            sum(lines["quarantined"].values()),
         )
-        shown.append(details(f"{reason}: {len(found)} of {audit['quarantined'][reason]:,}", lines))
-    return "".join(shown) + note("Whole lines stand in quarantine/, each with its file, offset and reason.")
+        for split in SPLITS
+        for grain in GRAIN.values()
+        if (lines := audit["lines"][split][grain])["read"]
+    ]
 
 
-def _contexts(audit: Audit, splits: Sequence[str]) -> list[str]:
-    rows = []
-    for split in splits:
-        found = audit["contexts"][split]
-        sizes = [f"{found['percentiles'][p]:,}" for p in ("50", "90", "99", "100")]
-        rows.append([split, f"{found['contexts']:,}", f"{found['mean']:.1f}", *sizes])
-    head = ["", "contexts", "mean", "median", "90 %", "99 %", "most"]
-    return [table(head, rows), context_figures(audit, splits)]
+def reason_rows(audit: Audit, source: str) -> list[ReasonRow]:
+    """List the reasons that the log gave, in order of precedence, with the rules of its source."""
+    rows = [
+        ReasonRow(
+            reason,
+            rule,
+            audit["quarantined"].get(reason, 0),
+            sum(counts.get(reason, 0) for counts in audit["kept"].values()),
+        )
+        for reason, rule in rules_of(source).items()
+    ]
+    return [row for row in rows if row.quarantined or row.kept]
+
+
+def examples(audit: Audit) -> list[ReasonExamples]:
+    """List the first lines of each reason, in order of precedence."""
+    return [
+        ReasonExamples(reason, audit["quarantined"][reason], audit["examples"][reason])
+        for reason in REASONS
+        if reason in audit["examples"]
+    ]
+
+
+def context_rows(audit: Audit, splits: Sequence[str]) -> list[ContextsRow]:
+    """List the number of contexts of each split, and the percentiles of their sizes."""
+    return [
+        ContextsRow(
+            split, found["contexts"], found["mean"], [found["percentiles"][p] for p in ("50", "90", "99", "100")]
+        )
+        for split in splits
+        if (found := audit["contexts"][split])
+    ]

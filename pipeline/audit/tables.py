@@ -1,147 +1,182 @@
-"""The tables of audit.html that go field by field, and the one of ids in two splits; every cell is HTML."""
+"""The content of the tables of audit.html that go field by field, and of the one of ids in two splits."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.dataset.manifest import LABELS, Manifest, ManifestField
-from pipeline.html.frame import note, percent, table
+from pipeline.dataset.manifest import LABELS, ManifestField
 
-Audit = Mapping[str, Any]
+Audit = Mapping[str, Any]  # the content of audit.json
 
-NONE = '<span class="none">–</span>'
 _DRIFTING = 6  # fields whose distribution is drawn
 _STABLE, _SHIFTED = 0.1, 0.25  # the usual readings of the population stability index
 
 
-def values(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> str:
-    """How many values the contexts or impressions have of each field, and how many have none."""
+class ValuesRow(NamedTuple):
+    """How many values the records of a field have; a record is a context or an impression, as its scope says."""
+
+    field: str
+    scope: str
+    mean: float | None  # None for a single-valued field
+    most: int | None
+    without: list[float]  # share of records without a value, for each split
+
+
+class NumberRow(NamedTuple):
+    """A numeric field in one split."""
+
+    field: str
+    split: str
+    moments: list[float | None]  # mean, standard deviation, least, greatest
+    shift: float | None  # of the mean, in standard deviations of train
+
+
+class CoverageRow(NamedTuple):
+    """Values without a row of their own in the table of a field."""
+
+    field: str
+    num_rows: int
+    unknown: list[float | None]  # share of values, for each split; None where it has no value
+
+
+class DriftCell(NamedTuple):
+    """A population stability index, and how it is usually read: good, fair or bad."""
+
+    psi: float
+    reading: str
+
+
+class DriftTable(NamedTuple):
+    """The drift of each field against train, the highest first."""
+
+    splits: list[str]  # those compared with train
+    rows: list[tuple[str, list[DriftCell]]]
+    stable: float = _STABLE
+    shifted: float = _SHIFTED
+
+
+class LeakageCell(NamedTuple):
+    """The AUC of one field alone for one label."""
+
+    auc: float
+    by: str  # the evidence that ranks best: "values" or another
+    is_leak: bool
+
+
+class LeakageTable(NamedTuple):
+    """The AUC of each field alone for each label, the highest first."""
+
+    columns: list[tuple[str, float]]  # (label, largest standard error of its column)
+    rows: list[tuple[str, list[LeakageCell]]]
+    too_few: list[str]  # labels with too few positives or negatives to be evaluated
+    threshold: float
+    sample: Mapping[str, Any]
+
+
+class OverlapRow(NamedTuple):
+    """Distinct users or contexts of a split, and those that are in another split too."""
+
+    what: str
+    split: str
+    counts: list[Mapping[str, Any]]  # for each split: number, exact; its own is that of all
+
+
+def value_rows(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> list[ValuesRow]:
+    """Count the values of each field, over all splits, and the records without one, in each."""
     rows = []
     for field in fields:
-        every = [audit["fields"][field.name][split] for split in splits]
-        records, values = sum(found["records"] for found in every), sum(found["values"] for found in every)
-        mean = f"{values / records:.3g}" if field.arity == "many" and records else NONE
-        most = f"{max(found.get('most', 1) for found in every):,}" if field.arity == "many" else NONE
-        without = [percent(found["without"] / found["records"]) for found in every]
-        rows.append([escape(field.name), field.scope, mean, most, *without])
-    head = ["", "of each", "mean values", "most", *(f"without, {split}" for split in splits)]
-    return table(head, rows) + note("The share of contexts or impressions that have no value of the field.")
+        by_split = [audit["fields"][field.name][split] for split in splits]
+        records, values = sum(found["records"] for found in by_split), sum(found["values"] for found in by_split)
+        is_many = field.arity == "many"
+        mean = values / records if is_many and records else None
+        most = max(found.get("most", 1) for found in by_split) if is_many else None
+        without = [found["without"] / found["records"] for found in by_split]
+        rows.append(ValuesRow(field.name, field.scope, mean, most, without))
+    return rows
 
 
-def numbers(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> str:
-    """Mean, deviation and range of numeric fields, and how far the mean is from train's."""
+def number_rows(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> list[NumberRow]:
+    """Describe each numeric field in each split."""
     rows = []
     for field in fields:
         for split in splits:
             found = audit["fields"][field.name][split]
-            shown = [f"{found[name]:.5g}" if name in found else NONE for name in ("mean", "std", "min", "max")]
-            shift = audit["drift"][field.name].get(split)
-            rows.append(
-                [f"{escape(field.name)} <small>{split}</small>", *shown, NONE if shift is None else f"{shift:+.3f}"]
-            )
-    return table(["", "mean", "standard deviation", "least", "greatest", "mean moved by, in σ of train"], rows)
+            moments = [found.get(name) for name in ("mean", "std", "min", "max")]
+            rows.append(NumberRow(field.name, split, moments, audit["drift"][field.name].get(split)))
+    return rows
 
 
-def coverage(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> str:
-    """The share of values that have no row of their own in the field's table."""
+def coverage_rows(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> list[CoverageRow]:
+    """Give the share of values out of vocabulary; a hashed field has a row for every value, and is left out."""
     rows = []
     for field in fields:
-        if field.hash_buckets:
-            continue  # every value has a bucket
-        cells = []
-        for split in splits:
-            found = audit["fields"][field.name][split]
-            share = found["out_of_vocabulary"] / found["values"] if found["values"] else 0.0
-            cells.append(f"{100 * share:.2f} %" if found["values"] else NONE)
-        rows.append([escape(field.name), f"{field.num_rows:,}", *cells])
-    return table(["", "rows", *splits], rows) + note(
-        "The rows of the field's table, and the share of values whose id has none of its own. In train these are ids below the minimum count; elsewhere also "
-        "ids that train does not have. Validation is of train's time, so what test has more than validation came with time."
-    )
+        if not field.hash_buckets:
+            by_split = [audit["fields"][field.name][split] for split in splits]
+            unknown = [found["out_of_vocabulary"] / found["values"] if found["values"] else None for found in by_split]
+            rows.append(CoverageRow(field.name, field.num_rows, unknown))
+    return rows
 
 
-def drift(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> str:
-    """The stability index of each field against train, the highest first."""
+def drift_table(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> DriftTable | None:
+    """Compare each field with train; None where train is missing or alone."""
     others = [split for split in splits if split != "train"]
     if "train" not in splits or not others:
-        return "<p>There is only one split.</p>"
+        return None
 
-    def cell(index: float) -> str:
-        kind = "bad" if index >= _SHIFTED else "fair" if index >= _STABLE else "good"
-        return f'<span class="{kind}">{index:.3f}</span>'
+    def cell(index: float) -> DriftCell:
+        return DriftCell(index, "bad" if index >= _SHIFTED else "fair" if index >= _STABLE else "good")
 
-    by_test = sorted(fields, key=lambda field: -max(audit["drift"][field.name][split] for split in others))
-    rows = [[escape(field.name), *(cell(audit["drift"][field.name][split]) for split in others)] for field in by_test]
-    return table(["", *(f"{split} against train" for split in others)], rows) + note(
-        "The population stability index over missing, out of vocabulary, and ranges of the index that double "
-        f"(frequent ids first): below {_STABLE} is usually called stable, above {_SHIFTED} shifted. Validation shows what chance "
-        "and the vocabulary alone do to a field of many rare ids; only what test has beyond it is change over time."
-    )
+    def highest(name: str) -> float:
+        return max(audit["drift"][name][split] for split in others)
+
+    names = sorted((field.name for field in fields), key=lambda name: -highest(name))
+    return DriftTable(others, [(name, [cell(audit["drift"][name][split]) for split in others]) for name in names])
 
 
 def drifting(audit: Audit, fields: Sequence[ManifestField]) -> list[str]:
-    """The fields that moved most, in whichever split."""
-    moved = {field.name: max(audit["drift"][field.name].values(), default=0.0) for field in fields}
-    return sorted(moved, key=lambda name: -moved[name])[:_DRIFTING]
+    """Name the fields that drift most, in whichever split."""
+    highest = {field.name: max(audit["drift"][field.name].values(), default=0.0) for field in fields}
+    return sorted(highest, key=lambda name: -highest[name])[:_DRIFTING]
 
 
-def overlap(audit: Audit, splits: Sequence[str], manifest: Manifest) -> str:
-    """Distinct users and contexts of each split on the diagonal, those common to two beside it."""
-
-    def shown(count: Mapping[str, Any]) -> str:
-        return f"{count['number']:,}" if count["exact"] else f"≈ {count['number']:,}"
-
-    rows = []
-    for what in ("users", "contexts"):
-        found = audit["overlap"][what]
-        for split in splits:
-            cells = [
-                shown(found["distinct"][split]) if other == split else shown(_common(found["common"], split, other))
-                for other in splits
-            ]
-            rows.append([f"{what} of {split}", *cells])
-    local = "the keys of Ali-CCP are local to a file, so a key in train and in test need not be one context; "
-    return table(["", *(f"also in {split}" for split in splits)], rows) + note(
-        "Distinct ones. No context is in train and in validation, for a hash of its key decides; "
-        + (
-            local
-            if manifest.settings["source"]["name"] == "aliccp"
-            else "one in two splits began before their boundary; "
-        )
-        + "a user may well be in several splits. Counts up to 32,768 are exact, ≈ has a standard error of 0.6 % of all."
-    )
-
-
-def _common(common: Mapping[str, Any], one: str, other: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = common.get(f"{one} {other}") or common[f"{other} {one}"]
-    return found
-
-
-def leakage(audit: Audit, fields: Sequence[ManifestField]) -> str:
-    """The AUC of each field alone for each label, the highest first."""
+def leakage_table(audit: Audit, fields: Sequence[ManifestField]) -> LeakageTable | None:
+    """Rank the fields by what each alone tells of any label; None where no label could be evaluated."""
     found = audit["leakage"]
     known = [label for label in LABELS if label in found["labels"]]
     labels = [label for label in known if found["labels"][label]["judged"]]
     if not labels:
-        return "<p>Too few impressions with a label and without it to judge any field.</p>"
-    named = {(pair["field"], pair["label"]) for pair in found["named"]}
+        return None
+    leaks = {(pair["field"], pair["label"]) for pair in found["named"]}
 
-    def cell(name: str, label: str) -> str:
+    def cell(name: str, label: str) -> LeakageCell:
         numbers = found["auc"][name][label]
-        kind = "bad" if (name, label) in named else ""
-        by = "" if numbers["by"] == "values" else f"<em>by its {numbers['by']}</em>"
-        return f'{by}<span class="{kind}">{numbers["auc"]:.3f}</span>'
+        return LeakageCell(numbers["auc"], numbers["by"], (name, label) in leaks)
 
-    def best(field: ManifestField) -> float:
-        return -float(max(found["auc"][field.name][label]["auc"] for label in labels))
+    def best(name: str) -> float:
+        return max(float(found["auc"][name][label]["auc"]) for label in labels)
 
-    rows = [[escape(field.name), *(cell(field.name, label) for label in labels)] for field in sorted(fields, key=best)]
-    asked = {label: label if label == "click" else f"{label} after a click" for label in labels}
-    error = {label: max(found["auc"][field.name][label]["error"] for field in fields) for label in labels}
-    skipped = [label for label in known if label not in labels]
-    return table(["AUC of one field", *(f"{asked[label]}, ± {error[label]:.3f}" for label in labels)], rows) + note(
-        f"Rates learned on {found['sample']['learned']:,} impressions of train, scored on {found['sample']['scored']:,} of "
-        f"{found['sample']['scored_on']}: by the values of a field, how many there are, the loudest of them or their weights, "
-        f"whichever tells most; a missing value is a value. A field is named from {found['threshold']} on, well above the rest. "
-        + (f"Too few of {' and '.join(skipped)} to judge." if skipped else "")
+    names = sorted((field.name for field in fields), key=lambda name: -best(name))
+    return LeakageTable(
+        [(label, max(found["auc"][name][label]["error"] for name in names)) for label in labels],
+        [(name, [cell(name, label) for label in labels]) for name in names],
+        [label for label in known if label not in labels],
+        found["threshold"],
+        found["sample"],
     )
+
+
+def overlap_rows(audit: Audit, splits: Sequence[str]) -> list[OverlapRow]:
+    """Count distinct users and contexts: of each split on the diagonal, common to two beside it."""
+
+    def count(what: str, split: str, other: str) -> Mapping[str, Any]:
+        found = audit["overlap"][what]
+        if split == other:
+            counted: Mapping[str, Any] = found["distinct"][split]
+        else:  # a pair of splits is named in one order
+            counted = found["common"].get(f"{split} {other}") or found["common"][f"{other} {split}"]
+        return counted
+
+    return [
+        OverlapRow(what, split, [count(what, split, other) for other in splits])
+        for what in ("users", "contexts")
+        for split in splits
+    ]

@@ -15,18 +15,32 @@ REASONS = (
 )
 
 
-#: The rule that each reason says was broken, in words; docs/dataset.md has all of it.
-RULES = {
-    "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
-    "bad_label": "click and buy are 0 or 1",
-    "bad_context_key": "a key is 16 digits of 0-9a-f",
-    "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",
-    "feature_count_mismatch": "num_features counts the features of the line",
-    "conversion_without_click": "what was bought was clicked",
-    "missing_context": "an impression's key has a line in common_features of its period",
-    "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in its period",
-    "duplicate_context": "a key has one line in common_features of its period",
+#: source → reason → the rule that a rejected line breaks, in words; docs/dataset.md and docs/events.md have all of it.
+_RULES = {
+    "aliccp": {
+        "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
+        "bad_label": "click and buy are 0 or 1",
+        "bad_context_key": "a key is 16 digits of 0-9a-f",
+        "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",
+        "feature_count_mismatch": "num_features counts the features of the line",
+        "conversion_without_click": "what was bought was clicked",
+        "missing_context": "an impression's key has a line in common_features of its period",
+        "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in its period",
+        "duplicate_context": "a key has one line in common_features of its period",
+    },
+    "events": {
+        "malformed_line": "a row can be parsed, and has a time, a user, an item and an id",
+        "bad_label": "a click is 0 or 1, false or true",
+        "bad_context_key": "a row has its context",
+        "bad_feature": "a list has no gaps, and as many finite weights as values",
+        "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in the log",
+    },
 }
+
+
+def rules_of(source: str) -> dict[str, str]:
+    """Return reason → rule for the reasons that source.name=`source` can give, in order of precedence."""
+    return _RULES[source]
 
 
 GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)

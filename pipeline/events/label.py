@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from pipeline.chunks.reasons import rules_of
 from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
 from pipeline.config.events import MS_PER_S, EventsSettings
 from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
@@ -30,14 +31,6 @@ from pipeline.features.fields import Catalogue
 
 _LINE_SHOWN = 200  # characters of a row in a message
 _REPEATED = "duplicate_impression"
-#: The rule that each reason says was broken, in words.
-_RULES = {
-    "malformed_line": "a row can be taken apart, and has a time, a user, an item and an id",
-    "bad_label": "a click is 0 or 1, false or true",
-    "bad_context_key": "a row has its context",
-    "bad_feature": "a list has no gaps, and as many finite weights as values",
-    _REPEATED: "an impression id stands once in its context, or with checks.duplicates=global once in the log",
-}
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,7 @@ def _stop_at_failures(impressions: DataFrame, aside: DataFrame, counts: Sequence
     for reason in sorted(reason for reason in present if getattr(checks, reason) == FAIL):
         line = aside.where(F.col("status") == reason).agg(F.min("line")).collect()[0][0]
         raise InputError(
-            f"{_file_with(impressions, reason, line)} has {reason} ({_RULES[reason]}) in the row {line[:_LINE_SHOWN]}, and "
+            f"{_file_with(impressions, reason, line)} has {reason} ({rules_of('events')[reason]}) in the row {line[:_LINE_SHOWN]}, and "
             f"checks.{reason}=fail stops there; mend the row, or set checks.{reason}=quarantine."
         )
 

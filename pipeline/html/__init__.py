@@ -1,1 +1,1 @@
-"""Pages that people look at: frame (one HTML file, no scripts) and charts (inline SVG)."""
+"""The pages that people read: page.py renders the templates of this folder, charts.py computes what an SVG chart draws."""

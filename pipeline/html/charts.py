@@ -1,13 +1,13 @@
-"""Small charts as inline SVG, drawn by hand so that a report needs no plotting library, no script and no network.
+"""Compute small charts: where their ticks, lines and points lie. The macro `figure` of pieces.html.j2 draws them as inline SVG.
 
-Colours are CSS variables (`--series-0`, `--grid`, …) of the page around, which can therefore be light or dark. A chart is a
-<figure> with a caption, and its description is there for those who do not see it.
+A report needs no plotting library, no script and no network. Colours are CSS classes (`c0`, `quiet`, …) of the page,
+which can therefore be light or dark. Every chart carries a description for those who do not see it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,12 +37,12 @@ class Axis:
     log: bool = False
 
     def ticks(self, low: float, high: float) -> list[float]:
-        """Round values within [low, high], about five of them."""
+        """Choose about five round values within [low, high]."""
         return log_ticks(low, high) if self.log else linear_ticks(low, high)
 
 
 def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
+    """List multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -51,7 +51,7 @@ def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside [low, high], with their multiples by 2 and 5 where the range is short."""
+    """List powers of ten inside [low, high], with their multiples by 2 and 5 where the range is short."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     factors = (1, 2, 5) if math.log10(high / low) <= 2.5 else (1,)
     stride = max(1, math.ceil((last - first) / 6))
@@ -60,7 +60,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """A short label: 0.25, 1,500, 2M, 10⁻⁶."""
+    """Write a short label: 0.25, 1,500, 2M, 10⁻⁶."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -78,7 +78,7 @@ def tick_text(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Data to pixels along one axis."""
+    """The map from data to pixels along one axis."""
 
     low: float
     high: float
@@ -109,58 +109,81 @@ def _scale(axis: Axis, every: Sequence[ArrayLike], begin_px: float, end_px: floa
     return _Scale(low, high, axis.log, begin_px, end_px)
 
 
-def figure(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> str:
-    """The chart as HTML: a <figure> with its title, a legend where there is more than one series, and the SVG."""
+class Tick(NamedTuple):
+    """A grid line: its place in pixels, and the label beside it."""
+
+    at: str
+    text: str
+
+
+class DrawnLine(NamedTuple):
+    """One series in pixels: the path of an SVG <path>, and the centres of its circles."""
+
+    name: str
+    style: str
+    color: str  # CSS class
+    path: str
+    points: list[tuple[str, str]]
+
+
+class Box(NamedTuple):
+    """The part of the chart between the axes, in pixels."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+_BOX = Box(_LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that the template needs to draw one chart."""
+
+    title: str
+    description: str
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[DrawnLine]
+    width: int = WIDTH
+    height: int = HEIGHT
+    box: Box = _BOX
+
+
+def chart(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> Chart:
+    """Lay out a chart of `series` with a title, a description and two axes."""
     x = _scale(x_axis, [line.x for line in series], _LEFT, WIDTH - _RIGHT)
     y = _scale(y_axis, [line.y for line in series], HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(x_axis, y_axis, x, y)]
-    parts += [_draw(line, x, y) for line in series]
-    legend = "".join(f'<span class="key key-{line.style} {_color(line)}">{escape(line.name)}</span>' for line in series)
-    return (
-        f'<figure><figcaption><b>{escape(title)}</b><span class="legend">{legend if len(series) > 1 else ""}</span>'
-        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
-        f"<title>{escape(description)}</title>{''.join(parts)}</svg></figure>"
+    return Chart(
+        title,
+        description,
+        x_axis.label,
+        y_axis.label,
+        _ticks(x_axis, x),
+        _ticks(y_axis, y),
+        [_drawn(line, x, y) for line in series],
     )
 
 
-def _color(line: Series) -> str:
-    return "quiet" if line.color is None else f"c{line.color}"
+def _ticks(axis: Axis, scale: _Scale) -> list[Tick]:
+    return [Tick(f"{float(scale(tick)):.1f}", tick_text(tick)) for tick in axis.ticks(scale.low, scale.high)]
 
 
-def _grid(x_axis: Axis, y_axis: Axis, x: _Scale, y: _Scale) -> str:
-    parts = []
-    for tick in x_axis.ticks(x.low, x.high):
-        at = float(x(tick))
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick_text(tick)}</text>')
-    for tick in y_axis.ticks(y.low, y.high):
-        at = float(y(tick))
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{tick_text(tick)}</text>')
-    middle_x, middle_y = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
-    parts.append(f'<text class="label" x="{middle_x}" y="{HEIGHT - 8}">{escape(x_axis.label)}</text>')
-    turned = f'transform="rotate(-90 12 {middle_y})"'
-    parts.append(f'<text class="label" x="12" y="{middle_y}" {turned}>{escape(y_axis.label)}</text>')
-    return "".join(parts)
-
-
-def _draw(line: Series, x: _Scale, y: _Scale) -> str:
+def _drawn(line: Series, x: _Scale, y: _Scale) -> DrawnLine:
     data_x, data_y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
     if line.style == "steps":  # a histogram's outline, down to the axis at both ends
         data_x, data_y = np.repeat(data_x, 2), np.concatenate(([y.low], np.repeat(data_y, 2), [y.low]))
     at_x, at_y = x(data_x), y(data_y)
-    color = _color(line)
-    seen = np.isfinite(at_x) & np.isfinite(at_y)
-    marks = ""
-    if line.style == "points":
-        marks = "".join(
-            f'<circle class="{color}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
-            for px, py in zip(at_x[seen], at_y[seen], strict=True)
-        )
-    path, pen_up = [], True
-    for px, py, shown in zip(at_x, at_y, seen, strict=True):
+    is_finite = np.isfinite(at_x) & np.isfinite(at_y)
+    path, points, pen_up = [], [], True
+    for px, py, shown in zip(at_x, at_y, is_finite, strict=True):
         if shown:
             path.append(f"{'M' if pen_up else 'L'}{px:.1f} {py:.1f}")
+            points.append((f"{px:.1f}", f"{py:.1f}"))
         pen_up = not shown
-    return f'<path class="line {line.style} {color}" d="{"".join(path)}"/>{marks}'
+    color = "quiet" if line.color is None else f"c{line.color}"
+    return DrawnLine(line.name, line.style, color, "".join(path), points if line.style == "points" else [])

@@ -9,7 +9,7 @@ import pytest
 from dataset_checks import assert_dataset_equals_reference
 from raw_log import RawLog, key_of, small_log
 
-from pipeline.chunks.reasons import REASONS, RULES
+from pipeline.chunks.reasons import REASONS, rules_of
 from pipeline.config.preprocess import ChecksSettings, PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
@@ -77,7 +77,7 @@ def set_aside(out: Path, manifest: Manifest) -> list[tuple[str, int, str, bytes]
 
 
 def test_every_reason_has_its_policies_and_its_rule_in_words() -> None:
-    assert set(RULES) == set(REASONS[1:])
+    assert set(rules_of("aliccp")) == set(REASONS[1:])
     assert {entry.reason for entry in planted()} == set(REASONS[1:])
     for reason in REASONS[1:]:
         for policy in ("quarantine", "fail", "keep"):
@@ -100,7 +100,7 @@ def test_fail_stops_at_the_first_such_line_in_one_sentence_and_publishes_nothing
         preprocess(preprocess_settings(raw, tmp_path / "out", f"checks.{reason}=fail"))
     mild = "keep" if reason in MAY_BE_KEPT else "quarantine"
     assert str(stopped.value) == (
-        f"{raw / first.table}.csv, byte {offsets[first]}: {reason} ({RULES[reason]}), and checks.{reason}=fail stops there; "
+        f"{raw / first.table}.csv, byte {offsets[first]}: {reason} ({rules_of('aliccp')[reason]}), and checks.{reason}=fail stops there; "
         f"mend the line, or set checks.{reason}={mild}."
     )
     published = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "_staging" not in path.parts]

@@ -18,7 +18,8 @@ from training.checkpoint.files import META, Position, folder, newest
 from training.distributed.rank_batches import RankBatch
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import World, join
-from training.run.evaluate import predict_split, read_predictions
+from training.evaluation.run_files import read_predictions
+from training.run.evaluate import predict_split
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.run.journal import LOG
 from training.run.run_folder import held
@@ -196,7 +197,7 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     with join(settings.world) as world:
         assert Trainer(settings, world).finished
         predict_split(Path(settings.out), settings, "validation", None, world, "best")
-    columns = read_predictions(tmp_path / "run" / "predictions" / "validation")
+    columns = read_predictions(tmp_path / "run", "validation")
     positive, negative = columns["p_ctr"][columns["click"] == 1], columns["p_ctr"][columns["click"] == 0]
     wins = (positive[:, None] > negative).sum() + 0.5 * (positive[:, None] == negative).sum()
     assert aucs[-3] == pytest.approx(wins / (len(positive) * len(negative)), abs=1e-3)

@@ -18,6 +18,7 @@ from training.checkpoint import restore as checkpoint
 from training.distributed.rank_batches import shares
 from training.distributed.world import World
 from training.evaluation import metrics, report
+from training.evaluation.run_files import read_predictions
 from training.feed.batch import NO_GROUP, Batch
 from training.feed.plan import Plan
 from training.run.build import build, check, check_dataset, open_feed
@@ -39,14 +40,14 @@ def evaluate(
     predict_split(run, settings, split, truth, world, which)
     if world.rank:
         return None
-    columns = read_predictions(run / "predictions" / split)
+    columns = read_predictions(run, split)
     figures = metrics.evaluate(columns)
     if truth is not None:
         true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
         figures |= metrics.truth_metrics(columns, true)
     for name in (f"metrics.{split}.json", "metrics.json"):
         write_whole(run / name, json.dumps({"split": split, **figures}, indent=1) + "\n")
-    report.write_report(run, split)
+    report.write_report(run, split, columns)
     return figures
 
 
@@ -93,18 +94,6 @@ def predict_split(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(staging, final)
     world.barrier()
-
-
-def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """Read the numeric columns of the predictions below `folder`; a missing group_id is NO_GROUP."""
-    columns = pq.read_schema(min(folder.glob("*.parquet"))).names
-    table = pq.read_table(folder, columns=[name for name in columns if name != "context_id"])
-    return {
-        name: table.column(name).combine_chunks().fill_null(NO_GROUP).to_numpy()
-        if name == "group_id"
-        else table.column(name).to_numpy()
-        for name in table.column_names
-    }
 
 
 def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:

@@ -1,0 +1,57 @@
+"""Render the Jinja2 templates of this folder: one HTML file a page, without scripts and without outside resources.
+
+Values come from logs, which are hostile input. Two rules hold for every `{{ value }}` of every template:
+Jinja2 escapes it (autoescape), and a character that does not print, hides text or reorders it is shown by its code.
+No Python code here or elsewhere writes HTML, so nothing has to be marked as safe.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def render(template: str, **content: object) -> str:
+    """Render `template`, a file of this folder, with `content`. Raises UndefinedError for a name that is not in it."""
+    return _environment().get_template(template).render(content)
+
+
+def printable_runs(text: str) -> Iterator[tuple[str, bool]]:
+    """Cut `text` into runs: (characters that print, True), and (the codes of characters that do not, False)."""
+    for prints, characters in groupby(text, str.isprintable):
+        run = "".join(characters)
+        yield (run if prints else ascii(run)[1:-1]), prints
+
+
+def percent(share: float, digits: int = 3) -> str:
+    """Write a share as a percentage with so many significant digits: 3.89 %."""
+    return f"{100 * share:.{digits}g} %"
+
+
+@cache
+def _environment() -> Environment:
+    # PackageLoader asks the package's own loader, so templates are also found in a zip on sys.path (spark-submit --py-files).
+    environment = Environment(
+        loader=PackageLoader("pipeline.html", "."),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters |= {"percent": percent, "printable_runs": printable_runs, "thousands": "{:,}".format}
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Replace what does not print in a value that a template outputs; line breaks stay, and what a macro returned."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,68 @@
+"""Read what a run leaves behind: the metrics and predictions of a split, and the log of the training."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from training.evaluation.metrics import Metrics
+from training.evaluation.ranking import Array
+from training.feed.batch import NO_GROUP
+
+LogEntry = dict[str, float]
+
+
+def read_metrics(run: Path, split: str) -> Metrics:
+    """Read metrics.<split>.json, or metrics.json where that is missing. Raises InputError if neither is of `split`."""
+    for path in (run / f"metrics.{split}.json", run / "metrics.json"):
+        if path.exists():
+            try:
+                metrics = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{path} is not JSON ({error}); {_remedy(run, split)}") from error
+            if metrics.pop("split", split) == split:
+                return metrics
+    raise InputError(f"run={run} has no metrics of split={split}; {_remedy(run, split)}")
+
+
+def read_predictions(run: Path, split: str) -> dict[str, Array]:
+    """Read the numeric columns of RUN/predictions/<split>, one value an impression; a missing group_id is NO_GROUP.
+
+    Raises InputError if there are no predictions, or a file cannot be read.
+    """
+    folder = run / "predictions" / split
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(f"run={run} has no predictions of split={split}; {_remedy(run, split)}")
+    try:
+        names = [name for name in pq.read_schema(files[0]).names if name != "context_id"]
+        table = pa.concat_tables([pq.read_table(file, columns=names) for file in files])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"The predictions in {folder} cannot be read ({error}); {_remedy(run, split)}") from error
+    columns = {name: table.column(name) for name in names}
+    if "group_id" in columns:
+        columns["group_id"] = columns["group_id"].fill_null(NO_GROUP)
+    return {name: column.to_numpy() for name, column in columns.items()}
+
+
+def read_log(path: Path) -> tuple[list[LogEntry], int]:
+    """Read the steps of log.jsonl in order, and count the broken lines.
+
+    A step that was logged twice, because the run was resumed before it, is taken from its later line.
+    """
+    steps: dict[int, LogEntry] = {}
+    num_broken = 0
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            if "loss" in entry:
+                steps[int(entry["step"])] = entry
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            num_broken += 1
+    return [steps[step] for step in sorted(steps)], num_broken
+
+
+def _remedy(run: Path, split: str) -> str:
+    return f"write them with: python -m jobs.evaluate run={run} split={split}"
