@@ -23,7 +23,6 @@ from pipeline.aliccp.field_probe import names_of
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.chunk import SCOPE_OF, Chunk
 from pipeline.chunks.sources import InputSplit, SourceFile
-from pipeline.features.fields import Catalogue
 from pipeline.spark.hashes import xxhash64_of_text
 from pipeline.spark.paths import escape_glob
 
@@ -52,11 +51,6 @@ class LineReader:
         names = {table: names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for source, offset, text in self.texts(batches):
             yield self.reader.parsed(source, offset, text, names[source.table])
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """The fields that it knows."""
-        return self.reader.catalogue
 
     def texts(self, batches: Batches) -> Iterator[tuple[SourceFile, int, bytes]]:
         """(file, offset, whole lines), the lines of a block in their order."""

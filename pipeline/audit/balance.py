@@ -7,7 +7,7 @@ from pipeline.audit.tally import GRAIN, Tally
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SourceFile
 from pipeline.dataset.manifest import SPLITS
-from pipeline.storage.parquet_files import NUM_EXAMPLES
+from pipeline.storage.parquet_files import NUM_EXAMPLES, Examples
 
 
 def balanced(
@@ -70,12 +70,12 @@ def _summed(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
     }
 
 
-def examples_of(reports: Iterable[Mapping[str, Any]], sources: Sequence[SourceFile]) -> dict[str, list[dict[str, Any]]]:
-    """reason → the first lines of the log that were set aside for it, from the reports of the quarantine files."""
+def examples_of(files: Iterable[Examples], sources: Sequence[SourceFile]) -> dict[str, list[dict[str, Any]]]:
+    """reason → the first lines of the log that were rejected for it, from the examples of the quarantine files."""
     ordinals = {source.name: source.ordinal for source in reversed(sources)}
     found: dict[str, list[tuple[int, int, str, str]]] = {}
-    for report in reports:
-        for reason, lines in report["examples"].items():
+    for examples in files:
+        for reason, lines in examples.items():
             found.setdefault(reason, []).extend(
                 (ordinals[source], offset, source, line) for source, offset, line in lines
             )

@@ -166,12 +166,11 @@ class Statistics:
         distinct = {"users": keep("users", self.users.hash_K), "contexts": keep("contexts", self.contexts.hash_K)}
         fields = {name: tally.to_json() for name, tally in self.fields.items()}
         sizes = [[size, *count_K.tolist()] for size, count_K in self.sizes.items()]
-        return {"statistics": {"fields": fields, "sizes": sizes, "distinct": distinct}}
+        return {"fields": fields, "sizes": sizes, "distinct": distinct}
 
     @classmethod
-    def of_report(cls, report: Mapping[str, Any], kept: Callable[[str], np.ndarray]) -> "Statistics":
-        """The way back."""
-        raw = report["statistics"]
+    def of_report(cls, raw: Mapping[str, Any], kept: Callable[[str], np.ndarray]) -> "Statistics":
+        """Merge back what `report` returned."""
         fields = {
             name: (NumberTally if "number" in tally else FieldTally).from_json(tally)
             for name, tally in raw["fields"].items()

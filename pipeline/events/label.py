@@ -34,7 +34,7 @@ _REPEATED = "duplicate_impression"
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledLog:
     """What the next stages read instead of the raw files, and the counts of this one."""
 
     sources: tuple[SourceFile, ...]  # by ordinal: contexts, impressions, rows set aside
@@ -53,7 +53,7 @@ def label(
     checks: ChecksSettings,
     num_partitions: int,
     staging: Path,
-) -> Labelled:
+) -> LabelledLog:
     """Write labelled impressions below `staging`.
 
     Raises InputError where no impression is left (and says why), or a row has a defect that `checks` stops at.
@@ -184,7 +184,7 @@ def _stored(frame: DataFrame, path: Path) -> DataFrame:
     return frame.sparkSession.read.schema(frame.schema).parquet(address)
 
 
-def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mapping[str, Any]) -> Labelled:
+def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mapping[str, Any]) -> LabelledLog:
     """Every labelled file twice, for its contexts and for its impressions.
 
     All files of a table share one ordinal: the order of a context's rows is theirs in time (in_context), not the files'.
@@ -202,4 +202,4 @@ def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mappi
     ]
     if aside:
         splits.append(InputSplit(sources[2], 0, 0))
-    return Labelled(sources, tuple(splits), EventReader(catalogue, str(aside)), log, dict(audit))
+    return LabelledLog(sources, tuple(splits), EventReader(catalogue, str(aside)), log, dict(audit))

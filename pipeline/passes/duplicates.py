@@ -1,16 +1,22 @@
 """Duplicates across contexts, for checks.duplicates=global: impression ids that stand in several contexts of a period.
 
-    first pass    (id, place, key) of good impressions, keys of good contexts ─Sightings─▶ partitions by hash
-    merge         ids of one partition that stand in several contexts ─shared()─▶ the driver
-    driver        of those whose context is there, the first in the order of the log stays ─Repeats.of()─▶ places
-    second pass   mark() gives the lines at these places their reason
+    first pass    good impressions (id, position, context key), good contexts (key) ─Occurrences─▶ partitions by hash
+    merge         occurrences of one partition ─ids_in_several_contexts()─▶ the driver
+    driver        of those whose context line is there, all but the first ─Repeats.of()─▶ positions
+    second pass   the lines at these positions ─reject_repeats()─▶ reason duplicate_impression
 
-An id that repeats within its context is found by grouping (contexts.py), whatever the setting. Train and test files
-number their impressions each for themselves, so ids are compared within a period. A line that is set aside for
-another reason, a missing context included, does not take the id away from a later good one.
+                  id   context   position in the log
+                   7      A      10                       stays: the first
+                   7      A      30                       left to grouping, which finds it within its context
+                   7      B      20                       rejected here
+                   8      B      40                       stays: one context only
+
+Grouping finds an id that repeats within its context, whatever the setting (contexts/group.py). Train and test files number
+their impressions each for themselves, so ids are compared within a period. A line that is rejected for another reason, a
+missing context included, does not take the id away from a later good one.
 """
 
-# Shapes: L lines of a chunk, N sightings, X lines to set aside.
+# Shapes: L lines of a chunk, N occurrences, X repeated impressions.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,21 +32,21 @@ from pipeline.chunks.reasons import DUPLICATE_IMPRESSION, REASONS
 from pipeline.chunks.sources import PERIODS, SKELETON, SourceFile
 from pipeline.kernels.hashing import order_hashes, scaled, splits_of
 
-#: A place is a line's position in the order of the log: the ordinal of its file above, the byte offset below.
+#: A line's position in the order of the log: the ordinal of its file above, its byte offset below.
 OFFSET_BITS = 44
-BYTES_PER_PART = 256 << 20  # of impression lines, whose sightings one task sorts
+BYTES_PER_PART = 256 << 20  # of impression lines, whose occurrences one task sorts
 _MOST_PARTS = 1024
 _FILE = "duplicates.npy"
 _SALT = 0
-#: What is sighted: the (table, period) of a line.
+#: The (table, period) of a line.
 KINDS = tuple((table, period) for table in GRAIN for period in PERIODS)
 
 
 @dataclass(frozen=True)
 class Partitions:
-    """The partitions of the first pass that sightings go to: as many for each of KINDS."""
+    """The partitions of the first pass that occurrences go to: as many for each of KINDS."""
 
-    keys: tuple[int, ...]  # see buckets.partition_keys
+    keys: tuple[int, ...]  # see spark.hashes.partition_keys
 
     @property
     def for_each(self) -> int:
@@ -48,141 +54,148 @@ class Partitions:
         return len(self.keys) // len(KINDS)
 
     def kind_of(self, key: int) -> tuple[str, str]:
-        """(table, period) of what goes to the partition with this key."""
+        """Return (table, period) of what goes to the partition with this key."""
         return KINDS[self.keys.index(key) // self.for_each]
 
 
 def num_partitions(sources: Iterable[SourceFile]) -> int:
-    """How many partitions the sightings of these files need."""
+    """Return how many partitions the occurrences of these files need."""
     num_bytes = sum(source.bytes for source in sources if source.table == SKELETON)
     return len(KINDS) * min(_MOST_PARTS, -(-num_bytes // BYTES_PER_PART))
 
 
-class Sightings:
-    """What a task has seen and not yet handed on: int64 [N, 3] of impressions (id, place, key), [N, 1] of contexts (key)."""
+class Occurrences:
+    """What a task has read and not yet flushed: int64 [N, 3] of impressions (id, position, key), [N, 1] of contexts (key)."""
 
     def __init__(self, partitions: Partitions) -> None:
         self._partitions = partitions
-        self._held: list[list[np.ndarray]] = [[] for _ in KINDS]
+        self._waiting: list[list[np.ndarray]] = [[] for _ in KINDS]
         self._num = 0
 
     def __len__(self) -> int:
         return self._num
 
     def add(self, chunk: Chunk) -> None:
-        """The good lines of a chunk."""
+        """Add the good lines of a chunk."""
         line_LC = chunk.parsed.line_LC
         line_LC = line_LC[line_LC[:, line_columns.REASON] == reasons.GOOD]
         if chunk.source.table == SKELETON:
-            seen = np.stack(
-                [line_LC[:, line_columns.SAMPLE_ID], _places(chunk, line_LC), line_LC[:, line_columns.KEY]], axis=1
-            )
+            columns = [
+                line_LC[:, line_columns.SAMPLE_ID],
+                _positions(chunk, line_LC),
+                line_LC[:, line_columns.KEY],
+            ]
+            found = np.stack(columns, axis=1)
         else:
-            seen = line_LC[:, [line_columns.KEY]]
-        self._held[KINDS.index((chunk.source.table, chunk.source.period))].append(seen)
-        self._num += len(seen)
+            found = line_LC[:, [line_columns.KEY]]
+        self._waiting[KINDS.index((chunk.source.table, chunk.source.period))].append(found)
+        self._num += len(found)
 
-    def handed_on(self) -> Iterator[tuple[int, bytes]]:
-        """(partition key, its sightings as bytes) of every partition that has any; none is held any more."""
+    def flush(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (partition key, its occurrences as bytes) of every partition that has any, and forget them."""
         for_each = self._partitions.for_each
-        for kind, held in enumerate(self._held):
-            if not held:
+        for kind, waiting in enumerate(self._waiting):
+            if not waiting:
                 continue
-            seen = np.concatenate(held)
-            part_N = scaled(order_hashes(np.ascontiguousarray(seen[:, 0]), _SALT), for_each)
-            order = np.argsort(part_N, kind="stable")
-            bounds = np.searchsorted(part_N[order], np.arange(for_each + 1))
+            found = np.concatenate(waiting)
+            part_N = scaled(order_hashes(np.ascontiguousarray(found[:, 0]), _SALT), for_each)
+            order_N = np.argsort(part_N, kind="stable")
+            bounds = np.searchsorted(part_N[order_N], np.arange(for_each + 1))
             for part in range(for_each):
-                chosen = order[bounds[part] : bounds[part + 1]]
+                chosen = order_N[bounds[part] : bounds[part + 1]]
                 if len(chosen):
-                    yield self._partitions.keys[kind * for_each + part], seen[chosen].tobytes()
-            held.clear()
+                    yield self._partitions.keys[kind * for_each + part], found[chosen].tobytes()
+            waiting.clear()
         self._num = 0
 
 
-def shared(table: str, blobs: Sequence[Any]) -> bytes:
-    """What the driver needs of a partition: sightings of ids that stand in several contexts; the contexts' keys."""
-    seen = _joined(table, blobs)
+def ids_in_several_contexts(table: str, blobs: Sequence[Any]) -> bytes:
+    """Return the occurrences of impression ids seen in more than one context; for context lines, their distinct keys.
+
+    `blobs` are all occurrences of one partition.
+    """
+    found = _concatenated(table, blobs)
     if table != SKELETON:
-        return np.unique(seen).tobytes()
-    seen = seen[np.argsort(seen[:, 0], kind="stable")]
-    is_first = np.r_[True, seen[1:, 0] != seen[:-1, 0]] if len(seen) else np.empty(0, np.bool_)
-    first_G = np.flatnonzero(is_first)
-    if not len(first_G):
+        return np.unique(found).tobytes()
+    found = found[np.argsort(found[:, 0], kind="stable")]
+    is_first_N = np.r_[True, found[1:, 0] != found[:-1, 0]] if len(found) else np.empty(0, np.bool_)
+    first = np.flatnonzero(is_first_N)  # where the occurrences of each id begin
+    if not len(first):
         return b""
-    several_G = np.minimum.reduceat(seen[:, 2], first_G) < np.maximum.reduceat(seen[:, 2], first_G)
-    return seen[np.repeat(several_G, np.diff(np.r_[first_G, len(seen)]))].tobytes()
+    in_several = np.minimum.reduceat(found[:, 2], first) < np.maximum.reduceat(found[:, 2], first)
+    return found[np.repeat(in_several, np.diff(np.r_[first, len(found)]))].tobytes()
 
 
 @dataclass(frozen=True)
 class Repeats:
     """The impressions that repeat an id of another context, in the order of the log."""
 
-    place_X: np.ndarray  # int64, rising
+    position_X: np.ndarray  # int64, rising
     split_X: np.ndarray  # positions in manifest.SPLITS
 
     @classmethod
     def of(cls, blobs: Iterable[tuple[tuple[str, str], Any]], validation: float, seed: int) -> "Repeats":
-        """From what `shared` made of every partition, as ((table, period), blob)."""
-        held: dict[tuple[str, str], list[Any]] = {kind: [] for kind in KINDS}
+        """Gather what `ids_in_several_contexts` returned for every partition, as ((table, period), blob)."""
+        by_kind: dict[tuple[str, str], list[Any]] = {kind: [] for kind in KINDS}
         for kind, blob in blobs:
-            held[kind].append(blob)
-        places, splits = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+            by_kind[kind].append(blob)
+        positions, splits = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for period in PERIODS:
-            context, skeleton = (_joined(table, held[table, period]) for table in GRAIN)
-            repeated = _but_the_first(skeleton[np.isin(skeleton[:, 2], context[:, 0])])
-            places.append(repeated[:, 1])
+            contexts, impressions = (_concatenated(table, by_kind[table, period]) for table in GRAIN)
+            repeated = _outside_first_context(impressions[np.isin(impressions[:, 2], contexts[:, 0])])
+            positions.append(repeated[:, 1])
             splits.append(splits_of(repeated[:, 2], period == "test", validation, seed))
-        place_X = np.concatenate(places)
-        order = np.argsort(place_X)
-        return cls(place_X[order], np.concatenate(splits)[order])
+        position_X = np.concatenate(positions)
+        order_X = np.argsort(position_X)
+        return cls(position_X[order_X], np.concatenate(splits)[order_X])
 
-    def move(self, tally: Tally) -> None:
-        """Count the lines as set aside, which the first pass has counted as good."""
+    def recount(self, tally: Tally) -> None:
+        """Count these lines as rejected, which the first pass has counted as good."""
         grain, reason = GRAIN[SKELETON], REASONS[DUPLICATE_IMPRESSION]
         for split, number in enumerate(np.bincount(self.split_X).tolist()):
             tally.add(split, grain, "good", -number)
             tally.add(split, grain, reason, number)
-        if len(self.place_X):
-            first = int(self.place_X[0])
+        if len(self.position_X):
+            first = int(self.position_X[0])
             tally.note_first(reason, first >> OFFSET_BITS, first & ((1 << OFFSET_BITS) - 1))
 
     def save(self, directory: Path) -> list[Path]:
-        """Leave the places where `load` finds them; the files written."""
-        if not len(self.place_X):
+        """Write the positions where `load_positions` finds them; return the files written."""
+        if not len(self.position_X):
             return []  # an empty file cannot be mapped
-        np.save(directory / _FILE, self.place_X)
+        np.save(directory / _FILE, self.position_X)
         return [directory / _FILE]
 
 
-def load(directory: Path) -> np.ndarray:
-    """The places that Repeats.save left in `directory`, mapped; none if it left none."""
+def load_positions(directory: Path) -> np.ndarray:
+    """Map the positions that Repeats.save left in `directory`; none if it left none."""
     path = directory / _FILE
     return np.asarray(np.load(path, mmap_mode="r")) if path.exists() else np.empty(0, np.int64)
 
 
-def mark(chunk: Chunk, place_X: np.ndarray) -> None:
-    """Give the lines of a chunk that stand at one of `place_X` the reason duplicate_impression."""
-    if chunk.source.table != SKELETON or not len(place_X):
+def reject_repeats(chunk: Chunk, position_X: np.ndarray) -> None:
+    """Give the lines of a chunk that stand at one of `position_X` the reason duplicate_impression."""
+    if chunk.source.table != SKELETON or not len(position_X):
         return
-    place_L = _places(chunk, chunk.parsed.line_LC)
-    begin, end = np.searchsorted(place_X, [place_L[0], place_L[-1] + 1])
-    chunk.parsed.line_LC[np.searchsorted(place_L, place_X[begin:end]), line_columns.REASON] = DUPLICATE_IMPRESSION
+    position_L = _positions(chunk, chunk.parsed.line_LC)
+    begin, end = np.searchsorted(position_X, [position_L[0], position_L[-1] + 1])
+    rejected = np.searchsorted(position_L, position_X[begin:end])
+    chunk.parsed.line_LC[rejected, line_columns.REASON] = DUPLICATE_IMPRESSION
 
 
-def _but_the_first(seen_N3: np.ndarray) -> np.ndarray:
-    """The sightings of each id that stand in another context than its first."""
-    seen_N3 = seen_N3[np.lexsort((seen_N3[:, 1], seen_N3[:, 0]))]
-    is_first = np.r_[True, seen_N3[1:, 0] != seen_N3[:-1, 0]][: len(seen_N3)]
-    owner_N = seen_N3[is_first, 2][np.cumsum(is_first) - 1]
-    return seen_N3[seen_N3[:, 2] != owner_N]
+def _outside_first_context(found: np.ndarray) -> np.ndarray:
+    """Return the occurrences [N, 3] of each id that stand in another context than its first."""
+    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+    is_first_N = np.r_[True, found[1:, 0] != found[:-1, 0]][: len(found)]
+    owner_N = found[is_first_N, 2][np.cumsum(is_first_N) - 1]
+    return found[found[:, 2] != owner_N]
 
 
-def _joined(table: str, blobs: Sequence[Any]) -> np.ndarray:
+def _concatenated(table: str, blobs: Sequence[Any]) -> np.ndarray:
     columns = 3 if table == SKELETON else 1
-    seen = [np.frombuffer(blob, np.int64).reshape(-1, columns) for blob in blobs]
-    return np.concatenate([np.empty((0, columns), np.int64), *seen])
+    found = [np.frombuffer(blob, np.int64).reshape(-1, columns) for blob in blobs]
+    return np.concatenate([np.empty((0, columns), np.int64), *found])
 
 
-def _places(chunk: Chunk, line_LC: np.ndarray) -> np.ndarray:
+def _positions(chunk: Chunk, line_LC: np.ndarray) -> np.ndarray:
     return (chunk.source.ordinal << OFFSET_BITS) + chunk.offset + line_LC[:, line_columns.START]

@@ -1,44 +1,117 @@
-"""What a pass over the log begins with: the numbers of the input splits, which tasks read, or the lines themselves."""
+"""What the passes read, and how it comes into their tasks: as numbers of input splits, or as the lines themselves.
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+Job ─open_log()─▶ Log     source=aliccp                      the raw files; tasks open them
+                          source=aliccp, source.reader=spark lines that Spark reads; tasks get them as rows
+                          source=events                      labelled impressions, which the first stage writes
+"""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.aliccp.byte_ranges import input_splits
 from pipeline.aliccp.reader import ChunkReader
-from pipeline.aliccp.spark_lines import LineReader, lines
+from pipeline.aliccp.spark_lines import LineReader, line_reader, lines
 from pipeline.chunks.chunk import Chunk
-from pipeline.chunks.sources import InputSplit
+from pipeline.chunks.sources import ACTIONS, InputSplit, SourceFile
 from pipeline.config.preprocess import SPARK
 from pipeline.events.reader import EventReader
 from pipeline.passes.job import Job
 from pipeline.passes.reports import Batches
 from pipeline.spark import running
+from pipeline.spark.exceptions import plain_errors
 from pipeline.spark.workers import freeze_imports
+from pipeline.storage.commit import Staging
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-Reader = ChunkReader | EventReader | LineReader
+    from pipeline.events.label import LabelledLog
 
 
-def chunks_of(reader: Reader, splits: Sequence[InputSplit], batches: Batches) -> Iterator[Chunk]:
-    """The chunks of the splits whose numbers come, or of the lines that come themselves."""
-    if isinstance(reader, LineReader):
-        yield from reader.chunks(batches)
-        return
-    for number in split_numbers(batches):
-        yield from reader.read(splits[number])
+class LogInput(Protocol):
+    """How a log comes into the tasks of a pass. Tasks carry it."""
+
+    def frame(self, spark: "SparkSession") -> "DataFrame":
+        """Begin a pass, on the driver: the rows that `chunks` takes."""
+
+    def chunks(self, batches: Batches) -> Iterator[Chunk]:
+        """Read and parse, in a task, what the rows of `frame` stand for or hold."""
 
 
-def input_frame(spark: "SparkSession", job: Job) -> "DataFrame":
-    """What a pass over the log begins with: the numbers of the input splits, or the lines themselves."""
+@dataclass(frozen=True)
+class SplitInput:
+    """Rows are numbers of input splits, which the tasks read."""
+
+    splits: tuple[InputSplit, ...]
+    reader: ChunkReader | EventReader
+
+    def frame(self, spark: "SparkSession") -> "DataFrame":
+        return running.numbers(spark, len(self.splits))
+
+    def chunks(self, batches: Batches) -> Iterator[Chunk]:
+        for number in numbers_in(batches):
+            yield from self.reader.read(self.splits[number])
+
+
+@dataclass(frozen=True)
+class LineInput:
+    """Rows are the lines, read by Spark."""
+
+    sources: tuple[SourceFile, ...]
+    split_bytes: int
+    lines: LineReader
+
+    def frame(self, spark: "SparkSession") -> "DataFrame":
+        return lines(spark, self.sources, self.split_bytes)
+
+    def chunks(self, batches: Batches) -> Iterator[Chunk]:
+        return self.lines.chunks(batches)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the passes read."""
+
+    sources: tuple[SourceFile, ...]  # by ordinal
+    splits: tuple[InputSplit, ...]
+    input: LogInput
+    events: "LabelledLog | None" = None  # of source=events: what its first stage found
+
+
+def open_log(spark: "SparkSession", job: Job, staging: Staging) -> Log:
+    """Make what the passes read: label an event log, look up where lines begin that only Spark can read."""
+    if job.settings.source.events:
+        found = _label(spark, job, staging)
+        return Log(found.sources, found.splits, SplitInput(found.splits, found.reader), found)
+    split_bytes = job.settings.source.split_bytes
+    read = tuple(source for source in job.sources if source.table != ACTIONS)  # the driver reads the action log
+    splits = tuple(input_splits(list(read), split_bytes))
+    reader = ChunkReader.of(job.catalogue, job.settings)
     if job.settings.source.reader != SPARK:
-        return running.numbers(spark, len(job.splits))
-    sources = list(dict.fromkeys(split.source for split in job.splits))
-    return lines(spark, sources, job.settings.source.split_bytes)
+        return Log(job.sources, splits, SplitInput(splits, reader))
+    frame = lines(spark, read, split_bytes)
+    return Log(job.sources, splits, LineInput(read, split_bytes, line_reader(frame, reader, splits)))
 
 
-def split_numbers(batches: Batches) -> Iterator[int]:
-    """Yield the numbers of the input splits that a task has to read."""
+def numbers_in(batches: Batches) -> Iterator[int]:
+    """Yield the numbers that a task has to work on."""
     freeze_imports()
     for batch in batches:
         yield from batch.column(0).to_pylist()
+
+
+def _label(spark: "SparkSession", job: Job, staging: Staging) -> "LabelledLog":
+    """Find which impression each action belongs to, and write the labelled impressions."""
+    from pipeline.events.label import label  # it imports pyspark
+
+    settings, events = job.settings, job.settings.source.events
+    assert job.events is not None
+    assert events is not None
+    num_bytes = sum(source.bytes for source in job.sources)
+    num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
+    with plain_errors():
+        return label(
+            spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
+            num_partitions, staging.tables,
+        )  # fmt: skip

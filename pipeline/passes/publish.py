@@ -1,4 +1,4 @@
-"""Assemble: staged files get the names that their content gives them, and the manifest that names them is made.
+"""Publish: staged files get the names that their content gives them, and the manifest that names them is made.
 
 The last step before the commit: after it, everything lies in its place and nothing is visible yet.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.audit import balance
 from pipeline.audit.figures import figures
@@ -19,18 +19,13 @@ from pipeline.audit.page import audit_page
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
 from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
-from pipeline.dataset.manifest import (
-    NUM_RESERVED_ROWS,
-    SPLITS,
-    DatasetFile,
-    Manifest,
-    ManifestField,
-    RowGroup,
-    totals_of,
-)
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, SPLITS, DatasetFile, Manifest, ManifestField, totals_of
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import write_vocabulary
-from pipeline.passes.job import Counted, Job
+from pipeline.passes.count import Counted
+from pipeline.passes.input import Log
+from pipeline.passes.job import Job
+from pipeline.passes.reports import DataReport, QuarantineReport
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.parquet_files import HashedFile
@@ -41,29 +36,33 @@ if TYPE_CHECKING:
 _IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "events")  # of audit.json
 
 
-def assembled(
+def assemble(
     job: Job,
+    log: Log,
     counted: Counted,
-    written: Tally,
-    reports: Sequence[dict[str, Any]],
-    reread: Sequence[dict[str, Any]],
+    reports: Sequence[DataReport],
+    quarantine: Sequence[QuarantineReport],
     staging: Staging,
 ) -> Manifest:
-    """Move every file to its place and describe them; all but the last act of the commit."""
-    files = _place_data(job, reports)
-    fields = tuple(_placed_field(job, entry, counted, staging) for entry in job.catalogue.fields)
-    early = sorted((report for report in reports if report["split"] == "quarantine"), key=lambda r: int(r["number"]))
-    set_aside = [
-        {"path": job.out.place(report)} | {key: report[key] for key in ("lines", "bytes", "xxh3")}
-        for report in [*early, *reread]
+    """Move every file to its place and describe them all: everything of the commit but its last act."""
+    files = _install_data(job, reports)
+    fields = tuple(_describe_field(job, entry, counted, staging) for entry in job.catalogue.fields)
+    quarantine_files = [
+        {
+            "path": job.out.install(report.file),
+            "lines": report.num_lines,
+            "bytes": report.file.bytes,
+            "xxh3": report.file.xxh3,
+        }
+        for report in quarantine
     ]
     totals = totals_of(files)
-    balanced = balance.balanced(counted.tally, written, totals, set_aside)
-    if job.labelled:
-        balanced["events"] = job.labelled.audit
+    balanced = balance.balanced(counted.tally, merge_tallies(reports), totals, quarantine_files)
+    if log.events:
+        balanced["events"] = log.events.audit
     content = balanced | figures(job.catalogue, _statistics(reports, staging))
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
-    content["examples"] = balance.examples_of([*early, *reread], job.logs)
+    content["examples"] = balance.examples_of([report.examples for report in quarantine], log.sources)
     determining = job.determining
     manifest = Manifest(
         settings=determining,
@@ -82,27 +81,38 @@ def assembled(
     return manifest
 
 
-def _place_data(job: Job, reports: Sequence[dict[str, Any]]) -> list[DatasetFile]:
-    data = [report for report in reports if report.get("file")]
-    files = []
-    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
-        staged, split = report["file"], report["split"]
-        name = job.out.place(staged)
-        groups = tuple(RowGroup(**group) for group in staged["row_groups"])
-        files.append(DatasetFile(name, split, staged["bytes"], staged["xxh3"], groups))
-    return files
+def merge_tallies(reports: Sequence[DataReport]) -> Tally:
+    """Sum what grouping counted in all partitions."""
+    merged = Tally()
+    for report in reports:
+        merged.merge(report.tally)
+    return merged
 
 
-def _statistics(reports: Sequence[dict[str, Any]], staging: Staging) -> dict[str, Statistics]:
-    """split → the tallies of its files, merged in the order of the files; only splits that have rows."""
+def _install_data(job: Job, reports: Sequence[DataReport]) -> list[DatasetFile]:
+    """Move the data files to their places, in the order of the manifest."""
+    return [
+        DatasetFile(job.out.install(report.file), report.split, report.file.bytes, report.file.xxh3, report.row_groups)
+        for report in sorted(reports, key=_order)
+        if report.file
+    ]
+
+
+def _statistics(reports: Sequence[DataReport], staging: Staging) -> dict[str, Statistics]:
+    """Merge the statistics of each split in the order of its files; only of splits that have rows."""
     found: dict[str, Statistics] = {}
-    data = [report for report in reports if "statistics" in report and report["statistics"]["sizes"]]
-    for report in sorted(data, key=lambda report: (SPLITS.index(report["split"]), int(report["number"]))):
-        found.setdefault(report["split"], Statistics()).merge(Statistics.of_report(report, staging.kept))
+    for report in sorted(reports, key=_order):
+        if report.statistics["sizes"]:
+            mine = Statistics.of_report(report.statistics, staging.load_array)
+            found.setdefault(report.split, Statistics()).merge(mine)
     return found
 
 
-def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
+def _order(report: DataReport) -> tuple[int, int]:
+    return SPLITS.index(report.split), report.number
+
+
+def _describe_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
     vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
     num_rows = entry.kind_of_field.num_rows(vocabulary.num_rows - NUM_RESERVED_ROWS, entry.parameters)
     found = ManifestField(
@@ -116,7 +126,7 @@ def _placed_field(job: Job, entry: Field, counted: Counted, staging: Staging) ->
         return found
     file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
-    name = job.out.place(staging.hand_in(file.staged(), commit.VOCABULARY, entry.name))
+    name = job.out.install(staging.seal(file.staged(), commit.VOCABULARY, entry.name))
     return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
 
 

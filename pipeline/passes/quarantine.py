@@ -1,9 +1,9 @@
 """The last, small pass: fetch the lines that grouping rejected, of which only the positions are known."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,20 @@ from pipeline.aliccp.spark_lines import LineReader
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SourceFile, read_line_at
 from pipeline.contexts.group import LINE_OFFSET, ORDINAL
-from pipeline.passes.input import input_frame, split_numbers
-from pipeline.passes.job import Job
-from pipeline.passes.reports import REPORT, Batches, attempt_name, report_row
+from pipeline.passes.input import LineInput, Log, numbers_in
+from pipeline.passes.reports import (
+    REPORT,
+    Batches,
+    DataReport,
+    QuarantineReport,
+    attempt_name,
+    report_row,
+    reports_of,
+)
 from pipeline.spark import running
 from pipeline.spark.hashes import partition_keys
 from pipeline.storage.commit import QUARANTINE, Staging
-from pipeline.storage.parquet_files import quarantine_batch, write_quarantine
+from pipeline.storage.parquet_files import QuarantineFile, quarantine_batch, write_quarantine
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -33,52 +40,52 @@ _REJECTS_PER_SLICE = 1_000_000
 
 
 def quarantine(
-    spark: "SparkSession", job: Job, reports: Sequence[Mapping[str, Any]], staging: Staging
-) -> list[dict[str, Any]]:
-    """Fetch the lines that grouping set aside; the report of each quarantine file, in the order of the log."""
-    rejects = tuple(report["rejects"] for report in reports if "rejects" in report)
-    if not rejects:
+    spark: "SparkSession", log: Log, reports: Sequence[DataReport], staging: Staging
+) -> list[QuarantineReport]:
+    """Fetch the lines that grouping rejected; return the report of each quarantine file, in the order of the log."""
+    with_rejects = [report for report in reports if report.rejects]
+    if not with_rejects:
         return []
-    num_X = np.sum([report["num_rejects"] for report in reports if "rejects" in report], axis=0).tolist()
+    rejects = tuple(report.rejects for report in with_rejects)
+    num_rejects = np.sum([report.num_rejects for report in with_rejects], axis=0).tolist()
     slices = tuple(
         (ordinal, begin, begin + _REJECTS_PER_SLICE)
-        for ordinal, number in enumerate(num_X)
+        for ordinal, number in enumerate(num_rejects)
         for begin in range(0, number, _REJECTS_PER_SLICE)
     )
-    if job.lines:
-        picking = Picking(job.lines, slices, partition_keys(len(slices)), rejects, staging)
-        frame = input_frame(spark, job).mapInArrow(picking.pick, PICKED).repartition(len(slices), "slice")
-        frame = frame.sortWithinPartitions("slice", "offset").mapInArrow(WritingPicked(picking).write, REPORT)
+    if isinstance(log.input, LineInput):  # no task can open a file: all lines come once more
+        picking = Picking(log.input.lines, slices, partition_keys(len(slices)), rejects, staging)
+        frame = log.input.frame(spark).mapInArrow(picking.pick, PICKED).repartition(len(slices), "slice")
+        frame = frame.sortWithinPartitions("slice", "offset").mapInArrow(picking.write, REPORT)
     else:
-        rereading = Rereading(job.logs, slices, rejects, staging)
+        rereading = Rereading(log.sources, slices, rejects, staging)
         frame = running.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
-    table = running.collect(frame, "quarantine", len(slices), "tasks")
-    found = [json.loads(report.as_py()) for report in table.column("report")]
-    return sorted(found, key=lambda report: int(report["number"]))
+    _, found = reports_of(running.collect(frame, "quarantine", len(slices), "tasks"))
+    return found
 
 
 @dataclass(frozen=True)
 class Rereading:
-    """The last, small pass: fetch the lines that grouping set aside, of which only the places are known."""
+    """The tasks of this pass where tasks open files: each reads the lines of a slice at their offsets."""
 
     sources: tuple[SourceFile, ...]
-    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's lines set aside, sorted
-    rejects: tuple[str, ...]  # what all writing tasks kept
+    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's rejected lines, sorted
+    rejects: tuple[str, ...]  # what all writing tasks saved
     staging: Staging
 
     def reread(self, batches: Batches) -> Batches:
-        """Slice numbers → the report of a quarantine file each."""
-        for number in split_numbers(batches):
+        """Fetch the slices with these numbers → the report of a quarantine file each."""
+        for number in numbers_in(batches):
             ordinal, begin, end = self.slices[number]
-            mine = [rejects[rejects[:, ORDINAL] == ordinal] for rejects in map(self.staging.kept, self.rejects)]
+            mine = [rejects[rejects[:, ORDINAL] == ordinal] for rejects in map(self.staging.load_array, self.rejects)]
             rejects = np.concatenate(mine)
             rejects = rejects[np.argsort(rejects[:, LINE_OFFSET])][begin:end]
             path = self.staging.path(f"reread-{number:05d}-{attempt_name()}")
-            staged = write_quarantine(path, self._lines(self.sources[ordinal], rejects))
-            yield report_row(self.staging.hand_in(staged, QUARANTINE, f"reread-{number:05d}") | {"number": number})
+            written = write_quarantine(path, self._lines(self.sources[ordinal], rejects))
+            yield report_row(_report(self.staging, number, written))
 
     def _lines(self, source: SourceFile, rejects: np.ndarray) -> Batches:
-        with source.open() as stream:  # gzip streams forward, for the offsets rise
+        with source.open() as stream:  # gzip streams forward, because the offsets rise
             for start in range(0, len(rejects), 1024):
                 part = rejects[start : start + 1024]
                 lines = [read_line_at(stream, offset) for offset in part[:, 1].tolist()]
@@ -88,17 +95,17 @@ class Rereading:
 
 @dataclass(frozen=True)
 class Picking:
-    """The lines that grouping set aside: picked out of one more reading, and written in the order of the log."""
+    """The tasks of this pass where Spark reads: pick the lines out of one more reading; write them in the log's order."""
 
     reader: LineReader
-    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's lines set aside, sorted
+    slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's rejected lines, sorted
     keys: tuple[int, ...]  # of the slices, each its own partition's
-    rejects: tuple[str, ...]  # what all writing tasks kept
+    rejects: tuple[str, ...]  # what all writing tasks saved
     staging: Staging
 
     def pick(self, batches: Batches) -> Batches:
-        """Rows of `lines` → PICKED."""
-        rejects = np.concatenate([self.staging.kept(place) for place in self.rejects])
+        """Pick the rejected lines out of rows of `lines` → PICKED."""
+        rejects = np.concatenate([self.staging.load_array(name) for name in self.rejects])
         rejects = rejects[np.lexsort((rejects[:, LINE_OFFSET], rejects[:, ORDINAL]))]
         for source, start, text in self.reader.texts(batches):
             mine = rejects[rejects[:, ORDINAL] == source.ordinal]
@@ -112,24 +119,24 @@ class Picking:
                 columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _PICKED_SCHEMA.types, strict=True)]  # fmt: skip
                 yield pa.RecordBatch.from_arrays(columns, schema=_PICKED_SCHEMA)
 
-    def write(self, batches: Batches, attempt: str) -> Iterator[dict[str, Any]]:
-        """PICKED of one partition, sorted → the report of its file."""
+    def write(self, batches: Batches) -> Batches:
+        """Write PICKED of one partition, sorted → the report of its file."""
         names = {source.ordinal: source.name for source in self.reader.sources.values()}
-        waiting = next(batches, None)
-        if waiting is None:
+        first = next(batches, None)
+        if first is None:
             return
-        number = self.keys.index(waiting.column("slice")[0].as_py())
+        number = self.keys.index(first.column("slice")[0].as_py())
 
-        def lines() -> Batches:
-            for batch in _with(waiting, batches):
+        def rejected() -> Batches:
+            for batch in chain((first,), batches):
                 sources = [names[ordinal] for ordinal in batch.column("ordinal").to_pylist()]
                 reasons = [REASONS[reason] for reason in batch.column("reason").to_pylist()]
                 yield quarantine_batch(
                     sources, batch.column("offset").to_pylist(), reasons, batch.column("line").to_pylist()
                 )
 
-        staged = write_quarantine(self.staging.path(f"reread-{number:05d}-{attempt}"), lines())
-        yield self.staging.hand_in(staged, QUARANTINE, f"reread-{number:05d}") | {"number": number}
+        written = write_quarantine(self.staging.path(f"reread-{number:05d}-{attempt_name()}"), rejected())
+        yield report_row(_report(self.staging, number, written))
 
     def _key(self, ordinal: int, number: int) -> int:
         return next(
@@ -139,18 +146,6 @@ class Picking:
         )
 
 
-@dataclass(frozen=True)
-class WritingPicked:
-    """The end of `Picking`: its rows, sorted, as quarantine files."""
-
-    picking: Picking
-
-    def write(self, batches: Batches) -> Batches:
-        """PICKED of one partition → the report of its file."""
-        for report in self.picking.write(batches, attempt_name()):
-            yield report_row(report)
-
-
-def _with(first: pa.RecordBatch, rest: Batches) -> Batches:
-    yield first
-    yield from rest
+def _report(staging: Staging, number: int, written: QuarantineFile) -> QuarantineReport:
+    file = staging.seal(written.file, QUARANTINE, f"reread-{number:05d}")
+    return QuarantineReport(number, file, written.num_lines, written.examples)

@@ -1,27 +1,87 @@
-"""What tasks hand back to the driver: a JSON report of each file that they wrote."""
+"""What tasks tell the driver: one report of each file that they wrote, as JSON in a row."""
 
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+
+from pipeline.audit.tally import Tally
+from pipeline.dataset.manifest import RowGroup
+from pipeline.storage.parquet_files import Examples
+from pipeline.storage.staged_file import StagedFile
 
 Batches = Iterator[pa.RecordBatch]
 
 #: Rows of the second pass and of the last: a JSON object for each file written.
 REPORT = "report binary"
+_SCHEMA = pa.schema([("report", pa.binary())])
 
-REPORT_SCHEMA = pa.schema([("report", pa.binary())])
+
+@dataclass(frozen=True)
+class DataReport:
+    """One partition of a split: its data file, if it had rows, and what was counted there."""
+
+    split: str
+    number: int  # of the file in its split
+    file: StagedFile | None
+    row_groups: tuple[RowGroup, ...]
+    tally: Tally
+    statistics: dict[str, Any]  # see Statistics.report
+    rejects: str  # what `Staging.load_array` finds the rejected lines by; "" where there are none
+    num_rejects: tuple[int, ...]  # of each source, by ordinal
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"tally": self.tally.to_json()}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "DataReport":
+        """Parse what `to_json` wrote."""
+        return cls(
+            raw["split"],
+            raw["number"],
+            StagedFile(**raw["file"]) if raw["file"] else None,
+            tuple(RowGroup(**group) for group in raw["row_groups"]),
+            Tally.from_json(raw["tally"]),
+            raw["statistics"],
+            raw["rejects"],
+            tuple(raw["num_rejects"]),
+        )
 
 
-def report_row(report: dict[str, Any]) -> pa.RecordBatch:
-    """Put a report into a row of REPORT_SCHEMA."""
-    return pa.RecordBatch.from_arrays([pa.array([json.dumps(report).encode()], pa.binary())], schema=REPORT_SCHEMA)
+@dataclass(frozen=True)
+class QuarantineReport:
+    """One quarantine file: how many lines it holds, and the first of each reason."""
+
+    number: int  # among the files of its pass
+    file: StagedFile
+    num_lines: int
+    examples: Examples
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "QuarantineReport":
+        """Parse what `asdict` made of a report."""
+        return cls(**raw | {"file": StagedFile(**raw["file"])})
+
+
+def report_row(report: DataReport | QuarantineReport) -> pa.RecordBatch:
+    """Put a report into a row of REPORT."""
+    raw = {"data": report.to_json()} if isinstance(report, DataReport) else {"quarantine": asdict(report)}
+    return pa.RecordBatch.from_arrays([pa.array([json.dumps(raw).encode()], pa.binary())], schema=_SCHEMA)
+
+
+def reports_of(table: pa.Table) -> tuple[list[DataReport], list[QuarantineReport]]:
+    """Parse rows of REPORT: the data files as they come, the quarantine files by number."""
+    raws = [json.loads(report.as_py()) for report in table.column("report")]
+    data = [DataReport.from_json(raw["data"]) for raw in raws if "data" in raw]
+    quarantine = [QuarantineReport.from_json(raw["quarantine"]) for raw in raws if "quarantine" in raw]
+    return data, sorted(quarantine, key=lambda report: report.number)
 
 
 def attempt_name() -> str:
-    """A name that no other attempt of any task has."""
+    """Return a name that no other attempt of any task has."""
     from pyspark import TaskContext
 
     context = TaskContext.get()

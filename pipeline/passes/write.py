@@ -1,11 +1,10 @@
 """The second pass: encode every impression and context, group them by context, write the files of the dataset."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import GRAIN, Tally
 from pipeline.chunks.chunk import SCOPE_OF
 from pipeline.chunks.reasons import REASONS
-from pipeline.chunks.sources import PERIODS, InputSplit, SourceFile
+from pipeline.chunks.sources import PERIODS, SourceFile
 from pipeline.contexts.buckets import Buckets, buckets_of
 from pipeline.contexts.encode import encode
 from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selected, grouped, select
@@ -24,11 +23,21 @@ from pipeline.contexts.records import SPARK_SCHEMA, layout_of
 from pipeline.contexts.rows import rows_of
 from pipeline.dataset.manifest import LABELS, SPLITS
 from pipeline.dataset.schema import schema_of
+from pipeline.features.fields import Catalogue
 from pipeline.features.lookup_table import Lookup, lookup_of
-from pipeline.passes import duplicates
-from pipeline.passes.input import Reader, chunks_of, input_frame
-from pipeline.passes.job import Counted, Job
-from pipeline.passes.reports import REPORT, Batches, attempt_name, report_row
+from pipeline.passes.count import Counted
+from pipeline.passes.duplicates import load_positions, reject_repeats
+from pipeline.passes.input import Log, LogInput
+from pipeline.passes.job import Job
+from pipeline.passes.reports import (
+    REPORT,
+    Batches,
+    DataReport,
+    QuarantineReport,
+    attempt_name,
+    report_row,
+    reports_of,
+)
 from pipeline.spark import running
 from pipeline.spark.workers import freeze_imports
 from pipeline.storage.commit import QUARANTINE, Staging
@@ -39,27 +48,26 @@ if TYPE_CHECKING:
 
 
 def write(
-    spark: "SparkSession", job: Job, scanned: Tally, tables: Callable[[], Path], staging: Staging
-) -> list[dict[str, Any]]:
-    """The second pass: encode, group, write; the report of each file."""
+    spark: "SparkSession", job: Job, log: Log, scanned: Tally, tables: Callable[[], Path], staging: Staging
+) -> tuple[list[DataReport], list[QuarantineReport]]:
+    """Run the second pass; return the report of each partition, and of each file of lines rejected by then."""
     rows = job.settings.rows
     writing = Writing(
-        job.splits, job.reader, _buckets(job, scanned), job.logs, tables, staging,
+        log.input, job.catalogue, _buckets(job, scanned), log.sources, tables, staging,
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
-    frame, num_tasks = records_of(input_frame(spark, job), writing), len(writing.splits) + len(writing.buckets)
-    table = running.collect(frame.mapInArrow(writing.write, REPORT), "write", num_tasks, "tasks")
-    return [json.loads(report.as_py()) for report in table.column("report")]
+    frame, num_tasks = records_of(log.input.frame(spark), writing), len(log.splits) + len(writing.buckets)
+    return reports_of(running.collect(frame.mapInArrow(writing.write, REPORT), "write", num_tasks, "tasks"))
 
 
 @dataclass(frozen=True)
 class Writing:
-    """The second pass: encode, and behind the shuffle group and write."""
+    """The tasks of the second pass: encode; behind the shuffle, group and write."""
 
-    splits: tuple[InputSplit, ...]
-    reader: Reader
+    input: LogInput
+    catalogue: Catalogue
     buckets: Buckets
-    sources: tuple[SourceFile, ...]
+    sources: tuple[SourceFile, ...]  # by ordinal
     tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
     staging: Staging
     max_impressions: int
@@ -67,65 +75,71 @@ class Writing:
     with_daction: bool
 
     def encode(self, batches: Batches) -> Batches:
-        """Split numbers → records.SCHEMA."""
+        """Encode what the rows of `LogInput.frame` stand for → records.SCHEMA."""
         directory = self.tables()
         lookup = Lookup.load(directory)
-        repeated = duplicates.load(directory)
-        layouts = {table: layout_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
+        repeated_X = load_positions(directory)
+        layouts = {table: layout_of(self.catalogue, scope) for table, scope in SCOPE_OF.items()}
         # Impressions of event logs, which have no period, come with all their labels.
         paths = {period: actions_path(directory, period) for period in PERIODS if self.with_daction}
         acted = {period: np.load(path, mmap_mode="r") for period, path in paths.items() if path.exists()}
-        for chunk in chunks_of(self.reader, self.splits, batches):
-            duplicates.mark(chunk, repeated)
+        for chunk in self.input.chunks(batches):
+            reject_repeats(chunk, repeated_X)
             yield from encode(chunk, layouts[chunk.source.table], lookup, self.buckets, acted.get(chunk.source.period))
 
     def write(self, batches: Batches) -> Batches:
-        """Sorted records of a partition → the report of its file; a partition may be empty."""
+        """Write the sorted records of a partition → the report of its file; a partition may be empty."""
         for key, mine in _by_bucket(batches):
             split, number = self.buckets.place(key)
             name = f"{split}-{number:05d}-{attempt_name()}"
             if split == "quarantine":
-                staged = write_quarantine(self.staging.path(name), (self._quarantined(batch) for batch in mine))
-                reports = [self.staging.hand_in(staged, QUARANTINE, f"part-{number:05d}")]
+                yield report_row(self._write_rejected(name, number, mine))
             else:
-                found, file = self._write_rows(name, split, number, mine)
-                reports = [self._report(name, found) | file]
-            for report in reports:
-                yield report_row(report | {"split": split, "number": number})
+                yield report_row(self._write_rows(name, split, number, mine))
 
-    def _write_rows(self, name: str, split: str, number: int, batches: Batches) -> tuple["Found", dict[str, Any]]:
-        """Write one file; what was found, and the file as `Store.place` needs it, if there was a row."""
+    def _write_rejected(self, name: str, number: int, batches: Batches) -> QuarantineReport:
+        path = self.staging.path(name)
+        written = write_quarantine(path, (self._quarantine_batch(batch) for batch in batches))
+        file = self.staging.seal(written.file, QUARANTINE, f"part-{number:05d}")
+        return QuarantineReport(number, file, written.num_lines, written.examples)
+
+    def _write_rows(self, name: str, split: str, number: int, batches: Batches) -> DataReport:
         writer = PartWriter(self.staging.path(name), self._schema, self.impressions_per_row_group, self.with_daction)
         found = Found()
         for selected in self._selected(SPLITS.index(split), batches, found):
-            rows = rows_of(selected, self.reader.catalogue, self._schema)
-            found.statistics.add(rows.table, self.reader.catalogue, rows.key_N, rows.count_NK)
+            rows = rows_of(selected, self.catalogue, self._schema)
+            found.statistics.add(rows.table, self.catalogue, rows.key_N, rows.count_NK)
             writer.add(rows.table, rows.count_NK)
-        staged = writer.finish()
-        return found, {"file": self.staging.hand_in(staged, split, f"part-{number:05d}")} if staged else {}
+        file = writer.finish()
+        if file:
+            file = self.staging.seal(file, split, f"part-{number:05d}")
+        rejects = np.concatenate(found.rejects)
+        has_rejects = len(rejects) > 0
+        num_rejects = np.bincount(rejects[:, ORDINAL], minlength=len(self.sources)).tolist() if has_rejects else ()
+        return DataReport(
+            split,
+            number,
+            file,
+            tuple(writer.row_groups),
+            found.tally,
+            found.statistics.report(lambda what, array: self.staging.save_array(f"{name}-{what}", array)),
+            self.staging.save_array(f"{name}-rejects", rejects) if has_rejects else "",
+            tuple(num_rejects),
+        )
 
     @property
     def _schema(self) -> pa.Schema:
         labels = [label for label in LABELS if self.with_daction or label != "daction"]
-        return schema_of(self.reader.catalogue.fields, labels, self.reader.catalogue.timed)
+        return schema_of(self.catalogue.fields, labels, self.catalogue.timed)
 
     def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selected]:
-        """The rows of each batch of whole groups that has any; what else is found is added to `found`."""
+        """Yield the rows of each batch of whole groups that has any; add what else there is to `found`."""
         for batch in grouped(batches):
             selected = select(batch, self.max_impressions)
             self._count(found.tally, split, selected)
             found.rejects.append(selected.rejects)
             if len(selected.context_N):
                 yield selected
-
-    def _report(self, name: str, found: "Found") -> dict[str, Any]:
-        report: dict[str, Any] = {"tally": found.tally.to_json()}
-        report |= found.statistics.report(lambda what, array: self.staging.keep(f"{name}-{what}", array))
-        rejects = np.concatenate(found.rejects)
-        if len(rejects):
-            report["rejects"] = self.staging.keep(f"{name}-rejects", rejects)
-            report["num_rejects"] = np.bincount(rejects[:, ORDINAL], minlength=len(self.sources)).tolist()
-        return report
 
     def _count(self, tally: Tally, split: int, selected: Selected) -> None:
         tally.add(split, "contexts", "written", selected.num_contexts)
@@ -138,7 +152,7 @@ class Writing:
             tally.add(split, grain, name, int(np.count_nonzero(chosen_X)))
             tally.note_first(name, ordinal, int(offset_X[chosen_X].min()))
 
-    def _quarantined(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _quarantine_batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         names = [self.sources[ordinal].name for ordinal in batch.column("ordinal").to_pylist()]
         reasons = [REASONS[tag] for tag in batch.column("tag").to_pylist()]
         return quarantine_batch(names, batch.column("offset").to_pylist(), reasons, batch.column("blob").to_pylist())
@@ -153,12 +167,12 @@ class Found:
     rejects: list[np.ndarray] = field(default_factory=list)
 
 
-def records_of(begun: "DataFrame", writing: Writing) -> "DataFrame":
-    """One row a record (records.SCHEMA): each output file's in one partition, sorted in the order of contexts.
+def records_of(begin: "DataFrame", writing: Writing) -> "DataFrame":
+    """Encode: one row a record (records.SCHEMA), each output file's in one partition, sorted in the order of contexts.
 
     The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
     """
-    records = begun.mapInArrow(writing.encode, SPARK_SCHEMA)
+    records = begin.mapInArrow(writing.encode, SPARK_SCHEMA)
     partitioned = records.repartition(len(writing.buckets), "bucket")
     return partitioned.sortWithinPartitions("bucket", "hash", "tag", "ordinal", "offset")
 
@@ -177,10 +191,10 @@ def _buckets(job: Job, scanned: Tally) -> Buckets:
     return buckets_of((train, validation, test), num_rejected, per_file, job.settings.seed)
 
 
-def _save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
-    """Lookup tables, duplicates and action ids, for the second pass."""
+def save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
+    """Write the lookup tables, duplicates and action ids that the second pass reads; return the files."""
     paths = [*lookup_of(counted.vocabularies).save(directory), *counted.repeats.save(directory)]
-    for period in PERIODS if job.with_daction and not job.labelled else ():
+    for period in PERIODS if job.with_daction and job.events is None else ():
         paths.append(actions_path(directory, period))
         np.save(paths[-1], acted_ids(job.sources, period, job.settings.labels.daction))
     return paths

@@ -23,6 +23,7 @@ from pipeline.dataset.manifest import MANIFEST, SPLITS, Manifest
 from pipeline.errors import InputError
 from pipeline.storage.local_store import STAGING, LocalStore
 from pipeline.storage.lock import locked
+from pipeline.storage.staged_file import StagedFile
 from pipeline.storage.store import Store
 
 #: In audit.json and run.json: the xxh3 of the manifest that they belong to.
@@ -47,20 +48,20 @@ class Staging:
         """Where this host writes a file of the run."""
         return self.store.scratch(self.run) / name
 
-    def hand_in(self, staged: Mapping[str, Any], folder: str, stem: str) -> dict[str, Any]:
-        """Give a file that is whole the name of its content; what `Store.place` needs."""
-        return self.store.hand_in(staged, f"{folder}/{stem}-{staged['xxh3']}.parquet")
+    def seal(self, file: StagedFile, folder: str, stem: str) -> StagedFile:
+        """Give a file that is whole the name of its content, and make it ready for `Store.install`."""
+        return self.store.seal(file, f"{folder}/{stem}-{file.xxh3}.parquet")
 
-    def keep(self, name: str, array: np.ndarray) -> str:
-        """Keep an array for other tasks of the run; the name that `kept` finds it by."""
+    def save_array(self, name: str, array: np.ndarray) -> str:
+        """Save an array for other tasks of this run, and for the driver; return what `load_array` finds it by."""
         content = io.BytesIO()
         np.save(content, array)
-        return self.store.keep(self.run, f"{name}.npy", content.getvalue())
+        return self.store.save(self.run, f"{name}.npy", content.getvalue())
 
-    def kept(self, place: str) -> np.ndarray:
-        """What was kept."""
-        content = self.store.read(place)
-        assert content is not None, place
+    def load_array(self, saved: str) -> np.ndarray:
+        """Load an array that another task of this run saved with `save_array`."""
+        content = self.store.read(saved)
+        assert content is not None, saved
         array: np.ndarray = np.load(io.BytesIO(content))
         return array
 
@@ -112,7 +113,7 @@ def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
 
 def publish(store: Store, manifest: Manifest, before: Manifest | None) -> None:
     """The commit: from here on the dataset is the new one. The manifest before it is kept for readers that are at it."""
-    store.settle(FOLDERS)
+    store.flush(FOLDERS)
     if before is not None:
         store.put(f"{SUPERSEDED}/{time.time():.0f}.json", before.to_json().encode())
     store.put(MANIFEST, manifest.to_json().encode())

@@ -3,13 +3,12 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.atomic_files import sync_directory, write_whole
 from pipeline.errors import writing
+from pipeline.storage.staged_file import StagedFile
 
 STAGING = "_staging"
 
@@ -35,28 +34,27 @@ class LocalStore:
         """Beside the data, so that a rename moves no bytes."""
         return self.root / STAGING / run
 
-    def hand_in(self, staged: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """Bring the bytes to the disk; the rename is the driver's, for only it knows which attempt counts."""
-        with writing(f"out={self.location}"), open(staged["staged"], "rb") as stream:
+    def seal(self, file: StagedFile, name: str) -> StagedFile:
+        """Bring the bytes to the disk. The driver renames: only it knows which attempt of a task counts."""
+        with writing(f"out={self.location}"), open(file.path, "rb") as stream:
             os.fsync(stream.fileno())
-        return {**staged, "name": name}
+        return replace(file, name=name)
 
-    def keep(self, run: str, name: str, content: bytes) -> str:
-        """Beside the staged files."""
+    def save(self, run: str, name: str, content: bytes) -> str:
+        """Write it beside the staged files."""
         path = self.scratch(run) / name
         with writing(str(path)):
             path.write_bytes(content)
         return path.relative_to(self.root).as_posix()
 
-    def place(self, handed_in: Mapping[str, Any]) -> str:
-        """Rename it."""
-        name: str = handed_in["name"]
+    def install(self, file: StagedFile) -> str:
+        """Rename the file."""
         with writing(f"out={self.location}"):
-            (self.root / name).parent.mkdir(exist_ok=True)
-            os.replace(handed_in["staged"], self.root / name)
-        return name
+            (self.root / file.name).parent.mkdir(exist_ok=True)
+            os.replace(file.path, self.root / file.name)
+        return file.name
 
-    def settle(self, folders: tuple[str, ...]) -> None:
+    def flush(self, folders: tuple[str, ...]) -> None:
         """Bring the renames to the disk."""
         with writing(f"out={self.location}"):
             for path in (self.root, *(self.root / folder for folder in folders)):

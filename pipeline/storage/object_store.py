@@ -4,16 +4,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipeline.errors import reading, writing
 from pipeline.locations import open_location
 from pipeline.storage.local_store import STAGING, fresh_name
+from pipeline.storage.staged_file import StagedFile
 
 _BLOCK_BYTES = 8 << 20
 
@@ -25,7 +24,7 @@ class ObjectStore:
     location: str
 
     def begin(self, run: str) -> None:
-        """Nothing: a prefix needs no making, and where nothing locks it another run's files may be alive."""
+        """Do nothing. A prefix need not be created; other runs' files stay: without a lock they may be in use."""
 
     def scratch(self, run: str) -> Path:
         """On this host: in Spark's own scratch space where there is one, which Spark empties when its executor ends."""
@@ -34,9 +33,9 @@ class ObjectStore:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
-    def hand_in(self, staged: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """PUT it under its name. Attempts of one task PUT the same bytes there, in any order."""
-        path = Path(staged["staged"])
+    def seal(self, file: StagedFile, name: str) -> StagedFile:
+        """Upload the file under its final name. Attempts of one task PUT the same bytes there, in any order."""
+        path = Path(file.path)
         filesystem, root = self._open()
         with (
             writing(f"out={self.location}"),
@@ -46,21 +45,20 @@ class ObjectStore:
             while block := source.read(_BLOCK_BYTES):
                 sink.write(block)
         path.unlink()
-        return {key: value for key, value in staged.items() if key != "staged"} | {"name": name}
+        return replace(file, path="", name=name)
 
-    def keep(self, run: str, name: str, content: bytes) -> str:
-        """In the store, for the scratch of one host is not seen by another."""
-        place = f"{STAGING}/{run}/{name}"
-        self.put(place, content)
-        return place
+    def save(self, run: str, name: str, content: bytes) -> str:
+        """Upload it: no host sees the scratch of another."""
+        saved = f"{STAGING}/{run}/{name}"
+        self.put(saved, content)
+        return saved
 
-    def place(self, handed_in: Mapping[str, Any]) -> str:
-        """It is there."""
-        name: str = handed_in["name"]
-        return name
+    def install(self, file: StagedFile) -> str:
+        """Do nothing: the task has already uploaded the file under its final name."""
+        return file.name
 
-    def settle(self, folders: tuple[str, ...]) -> None:
-        """An object that was PUT stays."""
+    def flush(self, folders: tuple[str, ...]) -> None:
+        """Do nothing: an object that was PUT stays."""
 
     def read(self, name: str) -> bytes | None:
         """The content, or None."""

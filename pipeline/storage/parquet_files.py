@@ -4,7 +4,7 @@ Parquet with zstd 1 and no dictionary, which was both smallest and fastest; row 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import xxhash
 
 from pipeline.dataset.manifest import LABELS, RowGroup
 from pipeline.errors import writing
+from pipeline.storage.staged_file import StagedFile
 
 PARQUET = {
     "compression": "zstd",
@@ -29,6 +30,8 @@ QUARANTINE_SCHEMA = pa.schema(
 _QUARANTINE_BYTES = 8 << 20  # of lines in a row group
 NUM_EXAMPLES = 3  # lines of each reason that the audit shows
 _EXAMPLE_BYTES = 400  # of a line
+#: reason → [source, offset, beginning of the line] of the first lines with it.
+Examples = dict[str, list[list[Any]]]
 
 
 class HashedFile:
@@ -69,9 +72,9 @@ class HashedFile:
         """16 hex digits."""
         return self._hash.hexdigest()
 
-    def staged(self, **more: Any) -> dict[str, Any]:
-        """What the driver needs to commit the file."""
-        return {"staged": str(self.path), "bytes": self.bytes, "xxh3": self.xxh3} | more
+    def staged(self) -> StagedFile:
+        """Describe the file, which is closed."""
+        return StagedFile(str(self.path), self.bytes, self.xxh3)
 
 
 @dataclass
@@ -103,14 +106,14 @@ class PartWriter:
                 self._flush()
             start = stop
 
-    def finish(self) -> dict[str, Any] | None:
-        """Close the file; what the driver needs to commit it, or None where there was no row."""
+    def finish(self) -> StagedFile | None:
+        """Close the file and describe it; None where there was no row. `row_groups` are complete then."""
         self._flush()
         if self._writer is None or self._file is None:
             return None
         self._writer.close()
         self._file.close()
-        return self._file.staged(row_groups=[asdict(group) for group in self.row_groups])
+        return self._file.staged()
 
     def _flush(self) -> None:
         if not self._held:
@@ -127,25 +130,31 @@ class PartWriter:
         self._count_K[:] = 0
 
 
-def write_quarantine(path: Path, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
-    """Write batches of QUARANTINE_SCHEMA as one file; what the driver needs to commit it, and the first of each reason.
+@dataclass(frozen=True)
+class QuarantineFile:
+    """A quarantine file that is written."""
 
-    The lines of a reason come in the order of the log.
-    """
+    file: StagedFile
+    num_lines: int
+    examples: Examples
+
+
+def write_quarantine(path: Path, batches: Iterator[pa.RecordBatch]) -> QuarantineFile:
+    """Write batches of QUARANTINE_SCHEMA as one file. The lines of a reason come in the order of the log."""
     file = HashedFile(path)
     num_lines = 0
-    examples: dict[str, list[list[Any]]] = {}
+    examples: Examples = {}
     with pq.ParquetWriter(pa.PythonFile(file, "w"), QUARANTINE_SCHEMA, **PARQUET) as writer:
         for batch in _regrouped(batches):
             writer.write_batch(batch)
             num_lines += batch.num_rows
             _add_examples(examples, batch)
     file.close()
-    return file.staged(lines=num_lines, examples=examples)
+    return QuarantineFile(file.staged(), num_lines, examples)
 
 
-def _add_examples(examples: dict[str, list[list[Any]]], batch: pa.RecordBatch) -> None:
-    """reason → source, offset and the beginning of the line, of the first lines with that reason."""
+def _add_examples(examples: Examples, batch: pa.RecordBatch) -> None:
+    """Add the first lines of `batch` with each reason, until there are enough."""
     for reason in pa.compute.unique(batch.column("reason")).to_pylist():
         found = examples.setdefault(reason, [])
         mine = batch.filter(pa.compute.equal(batch.column("reason"), reason)).slice(0, NUM_EXAMPLES - len(found))

@@ -1,18 +1,20 @@
 """Where a dataset is written: a directory, or a prefix of an object store. How a file comes to be there whole.
 
-A task writes a file below `scratch`, and hands it in under the name that its content gives it. In a directory the driver
-renames it there at the commit; to an object store the task itself PUTs it, for there nothing can be renamed and no
-object is seen before it is whole. Either way `put` shows a small file whole or not at all.
+    task    writes a file below scratch() ─▶ seal(): its content gives it a name
+    driver  install(): there it is                           in the commit, for the attempts that count
+
+In a directory, `install` renames. To an object store `seal` uploads: nothing can be renamed there, and no object is seen
+before it is whole. Either way `put` shows a small file whole or not at all.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.errors import InputError
 from pipeline.locations import is_address, open_location
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.staged_file import StagedFile
 
 
 class Store(Protocol):
@@ -20,34 +22,34 @@ class Store(Protocol):
 
     @property
     def location(self) -> str:
-        """As a message names it."""
+        """The path or address, as messages name it."""
 
     def begin(self, run: str) -> None:
-        """Prepare for a run. What dead runs left in the way goes."""
+        """Prepare for a run; remove what dead runs left in the way."""
 
     def scratch(self, run: str) -> Path:
-        """A directory of this host where files of a run are written before they are handed in."""
+        """Return a directory of this host where files of a run are written before they are sealed."""
 
-    def hand_in(self, staged: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """A whole file below `scratch` will be `name`; what `place` needs to make it so."""
+    def seal(self, file: StagedFile, name: str) -> StagedFile:
+        """Make a whole file below `scratch` ready to become `name`."""
 
-    def keep(self, run: str, name: str, content: bytes) -> str:
-        """Keep what tasks of one run have to tell each other; the name to `read` it by."""
+    def save(self, run: str, name: str, content: bytes) -> str:
+        """Save what tasks of one run have to tell each other; return the name to `read` it by."""
 
-    def place(self, handed_in: Mapping[str, Any]) -> str:
-        """Put a file that was handed in where it belongs, unless it is there already; its name."""
+    def install(self, file: StagedFile) -> str:
+        """Put a sealed file where it belongs, unless it is there already; return its name."""
 
-    def settle(self, folders: tuple[str, ...]) -> None:
-        """Wait until what was placed in `folders` would outlive a loss of power."""
+    def flush(self, folders: tuple[str, ...]) -> None:
+        """Wait until what was installed in `folders` would outlive a loss of power."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None where there is none."""
+        """Read a small file; None where there is none."""
 
     def put(self, name: str, content: bytes) -> None:
-        """Make or replace a small file at once."""
+        """Make or replace a small file atomically."""
 
     def names(self, folder: str) -> list[tuple[str, float]]:
-        """(name, seconds since it was written) of every file below `folder`."""
+        """List (name, seconds since it was written) of every file below `folder`."""
 
     def remove(self, name: str) -> None:
         """Remove a file that may be gone already."""

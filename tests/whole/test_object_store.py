@@ -26,6 +26,7 @@ from pipeline.preprocess import preprocess
 from pipeline.storage import commit
 from pipeline.storage.lock import locked
 from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.staged_file import StagedFile
 from pipeline.storage.store import store_of
 
 BUCKET = "entirespace"
@@ -190,6 +191,6 @@ def test_a_file_system_that_shows_files_as_they_grow_gets_them_by_rename(
     staged.write_bytes(b"rows")
     (tmp_path / "train").mkdir()
     digest = xxhash.xxh3_64_hexdigest(b"rows")
-    handed_in = store.hand_in({"staged": str(staged), "bytes": 4, "xxh3": digest}, f"train/part-00000-{digest}.parquet")
-    assert store.read(store.place(handed_in)) == b"rows"
+    sealed = store.seal(StagedFile(str(staged), 4, digest), f"train/part-00000-{digest}.parquet")
+    assert store.read(store.install(sealed)) == b"rows"
     assert not staged.exists()

@@ -101,7 +101,7 @@ def test_fail_stops_at_the_first_such_line_in_one_sentence_and_publishes_nothing
     mild = "keep" if reason in MAY_BE_KEPT else "quarantine"
     assert str(stopped.value) == (
         f"{raw / first.table}.csv, byte {offsets[first]}: {reason} ({rules_of('aliccp')[reason]}), and checks.{reason}=fail stops there; "
-        f"mend the line, or set checks.{reason}={mild}."
+        f"fix the line, or set checks.{reason}={mild}."
     )
     published = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "_staging" not in path.parts]
     assert published == []

@@ -116,7 +116,7 @@ def test_a_worker_of_a_dead_run_finds_its_directory_gone(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         path.open("xb")
     with pytest.raises(InputError, match="cannot be written"):
-        store.keep("dead", "rejects.npy", b"")
+        store.save("dead", "rejects.npy", b"")
     assert [found.name for found in (tmp_path / "_staging").iterdir()] == ["next"]
 
 

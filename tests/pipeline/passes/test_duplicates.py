@@ -17,8 +17,17 @@ from pipeline.chunks.sources import CONTEXT, SKELETON, SourceFile
 from pipeline.config.preprocess import ChecksSettings, PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.kernels.hashing import splits_of
-from pipeline.passes import duplicates
-from pipeline.passes.duplicates import KINDS, Partitions, Repeats, Sightings, num_partitions, shared
+from pipeline.passes.duplicates import (
+    BYTES_PER_PART,
+    KINDS,
+    OFFSET_BITS,
+    Occurrences,
+    Partitions,
+    Repeats,
+    ids_in_several_contexts,
+    num_partitions,
+    reject_repeats,
+)
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]
@@ -44,14 +53,16 @@ def repeats_of(chunks: list[Chunk], for_each: int, tasks: int) -> Repeats:
     partitions = Partitions(tuple(range(100, 100 + len(KINDS) * for_each)))
     shuffled: dict[int, list[bytes]] = {}
     for task in range(tasks):
-        sightings = Sightings(partitions)
+        occurrences = Occurrences(partitions)
         for chunk in chunks[task::tasks]:
-            sightings.add(chunk)
-        for key, blob in sightings.handed_on():
+            occurrences.add(chunk)
+        for key, blob in occurrences.flush():
             shuffled.setdefault(key, []).insert(0, blob)
-        assert not len(sightings)
+        assert not len(occurrences)
     kinds = {key: partitions.kind_of(key) for key in shuffled}
-    return Repeats.of([(kinds[key], shared(kinds[key][0], blobs)) for key, blobs in shuffled.items()], 0.5, 3)
+    return Repeats.of(
+        [(kinds[key], ids_in_several_contexts(kinds[key][0], blobs)) for key, blobs in shuffled.items()], 0.5, 3
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -72,26 +83,26 @@ def test_of_an_id_in_several_contexts_the_first_in_the_order_of_the_log_stays(se
             for line, (id_, key, reason) in enumerate(lines):
                 if not reason and key in known and owner.setdefault(id_, key) != key:
                     split = splits_of(np.array([key]), period == "test", 0.5, 3)[0]
-                    expected.append(((ordinal << duplicates.OFFSET_BITS) + 1000 + 10 * line, split))
+                    expected.append(((ordinal << OFFSET_BITS) + 1000 + 10 * line, split))
     wanted = sorted(expected)
     for for_each, tasks in ((1, 1), (3, 4)):
         draw.shuffle(chunks)
         found = repeats_of(chunks, for_each, tasks)
-        assert list(zip(found.place_X.tolist(), found.split_X.tolist(), strict=True)) == wanted
+        assert list(zip(found.position_X.tolist(), found.split_X.tolist(), strict=True)) == wanted
     for chunk in chunks:
         before = chunk.parsed.line_LC[:, line_columns.REASON].copy()
-        duplicates.mark(chunk, found.place_X)
+        reject_repeats(chunk, found.position_X)
         marked = np.flatnonzero(chunk.parsed.line_LC[:, line_columns.REASON] != before)
-        places = (chunk.source.ordinal << duplicates.OFFSET_BITS) + 1000 + 10 * marked
-        first = chunk.source.ordinal << duplicates.OFFSET_BITS
-        last = (chunk.source.ordinal + 1) << duplicates.OFFSET_BITS
+        places = (chunk.source.ordinal << OFFSET_BITS) + 1000 + 10 * marked
+        first = chunk.source.ordinal << OFFSET_BITS
+        last = (chunk.source.ordinal + 1) << OFFSET_BITS
         assert places.tolist() == [place for place, _ in wanted if first <= place < last]
 
 
-def test_sightings_go_to_as_many_partitions_as_the_impressions_have_bytes() -> None:
+def test_occurrences_go_to_as_many_partitions_as_the_impressions_have_bytes() -> None:
     sources = [SourceFile(0, "a", "a", 10**12, CONTEXT, "train", False), SourceFile(1, "b", "b", 1, SKELETON, "train", False)]  # fmt: skip
     assert num_partitions(sources) == len(KINDS)
-    big = SourceFile(2, "c", "c", 3 * duplicates.BYTES_PER_PART, SKELETON, "test", False)
+    big = SourceFile(2, "c", "c", 3 * BYTES_PER_PART, SKELETON, "test", False)
     assert num_partitions([*sources, big]) == 4 * len(KINDS)
 
 

@@ -12,6 +12,7 @@ import xxhash
 
 from pipeline.contexts.rows import Rows
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
+from pipeline.storage.staged_file import StagedFile
 
 SCHEMA = pa.schema([("row", pa.int64())])
 
@@ -33,20 +34,20 @@ def test_row_groups_are_cut_at_the_same_rows_however_the_rows_come(tmp_path: Pat
             reached = 0
         expected[-1].append(number)
         reached += number
-    reports = []
+    written = []
     for name, step in (("whole", 300), ("pieces", draw.randrange(1, 50))):
         writer = PartWriter(tmp_path / name, SCHEMA, 40, with_daction=False)
         for start in range(0, 300, step):
             rows = rows_of(start, impressions[start : start + step])
             writer.add(rows.table, rows.count_NK)
-        report = writer.finish()
-        assert report is not None
-        reports.append({key: value for key, value in report.items() if key != "staged"})
+        file = writer.finish()
+        assert file is not None
         content = (tmp_path / name).read_bytes()
-        assert (report["bytes"], report["xxh3"]) == (len(content), xxhash.xxh3_64_hexdigest(content))
+        assert file == StagedFile(str(tmp_path / name), len(content), xxhash.xxh3_64_hexdigest(content))
+        written.append((content, writer.row_groups))
         assert pq.read_table(tmp_path / name)["row"].to_pylist() == list(range(300))
-    assert reports[0] == reports[1]
-    assert [(group["rows"], group["impressions"]) for group in reports[0]["row_groups"]] == [
+    assert written[0] == written[1]
+    assert [(group.rows, group.impressions) for group in written[0][1]] == [
         (len(group), sum(group)) for group in expected
     ]
 
@@ -66,8 +67,7 @@ def test_quarantine_has_the_same_bytes_however_its_lines_come(tmp_path: Path) ->
             for start in range(0, 300, step)
             if (part := lines[start : start + step])
         )
-        report = write_quarantine(path, batches)
-        assert report["lines"] == 300
+        assert write_quarantine(path, batches).num_lines == 300
         return path.read_bytes()
 
     assert written(300) == written(7)
