@@ -479,10 +479,10 @@ def _datasets(places: Mapping[str, Path]) -> dict[str, Seen]:
         text = (places[name] / "manifest.json").read_text()
         manifest = json.loads(text)
         assert text == _canonical(manifest), f"{places[name]}/manifest.json is written in another way"
-        xxh3, settings_xxh3 = _xxh3(text), manifest["settings_xxh3"]
+        xxh3 = _xxh3(text)
         manifest = _normalised(manifest, of_base)
         of_base[xxh3] = _xxh3(_canonical(manifest))
-        found[name] = _dataset(places[name], manifest, settings_xxh3, xxh3)
+        found[name] = _dataset(places[name], manifest, xxh3)
     return found
 
 
@@ -502,7 +502,7 @@ def _normalised(manifest: Seen, of_base: Mapping[str, str]) -> Seen:
     return manifest
 
 
-def _dataset(folder: Path, manifest: Seen, settings_xxh3: str, xxh3: str) -> Seen:
+def _dataset(folder: Path, manifest: Seen, xxh3: str) -> Seen:
     import pyarrow.parquet as pq
 
     quarantine = {}
@@ -512,14 +512,12 @@ def _dataset(folder: Path, manifest: Seen, settings_xxh3: str, xxh3: str) -> See
         quarantine[file["path"]] = {"reasons": Counter(row["reason"] for row in rows), "rows_xxh3": _xxh3(texts)}
     audit = json.loads((folder / "audit.json").read_text())
     assert audit.pop("manifest_xxh3") == xxh3, f"{folder}/audit.json is not of its manifest"
-    page = (folder / "audit.html").read_text().replace(settings_xxh3, "SETTINGS").replace(xxh3, "MANIFEST")
     return {
         "manifest_xxh3": _xxh3(_canonical(manifest)),
         "manifest": {key: value if key == "totals" else _xxh3(value) for key, value in manifest.items()},
         "files": _files(folder, (".parquet",)),
         "quarantine": quarantine,
         "audit_xxh3": _xxh3(audit),
-        "audit_page_xxh3": _xxh3(page),
     }
 
 
