@@ -2,7 +2,7 @@
 
     table_wise     a table lives on one rank; ids travel to it and pooled rows come back
     row_wise       every rank holds a range of the table's rows and sums its part of each bag
-    data_parallel  every rank holds the whole table, and gradients are averaged like the towers'
+    data_parallel  every rank holds the whole table, and gradients are summed like the towers'
 
 The plan is made by hand: TorchRec's planner wants a GPU topology, and on CPU it refuses row-wise tables.
 """
