@@ -2,7 +2,7 @@
 
     python tests/support/golden_runs.py --compare                         # prints each difference; status 1 if there is one
     python tests/support/golden_runs.py --record                          # writes tests/whole/golden.json anew
-    python tests/support/golden_runs.py --record --checkout /tmp/before   # from the commands of another checkout
+    python tests/support/golden_runs.py --record --checkout ../before   # from the commands of another checkout
     python tests/support/golden_runs.py --compare --keep FOLDER           # leaves logs, datasets and runs there
 
 It knows the project by its command lines and by the files that they write, and imports none of its modules, so that it holds
