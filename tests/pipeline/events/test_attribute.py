@@ -11,7 +11,7 @@ from references.events import Action, Impression, Reference
 
 from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings
 from pipeline.config.preprocess import ChecksSettings
-from pipeline.events.label import Labelled, label
+from pipeline.events.label import LabelledLog, label
 from pipeline.events.tables import find_log
 from pipeline.features.fields import Catalogue, Field
 
@@ -48,7 +48,7 @@ def settings_of(**changes: Any) -> EventsSettings:
     return EventsSettings(**fixed | changes)
 
 
-def run_label(spark: "SparkSession", raw: Path, settings: EventsSettings, staging: Path, **more: Any) -> Labelled:
+def run_label(spark: "SparkSession", raw: Path, settings: EventsSettings, staging: Path, **more: Any) -> LabelledLog:
     catalogue, checks = more.get("catalogue", CATALOGUE), more.get("checks", ChecksSettings())
     log = find_log(str(raw), settings, catalogue)
     staging.mkdir()
