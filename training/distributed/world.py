@@ -1,7 +1,7 @@
 """The ranks of one run: who they are, how they meet, and how they agree.
 
 The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. Under torchrun the ranks meet at its rendezvous; without
-it the process is a world of one, which takes the same road (a process group, sharded tables) and opens no port.
+it the process is a world of one, which takes the same code path (a process group, sharded tables) and opens no port.
 """
 
 import logging
