@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from jobs.entry import launch
 from pipeline.audit.card import card
-from pipeline.dataset.decode import decoded_rows
+from pipeline.dataset.decode import decode_rows
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 
@@ -28,7 +28,7 @@ def run(settings: InspectSettings) -> None:
     """Print the card of the dataset, and its first rows with raw ids."""
     shown = [card(settings.data, load_manifest(settings.data))]
     if settings.rows:
-        shown.append(decoded_rows(settings.data, settings.split, settings.rows))
+        shown.append(decode_rows(settings.data, settings.split, settings.rows))
     print("\n\n".join(shown), flush=True)
 
 

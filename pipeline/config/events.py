@@ -110,7 +110,7 @@ class EventsSettings:
             )
 
     def boundaries_ms(self) -> tuple[int, int, int, int]:
-        """t0, t1, t2, t3 in milliseconds since 1970 UTC."""
+        """Return t0, t1, t2, t3 in milliseconds since 1970 UTC. Raises InputError unless they are four that increase."""
         if len(self.boundaries) != 4:
             raise InputError(
                 f"source.events.boundaries={list(self.boundaries)} are {len(self.boundaries)} times, not the four "
@@ -126,11 +126,11 @@ class EventsSettings:
         return t0, t1, t2, t3
 
     def actions_end_ms(self) -> int | None:
-        """`actions_end` in milliseconds since 1970 UTC, if it is set."""
+        """Return `actions_end` in milliseconds since 1970 UTC, None where it is not set."""
         return time_ms("source.events.actions_end", self.actions_end) if self.actions_end else None
 
-    def checked(self, daction: list[str]) -> tuple[str, ...]:
-        """The actions that make labels: click, the dactions, purchase; InputError where one is not described."""
+    def label_actions(self, daction: list[str]) -> tuple[str, ...]:
+        """List the actions that make labels: click, the dactions, purchase. Raises InputError where one is not described."""
         for action in daction:
             if action in (CLICK, PURCHASE):
                 raise InputError(f"labels.daction names {action}, which is a label of its own; name cart, wish or so.")
@@ -152,7 +152,7 @@ class EventsSettings:
         return kinds
 
     def window_ms(self, action: str) -> int:
-        """The window of an action: after the impression for a click, after the click for any other."""
+        """Return the window of an action: after the impression for a click, after the click for any other."""
         return 0 if action == CLICK and self.impressions.click else self.windows_s[action] * MS_PER_S
 
     def reach_ms(self, kinds: tuple[str, ...]) -> int:
@@ -160,7 +160,7 @@ class EventsSettings:
         return self.window_ms(CLICK) + max(self.window_ms(kind) for kind in kinds if kind != CLICK)
 
     def label_definitions(self, daction: list[str]) -> dict[str, str]:
-        """Each label in words, for the manifest."""
+        """Define each label in words, for the manifest."""
         after = {kind: f"{self.window_ms(kind) // MS_PER_S} s" for kind in (CLICK, *daction, PURCHASE)}
         is_click = "the log's column says" if self.impressions.click else f"it came within {after[CLICK]}"
         labels = {
@@ -173,12 +173,15 @@ class EventsSettings:
         return labels
 
     def determining(self) -> dict[str, Any]:
-        """List what decides the content of the dataset, for the manifest: everything, times as one writes them canonically."""
+        """Return what decides the content of the dataset, for the manifest: all settings, with times in milliseconds."""
         return asdict(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}
 
 
 def time_ms(key: str, text: str) -> int:
-    """Milliseconds since 1970 of an ISO 8601 time (UTC where it names no offset) or a number of seconds."""
+    """Parse an ISO 8601 time (UTC where it names no offset) or a number of seconds, as milliseconds since 1970.
+
+    Raises InputError, of the setting `key`.
+    """
     try:
         # Not int(): it takes 1_0 as well. Nor any number: datetime ends with the year 9999, and Spark's integers later.
         is_number = re.fullmatch(r"[+-]?[0-9]+", text)

@@ -146,7 +146,7 @@ class SparkSettings:
 
 @dataclass
 class PreprocessSettings:
-    """conf/preprocess.yaml."""
+    """All settings of jobs.preprocess: conf/preprocess.yaml."""
 
     out: str = _MISSING  # the dataset
     overwrite: bool = False  # replace a dataset made with other settings
@@ -167,7 +167,7 @@ class PreprocessSettings:
         _at_least("grace_hours", self.grace_hours, 0)
 
     def determining(self, base_xxh3: str | None) -> dict[str, Any]:
-        """The settings that decide what the dataset holds, as they stand in the manifest; `base_xxh3` is of the base's."""
+        """Return the settings that decide what the dataset holds; `base_xxh3` is the hash of the base's manifest."""
         everything = asdict(self)
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
         chosen["features"] = self.features.determining()
@@ -179,7 +179,7 @@ class PreprocessSettings:
         return chosen | {"seed": self.seed, "source": {"name": self.source.name, "events": events}}
 
     def run_only(self) -> dict[str, Any]:
-        """The settings that do not decide it, for run.json."""
+        """Return the settings that do not decide it, for run.json."""
         everything = asdict(self)
         source = {key: everything["source"][key] for key in ("path", "split_bytes", "reader")}
         chosen = {name: everything[name] for name in ("out", "overwrite", "grace_hours", "staging", "audit", "spark")}
@@ -187,7 +187,7 @@ class PreprocessSettings:
 
 
 def settings_xxh3(determining: dict[str, Any]) -> str:
-    """The hash of the determining settings; the order of features counts, the order of other keys does not."""
+    """Hash the determining settings. The order of features counts, the order of other keys does not."""
     ordered = {"fields": list(determining["features"]["fields"]), "settings": determining}
     return xxhash.xxh3_64_hexdigest(json.dumps(ordered, sort_keys=True).encode())
 

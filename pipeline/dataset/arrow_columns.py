@@ -1,23 +1,23 @@
-"""Reading the columns of context rows (DESIGN §4), for whoever looks at a dataset without the trainer's feed."""
+"""Read the columns of context rows (DESIGN §4) without the trainer's feed."""
 
 import numpy as np
 import pyarrow as pa
 
 
 def array_of(table: pa.Table, name: str) -> pa.Array:
-    """A column in one piece."""
+    """Return a column in one piece."""
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def flat(table: pa.Table, name: str) -> pa.Array:
-    """The values of a column, out of their lists where it has any."""
+    """Return the values of a column, out of their lists where it has any."""
     array = array_of(table, name)
     return array.flatten() if pa.types.is_list(array.type) else array
 
 
 def lengths(table: pa.Table, name: str) -> np.ndarray:
-    """int64: how many values each row of a list column has."""
+    """Return int64 [N]: the number of values in each row of a list column."""
     return np.diff(array_of(table, name).offsets.to_numpy()).astype(np.int64)
 
 

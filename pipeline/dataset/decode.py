@@ -1,6 +1,4 @@
-"""Context rows with raw ids again: what jobs.inspect prints, and the way back from an index to the log."""
-
-# Shapes: N rows, I impressions of a row, U distinct indices.
+"""Context rows with raw ids again, found from their indices: what jobs.inspect prints."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ class Decoder:
     ids: Mapping[str, Mapping[int, int | str]]  # field → index → raw id
 
     def text(self, field: ManifestField, index: int) -> str:
-        """A value as people read it."""
+        """Format a value as people read it."""
         if index == MISSING:
             return "missing"
         if index_text := STORED_KINDS[field.kind].index_text:
@@ -46,8 +44,8 @@ class Decoder:
         return "out of vocabulary" if index == OUT_OF_VOCABULARY else str(self.ids[field.name][index])
 
 
-def decoded_rows(dataset: str, split: str, rows: int) -> str:
-    """The first rows of a split with raw ids and weights; InputError where a file is missing or damaged."""
+def decode_rows(dataset: str, split: str, rows: int) -> str:
+    """Format the first rows of a split with raw ids and weights. Raises InputError where a file is missing or damaged."""
     manifest = load_manifest(dataset)
     files = manifest.files_of(split)
     try:
@@ -75,7 +73,7 @@ def _first_rows(dataset: str, files: Sequence[DatasetFile], rows: int) -> list[d
 
 
 def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndarray:
-    """The distinct indices of a field that have a raw id."""
+    """Return the distinct indices of a field that have a raw id."""
     if not field.vocabulary:
         return np.empty(0, np.int64)
     values = [row[field.name] for row in rows]
@@ -83,9 +81,9 @@ def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndar
     return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
 
 
-def _raw_ids_of(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict[int, int | str]:
-    """index → raw id, or the text that it is the hash of, from the row groups of the vocabulary that hold them: index i stands in row i − 2."""
-    if not len(index_U):
+def _raw_ids_of(dataset: str, field: ManifestField, indices: np.ndarray) -> dict[int, int | str]:
+    """Map index → raw id, or the text that it is the hash of. Index i stands in row i − 2 of the vocabulary."""
+    if not len(indices):
         return {}
     filesystem, root = open_location(dataset)
     found: dict[int, int | str] = {}
@@ -93,7 +91,7 @@ def _raw_ids_of(dataset: str, field: ManifestField, index_U: np.ndarray) -> dict
     with pq.ParquetFile(f"{root}/{field.vocabulary}", filesystem=filesystem) as parquet:
         for number in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(number).num_rows
-            mine = index_U[(index_U >= first) & (index_U < first + size)]
+            mine = indices[(indices >= first) & (indices < first + size)]
             if len(mine):
                 table = parquet.read_row_group(number, ["raw_id", "text"]).take(mine - first)
                 texts = table["text"].to_pylist() if "text" in table.column_names else [None] * len(mine)
@@ -129,7 +127,7 @@ def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Map
 
 
 def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Sequence[float] | None) -> str:
-    """One value, or the first of many with their weights and how many there are."""
+    """Format one value, or the first of many with their weights and how many there are."""
     if field.stored == NUMBER:
         return "missing" if value is None else f"{value:g}"
     if field.arity == "one":

@@ -24,7 +24,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 LABELS = ("click", "daction", "conversion")
-#: Table rows that every field has before its first id: 0 missing, 1 out of vocabulary.
+#: Indices that every field has before its first id, and how many they are.
+MISSING, OUT_OF_VOCABULARY = 0, 1
 NUM_RESERVED_ROWS = 2
 
 
@@ -98,7 +99,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def files_of(self, split: str) -> tuple[DatasetFile, ...]:
-        """The files of `split` in manifest order; InputError if it has no impressions."""
+        """Return the files of `split` in manifest order. Raises InputError if it has no impressions."""
         if split not in SPLITS:
             raise InputError(f"split={split} is not one of {', '.join(SPLITS)}.")
         files = tuple(file for file in self.files if file.split == split)
@@ -119,7 +120,7 @@ class Manifest:
         )
 
     def to_json(self) -> str:
-        """The canonical text: the same dataset gives the same bytes."""
+        """Return the canonical text: the same dataset gives the same bytes."""
         content = asdict(self)
         for entry in content["fields"]:
             if not entry["parameters"]:
@@ -133,7 +134,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
-        """Parse `text`, read from `where`; InputError where it is not a manifest of a known format."""
+        """Parse `text`, read from `where`. Raises InputError where it is not a manifest of a known format."""
         try:
             raw = json.loads(text)
             version = raw["format_version"]
@@ -193,12 +194,12 @@ def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
 
 
 def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:
-    """Read the manifest of `dataset`; InputError where there is none, for then there is no dataset."""
+    """Read the manifest of `dataset`. Raises InputError where there is none, for then there is no dataset."""
     return read_manifest(dataset)[0]
 
 
 def read_manifest(dataset: str | os.PathLike[str], key: str = "data") -> tuple[Manifest, str]:
-    """The manifest of `dataset` and the xxh3 of its bytes; InputError, of the setting `key`, where there is none."""
+    """Read the manifest of `dataset` and the xxh3 of its bytes. Raises InputError, of the setting `key`, without one."""
     filesystem, root = open_location(dataset)
     path = f"{root.rstrip('/')}/{MANIFEST}"
     try:
@@ -233,6 +234,3 @@ def field_differences(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str
     if not found and list(was) != list(is_now):
         found.append("the fields stand in another order, which is that of the towers' inputs")
     return found
-
-
-MISSING, OUT_OF_VOCABULARY = 0, 1

@@ -58,7 +58,7 @@ def label(
 
     Raises InputError where no impression is left (and says why), or a row has a defect that `checks` stops at.
     """
-    kinds = settings.checked(list(daction))
+    kinds = settings.label_actions(list(daction))
     # Also for joins and counts, which take Spark's 200 otherwise: so many tasks to count ten rows.
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     log = parsed(spark, log, settings, catalogue, staging)

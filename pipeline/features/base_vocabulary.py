@@ -33,7 +33,7 @@ class Base:
 
     @classmethod
     def of(cls, path: str, fields: Sequence[Field]) -> "Base":
-        """The dataset at `path`; InputError where there is none, or one with other fields."""
+        """Read the manifest of `path`. Raises InputError where there is none, or one with other fields."""
         manifest, manifest_xxh3 = read_manifest(path, "vocabulary.base")
         if found := field_differences(manifest.fields, fields, _SAME_AS_BASE):
             raise InputError(
@@ -48,11 +48,11 @@ class Base:
         return (self.manifest_xxh3, *self.manifest.lineage)
 
     def field(self, name: str) -> ManifestField:
-        """A field of the base's manifest."""
+        """Return a field of the base's manifest."""
         return next(entry for entry in self.manifest.fields if entry.name == name)
 
     def vocabularies(self) -> list[Vocabulary]:
-        """The vocabulary of each field; InputError where a file is not what the manifest says."""
+        """Read the vocabulary of each field. Raises InputError where a file is not what the manifest says."""
         return [self._vocabulary(entry) for entry in self.manifest.fields]
 
     def _vocabulary(self, entry: ManifestField) -> Vocabulary:
@@ -81,15 +81,15 @@ class Base:
 
 
 def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:
-    """The fields with `max_ids` less what the base has already: how many new ids each may get."""
+    """Reduce the `max_ids` of each field by the ids of the base: what is left is the room for new ones."""
     return tuple(
         entry if entry.max_ids is None else replace(entry, max_ids=max(entry.max_ids - len(old.id_N), 0))
         for entry, old in zip(fields, base, strict=True)
     )
 
 
-def extended(base: Vocabulary, known: Vocabulary, new: Vocabulary) -> Vocabulary:
-    """`base` and behind it `new`; `known` has today's counts of ids of the base, the others' are 0."""
+def extend(base: Vocabulary, known: Vocabulary, new: Vocabulary) -> Vocabulary:
+    """Append `new` to `base`. `known` has today's counts of ids of the base; the others' are 0."""
     count_N = np.zeros(len(base.id_N), np.int64)
     order = np.argsort(base.id_N)
     count_N[order[np.searchsorted(base.id_N, known.id_N, sorter=order)]] = known.count_N

@@ -71,7 +71,7 @@ class Catalogue:
     timed: bool = False  # impressions have a timestamp
 
     def of_scope(self, scope: str) -> tuple[Field, ...]:
-        """The fields of one scope, in catalogue order."""
+        """Return the fields of one scope, in catalogue order."""
         return tuple(entry for entry in self.fields if entry.scope == scope)
 
     @property
@@ -80,19 +80,19 @@ class Catalogue:
         return tuple(entry for entry in self.fields if entry.kind_of_field.needs_moments)
 
     def places(self, chosen: Sequence[Field]) -> list[int]:
-        """For each field of the catalogue its position in `chosen`, -1 where it is not there."""
+        """Return for each field of the catalogue its position in `chosen`, -1 where it is not there."""
         return [chosen.index(entry) if entry in chosen else -1 for entry in self.fields]
 
     def number_places(self, chosen: Sequence[Field]) -> list[int]:
-        """For each field the position in `chosen` of the one whose number its values bring, -1 for none."""
+        """Return for each field the position in `chosen` of the one whose number its values bring, -1 for none."""
         return self.places([self.source_of(entry) for entry in chosen])
 
     def read_fields(self, scope: str) -> tuple[Field, ...]:
-        """The fields that the features of a raw line are read as: each raw id once, as ids where a field takes its ids."""
+        """Return the fields that the features of a raw line are read as: each raw id once, as ids where a field takes its ids."""
         return tuple(entry for entry in self.of_scope(scope) if self.source_of(entry) is entry)
 
     def source_of(self, entry: Field) -> Field:
-        """The field whose values bring those of `entry`: itself, but for a number behind another field of its raw id.
+        """Return the field whose values bring those of `entry`: itself, but for a number behind another field of its raw id.
 
         That is the one that takes the ids, or else the first one that takes the number.
         """
@@ -106,7 +106,7 @@ class Catalogue:
 
 
 def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, max_ids: int | None = None) -> Catalogue:
-    """Check `settings` and give the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
+    """Check `settings` and return the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
 
     Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but for fields of other
     kinds and the same scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a

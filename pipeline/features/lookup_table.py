@@ -43,18 +43,18 @@ class Lookup:
 
     @classmethod
     def load(cls, directory: Path, name: str = "lookup") -> "Lookup":
-        """Map the four files."""
+        """Map the four files of `name` into memory."""
         return cls(*(np.asarray(np.load(directory / f"{name}_{part}.npy", mmap_mode="r")) for part in _PARTS))
 
     def indices_of(self, field_V: np.ndarray, id_V: np.ndarray) -> np.ndarray:
-        """int32 [V]: the index of each raw id in its field; OUT_OF_VOCABULARY where it has none, and it is not hashed."""
+        """Look up int32 [V], the index of each raw id in its field; OUT_OF_VOCABULARY where it has none, and is not hashed."""
         index_V = np.empty(len(id_V), np.int32)
         _look_up(field_V, id_V, self.places, self.direct, self.keys, self.indices, index_V)
         return index_V
 
 
 def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
-    """Build the tables."""
+    """Build the tables of `vocabularies`, one a field in catalogue order."""
     places = np.zeros((len(vocabularies), 3), np.int64)
     direct, keys, indices = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     num_direct = num_slots = 0

@@ -6,7 +6,7 @@ The moments are exact: Σv and Σv² of float32 are kept as integers, one of eac
 the same in whatever order tasks add theirs, and only the last step rounds.
 """
 
-# Shapes: L lines, V values, F fields of the catalogue, Q numeric fields, E exponents.
+# Shapes: L lines, V values, F fields of the catalogue.
 
 import math
 from fractions import Fraction
@@ -24,28 +24,28 @@ _MANTISSA_BITS, _SMALLEST = 24, 149  # 2^-149 is the smallest float32 above 0
 
 
 class Moments:
-    """How many numbers each of Q fields had, their sum and the sum of their squares; exact."""
+    """The count, the sum and the sum of squares of several columns of numbers; exact."""
 
     def __init__(self, num_numbers: int) -> None:
         self._sums = np.zeros((num_numbers, _EXPONENTS, 4), np.int64)
 
-    def add(self, number_LQ: np.ndarray) -> None:
-        """Add numbers; NaN is none."""
-        _add(number_LQ.view(np.int32), self._sums)
+    def add(self, numbers: np.ndarray) -> None:
+        """Add float32 [L, columns]; NaN is no number."""
+        _add(numbers.view(np.int32), self._sums)
 
     def to_bytes(self) -> bytes:
-        """For the way from a task to the driver: (field, exponent, sums) of the exponents that occurred."""
+        """Serialize (column, exponent, sums) of the exponents that occurred, for the way from a task to the driver."""
         field_R, exponent_R = np.nonzero(self._sums[:, :, _COUNT])
         rows = np.column_stack([field_R, exponent_R, self._sums[field_R, exponent_R]])
         return rows.astype(np.int64).tobytes()
 
     def merge(self, blob: Any) -> None:
-        """Add what to_bytes() of another gave."""
+        """Add what to_bytes() of another returned."""
         rows = np.frombuffer(blob, np.int64).reshape(-1, 6)
         self._sums[rows[:, 0], rows[:, 1]] += rows[:, 2:]
 
     def mean_std(self, place: int) -> tuple[float, float]:
-        """(mean, population standard deviation) of one field; (0, 0) where there was no number, and std 0 for a constant."""
+        """Return (mean, population standard deviation) of one column: (0, 0) without a number, std 0 for a constant."""
         by_exponent = self._sums[place].tolist()
         number = sum(sums[_COUNT] for sums in by_exponent)
         if not number:
@@ -61,10 +61,10 @@ class Moments:
 
 
 @nb.njit(cache=True)
-def _add(bits_LQ, all_sums):  # type: ignore[no-untyped-def]
-    for line in range(len(bits_LQ)):
-        for place in range(bits_LQ.shape[1]):
-            bits = np.int64(bits_LQ[line, place])
+def _add(float_bits, all_sums):  # type: ignore[no-untyped-def]
+    for line in range(len(float_bits)):
+        for place in range(float_bits.shape[1]):
+            bits = np.int64(float_bits[line, place])
             exponent = (bits >> 23) & 255
             if exponent == 255:  # NaN: missing
                 continue

@@ -5,7 +5,7 @@
 Index 0 is missing, 1 out of vocabulary; the ids follow by falling count, ties by raw id.
 """
 
-# Shapes: V values, P pairs (a distinct id of a field), S slots of a hash table, F fields of the catalogue.
+# Shapes: V values, F fields of the catalogue, N ids of a field. A pair is a distinct id of a field with its count.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _FIELD_SALT = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Counter:
-    """Counts of (field, id) in one open-addressing table of two words a slot: the id, and count · 2^16 + field."""
+    """A count for each (field, id), in one open-addressing table of two words a slot: the id, and count · 2^16 + field."""
 
     def __init__(self) -> None:
         self._table = np.zeros((1 << 12, 2), np.int64)
@@ -47,15 +47,15 @@ class Counter:
         self._num_pairs += _count_pairs(self._table, pairs)
 
     def pairs(self) -> np.ndarray:
-        """int64 [P, 2]: id, count · 2^16 + field; in no particular order."""
+        """Return int64 [pairs, 2]: id, count · 2^16 + field; in no particular order."""
         return self._table[self._table[:, 1] > 0]
 
     def parts(self, num_parts: int) -> Iterator[tuple[int, bytes]]:
-        """(partition, its pairs as bytes) for every partition that has any."""
+        """Yield (partition, its pairs as bytes) for every partition that has any."""
         pairs = self.pairs()
-        part_P = _partitions_of(pairs, num_parts)
-        order = np.argsort(part_P, kind="stable")
-        bounds = np.searchsorted(part_P[order], np.arange(num_parts + 1))
+        part_of_pair = _partitions_of(pairs, num_parts)
+        order = np.argsort(part_of_pair, kind="stable")
+        bounds = np.searchsorted(part_of_pair[order], np.arange(num_parts + 1))
         for part in range(num_parts):
             chosen = order[bounds[part] : bounds[part + 1]]
             if len(chosen):
@@ -73,22 +73,22 @@ class Counter:
 
 
 def pairs_of(blob: Any) -> np.ndarray:
-    """The int64 [P, 2] of a blob, aligned: numba would compile another kernel for memory that is not."""
+    """View a blob as int64 [pairs, 2], aligned: numba would compile another kernel for memory that is not."""
     return np.require(np.frombuffer(blob, np.int64).reshape(-1, 2), requirements="A")
 
 
 def fields_of(pairs: np.ndarray) -> np.ndarray:
-    """int64 [P]: the number of each pair's field."""
+    """Return int64 [pairs]: the number of each pair's field."""
     return pairs[:, 1] & _FIELD_MASK
 
 
-def frequent(pairs: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
-    """The pairs whose count reaches their field's minimum, and of these no more than the field may have ids."""
+def keep_frequent(pairs: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+    """Keep the pairs whose count reaches their field's minimum, and of these no more than the field may have ids."""
     least_F = np.array([entry.min_count for entry in fields])
     pairs = pairs[pairs[:, 1] >> _COUNT_SHIFT >= least_F[fields_of(pairs)]]
     if all(entry.max_ids is None for entry in fields):
         return pairs
-    chosen = [ids[: entry.max_ids] for ids, entry in zip(_ranked(pairs, len(fields)), fields, strict=True)]
+    chosen = [ids[: entry.max_ids] for ids, entry in zip(_rank(pairs, len(fields)), fields, strict=True)]
     return pairs[np.concatenate(chosen)]
 
 
@@ -107,26 +107,26 @@ class Vocabulary:
         return (self.hash_buckets or len(self.id_N)) + NUM_RESERVED_ROWS
 
     def table(self) -> pa.Table:
-        """The content of vocabulary/<field>-<xxh3>.parquet."""
+        """Return the content of vocabulary/<field>-<xxh3>.parquet."""
         index = np.arange(NUM_RESERVED_ROWS, self.num_rows, dtype=np.int32)
         columns = {"raw_id": self.id_N, "index": index, "count": self.count_N}
         return pa.table(columns | ({"text": pa.array(self.texts, pa.string())} if self.texts else {}))
 
 
 def vocabularies(pairs: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:
-    """The vocabulary of each field of the catalogue, from the frequent pairs in any order."""
+    """Build the vocabulary of each field of the catalogue, from the frequent pairs in any order."""
     found = []
-    for ids, entry in zip(_ranked(pairs, len(fields)), fields, strict=True):
+    for ids, entry in zip(_rank(pairs, len(fields)), fields, strict=True):
         kept = ids[: entry.max_ids]
         found.append(Vocabulary(pairs[kept, 0], pairs[kept, 1] >> _COUNT_SHIFT, hash_buckets=entry.hash_buckets))
     return found
 
 
-def _ranked(pairs: np.ndarray, num_fields: int) -> list[np.ndarray]:
-    """The positions of the pairs of each field, by falling count, ties by raw id."""
-    field_P, count_P = fields_of(pairs), pairs[:, 1] >> _COUNT_SHIFT
-    order = np.lexsort((pairs[:, 0], -count_P, field_P))
-    bounds = np.searchsorted(field_P[order], np.arange(num_fields + 1))
+def _rank(pairs: np.ndarray, num_fields: int) -> list[np.ndarray]:
+    """Return the positions of the pairs of each field, by falling count, ties by raw id."""
+    fields, counts = fields_of(pairs), pairs[:, 1] >> _COUNT_SHIFT
+    order = np.lexsort((pairs[:, 0], -counts, fields))
+    bounds = np.searchsorted(fields[order], np.arange(num_fields + 1))
     return [order[begin:end] for begin, end in pairwise(bounds)]
 
 
@@ -144,7 +144,7 @@ def _home(raw_id, field, slots):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def _slot_of(table, raw_id, field):  # type: ignore[no-untyped-def]
-    """The slot that holds the pair, or the empty slot where it belongs."""
+    """Return the slot that holds the pair, or the empty slot where it belongs."""
     slots = len(table)
     slot = _home(raw_id, field, slots)
     while table[slot, 1] != 0 and (table[slot, 0] != raw_id or (table[slot, 1] & _FIELD_MASK) != field):
@@ -184,9 +184,9 @@ def _count_pairs(table, pairs):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _partitions_of(pairs, num_parts):  # type: ignore[no-untyped-def]
-    part_P = np.empty(len(pairs), np.int64)
+    part_of_pair = np.empty(len(pairs), np.int64)
     for i in range(len(pairs)):
         # The upper half: the lower bits choose the slot, and a part must not fill one corner of the merged table.
         hashed = mix(np.uint64(pairs[i, 0]) ^ (np.uint64(pairs[i, 1] & _FIELD_MASK) * _FIELD_SALT))
-        part_P[i] = np.int64(((hashed >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32))
-    return part_P
+        part_of_pair[i] = np.int64(((hashed >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32))
+    return part_of_pair

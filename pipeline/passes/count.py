@@ -18,11 +18,11 @@ from pipeline.chunks.line_columns import REASON
 from pipeline.chunks.reasons import GOOD
 from pipeline.config.preprocess import GLOBAL
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
-from pipeline.features.base_vocabulary import extended, with_room
+from pipeline.features.base_vocabulary import extend, with_room
 from pipeline.features.fields import Catalogue, Field
 from pipeline.features.lookup_table import Lookup, lookup_of
 from pipeline.features.moments import Moments
-from pipeline.features.vocabulary import Counter, Vocabulary, fields_of, frequent, pairs_of, vocabularies
+from pipeline.features.vocabulary import Counter, Vocabulary, fields_of, keep_frequent, pairs_of, vocabularies
 from pipeline.kernels.hashing import TRAIN
 from pipeline.passes.duplicates import Occurrences, Partitions, Repeats, ids_in_several_contexts, num_partitions
 from pipeline.passes.input import Log, LogInput
@@ -117,7 +117,7 @@ class Counting:
             is_known_P = lookup.indices_of(fields_of(pairs), pairs[:, 0]) >= NUM_RESERVED_ROWS
             yield _counted(BASE_PART, pairs[is_known_P].tobytes())
             pairs = pairs[~is_known_P]
-        yield _counted(self.part_keys[0], frequent(pairs, self.fields).tobytes())
+        yield _counted(self.part_keys[0], keep_frequent(pairs, self.fields).tobytes())
 
     def _flush(self, counter: Counter) -> Batches:
         for part, blob in counter.parts(len(self.part_keys)):
@@ -186,7 +186,7 @@ def _gather(
     if base is not None:
         everything = [replace(entry, max_ids=None) for entry in fields]
         of_base = vocabularies(np.concatenate(known), everything)
-        found = [extended(*of_field) for of_field in zip(base, of_base, found, strict=True)]
+        found = [extend(*of_field) for of_field in zip(base, of_base, found, strict=True)]
     return Counted(tally, found, moments, repeats)
 
 

@@ -48,7 +48,7 @@ class Job:
                 start_spark(settings.spark)  # nothing else can look at the files
             found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
             return cls(settings, fields, tuple(found), out, base=base)
-        events.checked(settings.labels.daction)
+        events.label_actions(settings.labels.daction)
         log = find_log(settings.source.path, events, fields)
         return cls(settings, fields, log.files, out, log, base)
 

@@ -11,7 +11,7 @@ from raw_log import RawLog, context_line, impression_line, key_of
 
 from jobs.inspect import InspectSettings, run
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.decode import decoded_rows
+from pipeline.dataset.decode import decode_rows
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 
@@ -43,7 +43,7 @@ def dataset(spark: object, tmp_path_factory: pytest.TempPathFactory, preprocess_
 
 
 def test_a_row_comes_back_as_the_log_had_it_with_missing_and_unknown_ids_named(dataset: Path) -> None:
-    train = re.sub(r" +", " ", decoded_rows(str(dataset), "train", 3))
+    train = re.sub(r" +", " ", decode_rows(str(dataset), "train", 3))
     assert train.startswith(f"train row 1: context {key_of(1)}, group_id 11, 2 impressions\n user_id 11\n")
     assert "user_profile missing" in train
     assert "user_shops 31 × 3.1, 32 × 3.2, 33 × 3.3, 34 × 3.4, 35 × 3.5, 36 × 3.6, … (9 values)" in train
@@ -54,7 +54,7 @@ def test_a_row_comes_back_as_the_log_had_it_with_missing_and_unknown_ids_named(d
     assert "item_id missing" in second
     assert "item_category 43" in second
     assert "item_intention none" in second
-    test = re.sub(r" +", " ", decoded_rows(str(dataset), "test", 1))
+    test = re.sub(r" +", " ", decode_rows(str(dataset), "test", 1))
     assert "group_id missing" in test
     assert "item_id out of vocabulary" in test
 
@@ -77,14 +77,14 @@ def test_the_card_has_splits_rates_labels_fields_and_the_unknown_share(
 
 def test_a_mistake_is_answered_in_one_sentence(dataset: Path) -> None:
     with pytest.raises(InputError, match=r"split=validation .it has: test, train.; choose one of these"):
-        decoded_rows(str(dataset), "validation", 1)
+        decode_rows(str(dataset), "validation", 1)
     with pytest.raises(InputError, match="rows=-1 is negative"):
         InspectSettings(data=str(dataset), rows=-1)
     vocabulary = next((dataset / "vocabulary").glob("item_id-*.parquet"))
     whole = vocabulary.read_bytes()
     vocabulary.write_bytes(whole[:20])
     with pytest.raises(InputError, match=r"cannot be read .*; restore the file, or run jobs.preprocess again"):
-        decoded_rows(str(dataset), "train", 1)
+        decode_rows(str(dataset), "train", 1)
     vocabulary.write_bytes(whole)
 
 

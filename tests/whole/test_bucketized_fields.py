@@ -14,7 +14,7 @@ from tiny_run import take_steps, tiny_settings, weights
 
 from pipeline.audit.card import card
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.dataset.decode import decoded_rows
+from pipeline.dataset.decode import decode_rows
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
@@ -96,7 +96,7 @@ def test_training_looks_up_the_row_of_each_bucket_and_learns_the_rows_that_it_sa
 
 
 def test_inspection_names_the_interval_of_a_bucket_and_says_what_is_missing(data: Path) -> None:
-    shown = re.sub(r" +", " ", decoded_rows(str(data), "train", 10_000))
+    shown = re.sub(r" +", " ", decode_rows(str(data), "train", 10_000))
     stored = stored_buckets(data)
     texts = {0: "missing", 2: "below 0.5", 3: "0.5 to below 1.5", 4: "1.5 to below 4", 5: "4 or more"}
     parts = re.split(r"\n impression ", shown)[1:]

@@ -15,7 +15,7 @@ from tiny_run import tiny_settings, weights
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
-from pipeline.features.base_vocabulary import extended, with_room
+from pipeline.features.base_vocabulary import extend, with_room
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.passes.job import Job
@@ -38,10 +38,10 @@ def vocabulary(*pairs: tuple[int, int]) -> Vocabulary:
 
 def test_the_base_comes_first_in_its_order_with_todays_counts_and_new_ids_behind() -> None:
     base = vocabulary((9, 4), (2, 4), (30, 3), (5, 1))
-    whole = extended(base, vocabulary((2, 8), (5, 1)), vocabulary((7, 6), (1, 2)))
+    whole = extend(base, vocabulary((2, 8), (5, 1)), vocabulary((7, 6), (1, 2)))
     assert whole.id_N.tolist() == [9, 2, 30, 5, 7, 1]
     assert whole.count_N.tolist() == [0, 8, 0, 1, 6, 2]
-    assert extended(vocabulary(), vocabulary(), vocabulary((7, 6))).id_N.tolist() == [7]
+    assert extend(vocabulary(), vocabulary(), vocabulary((7, 6))).id_N.tolist() == [7]
 
 
 def test_the_room_for_new_ids_is_what_the_base_leaves_of_max_ids() -> None:

@@ -12,7 +12,7 @@ from event_log import IMPRESSIONS, written
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.events.id_texts import text_id, with_texts
-from pipeline.features.base_vocabulary import extended
+from pipeline.features.base_vocabulary import extend
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.preprocess import preprocess
 
@@ -55,7 +55,7 @@ def test_a_text_is_kept_beside_its_id_and_a_second_one_with_its_hash_is_named(
 
 
 def test_texts_of_a_base_stay_where_today_has_none() -> None:
-    grown = extended(vocabulary([5, 6], ("five", "six")), vocabulary([]), vocabulary([8]))
+    grown = extend(vocabulary([5, 6], ("five", "six")), vocabulary([]), vocabulary([8]))
     assert grown.texts == ("five", "six", None)
     assert with_texts(grown, np.array([8, 6]), ["eight", "six"]).texts == ("five", "six", "eight")
 

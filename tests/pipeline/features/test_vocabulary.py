@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.features.fields import Field
 from pipeline.features.lookup_table import Lookup, lookup_of
-from pipeline.features.vocabulary import Counter, Vocabulary, frequent, pairs_of, vocabularies
+from pipeline.features.vocabulary import Counter, Vocabulary, keep_frequent, pairs_of, vocabularies
 
 
 def values(seed: int, number: int = 5000) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def test_ids_come_by_falling_count_then_by_raw_id_and_rare_ones_are_cut_by_their
     counts = {(0, 7): 3, (0, 2): 3, (0, 9): 1, (1, 4): 1, (1, 5): 2}
     pairs = np.array([(raw_id, count << 16 | field) for (field, raw_id), count in counts.items()], np.int64)
     fields = [Field(name, name, "context", "one", False, least) for name, least in (("a", 2), ("b", 1), ("c", 1))]
-    first, second, third = vocabularies(frequent(pairs, fields), fields)
+    first, second, third = vocabularies(keep_frequent(pairs, fields), fields)
     assert (first.id_N.tolist(), first.count_N.tolist(), first.num_rows) == ([2, 7], [3, 3], 4)
     assert second.id_N.tolist() == [5, 4]
     assert third.num_rows == 2
@@ -66,7 +66,7 @@ def test_the_most_frequent_ids_stay_whether_or_not_partitions_are_cut_first(most
     field_V, id_V = values(6)
     counter.add(field_V, id_V % 40, np.ones(len(id_V), np.bool_))
     fields = [Field(name, name, "context", "one", False, 2, most if name == "b" else None) for name in "abc"]
-    parts = [frequent(pairs_of(blob), fields) for _, blob in counter.parts(4)]
+    parts = [keep_frequent(pairs_of(blob), fields) for _, blob in counter.parts(4)]
     whole = {pair: count for pair, count in plain(counter).items() if count >= 2}
     for number, found in enumerate(vocabularies(np.concatenate(parts), fields)):
         order = sorted((-count, raw_id) for (field, raw_id), count in whole.items() if field == number)
