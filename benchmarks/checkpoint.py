@@ -32,16 +32,16 @@ def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[f
             )
         writer = trainer._writer
         with writer:
-            for share in trainer.shares():
+            for rank_batch in trainer.batches():
                 began_s, kind = time.monotonic(), "step meanwhile" if writer.is_underway else "step alone"
-                agreed = trainer.step(share)
-                trainer._count(share.step, agreed)
+                agreed = trainer.step(rank_batch)
+                trainer._count(rank_batch.step, agreed)
                 if agreed.saved:
                     writer.advance()
                 ended_s = time.monotonic()
-                if share.step:  # the first warms up
+                if rank_batch.step:  # the first warms up
                     seconds[kind].append(ended_s - began_s)
-                if (share.step + 1) % every_steps == 0:
+                if (rank_batch.step + 1) % every_steps == 0:
                     trainer._save()
                     seconds["pause"].append(time.monotonic() - ended_s)
         trainer.close()

@@ -35,16 +35,16 @@ def rank(data: str, model: str, num_steps: int, overrides: list[str]) -> None:
     settings = configured(data, out, model, overrides)
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        shares = endless(trainer)
+        batches = endless(trainer)
         for _ in range(WARM_UP_STEPS):
-            trainer.step(next(shares))
+            trainer.step(next(batches))
         world.barrier()
         start_s, cpu_s = time.monotonic(), time.process_time()
         for _ in range(num_steps):
-            trainer.step(next(shares))
+            trainer.step(next(batches))
         world.barrier()
         wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
-        shares.close()
+        batches.close()
         total = world.sum(torch.tensor([cpu_s], dtype=torch.float64, device=world.device)).item()
         if world.rank == 0:
             print(json.dumps({"per_s": num_steps * settings.plan.batch_size / wall_s, "cpu_share": total / wall_s}))

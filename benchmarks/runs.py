@@ -49,9 +49,9 @@ def train(trainer: Trainer) -> dict[str, float]:
     start_s = time.process_time()
     for epoch in range(trainer.settings.epochs):
         trainer.position = Position(epoch, 0)
-        for share in trainer.shares():
-            trainer.step(share)
-            contexts.append(len(set(share.batch.context_id)))
+        for rank_batch in trainer.batches():
+            trainer.step(rank_batch)
+            contexts.append(len(set(rank_batch.batch.context_id)))
     cpu_s = time.process_time() - start_s
     return {CPU_S: cpu_s, CONTEXTS: float(np.mean(contexts[: trainer.plan.num_steps - 1] or contexts))}
 
@@ -63,7 +63,7 @@ def predict(trainer: Trainer, split: str) -> dict[str, np.ndarray]:
     feed = open_feed(trainer.settings, trainer.manifest, split, in_order, trainer.world)
     parts = []
     for batch in feed.batches(0):
-        columns = batch.labels | trainer.graph.predict(trainer.placed.predict(batch))
+        columns = batch.labels | trainer.graph.predict(trainer.model.predict(batch))
         parts.append({"impression_id": batch.impression_id} | columns)
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 

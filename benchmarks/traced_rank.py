@@ -26,12 +26,12 @@ class Traced(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self._trace = folder / f"rank-{world.rank}.txt"
 
-    def step(self, share: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> Agreed:
         """As any trainer's."""
-        ids = " ".join(map(str, share.batch.impression_id[: share.num_impressions].tolist()))
+        ids = " ".join(map(str, rank_batch.batch.impression_id[: rank_batch.num_impressions].tolist()))
         with self._trace.open("ab", buffering=0) as trace:
             trace.write(f"{self.steps_done} {ids}\n".encode())
-        return super().step(share)
+        return super().step(rank_batch)
 
 
 def run(settings: TrainSettings) -> None:

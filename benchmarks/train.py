@@ -75,7 +75,7 @@ class Floor:
 
 def endless(trainer: Trainer) -> Iterator[RankBatch]:
     while True:
-        yield from trainer.shares()
+        yield from trainer.batches()
 
 
 class EndToEnd:
@@ -83,16 +83,16 @@ class EndToEnd:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.shares = trainer.shares()
+        self.batches = trainer.batches()
         self.cpu_s = self.waiting_share = 0.0
 
     def round(self) -> list[Batch]:
         """Train on some batches."""
         recent: list[Batch] = []
         cpu_s, wall_s, waited_s = time.process_time(), time.monotonic(), self.trainer.feed.wait_s
-        for share in itertools.islice(self.shares, STEPS_PER_ROUND):
-            self.trainer.step(share)
-            recent.append(share.batch)
+        for rank_batch in itertools.islice(self.batches, STEPS_PER_ROUND):
+            self.trainer.step(rank_batch)
+            recent.append(rank_batch.batch)
         # The other trainer's threads and this one's run ahead a little in each other's rounds, and as much in each.
         self.cpu_s = time.process_time() - cpu_s
         self.waiting_share = (self.trainer.feed.wait_s - waited_s) / (time.monotonic() - wall_s)
@@ -100,10 +100,10 @@ class EndToEnd:
 
     def finish(self, world: World) -> dict[str, float | None]:
         """Take what is left of the epoch, and judge the model on the validation split."""
-        for share in self.shares:
-            self.trainer.step(share)
+        for rank_batch in self.batches:
+            self.trainer.step(rank_batch)
         assert self.trainer.validation is not None, "the dataset has no validation split"
-        return self.trainer.validation.figures(self.trainer.placed, world)
+        return self.trainer.validation.figures(self.trainer.model, world)
 
 
 def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
@@ -114,7 +114,7 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
             name: EndToEnd(stack.enter_context(closing(Trainer(settings, world))))
             for name, settings in settings_of.items()
         }
-        network, hidden = sides["fp32"].trainer.placed.model, some.model.towers.hidden
+        network, hidden = sides["fp32"].trainer.model.network, some.model.towers.hidden
         widths = network.widths
         ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.towers.heads], *widths)
         plain = Floor([PlainTower(*widths, hidden) for _ in network.towers.heads], *widths)

@@ -91,36 +91,36 @@ class Profiled:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.watch = trainer, Stopwatch()
-        self._shares = endless(trainer)
-        placed, around = trainer.placed, self.watch.around
-        around(placed.exchange, "send", "ids: cut")
-        around(placed.exchange, "look_up", "ids to the kernels, rows back")
-        for kernel in placed.exchange.kernels:
+        self._batches = endless(trainer)
+        model, around = trainer.model, self.watch.around
+        around(model.exchange, "send", "ids: cut")
+        around(model.exchange, "look_up", "ids to the kernels, rows back")
+        for kernel in model.exchange.kernels:
             around(kernel.module, "forward", "lookup (FBGEMM)")
-        around(placed, "forward", "the model, but its embeddings and towers, forward")
-        for tower in placed.towers.children():
+        around(model, "forward", "the model, but its embeddings and towers, forward")
+        for tower in model.towers.children():
             around(tower, "forward", "towers, forward")
-        around(placed, "differentiate", "autograd of graph and loss", lambda loss: [loss])
-        around(placed, "learn", "gradients of replicated tables summed")
+        around(model, "differentiate", "autograd of graph and loss", lambda loss: [loss])
+        around(model, "learn", "gradients of replicated tables summed")
         around(
-            placed.exchange,
+            model.exchange,
             "learn",
             "gradients of rows to the kernels",
             lambda pooled: [*pooled.outputs_S[0], *pooled.outputs_S[1]],
         )
-        around(placed.tower_optimizer, "step", "towers' Adam")
+        around(model.tower_optimizer, "step", "towers' Adam")
 
     def step(self) -> tuple[int, dict[str, float]]:
         """One training step: its impressions, and the CPU seconds of its parts."""
         watch = self.watch
         watch.spent_s = defaultdict(float)
         watch.enter("the feed's hand-over")
-        share = next(self._shares)
+        rank_batch = next(self._batches)
         watch.leave()
         watch.enter("graph and loss, forward; agreement of the ranks")
-        self.trainer.step(share)
+        self.trainer.step(rank_batch)
         watch.leave()
-        return share.num_impressions, dict(watch.spent_s)
+        return rank_batch.num_impressions, dict(watch.spent_s)
 
 
 class FeedClock:

@@ -52,7 +52,7 @@ def held(settings: TrainSettings) -> Arrays:
             shard.table: np.array(
                 [len(shard.weight), shard.weight.nbytes + sum(state.nbytes for state in shard.optimizer.values())]
             )
-            for shard in Trainer(settings, world).placed.shards
+            for shard in Trainer(settings, world).model.shards
         }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.checkpoint.files import Judged, Position
+from training.checkpoint.files import Position, ValidationState
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
 from training.distributed.settings import (
@@ -14,7 +14,7 @@ from training.distributed.settings import (
     TowerOptimizerSettings,
     WorldSettings,
 )
-from training.distributed.sharded_model import Placed
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.feed.plan import PlanSettings
 from training.model.settings import EmbeddingSettings, GraphSettings, ModelSettings, TowerSettings
@@ -44,10 +44,8 @@ def tiny_settings(data: Path, out: Path, batch_size: int = 64, dropout: float = 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
     """This rank's tables and their optimizers' state, and the towers, copied."""
-    found = {
-        f"towers/{name}": value.detach().numpy().copy() for name, value in trainer.placed.towers.named_parameters()
-    }
-    for shard in trainer.placed.shards:
+    found = {f"towers/{name}": value.detach().numpy().copy() for name, value in trainer.model.towers.named_parameters()}
+    for shard in trainer.model.shards:
         found[f"tables/{shard.table}"] = shard.weight.numpy().copy()
         for name, state in shard.optimizer.items():
             found[f"tables/{shard.table}/{name}"] = state.numpy().copy()
@@ -57,10 +55,10 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
 def take_steps(trainer: Trainer, num_steps: int) -> list[float]:
     """The loss of each of the first steps of the epoch, over the global batch."""
     losses = []
-    for share in trainer.shares():
-        if share.step == num_steps:
+    for rank_batch in trainer.batches():
+        if rank_batch.step == num_steps:
             break
-        losses.append(sum(trainer.step(share).losses))
+        losses.append(sum(trainer.step(rank_batch).losses))
     return losses
 
 
@@ -76,8 +74,13 @@ def merged(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def save(
-    run: Path, placed: Placed, position: Position, world: World, keep: int = 2, judged: Judged | None = None
+    run: Path,
+    model: ShardedModel,
+    position: Position,
+    world: World,
+    keep: int = 2,
+    validation: ValidationState | None = None,
 ) -> None:
     """A whole checkpoint after `position.step` steps."""
-    with CheckpointWriter(run, placed, "manifest", world, CheckpointSettings(keep=keep)) as writer:
-        writer.save(position, position.step, judged)
+    with CheckpointWriter(run, model, "manifest", world, CheckpointSettings(keep=keep)) as writer:
+        writer.save(position, position.step, validation)

@@ -109,12 +109,12 @@ def check_a_training_step(trainer: Trainer, item_row: int) -> None:
     assert weights == pytest.approx([0.69315 / (0.69315 + 1.38629), 1.38629 / (0.69315 + 1.38629)])  # mean by weight
 
     # 6. The towers, the chain rule and the log loss (towers, graph, losses): its loss is -log(pCTR) - log(1 - pCTCVR).
-    prediction = trainer.graph.predict(trainer.placed.predict(batch))
+    prediction = trainer.graph.predict(trainer.model.predict(batch))
     assert prediction["p_ctcvr"][place] == pytest.approx(float(prediction["p_ctr"][place] * prediction["p_cvr"][place]))
     before = mean_loss(trainer, batch)
 
     # 7. Backwards, the fused optimizer moves the row of its item by -rate x gradient, and rows not looked up not at all.
-    item = next(shard.weight for shard in trainer.placed.shards if shard.table == "item_id")
+    item = next(shard.weight for shard in trainer.model.shards if shard.table == "item_id")
     start = item.clone()
     width = trainer.settings.embedding.dim
     slope = [finite_difference(trainer, batch, item, item_row, column) for column in range(width)]
@@ -138,7 +138,7 @@ def bag(bags: Bags, field: int, row: int, num_rows: int) -> tuple[list[int], lis
 
 def mean_loss(trainer: Trainer, batch: Batch) -> float:
     """In float64, from the predicted probabilities: ESMM eq. 3 written out."""
-    prediction = trainer.graph.predict(trainer.placed.predict(batch))
+    prediction = trainer.graph.predict(trainer.model.predict(batch))
     total = 0.0
     for name, label in (("p_ctr", "click"), ("p_ctcvr", "conversion")):
         p, y = prediction[name].double().numpy(), batch.labels[label].numpy()

@@ -45,11 +45,11 @@ class Signalled(Trainer):
 
     at, signal = -1, signal.SIGTERM
 
-    def step(self, share: RankBatch) -> Agreed:
-        self.seen.append(np.sort(share.batch.impression_id[: share.num_impressions].numpy()))
+    def step(self, rank_batch: RankBatch) -> Agreed:
+        self.seen.append(np.sort(rank_batch.batch.impression_id[: rank_batch.num_impressions].numpy()))
         if self.steps_done == self.at and self.world.rank == self.world.size - 1:
             os.kill(os.getpid(), self.signal)
-        return super().step(share)
+        return super().step(rank_batch)
 
 
 def fit(settings: TrainSettings, at: int = -1, number: int = signal.SIGTERM) -> Arrays:
@@ -101,7 +101,7 @@ class StockDdp(Signalled):
     def __init__(self, settings: TrainSettings, world: World) -> None:
         super().__init__(settings, world)
         if not self.finished:
-            self.placed.model.towers = DistributedDataParallel(self.placed.towers)
+            self.model.network.towers = DistributedDataParallel(self.model.towers)
 
 
 def train_ranks(settings: TrainSettings, at: int, trainer_class: type[Signalled]) -> Arrays:
@@ -109,7 +109,7 @@ def train_ranks(settings: TrainSettings, at: int, trainer_class: type[Signalled]
     with join(settings.world) as world:
         trainer = trainer_class(settings, world)
         trainer.at, trainer.signal, trainer.seen = at, signal.SIGKILL, []
-        assert isinstance(trainer.placed.model.towers, DistributedDataParallel)
+        assert isinstance(trainer.model.network.towers, DistributedDataParallel)
         try:
             trainer.fit()
         except InputError:
@@ -192,8 +192,8 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     assert max(aucs) == aucs[-3]
     found = newest(tmp_path / "run", print)
     assert found is not None
-    assert found.judged is not None
-    assert (found.judged.best, found.judged.num_worse) == (aucs[-3], 2)
+    assert found.validation is not None
+    assert (found.validation.best, found.validation.num_worse) == (aucs[-3], 2)
     with join(settings.world) as world:
         assert Trainer(settings, world).finished
         predict_split(Path(settings.out), settings, "validation", None, world, "best")
@@ -274,10 +274,10 @@ def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Pa
     assert fit(settings, 5)["status"] == EXIT_REQUEUE
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        share = next(trainer.shares())
-        trainer.placed.forward(share.batch, share.ids, share.step)
-        counts = {int(kernel.iter_cpu.item()) for kernel in trainer.placed._fused}
-        assert (share.step, counts) == (6, {7})
+        rank_batch = next(trainer.batches())
+        trainer.model.forward(rank_batch.batch, rank_batch.ids, rank_batch.step)
+        counts = {int(kernel.iter_cpu.item()) for kernel in trainer.model._fused}
+        assert (rank_batch.step, counts) == (6, {7})
         trainer.close()
 
 
@@ -302,9 +302,9 @@ def test_a_signal_does_not_wait_for_the_end_of_a_validation(data: Path, tmp_path
         assert [rank["status"] for rank in ranks] == [EXIT_REQUEUE] * 2
         found = newest(tmp_path / "run", print)
         assert found is not None
-        assert (found.position, found.judged) == (Position(1, 0), None)
+        assert (found.position, found.validation) == (Position(1, 0), None)
     fit(settings)
     assert "validation_loss" in (tmp_path / "run" / LOG).read_text()
     found = newest(tmp_path / "run", print)
     assert found is not None
-    assert found.judged is not None
+    assert found.validation is not None

@@ -18,13 +18,19 @@ from torch import Tensor
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField
 from pipeline.errors import InputError
 from pipeline.locations import open_location
-from training.distributed.sharded_model import Placed
+from training.distributed.sharded_model import ShardedModel
 
 
 def carry_over(
-    checkpoint: Path, files: Sequence[str], data_before: str, old: Manifest, data: str, new: Manifest, placed: Placed
+    checkpoint: Path,
+    files: Sequence[str],
+    data_before: str,
+    old: Manifest,
+    data: str,
+    new: Manifest,
+    model: ShardedModel,
 ) -> dict[str, Tensor]:
-    """Fill the tables of `placed` from `checkpoint`, by raw id; returns the saved state of the towers.
+    """Fill the tables of `model` from `checkpoint`, by raw id; returns the saved state of the towers.
 
     Raises InputError where a file cannot be read.
     """
@@ -33,7 +39,7 @@ def carry_over(
         readers = [safe_open(checkpoint / name, framework="pt") for name in files]
         saved = {key: reader for reader in readers for key in reader.keys()}  # noqa: SIM118
         for entry in new.fields:
-            shards = [shard for shard in placed.shards if shard.table == entry.name]
+            shards = [shard for shard in model.shards if shard.table == entry.name]
             if not shards:
                 continue
             source = rows_before(data_before, tables_before[entry.name], data, entry)

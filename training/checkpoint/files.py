@@ -40,8 +40,8 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What validation has found so far."""
+class ValidationState:
+    """The validations of a run so far: the latest one, the best one, and those since the best."""
 
     total_steps: int  # done at the latest validation
     best: float | None  # the best value of early_stopping.metric; None while it is undefined
@@ -57,7 +57,7 @@ class Checkpoint:
     position: Position
     manifest_xxh3: str
     files: tuple[str, ...]
-    judged: Judged | None = None
+    validation: ValidationState | None = None
 
 
 def folder(run: Path) -> Path:
@@ -83,7 +83,7 @@ def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return _checked(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"{path} is not whole ({error}) and is passed over.")
+            say(f"{path} is damaged ({error}) and is skipped.")
     return None
 
 
@@ -97,9 +97,9 @@ def chosen(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | No
     found = newest(run, say)
     if which == "newest" or found is None:
         return found
-    if found.judged is None:
+    if found.validation is None:
         raise InputError(f"run={run} has not been validated up to its newest checkpoint; use checkpoint=newest.")
-    path = path_of(run, found.judged.best_steps)
+    path = path_of(run, found.validation.best_steps)
     try:
         return _checked(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -111,8 +111,8 @@ def read_meta(path: Path) -> Checkpoint:
     raw = json.loads((path / META).read_text())
     if raw["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
-    judged = Judged(**raw["judged"]) if raw["judged"] else None
-    return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])), judged)
+    validation = ValidationState(**raw["judged"]) if raw["judged"] else None
+    return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])), validation)
 
 
 def _checked(path: Path) -> Checkpoint:
@@ -179,7 +179,7 @@ def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapp
         "format_version": FORMAT_VERSION,
         "position": asdict(checkpoint.position),
         "manifest_xxh3": checkpoint.manifest_xxh3,
-        "judged": asdict(checkpoint.judged) if checkpoint.judged else None,
+        "judged": asdict(checkpoint.validation) if checkpoint.validation else None,
         "world_size": world_size,
         "files": files,
     }
@@ -200,8 +200,8 @@ def _drop(parent: Path, keep: int) -> None:
     wanted = {path.name for path in kept}
     for path in kept:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one names nothing
-            judged = read_meta(path).judged
-            wanted |= {path_of(parent.parent, judged.best_steps).name} if judged else set()
+            validation = read_meta(path).validation
+            wanted |= {path_of(parent.parent, validation.best_steps).name} if validation else set()
     for path in parent.glob("step-*"):
         if path.name not in wanted:
             shutil.rmtree(path)

@@ -23,7 +23,7 @@ from training.checkpoint.files import (
     read_meta,
     steps_of,
 )
-from training.distributed.sharded_model import Placed
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 
 
@@ -42,8 +42,8 @@ def find_on_all_ranks(run: Path, world: World, say: Callable[[str], None], which
     return found or read_meta(path_of(run, total_steps))
 
 
-def restore(checkpoint: Checkpoint, placed: Placed) -> None:
-    """Fill `placed` from `checkpoint`, whatever number of ranks wrote it.
+def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
+    """Fill `model` from `checkpoint`, whatever number of ranks wrote it.
 
     Raises InputError where a table or a tower has another shape than the saved one.
     """
@@ -54,51 +54,49 @@ def restore(checkpoint: Checkpoint, placed: Placed) -> None:
             for key in reader.keys():  # noqa: SIM118
                 table, first_row, part = key.split("/")
                 pieces.setdefault((table, part), []).append((int(first_row), reader.get_slice(key)))
-        for shard in placed.shards:
+        for shard in model.shards:
             for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
                 _fill(rows, shard.first_row, pieces.get((shard.table, part), []), f"{shard.table}/{part}", checkpoint)
         with safe_open(checkpoint.path / TOWERS, framework="pt") as reader:
-            load_towers(placed, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
+            load_towers(model, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
             f"{checkpoint.path} cannot be read ({error}); delete it to resume from the one before."
         ) from error
 
 
-def rank_tensors(placed: Placed) -> dict[str, Tensor]:
+def rank_tensors(model: ShardedModel) -> dict[str, Tensor]:
     """List what this rank saves of the tables: <table>/<first row>/<part> → rows."""
     return {
         f"{shard.table}/{shard.first_row}/{part}": rows
-        for shard in placed.shards
+        for shard in model.shards
         if shard.saved
         for part, rows in {"weight": shard.weight, **shard.optimizer}.items()
     }
 
 
-def tower_tensors(placed: Placed) -> dict[str, Tensor]:
+def tower_tensors(model: ShardedModel) -> dict[str, Tensor]:
     """List the replicated state by name: the towers' parameters, and Adam's moments and step counts."""
     tensors = {}
-    for name, parameter in placed.towers.named_parameters():
+    for name, parameter in model.towers.named_parameters():
         tensors[name] = parameter.detach()
         # Sorted, for a restored state has another order than a fresh one, and equal states are to give equal files.
-        for key, value in sorted(placed.tower_optimizer.state.get(parameter, {}).items()):
+        for key, value in sorted(model.tower_optimizer.state.get(parameter, {}).items()):
             tensors[f"adam/{name}/{key}"] = value
     return tensors
 
 
-def load_towers(placed: Placed, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+def load_towers(model: ShardedModel, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Fill the towers and their optimizer from `saved`; InputError where a shape differs."""
-    for name, parameter in placed.towers.named_parameters():
+    for name, parameter in model.towers.named_parameters():
         _check_shape(name, saved.get(name), parameter, checkpoint)
         with torch.no_grad():
             parameter.copy_(saved[name])
         prefix = f"adam/{name}/"
         moments = {key.removeprefix(prefix): value.clone() for key, value in saved.items() if key.startswith(prefix)}
         if moments:
-            placed.num_updates = int(moments["step"].item())
-            placed.tower_optimizer.state[parameter] = {
-                key: value.to(parameter.device) for key, value in moments.items()
-            }
+            model.num_updates = int(moments["step"].item())
+            model.tower_optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 def _fill(target: Tensor, first_row: int, pieces: list[tuple[int, Any]], name: str, checkpoint: Checkpoint) -> None:

@@ -20,10 +20,20 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from training.checkpoint.files import TOWERS, Checkpoint, Judged, Position, commit, folder, path_of, sweep, write
+from training.checkpoint.files import (
+    TOWERS,
+    Checkpoint,
+    Position,
+    ValidationState,
+    commit,
+    folder,
+    path_of,
+    sweep,
+    write,
+)
 from training.checkpoint.restore import rank_tensors, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
-from training.distributed.sharded_model import Placed
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 
 #: What `write` returns of each file: its size and the halves of its checksum.
@@ -48,9 +58,9 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, run: Path, placed: Placed, manifest_xxh3: str, world: World, settings: CheckpointSettings
+        self, run: Path, model: ShardedModel, manifest_xxh3: str, world: World, settings: CheckpointSettings
     ) -> None:
-        self._run, self._placed, self._manifest_xxh3 = run, placed, manifest_xxh3
+        self._run, self._model, self._manifest_xxh3 = run, model, manifest_xxh3
         self._world, self._settings = world, settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, Tensor] = {}
@@ -70,19 +80,19 @@ class CheckpointWriter:
                 self.finish()
         self._thread.shutdown(wait=error is None)
 
-    def save(self, position: Position, total_steps: int, judged: Judged | None) -> None:
+    def save(self, position: Position, total_steps: int, validation: ValidationState | None) -> None:
         """Begin to write the state after `total_steps` steps; one that is on its way is waited for first."""
         self.finish()
         final = path_of(self._run, total_steps)
         staging = folder(self._run) / f".{final.name}.tmp"
         self._sweep_once(final)
-        files = {f"rank-{self._world.rank:05d}.safetensors": rank_tensors(self._placed)}
+        files = {f"rank-{self._world.rank:05d}.safetensors": rank_tensors(self._model)}
         if self._world.rank == 0:
-            files[TOWERS] = tower_tensors(self._placed)
+            files[TOWERS] = tower_tensors(self._model)
         if self._settings.asynchronous:
             files = {name: self._copied(name, tensors) for name, tensors in files.items()}
         names = (*(f"rank-{rank:05d}.safetensors" for rank in range(self._world.size)), TOWERS)
-        whole = Checkpoint(final, position, self._manifest_xxh3, names, judged)
+        whole = Checkpoint(final, position, self._manifest_xxh3, names, validation)
         self._underway = _Underway(whole, staging, self._thread.submit(_write_all, staging, files))
         if not self._settings.asynchronous:
             self.finish()

@@ -42,7 +42,7 @@ class RankBatch:
         return num_stops > 0
 
 
-def shares(feed: Feed, epoch: int, steps: range, exchange: Exchange, device: torch.device) -> Iterator[RankBatch]:
+def rank_batches(feed: Feed, epoch: int, steps: range, exchange: Exchange, device: torch.device) -> Iterator[RankBatch]:
     """Yield this rank's batch of each of `steps`, once the ids of the batch after it are on their way.
 
     A rank that cannot read its batch takes part in the step with an empty one, and the ranks agree on its error there:

@@ -24,7 +24,7 @@ from training.distributed.exchange import Kernel
 from training.distributed.id_messages import TablePlacement
 from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings, ShardingSettings
-from training.distributed.sharded_model import Placed, Shard
+from training.distributed.sharded_model import Shard, ShardedModel
 from training.distributed.sharding import plan_of, row_block
 from training.distributed.tower_gradients import data_parallel
 from training.distributed.world import World
@@ -36,14 +36,14 @@ _ROWS_AT_A_TIME = 1 << 18
 _SCOPES = ("context", "impression")  # in the order of `IdExchange`
 
 
-def place(
+def shard_model(
     model: EntireSpaceModel,
     fields: Sequence[ManifestField],
     embedding: EmbeddingSettings,
     optimizer: OptimizerSettings,
     sharding: ShardingSettings,
     world: World,
-) -> Placed:
+) -> ShardedModel:
     """Shard the tables of `model` over `world`, fill them with their initial values, and give the towers their optimizer."""
     optimizers.fuse(model, embedding, optimizer.embeddings)
     plan = plan_of(fields, embedding, sharding, world)
@@ -56,7 +56,7 @@ def place(
             plan=plan,
             # Every index was compared with its table as it was read (training.feed.row_groups).
             sharders=[EmbeddingBagCollectionSharder(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})],
-            init_data_parallel=False,  # `Placed` sums gradients itself
+            init_data_parallel=False,  # `ShardedModel` sums gradients itself
         )
         network.to(world.device)
         shards = _shards(network)
@@ -80,7 +80,7 @@ def place(
     towers = model.towers
     adam = optimizers.adam(towers.parameters(), optimizer.towers)
     model.towers = data_parallel(towers, world)
-    return Placed(model, towers, exchange, shards, adam, table_optimizer, optimizer, world)
+    return ShardedModel(model, towers, exchange, shards, adam, table_optimizer, optimizer, world)
 
 
 def _placements(

@@ -35,18 +35,18 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A forward pass."""
+class ForwardPass:
+    """What a forward pass gives, and `learn` takes."""
 
     logits: dict[Query, Tensor]  # edge → [B]
     pooled: Pooled
 
 
 @dataclass
-class Placed:
+class ShardedModel:
     """A model on its ranks. All ranks call everything in the same order."""
 
-    model: EntireSpaceModel  # its tables are TorchRec's, its towers are wrapped in DDP
+    network: EntireSpaceModel  # its tables are TorchRec's, its towers are wrapped in DDP
     towers: nn.Module  # the same towers without DDP, whose names of parameters would begin with `module.`
     exchange: Exchange
     shards: list[Shard]  # this rank's
@@ -70,12 +70,12 @@ class Placed:
         with torch.no_grad():
             return self.forward(batch, ids or self.exchange.send(batch), None).logits
 
-    def forward(self, batch: Batch, ids: Handle, run_step: int | None) -> Passed:
+    def forward(self, batch: Batch, ids: Handle, run_step: int | None) -> ForwardPass:
         """One forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""
         if run_step is not None:
             self._begin_step(run_step)
         pooled = self.exchange.look_up(ids)
-        return Passed(self.model(pooled.context_CD, pooled.impression_BD, batch, run_step), pooled)
+        return ForwardPass(self.network(pooled.context_CD, pooled.impression_BD, batch, run_step), pooled)
 
     def differentiate(self, loss: Tensor) -> None:
         """Compute the gradients of the towers, summed over the ranks, and those of this rank's pooled rows. No weight changes:
@@ -83,11 +83,11 @@ class Placed:
         self.tower_optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-    def learn(self, passed: Passed) -> None:
+    def learn(self, forward_pass: ForwardPass) -> None:
         """One step down the gradients that `differentiate` left, at the rates of the step of the forward pass."""
         for kernel in self._dense:
             kernel.weights.grad = None  # the tables are views of it
-        self.exchange.learn(passed.pooled)  # sharded tables update in here
+        self.exchange.learn(forward_pass.pooled)  # sharded tables update in here
         for kernel in self._dense:
             if kernel.weights.grad is not None:
                 sum_in_rank_order(kernel.weights.grad, self.world)

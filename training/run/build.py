@@ -11,8 +11,8 @@ from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.carry_over import carry_over
 from training.checkpoint.files import Checkpoint
-from training.distributed.shard_model import place
-from training.distributed.sharded_model import Placed
+from training.distributed.shard_model import shard_model
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.feed.feed import Feed
 from training.feed.plan import Plan
@@ -51,11 +51,11 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
     )
 
 
-def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> Placed:
+def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> ShardedModel:
     """Build the model at its initial values, sharded over the ranks."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
     tables = manifest.fields_of(stored=INDEX)
-    return place(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
+    return shard_model(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
 def xxh3_of(manifest: Manifest) -> str:
@@ -72,8 +72,8 @@ def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
         )
 
 
-def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed: Placed, world: World) -> None:
-    """Fill `placed` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
+def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, model: ShardedModel, world: World) -> None:
+    """Fill `model` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
     does not fit."""
     with world.agreeing():
         before = load(run, "init_from")
@@ -84,8 +84,8 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, placed
             raise InputError(f"init_from={run} has no whole checkpoint; train it to the end of an epoch first.")
         check_dataset(found, old, before.data)
         check_same_schema(before, old, settings, manifest)
-        towers = carry_over(found.path, found.files, before.data, old, settings.data, manifest, placed)
-        checkpoint.load_towers(placed, towers, found)
+        towers = carry_over(found.path, found.files, before.data, old, settings.data, manifest, model)
+        checkpoint.load_towers(model, towers, found)
 
 
 _SAME = (

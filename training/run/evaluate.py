@@ -15,7 +15,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
-from training.distributed.rank_batches import shares
+from training.distributed.rank_batches import rank_batches
 from training.distributed.world import World
 from training.evaluation import metrics, report
 from training.evaluation.run_files import read_predictions
@@ -64,21 +64,21 @@ def predict_split(
     check_dataset(found, manifest, settings.data)
     with world.agreeing():
         true = _read_truth(truth) if truth is not None else None
-    placed = build(settings, manifest, graph, world)
+    model = build(settings, manifest, graph, world)
     with world.agreeing():
-        checkpoint.restore(found, placed)
+        checkpoint.restore(found, model)
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
     feed = open_feed(settings, manifest, split, plan, world)
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:
-        for share in shares(feed, 0, range(plan.num_steps), placed.exchange, world.device):
-            agreeing = share.start_agreement(world)
-            columns = graph.predict(placed.predict(share.batch, share.ids))
-            share.send_next()
-            share.agreed(agreeing, world)
-            if share.num_impressions:
-                yield _table(share.batch, columns)
+        for rank_batch in rank_batches(feed, 0, range(plan.num_steps), model.exchange, world.device):
+            agreeing = rank_batch.start_agreement(world)
+            columns = graph.predict(model.predict(rank_batch.batch, rank_batch.ids))
+            rank_batch.send_next()
+            rank_batch.agreed(agreeing, world)
+            if rank_batch.num_impressions:
+                yield _table(rank_batch.batch, columns)
 
     if world.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)

@@ -18,7 +18,7 @@ from training.feed.settings import FeedSettings
 from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from training.checkpoint.files import Judged
+    from training.checkpoint.files import ValidationState
 
 
 @dataclass
@@ -62,9 +62,9 @@ class EarlyStoppingSettings:
         if self.patience < 0:
             raise InputError(f"early_stopping.patience={self.patience} is negative; 0 never stops early.")
 
-    def is_over(self, judged: "Judged | None") -> bool:
+    def is_over(self, state: "ValidationState | None") -> bool:
         """Whether the validations so far have ended the run."""
-        return judged is not None and 0 < self.patience <= judged.num_worse
+        return state is not None and 0 < self.patience <= state.num_worse
 
 
 @dataclass

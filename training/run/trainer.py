@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.files import Position
 from training.checkpoint.save import CheckpointWriter
-from training.distributed.rank_batches import RankBatch, shares
+from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
@@ -70,21 +70,21 @@ class Trainer:
                 with held(self.run):  # whoever trains it may delete the checkpoint that would be read here
                     pass
         found = checkpoint.find_on_all_ranks(self.run, world, say)
-        self.position, self.judged = (found.position, found.judged) if found else (Position(), None)
-        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
+        self.position, self.validation_state = (found.position, found.validation) if found else (Position(), None)
+        self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
         self._interrupts = Interrupts()
         self._journal: Journal | None = None
         if not self.finished:
             with world.agreeing():
                 if found:
                     check_dataset(found, self.manifest, settings.data)
-            self.placed = build(settings, self.manifest, self.graph, world)
+            self.model = build(settings, self.manifest, self.graph, world)
             if found:
                 with world.agreeing():
-                    checkpoint.restore(found, self.placed)
+                    checkpoint.restore(found, self.model)
             elif settings.init_from:
-                continue_from(Path(settings.init_from), settings, self.manifest, self.placed, world)
-            self._writer = CheckpointWriter(self.run, self.placed, xxh3_of(self.manifest), world, settings.checkpoint)
+                continue_from(Path(settings.init_from), settings, self.manifest, self.model, world)
+            self._writer = CheckpointWriter(self.run, self.model, xxh3_of(self.manifest), world, settings.checkpoint)
 
     @property
     def steps_done(self) -> int:
@@ -94,7 +94,9 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or early stopping has ended them."""
-        return self.position.epoch >= self.settings.epochs or self.settings.early_stopping.is_over(self.judged)
+        return self.position.epoch >= self.settings.epochs or self.settings.early_stopping.is_over(
+            self.validation_state
+        )
 
     def fit(self) -> int:
         """Train to the end, or until a signal asks to stop; the exit status of the process (`training.run.interrupts`)."""
@@ -116,9 +118,9 @@ class Trainer:
         if self.finished:  # by that
             self._save()
         while not self.finished:
-            for share in self.shares():
-                agreed = self.step(share)
-                self._count(share.step, agreed)
+            for rank_batch in self.batches():
+                agreed = self.step(rank_batch)
+                self._count(rank_batch.step, agreed)
                 if agreed.saved:
                     self._writer.advance()
                 if agreed.stops and not self.finished:
@@ -139,30 +141,30 @@ class Trainer:
         if self.validation:
             self.validation.close()
 
-    def shares(self) -> Iterator[RankBatch]:
-        """This rank's share of each step of the epoch from the position on."""
+    def batches(self) -> Iterator[RankBatch]:
+        """Yield this rank's batch of each step of the epoch, from the position on."""
         steps = range(self.position.step, self.plan.num_steps)
-        return shares(self.feed, self.position.epoch, steps, self.placed.exchange, self.world.device)
+        return rank_batches(self.feed, self.position.epoch, steps, self.model.exchange, self.world.device)
 
-    def step(self, share: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> Agreed:
         """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
         changed, where one failed or a loss is not finite."""
-        run_step = self.position.epoch * self.plan.num_steps + share.step
-        passed = self.placed.forward(share.batch, share.ids, run_step)
-        sums = loss_sums(self.graph, passed.logits, share.batch.labels)
-        if not share.num_impressions:
+        run_step = self.position.epoch * self.plan.num_steps + rank_batch.step
+        forward_pass = self.model.forward(rank_batch.batch, rank_batch.ids, run_step)
+        sums = loss_sums(self.graph, forward_pass.logits, rank_batch.batch.labels)
+        if not rank_batch.num_impressions:
             sums = sums * 0.0
-        agreeing = self._start_agreement(sums, share)
-        loss = part_of_global_mean(sums, self.plan.step_size(share.step), self.graph.loss_weights)
-        self.placed.differentiate(loss)
-        share.send_next()
-        agreed = self._agreed(agreeing, share)
-        self.placed.learn(passed)
+        agreeing = self._start_agreement(sums, rank_batch)
+        loss = part_of_global_mean(sums, self.plan.step_size(rank_batch.step), self.graph.loss_weights)
+        self.model.differentiate(loss)
+        rank_batch.send_next()
+        agreed = self._agreed(agreeing, rank_batch)
+        self.model.learn(forward_pass)
         return agreed
 
-    def _start_agreement(self, sums: Tensor, share: RankBatch) -> Pending:
+    def _start_agreement(self, sums: Tensor, rank_batch: RankBatch) -> Pending:
         """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
-        error = share.error or (self._journal.error if self._journal else None)
+        error = rank_batch.error or (self._journal.error if self._journal else None)
         flags = (
             error is not None,
             self._writer.is_ready,
@@ -173,20 +175,20 @@ class Trainer:
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
         return self.world.start_sum(table.to(self.world.device))
 
-    def _agreed(self, agreeing: Pending, share: RankBatch) -> Agreed:
+    def _agreed(self, agreeing: Pending, rank_batch: RankBatch) -> Agreed:
         *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
         if num_failed:
-            self.world.agree(share.error or (self._journal.error if self._journal else None))
+            self.world.agree(rank_batch.error or (self._journal.error if self._journal else None))
         bad = [name for name, total in zip(self.graph.loss_names, totals, strict=True) if not math.isfinite(total)]
         if bad:
-            groups = self.plan.row_groups_of(self.position.epoch, share.step)
+            groups = self.plan.row_groups_of(self.position.epoch, rank_batch.step)
             raise InputError(
-                f"The loss `{bad[0]}` is not finite at step {share.step} of epoch {self.position.epoch}, which reads "
+                f"The loss `{bad[0]}` is not finite at step {rank_batch.step} of epoch {self.position.epoch}, which reads "
                 f"{_listed([f'{file} row group {number}' for file, number in groups])}; no weight was "
                 "touched by that step, and the last checkpoint is good. Lower optimizer.embeddings.lr or "
                 "optimizer.towers.lr, and start again in another out=…."
             )
-        means = [total / self.plan.step_size(share.step) for total in totals]
+        means = [total / self.plan.step_size(rank_batch.step) for total in totals]
         return Agreed(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
 
     def _count(self, step: int, agreed: Agreed) -> None:
@@ -200,15 +202,19 @@ class Trainer:
         """Judge the model if that is due after the steps done and has not been done; False if a signal came before the
         end of it: then the next start does it. (After the last step there is no next start.)"""
         is_due = self.settings.validation.is_due(self.steps_done, self.position.step == 0)
-        if not is_due or self.validation is None or (self.judged and self.judged.total_steps == self.steps_done):
+        if (
+            not is_due
+            or self.validation is None
+            or (self.validation_state and self.validation_state.total_steps == self.steps_done)
+        ):
             return True
-        figures = self.validation.figures(self.placed, self.world, lambda: not self.finished and self._interrupts.stops)
+        figures = self.validation.figures(self.model, self.world, lambda: not self.finished and self._interrupts.stops)
         if figures is None:
             return False
-        self.judged = self.validation.judge(figures, self.steps_done, self.judged)
+        self.validation_state = self.validation.judge(figures, self.steps_done, self.validation_state)
         if self._journal:
             self._journal.validated(self.position.epoch, self.steps_done, figures)
-        if self.judged.best_steps == self.steps_done:
+        if self.validation_state.best_steps == self.steps_done:
             self._save()
         return True
 
@@ -227,10 +233,10 @@ class Trainer:
         return agreed.save or by_steps or self.position.step == 0 or self.finished
 
     def _save(self) -> None:
-        if self._saved == (self.steps_done, self.judged):
+        if self._saved == (self.steps_done, self.validation_state):
             return
-        self._writer.save(self.position, self.steps_done, self.judged)
-        self._saved, self._saved_s = (self.steps_done, self.judged), time.monotonic()
+        self._writer.save(self.position, self.steps_done, self.validation_state)
+        self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
 
     def _stop(self, agreed: Agreed) -> int:
         """Leave word for the scheduler, and give the exit status."""

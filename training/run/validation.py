@@ -8,9 +8,9 @@ import torch
 
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
-from training.checkpoint.files import Judged
-from training.distributed.rank_batches import RankBatch, shares
-from training.distributed.sharded_model import Placed
+from training.checkpoint.files import ValidationState
+from training.distributed.rank_batches import RankBatch, rank_batches
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.evaluation import metrics
 from training.evaluation.ranking import auc
@@ -53,20 +53,20 @@ class Validation:
             )
 
     def figures(
-        self, placed: Placed, world: World, stops: Callable[[], bool] = lambda: False
+        self, model: ShardedModel, world: World, stops: Callable[[], bool] = lambda: False
     ) -> dict[str, float | None] | None:
         """name → figure over the whole split, on every rank; None for an AUC without both classes.
 
         None in place of it all where `stops`, asked before each batch, says so on any rank. Raises InputError, on every
-        rank, where one cannot read its share.
+        rank, where one cannot read its batch.
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         steps = range(self._plan.num_steps)
-        for share in shares(self._feed, 0, steps, placed.exchange, world.device):
-            agreeing = share.start_agreement(world, stops())
-            column_CN, loss = self._predict(placed, share)
-            share.send_next()
-            if share.agreed(agreeing, world):
+        for rank_batch in rank_batches(self._feed, 0, steps, model.exchange, world.device):
+            agreeing = rank_batch.start_agreement(world, stops())
+            column_CN, loss = self._predict(model, rank_batch)
+            rank_batch.send_next()
+            if rank_batch.agreed(agreeing, world):
                 return None
             columns.append(column_CN)
             losses += loss
@@ -79,12 +79,12 @@ class Validation:
         return {name: None if math.isnan(value) else value for name, value in zip(self.names, values, strict=True)}
 
     @torch.no_grad()
-    def _predict(self, placed: Placed, share: RankBatch) -> tuple[torch.Tensor, float]:
+    def _predict(self, model: ShardedModel, rank_batch: RankBatch) -> tuple[torch.Tensor, float]:
         """The columns [C, N] of this rank's impressions, and its sum of all losses."""
-        logits, labels = placed.predict(share.batch, share.ids), share.batch.labels
+        logits, labels = model.predict(rank_batch.batch, rank_batch.ids), rank_batch.batch.labels
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
         columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
-        if not share.num_impressions:
+        if not rank_batch.num_impressions:
             return columns[:, :0].cpu(), 0.0
         return columns.cpu(), float(loss_sums(self._graph, logits, labels).double().sum())
 
@@ -99,13 +99,15 @@ class Validation:
             found.append(float("nan") if value is None else value)
         return found
 
-    def judge(self, figures: dict[str, float | None], steps_done: int, before: Judged | None) -> Judged:
+    def judge(
+        self, figures: dict[str, float | None], steps_done: int, before: ValidationState | None
+    ) -> ValidationState:
         """Count this validation in; only a strictly better one is the new best."""
         value, best = figures[self.metric], before.best if before else None
         gain = -1 if self.metric == LOSS else 1
         if before is None or (value is not None and (best is None or gain * value > gain * best)):
-            return Judged(steps_done, best=value, best_steps=steps_done, num_worse=0)
-        return Judged(steps_done, best, before.best_steps, before.num_worse + 1)
+            return ValidationState(steps_done, best=value, best_steps=steps_done, num_worse=0)
+        return ValidationState(steps_done, best, before.best_steps, before.num_worse + 1)
 
     def close(self) -> None:
         """Stop reading."""

@@ -40,7 +40,7 @@ def built(settings: TrainSettings) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         found = {name: value for name, value in weights(trainer).items() if name.startswith("towers/")}
-        for shard in trainer.placed.shards:
+        for shard in trainer.model.shards:
             for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
                 found[f"tables/{shard.table}/{shard.first_row:03d}/{part}"] = rows.numpy().copy()
         return found

@@ -15,13 +15,13 @@ from pipeline.errors import InputError
 from training.checkpoint import files as checkpoint_files
 from training.checkpoint import restore as checkpoint
 from training.checkpoint import save as checkpoint_writer
-from training.checkpoint.files import META, TOWERS, Judged, Position, newest
+from training.checkpoint.files import META, TOWERS, Position, ValidationState, newest
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
 from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings
-from training.distributed.sharded_model import Placed, Shard
+from training.distributed.sharded_model import Shard, ShardedModel
 from training.distributed.world import World, join
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -32,7 +32,7 @@ def saved(settings: TrainSettings, num_steps: int) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         take_steps(trainer, num_steps)
-        save(trainer.run, trainer.placed, Position(0, num_steps), world)
+        save(trainer.run, trainer.model, Position(0, num_steps), world)
         return weights(trainer)
 
 
@@ -42,10 +42,10 @@ def restored(settings: TrainSettings, run: Path) -> Arrays:
         trainer = Trainer(settings, world)
         found = newest(run, print)
         assert found is not None
-        restore(found, trainer.placed)
+        restore(found, trainer.model)
         assert found.position == Position(0, 3)
-        assert all(len(trainer.placed.tower_optimizer.state[p]) == 3 for p in trainer.placed.towers.parameters())
-        assert trainer.placed.num_updates == 3
+        assert all(len(trainer.model.tower_optimizer.state[p]) == 3 for p in trainer.model.towers.parameters())
+        assert trainer.model.num_updates == 3
         return weights(trainer)
 
 
@@ -78,13 +78,13 @@ def test_what_one_rank_saves_two_restore_and_the_other_way_round(data: Path, tmp
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def fake(rows: range, columns: int = 4) -> Placed:
+def fake(rows: range, columns: int = 4) -> ShardedModel:
     """A world without TorchRec: rows of a table `t` that say where they belong, and one tower."""
     tower = torch.nn.ModuleList([torch.nn.Linear(2, 1)])
     weight = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None].repeat(1, columns).contiguous()
     shard = Shard("t", rows.start, weight, {"momentum1": weight[:, 0].clone()})
     adam = torch.optim.Adam(tower.parameters())
-    return Placed(None, tower, PeerExchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
+    return ShardedModel(None, tower, PeerExchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
 
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:
@@ -154,14 +154,14 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path: Path) -> None:
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
-        judged = Judged(step, 0.7, best, step - best)
-        save(tmp_path, fake(range(10)), Position(0, step), ALONE, keep=1, judged=judged)
+        validation = ValidationState(step, 0.7, best, step - best)
+        save(tmp_path, fake(range(10)), Position(0, step), ALONE, keep=1, validation=validation)
     kept = sorted(path.name for path in checkpoint_files.folder(tmp_path).iterdir())
     assert kept == ["step-00000002", "step-00000004"]
     found = [checkpoint.find_on_all_ranks(tmp_path, ALONE, print, which) for which in ("newest", "best")]
     assert [one.path.name for one in found if one] == ["step-00000004", "step-00000002"]
     assert found[0] is not None
-    assert found[0].judged == Judged(4, 0.7, 2, 2)
+    assert found[0].validation == ValidationState(4, 0.7, 2, 2)
     with pytest.raises(InputError, match="checkpoint=last is not one of newest, best"):
         checkpoint.find_on_all_ranks(tmp_path, ALONE, print, "last")
 
@@ -203,10 +203,10 @@ def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
         return write(path, tensors)
 
     monkeypatch.setattr(checkpoint_writer, "write", slow_write)
-    placed = fake(range(10))
-    with CheckpointWriter(tmp_path, placed, "manifest", ALONE, CheckpointSettings()) as writer:
+    model = fake(range(10))
+    with CheckpointWriter(tmp_path, model, "manifest", ALONE, CheckpointSettings()) as writer:
         writer.save(Position(0, 1), 1, None)
-        placed.shards[0].weight.fill_(-1)
+        model.shards[0].weight.fill_(-1)
         assert not writer.is_ready
         assert newest(tmp_path, print) is None
         goes_on.set()

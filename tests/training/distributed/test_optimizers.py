@@ -73,11 +73,11 @@ def moves(settings: TrainSettings, num_steps: int) -> dict[str, np.ndarray]:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         before = weights(trainer)
-        share = next(trainer.shares())
-        passed = trainer.placed.forward(share.batch, share.ids, num_steps)
-        loss = loss_sums(trainer.graph, passed.logits, share.batch.labels).sum()
-        trainer.placed.differentiate(loss)
-        trainer.placed.learn(passed)
+        rank_batch = next(trainer.batches())
+        forward_pass = trainer.model.forward(rank_batch.batch, rank_batch.ids, num_steps)
+        loss = loss_sums(trainer.graph, forward_pass.logits, rank_batch.batch.labels).sum()
+        trainer.model.differentiate(loss)
+        trainer.model.learn(forward_pass)
         after = weights(trainer)
         return {name: after[name] - before[name] for name in before}
 
@@ -111,7 +111,7 @@ def test_the_towers_gradients_are_clipped_together_and_the_tables_are_not(data: 
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             take_steps(trainer, 1)
-            gradients = [p.grad.numpy() for p in trainer.placed.towers.parameters() if p.grad is not None]
+            gradients = [p.grad.numpy() for p in trainer.model.towers.parameters() if p.grad is not None]
             found[clip_norm] = (gradients, weights(trainer)["tables/item_id"])
     (free, table), (clipped, same_table) = found.values()
     norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in free))
@@ -129,7 +129,7 @@ def test_bf16_learns_what_fp32_does(data: Path, tmp_path: Path) -> None:
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             losses[precision] = np.array(take_steps(trainer, 6))
-            assert all(parameter.dtype == torch.float32 for parameter in trainer.placed.towers.parameters())
+            assert all(parameter.dtype == torch.float32 for parameter in trainer.model.towers.parameters())
     np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=5e-3)
     assert (losses["bf16"] != losses["fp32"]).any()
 

@@ -150,7 +150,7 @@ def test_rows_and_gradients_are_those_of_tables_that_one_process_holds(tmp_path:
                 gradients_RF.append(torch.autograd.grad(expected.square().sum(), tables))
             for place, column in enumerate(columns):
                 key, of_ranks = f"{seed}/gradient/{scope}/{place}", [row[place].numpy() for row in gradients_RF]
-                if column.kind == "data_parallel":  # each rank's own, which `Placed` sums
+                if column.kind == "data_parallel":  # each rank's own, which `ShardedModel` sums
                     for found, expected_RA in zip(ranks, of_ranks, strict=True):
                         np.testing.assert_allclose(found[key], expected_RA, rtol=0, atol=1e-4)
                 else:

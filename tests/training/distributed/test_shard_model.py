@@ -25,7 +25,7 @@ def first_gradients(settings: TrainSettings, num_steps: int) -> Arrays:
         before = weights(trainer)
         take_steps(trainer, num_steps)
         found = {name: before[name] - value for name, value in weights(trainer).items() if name.startswith("tables/")}
-        for name, parameter in trainer.placed.towers.named_parameters():
+        for name, parameter in trainer.model.towers.named_parameters():
             assert parameter.grad is not None
             found[f"towers/{name}"] = parameter.grad.numpy().copy()
         return found
@@ -54,12 +54,12 @@ def rowwise_adagrad_batch(settings: TrainSettings, num_steps: int, batch: Batch)
         tables, gradients = [], []
         for _ in range(num_steps):
             tables.append(weights(trainer)["tables/item_id"])
-            passed = trainer.placed.forward(batch, trainer.placed.exchange.send(batch), 0)
-            sums = loss_sums(trainer.graph, passed.logits, batch.labels)
-            trainer.placed.differentiate(part_of_global_mean(sums, trainer.plan.step_size(0)))
-            assert passed.pooled.impression_BD.grad is not None
-            gradients.append(passed.pooled.impression_BD.grad.numpy().copy())
-            trainer.placed.learn(passed)
+            forward_pass = trainer.model.forward(batch, trainer.model.exchange.send(batch), 0)
+            sums = loss_sums(trainer.graph, forward_pass.logits, batch.labels)
+            trainer.model.differentiate(part_of_global_mean(sums, trainer.plan.step_size(0)))
+            assert forward_pass.pooled.impression_BD.grad is not None
+            gradients.append(forward_pass.pooled.impression_BD.grad.numpy().copy())
+            trainer.model.learn(forward_pass)
         return {"tables": np.stack([*tables, weights(trainer)["tables/item_id"]])}, gradients
 
 

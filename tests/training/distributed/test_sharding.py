@@ -41,7 +41,7 @@ def tables_of(trainer: Trainer) -> Arrays:
     """<table>/<first row>/<part> of this rank, copied."""
     return {
         f"tables/{shard.table}/{shard.first_row}/{part}": rows.numpy().copy()
-        for shard in trainer.placed.shards
+        for shard in trainer.model.shards
         for part, rows in {"weight": shard.weight, **shard.optimizer}.items()
     }
 
@@ -69,7 +69,7 @@ def trained(sgd: TrainSettings, settings: TrainSettings) -> Arrays:
         trainer = Trainer(settings, world)
         found["losses"] = np.array(take_steps(trainer, NUM_STEPS))
         found |= tables_of(trainer)
-        found |= {f"towers/{name}": value.detach().numpy() for name, value in trainer.placed.towers.named_parameters()}
+        found |= {f"towers/{name}": value.detach().numpy() for name, value in trainer.model.towers.named_parameters()}
         position = replace(trainer.position, step=NUM_STEPS)
         trainer._writer.save(position, NUM_STEPS, None)
         trainer._writer.finish()
@@ -83,7 +83,9 @@ class Plain:
     def __init__(self, settings: TrainSettings) -> None:
         with join(settings.world) as world:
             self.trainer = Trainer(settings, world)
-            self.batches = [share.batch for share, _ in zip(self.trainer.shares(), range(NUM_STEPS), strict=False)]
+            self.batches = [
+                rank_batch.batch for rank_batch, _ in zip(self.trainer.batches(), range(NUM_STEPS), strict=False)
+            ]
         manifest = self.trainer.manifest
         self.names = {scope: [entry.name for entry in manifest.fields_of(scope)] for scope in ("context", "impression")}
         model = EntireSpaceModel(manifest, self.trainer.graph, settings.embedding, settings.model, settings.seed)

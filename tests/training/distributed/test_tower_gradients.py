@@ -85,10 +85,10 @@ def wrapped(settings: TrainSettings) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         take_steps(trainer, 1)
-        parallel = trainer.placed.model.towers
+        parallel = trainer.model.network.towers
         assert isinstance(parallel, DistributedDataParallel)
-        assert parallel.module is trainer.placed.towers
-        return {name: value.grad.numpy() for name, value in trainer.placed.towers.named_parameters()}
+        assert parallel.module is trainer.model.towers
+        return {name: value.grad.numpy() for name, value in trainer.model.towers.named_parameters()}
 
 
 def test_the_trainers_towers_are_in_ddp_and_every_rank_has_the_same_gradient(tmp_path: Path) -> None:

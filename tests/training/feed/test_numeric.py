@@ -111,7 +111,7 @@ def test_a_large_mean_costs_no_digits() -> None:
 
 def reference_log_odds(trainer: Trainer, manifest: Manifest, row: dict[str, Any], place: int) -> list[float]:
     """The logit of each tower for one impression, in NumPy, from the raw row."""
-    tables = {shard.table: shard.weight.numpy().astype(np.float64) for shard in trainer.placed.shards}
+    tables = {shard.table: shard.weight.numpy().astype(np.float64) for shard in trainer.model.shards}
     starts = {name: sum(row[f"{name}__length"][:place]) for name in ("item_intention", "user_item_brands")}
     halves: dict[str, list[np.ndarray]] = {"context": [], "impression": []}
     for entry in manifest.fields_of(stored=INDEX):
@@ -129,7 +129,7 @@ def reference_log_odds(trainer: Trainer, manifest: Manifest, row: dict[str, Any]
     halves["context"].append(np.array([slowly(row["user_spend"], field_of(manifest, "user_spend"))]))
     halves["impression"].append(np.array([slowly(row["item_price"][place], field_of(manifest, "item_price"))]))
     logits = []
-    for tower in trainer.placed.towers.children():
+    for tower in trainer.model.towers.children():
         own = {name: value.detach().numpy().astype(np.float64) for name, value in tower.named_parameters()}
         hidden = own["context_weight"] @ np.concatenate(halves["context"]) + own["first_bias"]
         hidden = hidden + own["impression_weight"] @ np.concatenate(halves["impression"])
@@ -146,7 +146,7 @@ def test_the_network_equals_numpy_on_the_raw_rows(data: Path, tmp_path: Path) ->
         trainer = Trainer(settings, world)
         take_steps(trainer, 3)
         batch = next(iter(trainer.feed.batches(0)))
-        logits = list(trainer.placed.predict(batch).values())
+        logits = list(trainer.model.predict(batch).values())
         where = {impression: place for place, impression in enumerate(batch.impression_id.tolist())}
         num_compared = 0
         for file in manifest.files_of("train"):

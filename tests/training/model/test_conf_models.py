@@ -38,7 +38,7 @@ def settings_of(data: Path, out: Path, model: str, *overrides: str) -> TrainSett
 def trained(settings: TrainSettings) -> dict[str, np.ndarray]:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        found = {"count": np.array(sum(value.numel() for value in trainer.placed.towers.parameters()))}
+        found = {"count": np.array(sum(value.numel() for value in trainer.model.towers.parameters()))}
         trainer.fit()
         return found | weights(trainer)
 

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(data: Path, t
 def losses_with_an_idle_rank(settings: TrainSettings, num_steps: int) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        sizes = [share.num_impressions for share in trainer.shares()]
+        sizes = [rank_batch.num_impressions for rank_batch in trainer.batches()]
         return {"losses": np.array(take_steps(trainer, num_steps)), "sizes": np.array(sizes)}
 
 
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_a_weight(data: Path, 
         trainer = Trainer(settings, world)
         take_steps(trainer, 2)
         with torch.no_grad():
-            list(trainer.placed.towers.children())[1].context_weight.fill_(float("nan"))
+            list(trainer.model.towers.children())[1].context_weight.fill_(float("nan"))
         before = weights(trainer)
         with pytest.raises(
             InputError,
