@@ -8,6 +8,7 @@ comments.
 import contextlib
 import dataclasses
 import difflib
+import gc
 import inspect
 import io
 import os
@@ -61,6 +62,21 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
     except HydraException as error:
         _stop(_sentence(error, schema), speaks)
+
+
+@contextlib.contextmanager
+def imports_not_collected() -> Iterator[None]:
+    """Keep the garbage collector off while the block imports, and out of reach of what the block has made.
+
+    The imports of torch and TorchRec make 700,000 objects and next to no garbage: scanning them took 2.2 of the 5.4 s that
+    a run of six steps took.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def composed(name: str, schema: type[Settings], overrides: Sequence[str]) -> Settings:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.entry import launch
+from jobs.entry import imports_not_collected, launch
 from training.distributed.torchrun import speaks
 
 
@@ -23,11 +23,12 @@ class EvaluateSettings:
 def run(settings: EvaluateSettings) -> None:
     """Predict a split, evaluate the predictions, write the report, and print the AUCs."""
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
-    from training.distributed.world import join
-    from training.run import run_folder
-    from training.run.evaluate import evaluate
-    from training.run.journal import say
-    from training.run.malloc import keep_freed_memory
+    with imports_not_collected():
+        from training.distributed.world import join
+        from training.run import run_folder
+        from training.run.evaluate import evaluate
+        from training.run.journal import say
+        from training.run.malloc import keep_freed_memory
 
     keep_freed_memory()
     folder = Path(settings.run)

@@ -6,15 +6,16 @@ small. Nothing is trained and no GPU is needed.
 
 import sys
 
-from jobs.entry import EXIT_INPUT, launch
+from jobs.entry import EXIT_INPUT, imports_not_collected, launch
 from training.planning.settings import FeasibilitySettings
 
 
 def run(settings: FeasibilitySettings) -> None:
     """Estimate the run on the cluster and print the estimate."""
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
-    from training.planning.feasibility import assess
-    from training.planning.feasibility_page import feasibility_lines
+    with imports_not_collected():
+        from training.planning.feasibility import assess
+        from training.planning.feasibility_page import feasibility_lines
 
     feasibility = assess(settings)
     print("\n".join(feasibility_lines(feasibility, sys.argv[1:])))

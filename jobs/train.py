@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.entry import launch
+from jobs.entry import imports_not_collected, launch
 from training.distributed.torchrun import speaks
 from training.run.settings import TrainSettings
 
@@ -10,9 +10,10 @@ from training.run.settings import TrainSettings
 def run(settings: TrainSettings) -> None:
     """Join the world, build or resume, train; a run that a signal has stopped ends with a status that says so."""
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
-    from training.distributed.world import join
-    from training.run.malloc import keep_freed_memory
-    from training.run.trainer import Trainer
+    with imports_not_collected():
+        from training.distributed.world import join
+        from training.run.malloc import keep_freed_memory
+        from training.run.trainer import Trainer
 
     keep_freed_memory()
     with join(settings.world) as world:

@@ -1,5 +1,6 @@
 """Mistakes on the command line: one sentence on stderr, status 2, before Spark starts."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from raw_log import small_log
 
-from jobs.entry import composed, with_new_keys
+from jobs.entry import composed, imports_not_collected, with_new_keys
 from jobs.preprocess import quoted
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
@@ -113,3 +114,15 @@ def test_settings_of_a_group_that_may_be_left_out_are_settings_where_it_is_chose
         InputError, match=r"is a setting of source\.events, which this command does not choose; give source=events too"
     ):
         composed("preprocess", PreprocessSettings, ["source.path=x", "out=y", "source.events.actions_end=7"])
+
+
+def test_no_collection_scans_what_is_imported() -> None:
+    frozen = gc.get_freeze_count()
+    try:
+        with imports_not_collected():
+            was_enabled = gc.isenabled()
+        assert not was_enabled
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
