@@ -149,7 +149,7 @@ def main() -> None:
         plan = Plan(manifest.files_of("train"), batch_size=batch_size, lanes=lanes, seed=1)
         poolings = {entry.name: pooling for entry in manifest.fields if entry.arity == "many"}
         feed = Feed(dataset, manifest, "train", plan, rank=0, world_size=1, pooling=poolings)
-        clock = FeedClock(feed._shards)
+        clock = FeedClock(feed._files)
         fed(feed, 0)  # compiles, and verifies the checksums
         rounds: list[dict[str, float]] = []
         for epoch in range(int(settings.get("runs", 5))):

@@ -30,7 +30,7 @@ from pipeline.errors import InputError
 from pipeline.locations import open_location
 from training.evaluation.calibration import log_loss
 from training.evaluation.metrics import evaluate
-from training.feed.numeric import squashed
+from training.feed.numeric import squash
 
 Array = NDArray[Any]
 
@@ -110,7 +110,7 @@ def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.cs
     """[N, rows of the field's table]: one-hot for arity one, else each bag's weights divided by the sum of their sizes;
     of a numeric field one column, as the towers take it."""
     if field.stored == NUMBER:
-        return sp.csr_matrix(np.nan_to_num(squashed(_flat(table, field.name), field))[:, None])
+        return sp.csr_matrix(np.nan_to_num(squash(_flat(table, field.name), field))[:, None])
     index_V = _flat(table, field.name)
     if field.arity == "one":
         length_N = np.ones(num_bags, np.int64)

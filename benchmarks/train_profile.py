@@ -130,7 +130,9 @@ class FeedClock:
         self.spent_s: dict[str, float] = defaultdict(float)
         shards.read = self._timed(shards.read, "feed: read")
         pages.ColumnPages._values = self._timed(pages.ColumnPages._values, "feed: decompress")  # type: ignore[method-assign]
-        feed.pack = self._timed(feed.pack, "feed: decode, check, shuffle, pool", but="feed: decompress")
+        feed.pack_row_group = self._timed(
+            feed.pack_row_group, "feed: decode, check, shuffle, pool", but="feed: decompress"
+        )
         feed.collate = self._timed(feed.collate, "feed: collate")
 
     def _timed(self, function: Callable[..., Any], name: str, but: str | None = None) -> Callable[..., Any]:
@@ -151,7 +153,7 @@ class FeedClock:
 def measure(settings: TrainSettings, num_steps: int) -> None:
     """Print the table of one network."""
     with join(settings.world) as world, closing(Trainer(settings, world)) as trainer:
-        clock = FeedClock(trainer.feed._shards)
+        clock = FeedClock(trainer.feed._files)
         profiled = Profiled(trainer)
         for _ in range(WARM_UP_STEPS):
             profiled.step()

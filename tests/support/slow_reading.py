@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from tiny_dataset import FIELDS
 
 from pipeline.dataset.manifest import Manifest
-from training.feed.batch import NO_GROUP, Bags, Batch
+from training.feed.batch import UNKNOWN_GROUP, Bags, Batch
 from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.feed.settings import FeedSettings
@@ -92,7 +92,7 @@ def batch_reading(batch: Batch, fields: list[str]) -> dict[int, dict[str, Any]]:
         found[impression_id] = {
             **{label: int(values[place]) for label, values in batch.labels.items()},
             "context_id": batch.context_id[context],
-            "group_id": None if group_id == NO_GROUP else group_id,
+            "group_id": None if group_id == UNKNOWN_GROUP else group_id,
             **contexts[context],
             **impressions[place],
         }

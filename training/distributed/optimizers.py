@@ -9,7 +9,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from pipeline.errors import InputError
 from training.distributed.settings import EmbeddingOptimizerSettings, TowerOptimizerSettings
-from training.model.embeddings import allocated, rowwise_lr
+from training.model.embeddings import allocated_dim, rowwise_lr
 from training.model.entire_space import EntireSpaceModel
 from training.model.settings import EmbeddingSettings
 
@@ -65,5 +65,5 @@ def _options(settings: EmbeddingOptimizerSettings, dim: int) -> dict[str, Any]:
     if settings.name == "rowwise_adagrad":
         options["lr"] = rowwise_lr(settings.lr, dim)
         # eps stands beside the root of the same mean.
-        options["eps"] = settings.eps * math.sqrt(dim / allocated(dim))
+        options["eps"] = settings.eps * math.sqrt(dim / allocated_dim(dim))
     return options

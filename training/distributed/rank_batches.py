@@ -9,9 +9,9 @@ from pipeline.errors import InputError
 from training.distributed.exchange import Exchange, Handle
 from training.distributed.world import Pending, World
 from training.feed.batch import Batch
-from training.feed.device_copy import on_device, to_device
+from training.feed.device_copy import prefetch_to_device, to_device
 from training.feed.feed import Feed
-from training.model.entire_space import without_emptiness
+from training.model.entire_space import or_stand_in
 
 
 @dataclass
@@ -48,15 +48,15 @@ def rank_batches(feed: Feed, epoch: int, steps: range, exchange: Exchange, devic
     A rank that cannot read its batch takes part in the step with an empty one, and the ranks agree on its error there:
     the others wait for it inside the forward pass already.
     """
-    batches = on_device(feed.batches(epoch, steps.start), device)
+    batches = prefetch_to_device(feed.batches(epoch, steps.start), device)
     error: InputError | None = None
     present: RankBatch | None = None
     for step in steps:
         try:
-            batch = to_device(feed.nothing(), device) if error else next(batches)
+            batch = to_device(feed.empty_batch(), device) if error else next(batches)
         except InputError as failure:
-            error, batch = failure, to_device(feed.nothing(), device)
-        whole = without_emptiness(batch, *exchange.num_fields)
+            error, batch = failure, to_device(feed.empty_batch(), device)
+        whole = or_stand_in(batch, *exchange.num_fields)
         following = RankBatch(step, whole, batch.num_impressions, exchange.send(whole), error)
         if present:
             present.following = following

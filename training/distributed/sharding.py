@@ -21,7 +21,7 @@ from torchrec.distributed.types import (
 from pipeline.dataset.manifest import ManifestField
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import World
-from training.model.embeddings import allocated
+from training.model.embeddings import allocated_dim
 from training.model.settings import EmbeddingSettings
 
 
@@ -29,14 +29,14 @@ def plan_of(
     fields: Sequence[ManifestField], embedding: EmbeddingSettings, settings: ShardingSettings, world: World
 ) -> ShardingPlan:
     """The placement of every table, by the names of the model's two collections."""
-    kinds = {entry.name: settings.kind_of(entry, allocated(embedding.dim_of(entry.name))) for entry in fields}
+    kinds = {entry.name: settings.kind_of(entry, allocated_dim(embedding.dim_of(entry.name))) for entry in fields}
     owners = assign([entry for entry in fields if kinds[entry.name] == "table_wise"], embedding, world.size)
     return ShardingPlan(
         {
             f"{scope}.tables": EmbeddingModuleShardingPlan(
                 {
                     entry.name: _placed(
-                        kinds[entry.name], entry, allocated(embedding.dim_of(entry.name)), owners, world
+                        kinds[entry.name], entry, allocated_dim(embedding.dim_of(entry.name)), owners, world
                     )
                     for entry in fields
                     if entry.scope == scope
@@ -53,7 +53,7 @@ def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_
     A table costs memory (rows x columns), lookups, and pooled rows that travel; each counts by the table's share of all.
     Balanced together by the dot product of costs and loads (Panigrahy et al. 2011, "Heuristics for vector bin packing").
     """
-    columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
+    columns = {entry.name: allocated_dim(embedding.dim_of(entry.name)) for entry in fields}
     costs = [
         {entry.name: amount(entry) * columns[entry.name] for entry in fields}
         for amount in (lambda entry: entry.num_rows, lookups_per_impression, bags_per_impression)

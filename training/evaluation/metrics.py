@@ -20,7 +20,7 @@ from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, expected_calibration_error, log_loss
 from training.evaluation.ranking import Array, auc, check_finite, expected_auc, group_numbers, grouped_auc, top_share
-from training.feed.batch import NO_GROUP
+from training.feed.batch import UNKNOWN_GROUP
 
 Metrics = dict[str, float | int | None]
 
@@ -52,7 +52,7 @@ def tasks(predictions: Mapping[str, Array]) -> Iterator[Task]:
 def evaluate(predictions: Mapping[str, Array]) -> Metrics:
     """Every figure that `predictions` allows, by name.
 
-    Columns, each of shape [N]: click, conversion, optionally daction (0 or 1); group_id (int64, NO_GROUP where unknown; GAUC
+    Columns, each of shape [N]: click, conversion, optionally daction (0 or 1); group_id (int64, UNKNOWN_GROUP where unknown; GAUC
     needs it); and any of p_ctr, p_cvr, p_ctavr, p_ctcvr in [0, 1]. A column that is not there leaves its figures out.
     """
     click_N = predictions["click"].astype(bool)
@@ -62,7 +62,7 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
         metrics["num_dactions"] = int((click_N & predictions["daction"].astype(bool)).sum())
     group_N, known_N = None, np.empty(0, bool)
     if "group_id" in predictions:
-        group_N, known_N = group_numbers(predictions["group_id"]), predictions["group_id"] != NO_GROUP
+        group_N, known_N = group_numbers(predictions["group_id"]), predictions["group_id"] != UNKNOWN_GROUP
         metrics["num_impressions_without_group"] = len(known_N) - int(known_N.sum())
     for task in tasks(predictions):
         label, score = task.label_N, predictions[task.score]

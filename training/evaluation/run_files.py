@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from training.evaluation.metrics import Metrics
 from training.evaluation.ranking import Array
-from training.feed.batch import NO_GROUP
+from training.feed.batch import UNKNOWN_GROUP
 
 LogEntry = dict[str, float]
 
@@ -28,7 +28,7 @@ def read_metrics(run: Path, split: str) -> Metrics:
 
 
 def read_predictions(run: Path, split: str) -> dict[str, Array]:
-    """Read the numeric columns of RUN/predictions/<split>, one value an impression; a missing group_id is NO_GROUP.
+    """Read the numeric columns of RUN/predictions/<split>, one value an impression; a missing group_id is UNKNOWN_GROUP.
 
     Raises InputError if there are no predictions, or a file cannot be read.
     """
@@ -43,7 +43,7 @@ def read_predictions(run: Path, split: str) -> dict[str, Array]:
         raise InputError(f"The predictions in {folder} cannot be read ({error}); {_remedy(run, split)}") from error
     columns = {name: table.column(name) for name in names}
     if "group_id" in columns:
-        columns["group_id"] = columns["group_id"].fill_null(NO_GROUP)
+        columns["group_id"] = columns["group_id"].fill_null(UNKNOWN_GROUP)
     return {name: column.to_numpy() for name, column in columns.items()}
 
 

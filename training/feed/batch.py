@@ -4,8 +4,6 @@ A context is stored, read, looked up and multiplied once, however many of its im
 (DESIGN §2), so the two scopes stay apart until the towers' first layer has been applied to each.
 """
 
-# Shapes: C contexts, B impressions, F fields of a scope, N rows of a scope (C or B), V values of a scope.
-
 from dataclasses import dataclass
 
 import torch
@@ -14,25 +12,28 @@ from torch import Tensor
 
 @dataclass
 class Bags:
-    """The embedding lookups of all F fields of one scope over N rows: the layout of TorchRec's KeyedJaggedTensor."""
+    """The embedding lookups of all F fields of one scope, for N contexts or impressions.
 
-    values: Tensor  # int32 [V], rows of the tables, field-major: all of field 0's rows, then field 1's, …
+    The layout is that of TorchRec's KeyedJaggedTensor.
+    """
+
+    values: Tensor  # int32 [V], rows of the tables, field-major: all values of field 0, then those of field 1, …
     lengths: Tensor  # int32 [F * N], field-major
     weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of |w| over the bag)
 
 
 @dataclass
 class Batch:
-    """What one rank trains on at one step."""
+    """One rank's batch of one step: B impressions of C contexts."""
 
     context: Bags  # N = C
     impression: Bags  # N = B
-    context_numeric: Tensor  # float32 [C, numeric fields of the scope]: tanh((v - µ)/σ), 0 where missing
-    impression_numeric: Tensor  # float32 [B, numeric fields of the scope]
-    context_of_impression: Tensor  # int64 [B], in [0, C), never falling: a context's impressions stand together
+    context_numeric: Tensor  # float32 [C, numeric fields]: tanh((v - µ)/σ), 0 where missing
+    impression_numeric: Tensor  # float32 [B, numeric fields]
+    context_of_impression: Tensor  # int64 [B], in [0, C), non-decreasing: a context's impressions stand together
     labels: dict[str, Tensor]  # click, conversion, and daction where the dataset has it: float32 [B]
     impression_id: Tensor  # int64 [B]
-    group_id: Tensor  # int64 [C]; NO_GROUP where missing
+    group_id: Tensor  # int64 [C]; UNKNOWN_GROUP where missing
     context_id: list[str]  # [C], the key as logged
 
     @property
@@ -44,5 +45,5 @@ class Batch:
         return len(self.impression_id)
 
 
-#: group_id of a context whose user is unknown.
-NO_GROUP = torch.iinfo(torch.int64).min
+#: The group_id of a context whose user is unknown.
+UNKNOWN_GROUP = torch.iinfo(torch.int64).min

@@ -1,56 +1,54 @@
-"""The columns of one row group, each compared with what it must be as it is decoded; a wrong one is an InputError.
+"""The columns of one row group, each validated as it is decoded; a wrong one is an InputError.
 
-Readers trust nothing (DESIGN §4). FBGEMM, left alone, would log "setting idx to zero" and train on.
+Readers trust nothing (DESIGN §4). Given an index outside its table, FBGEMM logs "setting idx to zero" and trains on.
 """
-
-# Shapes: R rows (contexts), I impressions, N bags of a scope (R or I), V values.
 
 import numpy as np
 
 from pipeline.dataset.manifest import ManifestField, RowGroup
 from pipeline.errors import InputError
 from pipeline.kernels.jit import nb
-from training.feed.batch import NO_GROUP
+from training.feed.batch import UNKNOWN_GROUP
 from training.feed.column_reader import DamagedColumn, ListValues, NullableValues, StoredRowGroup
-from training.feed.numeric import squashed
+from training.feed.numeric import squash
 
 
 class CheckedColumns:
-    """NumPy arrays over the bytes that were read, and the error message for a wrong column."""
+    """NumPy arrays over the bytes of one row group, validated, with the error message for a wrong column."""
 
     def __init__(self, stored: StoredRowGroup, counts: RowGroup, where: str) -> None:
         self._stored, self._where = stored, where
-        #: int64 [I], and where the impressions of each row begin: int32 [R + 1]
-        self.impression_id_I, self.offsets_R = self._lists("impression_id")
-        if len(self.impression_id_I) != counts.impressions:
+        #: int64 [B], and where the impressions of each row begin: int32 [R + 1]
+        self.impression_id_B, self.offsets_R = self._lists("impression_id")
+        if len(self.impression_id_B) != counts.impressions:
             raise self.error(
-                "impression_id", f"{len(self.impression_id_I)} impressions, and the manifest says {counts.impressions}"
+                "impression_id", f"{len(self.impression_id_B)} impressions, and the manifest says {counts.impressions}"
             )
 
     def error(self, column: str, found: str) -> InputError:
-        """For the caller to raise: what was found in `column`, and where."""
+        """Return the error to raise: `found` in `column` of this row group."""
         return InputError(
             f"{self._where}, column {column}: {found}; the file is damaged or not this dataset's: "
             "run jobs.preprocess again."
         )
 
     def most_values(self, entry: ManifestField) -> int:
-        """A bound on the values of a field of arity many."""
+        """Return a bound on the number of values of a multi-valued field, without decoding it."""
         return self._stored.columns[entry.name].most_values()
 
     def context_ids(self) -> list[str]:
-        """The key of each row, as logged."""
+        """Return the key of each row, as logged."""
         try:
             return self._stored.columns["context_id"].texts(self._stored.num_rows)
         except DamagedColumn as error:
             raise self.error("context_id", str(error)) from error
 
     def group_ids(self) -> np.ndarray:
-        """int64 [R]; NO_GROUP where missing."""
-        return self._numbers_or("group_id", NO_GROUP).values
+        """Return int64 [R]; UNKNOWN_GROUP where missing."""
+        return self._numbers_or("group_id", UNKNOWN_GROUP).values
 
     def label(self, label: str, promised: int | None) -> np.ndarray:
-        """Integers [I], 0 or 1, of which `promised` are 1."""
+        """Return integers [B], each 0 or 1, of which the manifest says that `promised` are 1."""
         values = self._parallel(label)
         if len(values) and (values.min() < 0 or values.max() > 1):
             raise self.error(label, "a label that is neither 0 nor 1")
@@ -58,8 +56,8 @@ class CheckedColumns:
             raise self.error(label, f"{found} positives, and the manifest says {promised}")
         return values
 
-    def ones(self, entry: ManifestField) -> np.ndarray:
-        """int32 [N]: the indices of a field of arity one."""
+    def single_valued(self, entry: ManifestField) -> np.ndarray:
+        """Return int32 [N]: the indices of a single-valued field."""
         if entry.scope == "impression":
             indices = self._parallel(entry.name)
         else:
@@ -69,8 +67,8 @@ class CheckedColumns:
         self._check_indices(entry, indices)
         return indices
 
-    def bags(self, entry: ManifestField) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The indices [V] of a field of arity many, offsets int32 [N + 1] of the bags, and weights [V] if it has any."""
+    def multi_valued(self, entry: ManifestField) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the indices [V] of a multi-valued field, the offsets int32 [N + 1] of its bags, and weights [V] or None."""
         indices, offsets = self._lists(entry.name)
         self._check_indices(entry, indices)
         weights = None
@@ -84,34 +82,34 @@ class CheckedColumns:
             return indices, offsets, weights
         lengths = self._parallel(f"{entry.name}__length")
         ends = np.empty(len(lengths) + 1, np.int32)
-        all_bits, total = _add_up(lengths, ends)
+        all_bits, total = _sum_lengths(lengths, ends)
         if all_bits < 0:
             raise self.error(f"{entry.name}__length", f"the length {lengths.min()}")
         if total != len(indices) or not np.array_equal(ends[self.offsets_R], offsets):
             raise self.error(f"{entry.name}__length", f"lengths that do not add up to those of {entry.name}'s lists")
         return indices, ends, weights
 
-    def numbers(self, entry: ManifestField) -> np.ndarray:
-        """float32 [N]: the inputs of a numeric field; a null is 0."""
+    def numeric_inputs(self, entry: ManifestField) -> np.ndarray:
+        """Return float32 [N]: the towers' inputs from a numeric field; a null is 0."""
         values, is_missing, offsets = self._numbers_or(entry.name, 0.0)
         if entry.scope == "impression":
-            assert offsets is not None  # its column was compared with the schema
+            assert offsets is not None  # check_schema: an impression's column is a list
             self._check_parallel(entry.name, offsets)
         if not np.isfinite(values).all():
             raise self.error(entry.name, "a value that is not finite (a missing one is null)")
-        inputs = squashed(values, entry)
+        inputs = squash(values, entry)
         if is_missing is not None:
             inputs[is_missing] = 0.0
         return inputs
 
     def _check_indices(self, entry: ManifestField, indices: np.ndarray) -> None:
-        # As unsigned numbers, so that one maximum finds the negative ones too.
+        # Read as unsigned numbers, negative ones are large: one maximum finds both kinds of error.
         if len(indices) and int(indices.view(np.uint32).max()) >= entry.num_rows:
             wrong = indices[(indices < 0) | (indices >= entry.num_rows)][0]
             raise self.error(entry.name, f"the index {wrong}, outside 0 to {entry.num_rows - 1} of the vocabulary")
 
     def _parallel(self, column: str) -> np.ndarray:
-        """The values of a column that has one for each impression."""
+        """Return the values of a column that has one for each impression."""
         values, offsets = self._lists(column)
         self._check_parallel(column, offsets)
         return values
@@ -134,9 +132,10 @@ class CheckedColumns:
 
 
 @nb.njit(nogil=True, cache=True)
-def _add_up(lengths: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
-    """ends: 0, then the sum up to each length. Returns the bits that any length has, negative if one is, and the sum,
-    which `ends` has lost where it is too large.
+def _sum_lengths(lengths: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    """Write 0 to `ends`, then the sum up to each length. Return all lengths joined by OR, and their sum.
+
+    The first result is negative if a length is. The second is right where the sum overflows `ends`.
     """
     all_bits = total = 0
     ends[0] = 0

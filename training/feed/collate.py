@@ -1,14 +1,12 @@
 """Cut pieces of row groups into a batch: the hot path of the feed, each array one slice a piece.
 
-A piece is the impressions [start, stop) of a row group in the order in which it is fed: whole contexts, except that the
-first and the last may be cut. A context that is cut stands in a batch once for each of its pieces.
+A piece is the impressions [start, stop) of a row group in the order of the epoch: whole contexts, except that the first
+and the last may be cut. A context that is cut stands in a batch once for each of its pieces.
 """
-
-# Shapes: P pieces, C contexts, B impressions, F fields of a scope, N bags of a scope (C or B), V values, L labels,
-# D numeric fields of a scope.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from pipeline.dataset.kinds import NUMBER
 from pipeline.kernels.jit import nb
 from training.feed.batch import Bags, Batch
 from training.feed.columns import Columns
-from training.feed.row_groups import NO_WEIGHTS, Packed, RowGroupData
+from training.feed.row_groups import NO_WEIGHTS, BagArrays, RowGroupData, ScopeArrays
 
 
 @dataclass(frozen=True)
@@ -29,21 +27,51 @@ class Piece:
     stop: int
 
     def rows(self) -> tuple[int, int]:
-        """The first row of these impressions, and the row after the last."""
+        """Return the first row of these impressions, and the row after the last."""
         offsets_R = self.data.offsets_R
         return int(offsets_R.searchsorted(self.start, "right")) - 1, int(offsets_R.searchsorted(self.stop, "left"))
 
 
-#: The bags [first, last) of a row group's scope.
-_Slice = tuple[Packed, int, int]
+class _Slice(NamedTuple):
+    """The contexts, or the impressions, [start, stop) of a row group."""
+
+    arrays: ScopeArrays
+    start: int
+    stop: int
+
+
+class _PieceArrays(NamedTuple):
+    """The impressions of one row group, from which a piece is cut."""
+
+    impression_id_B: np.ndarray
+    label_LB: np.ndarray
+    offsets_R: np.ndarray  # of the piece's rows alone
+
+
+class _BatchArrays(NamedTuple):
+    """The impressions of the batch."""
+
+    impression_id_B: np.ndarray
+    label_LB: np.ndarray
+    context_of_impression_B: np.ndarray
+
+
+class _BatchBags(NamedTuple):
+    """The bags of one scope of the batch, field-major (batch.Bags)."""
+
+    value_V: np.ndarray
+    weight_V: np.ndarray
+    length_FN: np.ndarray
 
 
 def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
-    """The batch of `pieces` in their order; no pieces give a batch of no impressions."""
+    """Return the batch of `pieces` in their order; no pieces give a batch of no impressions."""
     num_impressions = sum(piece.stop - piece.start for piece in pieces)
-    context_of_impression = np.empty(num_impressions, np.int64)
-    impression_id = np.empty(num_impressions, np.int64)
-    label_LB = np.empty((len(columns.labels), num_impressions), np.float32)
+    batch = _BatchArrays(
+        np.empty(num_impressions, np.int64),
+        np.empty((len(columns.labels), num_impressions), np.float32),
+        np.empty(num_impressions, np.int64),
+    )
     context_id: list[str] = []
     group_id = [np.empty(0, np.int64)]
     contexts: list[_Slice] = []
@@ -51,163 +79,123 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
     at = 0
     for piece in pieces:
         data, (first, last) = piece.data, piece.rows()
-        _copy_impressions(
-            data.impression_id_I,
-            data.labels_LI,
-            data.offsets_R[first : last + 1],
-            piece.start,
-            piece.stop,
-            len(context_id),
-            at,
-            impression_id,
-            label_LB,
-            context_of_impression,
-        )
-        context_id += data.context_id_R[first:last]
+        source = _PieceArrays(data.impression_id_B, data.label_LB, data.offsets_R[first : last + 1])
+        _copy_impressions(source, piece.start, piece.stop, batch, at, len(context_id))
+        context_id += data.context_ids[first:last]
         group_id.append(data.group_id_R[first:last])
-        contexts.append((data.context, first, last))
-        impressions.append((data.impression, piece.start, piece.stop))
+        contexts.append(_Slice(data.context, first, last))
+        impressions.append(_Slice(data.impression, piece.start, piece.stop))
         at += piece.stop - piece.start
     return Batch(
         context=_bags(contexts, len(columns.of_scope("context"))),
         impression=_bags(impressions, len(columns.of_scope("impression"))),
         context_numeric=_numeric_inputs(contexts, len(columns.of_scope("context", NUMBER))),
         impression_numeric=_numeric_inputs(impressions, len(columns.of_scope("impression", NUMBER))),
-        context_of_impression=torch.from_numpy(context_of_impression),
-        labels={label: torch.from_numpy(label_LB[place]) for place, label in enumerate(columns.labels)},
-        impression_id=torch.from_numpy(impression_id),
+        context_of_impression=torch.from_numpy(batch.context_of_impression_B),
+        labels={
+            label: torch.from_numpy(label_B) for label, label_B in zip(columns.labels, batch.label_LB, strict=True)
+        },
+        impression_id=torch.from_numpy(batch.impression_id_B),
         group_id=torch.from_numpy(np.concatenate(group_id)),
         context_id=context_id,
     )
 
 
-def _bags(slices_P: Sequence[_Slice], num_fields: int) -> Bags:
-    """The bags [first, last) of each piece, field-major: field 0 of piece 0, of piece 1, …, then field 1."""
-    counts_PF = np.empty((len(slices_P), num_fields), np.int64)
-    for counts_F, (packed, first, last) in zip(counts_PF, slices_P, strict=True):
-        _count_bag_values(packed.slot_F, packed.offsets_MN, first, last, counts_F)
-    starts_PF = np.cumsum(counts_PF.T).reshape(num_fields, len(slices_P)).T - counts_PF
-    num_bags, num_values = sum(last - first for _, first, last in slices_P), int(counts_PF.sum())
-    values, weights = np.empty(num_values, np.int32), np.empty(num_values, np.float32)
-    length_FN = np.empty((num_fields, num_bags), np.int32)
+def _bags(slices: Sequence[_Slice], num_fields: int) -> Bags:
+    """Join the bags of each piece, field-major: field 0 of piece 0, of piece 1, …, then field 1."""
+    num_values = np.empty((len(slices), num_fields), np.int64)  # of each piece and field
+    for num_values_F, (arrays, start, stop) in zip(num_values, slices, strict=True):
+        _count_bag_values(arrays.bags, start, stop, num_values_F)
+    starts = np.cumsum(num_values.T).reshape(num_fields, len(slices)).T - num_values
+    num_bags, total = sum(piece.stop - piece.start for piece in slices), int(num_values.sum())
+    bags = _BatchBags(
+        np.empty(total, np.int32), np.empty(total, np.float32), np.empty((num_fields, num_bags), np.int32)
+    )
     bag = 0
-    for starts_F, (packed, first, last) in zip(starts_PF, slices_P, strict=True):
-        _copy_bags(
-            packed.slot_F,
-            packed.ones_ON,
-            packed.offsets_MN,
-            packed.values_V,
-            packed.shift_M,
-            packed.weights_W,
-            first,
-            last,
-            starts_F,
-            bag,
-            values,
-            weights,
-            length_FN,
-        )
-        bag += last - first
-    return Bags(torch.from_numpy(values), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weights))
+    for start_F, (arrays, start, stop) in zip(starts, slices, strict=True):
+        _copy_bags(arrays.bags, start, stop, bags, start_F, bag)
+        bag += stop - start
+    return Bags(
+        torch.from_numpy(bags.value_V), torch.from_numpy(bags.length_FN.reshape(-1)), torch.from_numpy(bags.weight_V)
+    )
 
 
-def _numeric_inputs(slices_P: Sequence[_Slice], num_fields: int) -> torch.Tensor:
-    """float32 [N, D]: the numeric inputs [first, last) of each piece."""
-    out_ND = np.empty((sum(last - first for _, first, last in slices_P), num_fields), np.float32)
+def _numeric_inputs(slices: Sequence[_Slice], num_fields: int) -> torch.Tensor:
+    """Join the numeric inputs of each piece: float32 [N, numeric fields]."""
+    out_NF = np.empty((sum(piece.stop - piece.start for piece in slices), num_fields), np.float32)
     at = 0
-    for packed, first, last in slices_P:
-        out_ND[at : at + last - first] = packed.numeric_DN[:, first:last].T
-        at += last - first
-    return torch.from_numpy(out_ND)
+    for arrays, start, stop in slices:
+        out_NF[at : at + stop - start] = arrays.numeric_FN[:, start:stop].T
+        at += stop - start
+    return torch.from_numpy(out_NF)
 
 
-# In these kernels every loop runs from 0 over slices, or numba's test for negative indices keeps it from vectorizing.
+# In these kernels every loop runs from 0 over slices, or numba's test for negative indices prevents vectorizing.
 
 
 @nb.njit(nogil=True, cache=True)
-def _copy_impressions(
-    impression_id_I: np.ndarray,
-    labels_LI: np.ndarray,
-    offsets_C: np.ndarray,
-    start: int,
-    stop: int,
-    context: int,
-    at: int,
-    impression_id_B: np.ndarray,
-    label_LB: np.ndarray,
-    context_of_impression_B: np.ndarray,
-) -> None:
-    """The impressions [start, stop), from place `at` of the batch on; their contexts are numbered from `context` on."""
-    ids = impression_id_I[start:stop]
-    to_ids = impression_id_B[at : at + len(ids)]
+def _copy_impressions(source: _PieceArrays, start: int, stop: int, batch: _BatchArrays, at: int, context: int) -> None:
+    """Copy the impressions [start, stop) to place `at` of the batch; their contexts are numbered from `context` on."""
+    ids = source.impression_id_B[start:stop]
+    to_ids = batch.impression_id_B[at : at + len(ids)]
     for place in range(len(ids)):
         to_ids[place] = ids[place]
-    for label in range(len(labels_LI)):
-        labels, to_labels = labels_LI[label, start:stop], label_LB[label, at : at + len(ids)]
+    for label in range(len(source.label_LB)):
+        labels, to_labels = source.label_LB[label, start:stop], batch.label_LB[label, at : at + len(ids)]
         for place in range(len(labels)):
             to_labels[place] = labels[place]
-    for row in range(len(offsets_C) - 1):
-        first, last = max(offsets_C[row], start), min(offsets_C[row + 1], stop)
-        numbers = context_of_impression_B[at + first - start : at + last - start]
+    for row in range(len(source.offsets_R) - 1):
+        # The first row and the last may have impressions outside the piece.
+        first, last = max(source.offsets_R[row], start), min(source.offsets_R[row + 1], stop)
+        numbers = batch.context_of_impression_B[at + first - start : at + last - start]
         for place in range(len(numbers)):
             numbers[place] = context + row
 
 
 @nb.njit(nogil=True, cache=True)
-def _count_bag_values(slot_F: np.ndarray, offsets_MN: np.ndarray, first: int, last: int, counts_F: np.ndarray) -> None:
-    """counts_F: how many values of each field the bags [first, last) hold."""
-    for field in range(len(slot_F)):
-        slot = slot_F[field]
+def _count_bag_values(bags: BagArrays, start: int, stop: int, num_values_F: np.ndarray) -> None:
+    """Count the values of each field in the bags [start, stop), into `num_values_F`."""
+    for field in range(len(bags.slot_F)):
+        slot = bags.slot_F[field]
         if slot >= 0:
-            counts_F[field] = last - first
+            num_values_F[field] = stop - start
         else:
-            counts_F[field] = offsets_MN[-1 - slot, last] - offsets_MN[-1 - slot, first]
+            num_values_F[field] = bags.offsets_FN[-1 - slot, stop] - bags.offsets_FN[-1 - slot, start]
 
 
 @nb.njit(nogil=True, cache=True)
-def _copy_bags(
-    slot_F: np.ndarray,
-    ones_ON: np.ndarray,
-    offsets_MN: np.ndarray,
-    values_V: np.ndarray,
-    shift_M: np.ndarray,
-    weights_W: np.ndarray,
-    first: int,
-    last: int,
-    starts_F: np.ndarray,
-    bag: int,
-    out_values: np.ndarray,
-    out_weights: np.ndarray,
-    out_length_FN: np.ndarray,
-) -> None:
-    """Copy the bags [first, last) of field f to place starts_F[f] of the values, and their lengths to place `bag`.
+def _copy_bags(bags: BagArrays, start: int, stop: int, out: _BatchBags, start_F: np.ndarray, bag: int) -> None:
+    """Copy the bags [start, stop) of field f to place start_F[f] of the values, and their lengths to place `bag`.
 
-    values_V    … |field 0: ·· first ▓▓▓▓ last ··|field 1: ·· first ▓▓ last ··| …
-    out_values  |field 0: piece 0, ▓▓▓▓, piece 2|field 1: piece 0, ▓▓, piece 2| …
+    bags.values_V  … |field 0: ·· start ▓▓▓▓ stop ··|field 1: ·· start ▓▓ stop ··| …
+    out.value_V    |field 0: piece 0, ▓▓▓▓, piece 2|field 1: piece 0, ▓▓, piece 2| …
     """
-    count = last - first
-    for field in range(len(slot_F)):
-        slot = slot_F[field]
-        at = starts_F[field]
-        lengths = out_length_FN[field, bag : bag + count]
-        if slot >= 0:
-            from_values = ones_ON[slot, first:last]
-            shift = NO_WEIGHTS
+    count = stop - start
+    for field in range(len(bags.slot_F)):
+        slot = bags.slot_F[field]
+        at = start_F[field]
+        lengths = out.length_FN[field, bag : bag + count]
+        if slot >= 0:  # single-valued: a value a bag
+            values = bags.single_FN[slot, start:stop]
+            weight = NO_WEIGHTS
             for place in range(count):
                 lengths[place] = 1
         else:
-            starts, ends = offsets_MN[-1 - slot, first:last], offsets_MN[-1 - slot, first + 1 : last + 1]
-            from_values = values_V[starts[0] : ends[-1]]
-            shift = starts[0] + shift_M[-1 - slot] if shift_M[-1 - slot] != NO_WEIGHTS else NO_WEIGHTS
+            row = -1 - slot
+            starts, ends = bags.offsets_FN[row, start:stop], bags.offsets_FN[row, start + 1 : stop + 1]
+            values = bags.values_V[starts[0] : ends[-1]]
+            weight = NO_WEIGHTS  # where the first weight is
+            if bags.weight_shift_F[row] != NO_WEIGHTS:
+                weight = starts[0] + bags.weight_shift_F[row]
             for place in range(count):
                 lengths[place] = ends[place] - starts[place]
-        to_values, to_weights = out_values[at : at + len(from_values)], out_weights[at : at + len(from_values)]
-        for place in range(len(from_values)):
-            to_values[place] = from_values[place]
-        if shift == NO_WEIGHTS:
+        to_values, to_weights = out.value_V[at : at + len(values)], out.weight_V[at : at + len(values)]
+        for place in range(len(values)):
+            to_values[place] = values[place]
+        if weight == NO_WEIGHTS:
             for place in range(len(to_weights)):
                 to_weights[place] = 1.0
         else:
-            from_weights = weights_W[shift : shift + len(from_values)]
-            for place in range(len(from_weights)):
-                to_weights[place] = from_weights[place]
+            weights = bags.weights[weight : weight + len(values)]
+            for place in range(len(weights)):
+                to_weights[place] = weights[place]

@@ -1,4 +1,4 @@
-"""What the feed reads of a dataset, and the types that the manifest's fields imply."""
+"""The columns that the feed reads of a dataset, and the types that the manifest's fields imply."""
 
 import functools
 from collections.abc import Mapping
@@ -11,16 +11,15 @@ from pipeline.dataset.manifest import ManifestField
 from pipeline.dataset.schema import schema_of
 from pipeline.errors import InputError
 from training.feed.numeric import check_moments
-
-POOLINGS = ("sum", "mean")
+from training.feed.settings import POOLINGS
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of a dataset: the fields in catalogue order, how each is pooled, and the labels."""
+    """The fields that are read, in catalogue order, how each is pooled, and the labels."""
 
     fields: tuple[ManifestField, ...]
-    pooling: Mapping[str, str]  # field of arity many → sum | mean
+    pooling: Mapping[str, str]  # multi-valued field → sum | mean
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -30,8 +29,8 @@ class Columns:
                 check_moments(entry)
             elif entry.arity == "many" and pooling not in POOLINGS:
                 raise InputError(
-                    f"The pooling of {entry.name} is {pooling!r}; choose one of {', '.join(POOLINGS)} for every field "
-                    "of arity many."
+                    f"The pooling of {entry.name} is {pooling!r}; choose one of {', '.join(POOLINGS)} for every "
+                    "multi-valued field."
                 )
 
     def of_scope(self, scope: str, stored: str = INDEX) -> tuple[ManifestField, ...]:
@@ -52,7 +51,7 @@ class Columns:
 
 
 def check_schema(schema: pa.Schema, columns: Columns, where: str) -> None:
-    """InputError unless the file's columns have the types that the manifest's fields imply."""
+    """Raise InputError unless the file's columns have the types that the manifest's fields imply."""
     for name, wanted in columns.types().items():
         position = schema.get_field_index(name)
         found = schema.field(position).type if position >= 0 else None
@@ -61,7 +60,7 @@ def check_schema(schema: pa.Schema, columns: Columns, where: str) -> None:
         else:
             same = found == wanted
         if not same:
-            said = "is missing" if found is None else f"has type {found}"
+            problem = "is missing" if found is None else f"has type {found}"
             raise InputError(
-                f"{where}, column {name} {said} where the manifest's fields imply {wanted}; run jobs.preprocess again."
+                f"{where}, column {name} {problem} where the manifest's fields imply {wanted}; run jobs.preprocess again."
             )

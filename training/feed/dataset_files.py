@@ -1,9 +1,9 @@
-"""The dataset's Parquet files: opened only if the manifest names them, and compared with it before anything is read."""
+"""The dataset's Parquet files: opened only if the manifest names them, and compared with it before they are read."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,29 +18,28 @@ from training.feed.columns import Columns, check_schema
 from training.feed.parquet_pages import PlainColumn, pages_of, plain_columns
 from training.feed.settings import PAGES, PYARROW
 
-Result = TypeVar("Result")
-Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+Stamp = tuple[int, int]  # bytes, modification time in nanoseconds
 
 VERIFY = ("size", "checksum")
 _REMEDY = "run jobs.preprocess again."
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A file that was what the manifest says when it had this stamp."""
+class _FileState:
+    """A file that agreed with the manifest when it had this stamp."""
 
     stamp: Stamp
     metadata: pq.FileMetaData
-    plain: dict[str, PlainColumn]  # of the needed columns
-    others: list[str]
+    plain: dict[str, PlainColumn]  # the columns to read that ColumnPages decodes
+    others: list[str]  # the columns to read that pyarrow decodes
 
 
-class Shards:
+class DatasetFiles:
     """The files of one dataset, for any number of reading threads.
 
-    The first opening of a file compares its size, footer and column types with the manifest and, with
-    `verify="checksum"`, hashes it whole. A file whose size or time of change differs at a later reading is compared
-    again, and always hashed. Every failure is an InputError that names the file.
+    The first reading of a file compares its size, footer and column types with the manifest and, with
+    `verify="checksum"`, its checksum. A file whose size or modification time has changed since is compared again,
+    always with its checksum. Every failure is an InputError that names the file.
     """
 
     def __init__(self, dataset: str, columns: Columns, verify: str, decoder: str = PAGES) -> None:
@@ -50,40 +49,44 @@ class Shards:
             raise InputError(f"feed.decoder={decoder} is not one of {PAGES}, {PYARROW}.")
         self._filesystem, self._root = open_location(dataset)
         self._columns, self._verify, self._decoder = columns, verify, decoder
-        self._checked: dict[str, _Checked] = {}
+        self._states: dict[str, _FileState] = {}
         self._lock = threading.Lock()
 
     def read(self, file: DatasetFile, row_group: int) -> StoredRowGroup:
-        """The needed columns of one row group."""
-        checked = self._checked_now(file)
+        """Read the columns of one row group."""
+        state = self._verify_now(file)
         try:
-            return _guarded(file, lambda: self._read(file, row_group, checked))
+            with _input_errors(file):
+                return self._read(file, row_group, state)
         finally:
-            self._checked_now(file)  # raises if the file has changed while it was read, and says how
+            self._verify_now(file)  # raises if the file has changed while it was read, and says how
 
-    def _read(self, file: DatasetFile, row_group: int, checked: _Checked) -> StoredRowGroup:
+    def _read(self, file: DatasetFile, row_group: int, state: _FileState) -> StoredRowGroup:
         with self._open(file) as stream:
             columns: dict[str, ColumnReader] = {}
-            if checked.others:
-                with pq.ParquetFile(stream, metadata=checked.metadata, pre_buffer=True) as parquet:
-                    table = parquet.read_row_group(row_group, columns=checked.others, use_threads=False)
-                columns |= {name: PyarrowColumn(table.column(name)) for name in checked.others}
-            columns |= pages_of(stream, row_group, checked.plain)
+            if state.others:
+                with pq.ParquetFile(stream, metadata=state.metadata, pre_buffer=True) as parquet:
+                    table = parquet.read_row_group(row_group, columns=state.others, use_threads=False)
+                columns |= {name: PyarrowColumn(table.column(name)) for name in state.others}
+            columns |= pages_of(stream, row_group, state.plain)
         return StoredRowGroup(file.row_groups[row_group].rows, columns)
 
     def _open(self, file: DatasetFile) -> pa.NativeFile:
-        # Never memory-mapped: it is no faster here, and a file cut short while it is mapped ends the process.
+        # Never memory-mapped: that is no faster here, and truncating a mapped file kills the process.
         return self._filesystem.open_input_file(f"{self._root.rstrip('/')}/{file.path}")
 
-    def _checked_now(self, file: DatasetFile) -> _Checked:
-        """`file`, which is what the manifest says, now."""
-        with self._lock:  # so that of two threads that want one file the second waits for the first one's verdict
-            before = self._checked.get(file.path)
-            stamp = _guarded(file, lambda: self._stamp(file))
-            if before is None or before.stamp != stamp:
-                in_full = self._verify == "checksum" or before is not None
-                before = self._checked[file.path] = _guarded(file, lambda: self._check(file, stamp, in_full))
-            return before
+    def _verify_now(self, file: DatasetFile) -> _FileState:
+        """Compare `file` with the manifest, unless that was done and it has not changed since."""
+        with (
+            self._lock,
+            _input_errors(file),
+        ):  # a second thread that wants the same file waits for the first one's result
+            state = self._states.get(file.path)
+            stamp = self._stamp(file)
+            if state is None or state.stamp != stamp:
+                with_checksum = self._verify == "checksum" or state is not None
+                state = self._states[file.path] = self._compare(file, stamp, with_checksum)
+            return state
 
     def _stamp(self, file: DatasetFile) -> Stamp:
         path = f"{self._root.rstrip('/')}/{file.path}"
@@ -92,11 +95,11 @@ class Shards:
             raise FileNotFoundError(path)
         return info.size, info.mtime_ns
 
-    def _check(self, file: DatasetFile, stamp: Stamp, in_full: bool) -> _Checked:
+    def _compare(self, file: DatasetFile, stamp: Stamp, with_checksum: bool) -> _FileState:
         if stamp[0] != file.bytes:
             raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {_REMEDY}")
         with self._open(file) as stream:
-            if in_full and (found := xxh3_of(stream)) != file.xxh3:
+            if with_checksum and (found := xxh3_of(stream)) != file.xxh3:
                 raise InputError(
                     f"{file.path} has the checksum {found} where the manifest says {file.xxh3}: its bytes have changed "
                     f"since it was written; {_REMEDY}"
@@ -119,13 +122,14 @@ class Shards:
         check_schema(schema, self._columns, file.path)
         names = list(self._columns.types())
         others = [name for name in names if name not in plain]
-        return _Checked(stamp, metadata, {name: plain[name] for name in names if name in plain}, others)
+        return _FileState(stamp, metadata, {name: plain[name] for name in names if name in plain}, others)
 
 
-def _guarded(file: DatasetFile, read: Callable[[], Result]) -> Result:
-    """Call `read`; what the file system and Parquet raise becomes an InputError that names the file."""
+@contextlib.contextmanager
+def _input_errors(file: DatasetFile) -> Iterator[None]:
+    """Turn what the file system and Parquet raise into an InputError that names the file."""
     try:
-        return read()
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{file.path} is missing, though the manifest names it; {_REMEDY}") from error
     except (OSError, pa.ArrowException) as error:

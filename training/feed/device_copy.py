@@ -1,6 +1,6 @@
-"""Batches onto the device, one ahead: copied from pinned memory on a stream of its own while the step before computes.
+"""Copy batches to the device, one ahead: from pinned memory, on its own stream, while the previous step computes.
 
-On a CPU nothing is copied and a stream does nothing: the same code runs, so that its order is tested without a GPU.
+On a CPU nothing is copied and streams do nothing. The same code runs, so that its order is tested without a GPU.
 """
 
 from collections.abc import Iterator
@@ -13,55 +13,55 @@ from torch import Tensor
 from training.feed.batch import Bags, Batch
 
 
-def mapped(part: Any, function: Any) -> Any:
-    """A batch, or a part of one, with `function` applied to every tensor in it."""
+def map_tensors(part: Any, function: Any) -> Any:
+    """Apply `function` to every tensor of a batch, or of a part of one."""
     if isinstance(part, Tensor):
         return function(part)
     if isinstance(part, dict):
-        return {name: mapped(value, function) for name, value in part.items()}
+        return {name: map_tensors(value, function) for name, value in part.items()}
     if isinstance(part, Bags | Batch):
-        return replace(part, **{entry.name: mapped(getattr(part, entry.name), function) for entry in fields(part)})
+        return replace(part, **{entry.name: map_tensors(getattr(part, entry.name), function) for entry in fields(part)})
     return part
 
 
-def pinned(batch: Batch) -> Batch:
-    """`batch` in memory that a GPU can copy from while its kernels run."""
-    return mapped(batch, Tensor.pin_memory)
+def pin(batch: Batch) -> Batch:
+    """Copy `batch` to page-locked memory, from which a GPU copies while its kernels run."""
+    return map_tensors(batch, Tensor.pin_memory)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` on `device`; asynchronous where it lies in pinned memory, itself where it is there already."""
-    return mapped(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """Copy `batch` to `device`, asynchronously from pinned memory; tensors that are there already are not copied."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """`batches` on `device`, the next one on its way before the present one is given out.
+def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield `batches` on `device`; the copy of the next one starts before the current one is yielded.
 
-    What `batches` raises comes in its turn, after the batches before it.
+    An exception of `batches` is raised in its turn, after the batches before it.
     """
     backend = torch.get_device_module(device)
     copying = backend.Stream()
 
-    def begun() -> Batch | None:
+    def start_next() -> Batch | None:
         host = next(batches, None)
         if host is None:
             return None
         with backend.stream(copying):
             return to_device(host, device)
 
-    present = begun()
-    while present is not None:
+    current = start_next()
+    while current is not None:
         computing = backend.current_stream()
         computing.wait_stream(copying)
         if device.type == "cuda":
-            # Its memory was allocated on the copying stream, which must not reuse it while kernels of this one read it.
-            mapped(present, lambda tensor: tensor.record_stream(computing))  # noqa: B023  (called here and now)
+            # The memory belongs to the copying stream, which must not reuse it while kernels of this stream read it.
+            map_tensors(current, lambda tensor: tensor.record_stream(computing))  # noqa: B023  (called here and now)
         following, failure = None, None
         try:
-            following = begun()
+            following = start_next()
         except Exception as error:
             failure = error
-        yield present
+        yield current
         if failure is not None:
             raise failure
-        present = following
+        current = following

@@ -1,8 +1,8 @@
-"""The feed: the plan's row groups through Petastorm, cut and collated into one rank's batches, ahead of the trainer.
+"""The feed: read the plan's row groups through Petastorm, and cut and collate them into one rank's batches, ahead.
 
     Petastorm's threads: read, check, pack a row group  →  one thread: cut pieces, collate a batch  →  the trainer
 
-Reading, decompression, checks and collation run without the GIL, beside training.
+Reading, decompression, validation and collation run without the GIL, beside training.
 """
 
 import collections
@@ -17,24 +17,25 @@ from pipeline.errors import InputError
 from training.feed.batch import Batch
 from training.feed.collate import Piece, collate
 from training.feed.columns import Columns
-from training.feed.dataset_files import Shards
-from training.feed.device_copy import pinned
+from training.feed.dataset_files import DatasetFiles
+from training.feed.device_copy import pin
 from training.feed.petastorm_reader import PlannedReader
 from training.feed.plan import Plan, Read
-from training.feed.row_groups import RowGroupData, pack
+from training.feed.row_groups import RowGroupData, pack_row_group
 from training.feed.settings import FeedSettings
 
-#: How long a full queue is waited for before the thread looks whether it has been stopped.
+#: How long the thread waits for room in the queue before it checks whether it has been stopped.
 _QUEUE_WAIT_S = 0.05
-#: Share of an epoch's readings that must be second ones for row groups to be held for them.
-_WORTH_HOLDING = 0.02
+#: The fraction of an epoch's reads that must be repeated ones, for row groups to be kept for them.
+_WORTH_KEEPING = 0.02
 
 
 class Feed:
     """The batches of one rank, epoch by epoch.
 
-    `pooling` gives sum or mean for every field of arity many; `fields` restricts what is read (None: all);
-    with `pin` batches lie in memory that a GPU copies from. Raises InputError where the settings, the ranks or the fields do not fit the dataset.
+    `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`,
+    batches lie in page-locked memory, from which a GPU copies asynchronously. Raises InputError where the settings, the
+    ranks or the fields do not fit the dataset.
     """
 
     def __init__(
@@ -51,24 +52,24 @@ class Feed:
         settings: FeedSettings | None = None,
         pin: bool = False,
     ) -> None:
-        manifest.files_of(split)  # says which splits there are
+        manifest.files_of(split)  # raises for an unknown split
         plan.lanes_of(rank, world_size)
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
         self._pin = pin
-        self._columns = _columns(manifest, pooling, fields)
-        self._shards = Shards(dataset, self._columns, self._settings.verify, self._settings.decoder)
-        self._running: _Ahead | None = None
-        #: Seconds that the consumer has waited for a batch since construction.
+        self._columns = _chosen_columns(manifest, pooling, fields)
+        self._files = DatasetFiles(dataset, self._columns, self._settings.verify, self._settings.decoder)
+        self._running: _BackgroundBatches | None = None
+        #: Seconds that the consumer has waited for batches.
         self.wait_s = 0.0
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batch of each step from `start_step` to the end of `epoch`; one may hold no impression.
+        """Yield this rank's batch of each step from `start_step` to the end of `epoch`; a batch may be empty.
 
-        Raises InputError, naming file, row group and column, for data that is not what the manifest promises.
+        Raises InputError, naming file, row group and column, for data that contradicts the manifest.
         """
         self.close()
-        running = self._running = _Ahead(self._collated(epoch, start_step), self._settings.batches_ahead)
+        running = self._running = _BackgroundBatches(self._collated(epoch, start_step), self._settings.batches_ahead)
         try:
             while True:
                 start_s = time.monotonic()
@@ -80,12 +81,12 @@ class Feed:
         finally:
             running.close()
 
-    def nothing(self) -> Batch:
-        """A batch without impressions."""
+    def empty_batch(self) -> Batch:
+        """Return a batch without impressions."""
         return collate([], self._columns)
 
     def close(self) -> None:
-        """Stop reading; a later call of `batches` starts anew."""
+        """Stop reading; a later call of `batches` starts again."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -94,7 +95,7 @@ class Feed:
         reads = self._plan.reads(epoch, self._rank, self._world_size, start_step)
         lanes = self._plan.lanes_of(self._rank, self._world_size)
         with contextlib.closing(self._row_groups(reads)) as upcoming:
-            left: dict[int, Piece] = {}  # lane → what it has left of its row group
+            left: dict[int, Piece] = {}  # lane → the rest of its row group
             for step in range(start_step, self._plan.num_steps):
                 pieces: list[Piece] = []
                 for lane in lanes:
@@ -111,38 +112,39 @@ class Feed:
                         if stop < piece.stop:
                             left[lane] = Piece(piece.data, stop, piece.stop)
                 batch = collate(pieces, self._columns)
-                yield pinned(batch) if self._pin else batch
+                yield pin(batch) if self._pin else batch
 
     def _row_groups(self, reads: Sequence[Read]) -> Generator[tuple[Read, RowGroupData], None, None]:
-        """Each of `reads` with its row group, read ahead.
+        """Yield each of `reads` with its row group, read ahead.
 
-        A row group that ends one lane begins the next one, so a rank that serves both needs it early and late. Where
-        that is much of the reading it is held in between: lanes - 1 row groups of memory, at most.
+        The row group in which one lane ends is the first of the next lane, so a rank that serves both reads it twice.
+        Where such reads are many, the row group is kept in between: at most lanes - 1 row groups of memory.
         """
-        uses = collections.Counter(read.place for read in reads)
-        holds = len(reads) - len(uses) > _WORTH_HOLDING * len(reads)
-        once = {read.place: read for read in reversed(reads)}
+        uses = collections.Counter(read.row_group_key for read in reads)
+        keeps = len(reads) - len(uses) > _WORTH_KEEPING * len(reads)
+        first = {read.row_group_key: read for read in reversed(reads)}
         reader = PlannedReader[Read, RowGroupData](
-            [read for read in reads if once[read.place] is read] if holds else reads,
+            [read for read in reads if first[read.row_group_key] is read] if keeps else reads,
             self._load,
             num_threads=self._settings.threads,
             num_ahead=self._settings.row_groups_ahead,
         )
-        held: dict[tuple[str, int], RowGroupData] = {}
+        kept: dict[tuple[str, int], RowGroupData] = {}
         try:
             for read in reads:
-                data = held.pop(read.place) if read.place in held else next(reader)
-                uses[read.place] -= 1
-                if holds and uses[read.place]:
-                    held[read.place] = data
+                key = read.row_group_key
+                data = kept.pop(key) if key in kept else next(reader)
+                uses[key] -= 1
+                if keeps and uses[key]:
+                    kept[key] = data
                 yield read, data
         finally:
             reader.close()
 
     def _load(self, read: Read) -> RowGroupData:
-        """In one of Petastorm's threads: read, check and pack one row group."""
-        return pack(
-            self._shards.read(read.file, read.row_group),
+        """Read, validate and pack one row group, in one of Petastorm's threads."""
+        return pack_row_group(
+            self._files.read(read.file, read.row_group),
             self._columns,
             read.counts,
             f"{read.file.path}, row group {read.row_group}",
@@ -151,7 +153,7 @@ class Feed:
         )
 
 
-def _columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:
+def _chosen_columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:
     names = {entry.name for entry in manifest.fields}
     for name in fields or ():
         if name not in names:
@@ -160,8 +162,8 @@ def _columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[st
     return Columns(chosen, pooling, tuple(label for label in LABELS if label in manifest.labels))
 
 
-class _Ahead:
-    """An iterator run in a thread of its own, at most `size` items ahead of its consumer."""
+class _BackgroundBatches:
+    """An iterator in its own thread, at most `size` items ahead of its consumer."""
 
     def __init__(self, items: Iterator[Batch], size: int) -> None:
         self._items = items
@@ -171,17 +173,15 @@ class _Ahead:
         self._thread.start()
 
     def get(self) -> Batch | None:
-        """The next item, None after the last; raises what the iterator raised."""
-        assert not self._stopped.is_set(), (
-            "the feed was closed, or asked for another epoch, while this one was going on"
-        )
+        """Return the next item, None after the last. Raises what the iterator raised."""
+        assert not self._stopped.is_set(), "the feed was closed, or asked for another epoch, while this one was running"
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item
         return item
 
     def close(self) -> None:
-        """Stop the iterator, run its clean-up, and wait for the thread."""
+        """Stop the iterator, let it clean up, and wait for the thread."""
         self._stopped.set()
         self._thread.join()
 
@@ -196,7 +196,7 @@ class _Ahead:
             self._put(error)
 
     def _put(self, item: Batch | BaseException | None) -> bool:
-        """False if nobody wants the item any more."""
+        """Put the item into the queue. Return False if the consumer has stopped instead."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=_QUEUE_WAIT_S)

@@ -8,10 +8,10 @@ from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 
 
-def squashed(values: np.ndarray, entry: ManifestField) -> np.ndarray:
-    """float32: what the towers take of `values` of the field `entry`, computed in float64.
+def squash(values: np.ndarray, entry: ManifestField) -> np.ndarray:
+    """Return the towers' inputs for `values` of the numeric field `entry`: float32, computed in float64.
 
-    µ and σ are those of the train split; where it had one value only, or none, every input is 0.
+    µ and σ are those of the train split. Where it had one distinct value or none, every input is 0.
     """
     if not entry.std or entry.mean is None:
         return np.zeros(len(values), np.float32)
@@ -19,10 +19,10 @@ def squashed(values: np.ndarray, entry: ManifestField) -> np.ndarray:
 
 
 def check_moments(entry: ManifestField) -> None:
-    """InputError unless the manifest gives a mean and a deviation that can be, or none."""
+    """Raise InputError where the manifest gives a mean or a standard deviation that is not possible."""
     finite = all(moment is None or math.isfinite(moment) for moment in (entry.mean, entry.std))
     if not finite or (entry.std or 0.0) < 0.0:
         raise InputError(
-            f"The manifest gives the numeric field {entry.name} mean={entry.mean} and std={entry.std}, which cannot be; "
+            f"The manifest gives the numeric field {entry.name} mean={entry.mean} and std={entry.std}, which is not possible; "
             "run jobs.preprocess again."
         )

@@ -23,7 +23,7 @@ _LEVELS = ((0, 0), (1, 0), (1, 1))
 _UNDECODABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 _CODEC = pa.Codec("zstd")
 _TEXT = np.dtype(np.uint8)
-_DTYPES: dict[str, np.dtype] = {
+_DTYPE_OF_PHYSICAL: dict[str, np.dtype] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FLOAT": np.dtype(np.float32),
@@ -133,7 +133,7 @@ def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str,
         column = metadata.schema.column(place)
         chunks = [metadata.row_group(number).column(place) for number in range(metadata.num_row_groups)]
         levels = column.max_definition_level, column.max_repetition_level
-        dtype = _DTYPES.get(column.physical_type)
+        dtype = _DTYPE_OF_PHYSICAL.get(column.physical_type)
         if dtype is None or levels not in _LEVELS[: 1 if dtype is _TEXT else None] or not all(map(_is_plain, chunks)):
             continue
         bytes_G = [(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size) for chunk in chunks]

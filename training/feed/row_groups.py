@@ -1,17 +1,17 @@
-"""A row group as the feed wants it: checked, and packed in the order in which it is fed into a few arrays from which
-any step can cut its batch.
+"""A row group as the feed uses it: checked, and packed in the order of the epoch, so that a step's part is one slice.
 
-Each column is copied once, run by run, while what was decoded of it is still in the cache. (Left in the order of the
-file, the runs would be gathered for each batch, from memory that has long left the cache: twice the time.)
+Each column is copied once, run by run, while its decoded values are still in the cache. (Kept in the order of the file,
+the runs would be gathered for each batch, from memory that has long left the cache: twice the time.)
 """
 
-# Shapes: R rows (contexts), I impressions, K runs of impressions, N bags of a scope (R or I), O fields of arity one, M of
-# arity many, F both, V values, W weights, L labels, D numeric fields.
+# A run is a contiguous range [start, stop) of the file's bags that stays contiguous in the order of the epoch. Run k is
+# [run_starts[k], run_stops[k]). Bags are the rows of a scope: contexts, or impressions.
 
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,33 +30,42 @@ LONG_BAG = 8
 NO_WEIGHTS = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The fields of one scope over N bags; a field of arity one is a row of `ones_ON`, without offsets or weights."""
+class BagArrays(NamedTuple):
+    """The bags of all categorical fields of one scope. A NamedTuple, so that kernels take it whole.
 
-    slot_F: np.ndarray  # int64: s ≥ 0 is row s of ones_ON; s < 0 is row -1 - s of offsets_MN
-    ones_ON: np.ndarray  # int32
-    offsets_MN: np.ndarray  # int32 [M, N + 1], into values_V
+    A single-valued field is a row of `single_FN`. A multi-valued one is a row of `offsets_FN`, and may have weights.
+    """
+
+    slot_F: np.ndarray  # int64: s ≥ 0 is row s of single_FN; s < 0 is row -1 - s of offsets_FN and weight_shift_F
+    single_FN: np.ndarray  # int32
+    offsets_FN: np.ndarray  # int32 [F, N + 1], into values_V
     values_V: np.ndarray  # int32
-    shift_M: np.ndarray  # int64: the weight of value v is weights_W[v + shift]; NO_WEIGHTS
-    weights_W: np.ndarray  # float32, with the pooling in them
-    numeric_DN: np.ndarray  # float32, as the towers take them
+    weight_shift_F: np.ndarray  # int64: the weight of value v is weights[v + shift]; NO_WEIGHTS
+    weights: np.ndarray  # float32, of the weighted fields alone; the pooling is in them
+
+
+@dataclass(frozen=True)
+class ScopeArrays:
+    """The fields of one scope over N contexts or impressions."""
+
+    bags: BagArrays
+    numeric_FN: np.ndarray  # float32: the inputs of the towers
 
 
 @dataclass(frozen=True)
 class RowGroupData:
-    """A checked row group in the order in which it is fed, so that a step's part of it is one slice of each array."""
+    """A checked row group in the order of the epoch."""
 
     offsets_R: np.ndarray  # int64 [R + 1]: the impressions of row r are offsets_R[r] to offsets_R[r + 1]
-    context: Packed
-    impression: Packed
-    labels_LI: np.ndarray  # float32, in the order of Columns.labels
-    impression_id_I: np.ndarray  # int64
-    group_id_R: np.ndarray  # int64, NO_GROUP where missing
-    context_id_R: list[str]
+    context: ScopeArrays
+    impression: ScopeArrays
+    label_LB: np.ndarray  # float32, in the order of Columns.labels
+    impression_id_B: np.ndarray  # int64
+    group_id_R: np.ndarray  # int64, UNKNOWN_GROUP where missing
+    context_ids: list[str]  # of each row
 
 
-def pack(
+def pack_row_group(
     stored: StoredRowGroup,
     columns: Columns,
     counts: RowGroup,
@@ -65,84 +74,85 @@ def pack(
     shuffle_key: tuple[int, int, int] | None = None,
     clicked_only: bool = False,
 ) -> RowGroupData:
-    """Check `stored`, one row group of which the manifest says `counts`, and pack it in the order of `shuffle_key`.
+    """Check the row group `stored` against `counts` of the manifest, and pack it in the order of `shuffle_key`.
 
-    `clicked_only` keeps the clicked impressions and their contexts. Raises InputError with `where` (file and row
-    group), the column and what was found in it.
+    Without a `shuffle_key` the order is that of the file. `clicked_only` keeps the clicked impressions and their
+    contexts. Raises InputError with `where` (file and row group), the column and what was found in it.
     """
     checked = CheckedColumns(stored, counts, where)
     promised = {"click": counts.clicks, "daction": counts.dactions, "conversion": counts.conversions}
     order_R = np.arange(counts.rows) if shuffle_key is None else permutation(shuffle_key, counts.rows)
-    order = _all_of(order_R, checked.offsets_R)
+    order = _order_of_rows(order_R, checked.offsets_R)
     if clicked_only:
-        order = _clicked_of(order_R, checked.offsets_R, np.flatnonzero(checked.label("click", counts.clicks)))
-    labels_LI = _empty((len(columns.labels), int(order.offsets_R[-1])), np.float32)
-    for label, label_I in zip(columns.labels, labels_LI, strict=True):
-        _gather(checked.label(label, promised[label]), order.first_K, order.last_K, label_I)
-    context_id_R = checked.context_ids()
+        order = _order_of_clicks(order_R, checked.offsets_R, np.flatnonzero(checked.label("click", counts.clicks)))
+    label_LB = _empty((len(columns.labels), int(order.offsets_R[-1])), np.float32)
+    for label, label_B in zip(columns.labels, label_LB, strict=True):
+        _copy_runs(checked.label(label, promised[label]), order.run_starts, order.run_stops, label_B)
+    context_ids = checked.context_ids()
     return RowGroupData(
         offsets_R=order.offsets_R,
         context=_pack_scope(checked, columns, "context", order.row_R, order.row_R + 1),
-        impression=_pack_scope(checked, columns, "impression", order.first_K, order.last_K),
-        labels_LI=labels_LI,
-        impression_id_I=_gather_runs(checked.impression_id_I, order.first_K, order.last_K),
+        impression=_pack_scope(checked, columns, "impression", order.run_starts, order.run_stops),
+        label_LB=label_LB,
+        impression_id_B=_values_of_runs(checked.impression_id_B, order.run_starts, order.run_stops),
         group_id_R=checked.group_ids()[order.row_R],
-        context_id_R=[context_id_R[row] for row in order.row_R.tolist()],
+        context_ids=[context_ids[row] for row in order.row_R.tolist()],
     )
 
 
 @dataclass(frozen=True)
 class _Order:
-    """The rows that are fed, in order, and their impressions as K runs [first, last) of the file's."""
+    """The order of the epoch: the rows, and their impressions as runs of the file's."""
 
-    row_R: np.ndarray
-    offsets_R: np.ndarray  # [R + 1], into the impressions that are fed
-    first_K: np.ndarray
-    last_K: np.ndarray
-
-
-def _all_of(order_R: np.ndarray, offsets_R: np.ndarray) -> _Order:
-    """Whole rows: one run each."""
-    first_K, last_K = offsets_R[order_R].astype(np.int64), offsets_R[order_R + 1].astype(np.int64)
-    return _Order(order_R, _ends(last_K - first_K), first_K, last_K)
+    row_R: np.ndarray  # numbers of rows in the file
+    offsets_R: np.ndarray  # int64 [R + 1], into the impressions in this order
+    run_starts: np.ndarray  # int64, into the file's impressions
+    run_stops: np.ndarray
 
 
-def _clicked_of(order_R: np.ndarray, offsets_R: np.ndarray, clicked: np.ndarray) -> _Order:
-    """The impressions `clicked`, one run each, and the rows that have any."""
+def _order_of_rows(order_R: np.ndarray, offsets_R: np.ndarray) -> _Order:
+    """Return the order of whole rows: one run each."""
+    run_starts, run_stops = offsets_R[order_R].astype(np.int64), offsets_R[order_R + 1].astype(np.int64)
+    return _Order(order_R, _ends(run_stops - run_starts), run_starts, run_stops)
+
+
+def _order_of_clicks(order_R: np.ndarray, offsets_R: np.ndarray, clicked: np.ndarray) -> _Order:
+    """Return the order of the impressions `clicked`, one run each, and of the rows that have any."""
     ends_R = np.searchsorted(clicked, offsets_R)
     row_R = order_R[np.diff(ends_R)[order_R] > 0]
-    first_K = _gather_runs(clicked, ends_R[row_R], ends_R[row_R + 1])
-    return _Order(row_R, _ends(ends_R[row_R + 1] - ends_R[row_R]), first_K, first_K + 1)
+    run_starts = _values_of_runs(clicked, ends_R[row_R], ends_R[row_R + 1])
+    return _Order(row_R, _ends(ends_R[row_R + 1] - ends_R[row_R]), run_starts, run_starts + 1)
 
 
 def _ends(lengths: np.ndarray) -> np.ndarray:
-    """int64: 0, then the sum up to each of `lengths`."""
+    """Return int64: 0, then the sum up to each of `lengths`."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def _pack_scope(
-    checked: CheckedColumns, columns: Columns, scope: str, first_K: np.ndarray, last_K: np.ndarray
-) -> Packed:
-    """The fields of `scope`: the bags first_K to last_K of the row group, in this order."""
-    fields, num_bags = columns.of_scope(scope), int((last_K - first_K).sum())
-    ones = [entry for entry in fields if entry.arity == "one"]
+    checked: CheckedColumns, columns: Columns, scope: str, run_starts: np.ndarray, run_stops: np.ndarray
+) -> ScopeArrays:
+    """Pack the fields of `scope`: the runs of its bags, in this order."""
+    fields, num_bags = columns.of_scope(scope), int((run_stops - run_starts).sum())
+    single_valued = [entry for entry in fields if entry.arity == "one"]
+    single_FN = _empty((len(single_valued), num_bags), np.int32)
+    for entry, values_N in zip(single_valued, single_FN, strict=True):
+        _copy_runs(checked.single_valued(entry), run_starts, run_stops, values_N)
+    multi_valued = _MultiValuedFields(checked, columns, [entry for entry in fields if entry.arity == "many"], num_bags)
+    for number in range(len(multi_valued.fields)):
+        multi_valued.copy_runs(number, run_starts, run_stops)
     numeric = columns.of_scope(scope, NUMBER)
-    many = _Many(checked, columns, [entry for entry in fields if entry.arity == "many"], num_bags)
-    ones_ON, numeric_DN = _empty((len(ones), num_bags), np.int32), _empty((len(numeric), num_bags), np.float32)
-    for entry, one_N in zip(ones, ones_ON, strict=True):
-        _gather(checked.ones(entry), first_K, last_K, one_N)
-    for place in range(len(many.fields)):
-        many.add(place, first_K, last_K)
-    for entry, number_N in zip(numeric, numeric_DN, strict=True):
-        _gather(checked.numbers(entry), first_K, last_K, number_N)
-    slot = {entry.name: place for place, entry in enumerate(ones)}
-    slot |= {entry.name: -1 - place for place, entry in enumerate(many.fields)}
-    slot_F = np.array([slot[entry.name] for entry in fields], np.int64)
-    return Packed(slot_F, ones_ON, many.offsets_MN, many.values_V, many.shift_M, many.weights_W, numeric_DN)
+    numeric_FN = _empty((len(numeric), num_bags), np.float32)
+    for entry, inputs_N in zip(numeric, numeric_FN, strict=True):
+        _copy_runs(checked.numeric_inputs(entry), run_starts, run_stops, inputs_N)
+    slots = {entry.name: number for number, entry in enumerate(single_valued)}
+    slots |= {entry.name: -1 - number for number, entry in enumerate(multi_valued.fields)}
+    slot_F = np.array([slots[entry.name] for entry in fields], np.int64)
+    return ScopeArrays(multi_valued.bags_with(slot_F, single_FN), numeric_FN)
 
 
-class _Many:
-    """The fields of arity many of one scope, one after the other in arrays that have room for all of them."""
+class _MultiValuedFields:
+    """The multi-valued fields of one scope, one after the other in arrays that have room for all of them."""
 
     def __init__(
         self, checked: CheckedColumns, columns: Columns, fields: Sequence[ManifestField], num_bags: int
@@ -151,82 +161,89 @@ class _Many:
         most = [checked.most_values(entry) for entry in fields]
         if sum(most) > np.iinfo(np.int32).max:
             raise checked.error(fields[0].name, f"{sum(most)} values with the other fields', more than 2^31 - 1")
-        self.offsets_MN = _empty((len(fields), num_bags + 1), np.int32)
-        self.values_V = _empty((sum(most),), np.int32)
-        self.shift_M = np.full(len(fields), NO_WEIGHTS, np.int64)
+        self._offsets_FN = _empty((len(fields), num_bags + 1), np.int32)
+        self._values_V = _empty((sum(most),), np.int32)
+        self._weight_shift_F = np.full(len(fields), NO_WEIGHTS, np.int64)
         has_weights = [self._is_mean(entry) or entry.weighted for entry in fields]
-        self.weights_W = _empty((sum(itertools.compress(most, has_weights)),), np.float32)
+        self._weights = _empty((sum(itertools.compress(most, has_weights)),), np.float32)
         self._num_values = self._num_weights = 0
 
-    def add(self, place: int, first_K: np.ndarray, last_K: np.ndarray) -> None:
-        """The field number `place`: the bags first_K to last_K of the row group, in this order."""
-        entry, offsets_N = self.fields[place], self.offsets_MN[place]
-        indices, offsets, weights = self._checked.bags(entry)
-        start_K, stop_K = offsets[first_K], offsets[last_K]
-        _gather_offsets(offsets, first_K, last_K, offsets_N)
+    def copy_runs(self, number: int, run_starts: np.ndarray, run_stops: np.ndarray) -> None:
+        """Decode the field `number`, and append the runs of its bags to the arrays, in this order."""
+        entry, offsets_N = self.fields[number], self._offsets_FN[number]
+        indices, offsets, weights = self._checked.multi_valued(entry)
+        value_starts, value_stops = offsets[run_starts], offsets[run_stops]
+        _copy_run_offsets(offsets, run_starts, run_stops, offsets_N)
         count = int(offsets_N[-1])
-        _gather(indices, start_K, stop_K, self.values_V[self._num_values :])
+        _copy_runs(indices, value_starts, value_stops, self._values_V[self._num_values :])
         if entry.weighted or self._is_mean(entry):
-            own = self.weights_W[self._num_weights : self._num_weights + count]
+            own = self._weights[self._num_weights : self._num_weights + count]
             if weights is None:
                 own[:] = 1.0
             else:
-                _gather(weights, start_K, stop_K, own)
+                _copy_runs(weights, value_starts, value_stops, own)
             if self._is_mean(entry):
                 divide = _divide_long if count > LONG_BAG * len(offsets_N) else _divide_short
                 divide(own, offsets_N)
-            self.shift_M[place] = self._num_weights - self._num_values
+            self._weight_shift_F[number] = self._num_weights - self._num_values
             self._num_weights += count
-        offsets_N += np.int32(self._num_values)
+        offsets_N += np.int32(self._num_values)  # from here on they count from the first field's first value
         self._num_values += count
+
+    def bags_with(self, slot_F: np.ndarray, single_FN: np.ndarray) -> BagArrays:
+        """Return the bags of all categorical fields of the scope: these, and the single-valued ones."""
+        return BagArrays(slot_F, single_FN, self._offsets_FN, self._values_V, self._weight_shift_F, self._weights)
 
     def _is_mean(self, entry: ManifestField) -> bool:
         return self._columns.pooling[entry.name] == "mean"
 
 
 def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """np.empty from Arrow's memory pool, which keeps what it has: glibc gives large blocks back, to be faulted in again."""
+    """Allocate from Arrow's memory pool, which keeps what it has: glibc gives large blocks back, to be faulted in again."""
     buffer = pa.allocate_buffer(math.prod(shape) * np.dtype(dtype).itemsize)
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def _gather_runs(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray) -> np.ndarray:
-    out = np.empty(int((last_K - first_K).sum()), values.dtype)
-    _gather(values, first_K, last_K, out)
+def _values_of_runs(values: np.ndarray, run_starts: np.ndarray, run_stops: np.ndarray) -> np.ndarray:
+    """Return the runs of `values` as a new array."""
+    out = np.empty(int((run_stops - run_starts).sum()), values.dtype)
+    _copy_runs(values, run_starts, run_stops, out)
     return out
 
 
 @nb.njit(nogil=True, cache=True)
-def _gather(values: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out: np.ndarray) -> None:
-    """out: the runs [first_K[k], last_K[k]) of `values`, one after the other."""
+def _copy_runs(values: np.ndarray, run_starts: np.ndarray, run_stops: np.ndarray, out: np.ndarray) -> None:
+    """Write the runs of `values` to `out`, one after the other."""
     at = 0
-    for run in range(len(first_K)):
-        run_values = values[first_K[run] : last_K[run]]
+    for run in range(len(run_starts)):
+        run_values = values[run_starts[run] : run_stops[run]]
         run_out = out[at : at + len(run_values)]
-        for place in range(len(run_values)):  # from 0, or numba's test for negative indices keeps it from vectorizing
+        for place in range(len(run_values)):  # from 0, or numba's test for negative indices prevents vectorizing
             run_out[place] = run_values[place]
         at += len(run_values)
 
 
 @nb.njit(nogil=True, cache=True)
-def _gather_offsets(offsets: np.ndarray, first_K: np.ndarray, last_K: np.ndarray, out_N: np.ndarray) -> None:
-    """out_N: 0, then the end of each bag of the runs first_K to last_K when they stand one after the other."""
+def _copy_run_offsets(offsets: np.ndarray, run_starts: np.ndarray, run_stops: np.ndarray, out_N: np.ndarray) -> None:
+    """Write 0 to `out_N`, then the end of each bag of the runs, counted as if the runs were one array.
+
+    offsets    0 2 3 7 9      runs [2, 4), [0, 1): bags of 4, 2 and 2 values
+    out_N      0 4 6 8
+    """
     out_N[0] = 0
     at = 1
-    for run in range(len(first_K)):
-        shift = out_N[at - 1] - offsets[first_K[run]]
-        run_ends = offsets[first_K[run] + 1 : last_K[run] + 1]
+    for run in range(len(run_starts)):
+        shift = out_N[at - 1] - offsets[run_starts[run]]
+        run_ends = offsets[run_starts[run] + 1 : run_stops[run] + 1]
         run_out = out_N[at : at + len(run_ends)]
         for place in range(len(run_ends)):
             run_out[place] = run_ends[place] + shift
         at += len(run_ends)
 
 
-# Both kernels: w → w / Σ|w| over each bag [offsets_N[n], offsets_N[n + 1]), offsets_N[0] = 0; zeros where the sum is 0.
-
-
 @nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # so that the sum runs in vector lanes
 def _divide_long(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
+    """Divide each weight by Σ|w| of its bag [offsets_N[n], offsets_N[n + 1]); 0 where the sum is 0. offsets_N[0] is 0."""
     for bag in range(len(offsets_N) - 1):
         weights = weights_V[offsets_N[bag] : offsets_N[bag + 1]]
         total = np.float32(0)
@@ -239,7 +256,7 @@ def _divide_long(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
 
 @nb.njit(nogil=True, cache=True)
 def _divide_short(weights_V: np.ndarray, offsets_N: np.ndarray) -> None:
-    """Walks the values, not the bags: for bags of one or two, a loop each costs a mispredicted branch each (2.4x).
+    """Compute the same as `_divide_long`, by values: a loop for each bag of one or two mispredicts a branch each (2.4x).
 
     offsets_N  0   2 2     5        sum_N   0   w0+w1   0   w2+w3+w4
     bag_V        1 1 3 3 3

@@ -6,6 +6,8 @@ from pipeline.errors import InputError
 
 #: Who decodes a column: ColumnPages where it can, or PyarrowColumn always.
 PAGES, PYARROW = "pages", "pyarrow"
+#: How the rows of a multi-valued field's table become one.
+POOLINGS = ("sum", "mean")
 
 
 @dataclass
@@ -13,12 +15,12 @@ class FeedSettings:
     """The configuration group `feed`."""
 
     threads: int = 1  # that read row groups
-    row_groups_ahead: int = 2  # read, or being read, and not yet asked for
-    batches_ahead: int = 2  # collated and not yet asked for
-    verify: str = "checksum"  # of each file when it is first opened, against the manifest: checksum | size
+    row_groups_ahead: int = 2  # read or being read, before they are needed
+    batches_ahead: int = 2  # collated before they are needed
+    verify: str = "checksum"  # of each file against the manifest, when it is first opened: checksum | size
     decoder: str = PAGES  # of columns: pages (ours, faster) | pyarrow
 
     def __post_init__(self) -> None:
         for name in ("threads", "row_groups_ahead", "batches_ahead"):
             if getattr(self, name) < 1:
-                raise InputError(f"feed.{name}={getattr(self, name)} is below 1; reading needs one at least.")
+                raise InputError(f"feed.{name}={getattr(self, name)} is below 1; set it to 1 or more.")

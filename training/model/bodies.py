@@ -23,6 +23,7 @@ from torch.nn.functional import linear
 from pipeline.errors import InputError
 from training.model.graph import Graph, Query
 from training.model.options import check_options
+from training.model.precision import widen
 
 
 class SplitLinear(nn.Linear):
@@ -35,8 +36,9 @@ class SplitLinear(nn.Linear):
     def forward(self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> Tensor:  # type: ignore[override]
         """Return [B, H]; `index_B` is the context of each impression."""
         from_context_CH = linear(context_CD, self.weight[:, : self.context_width], self.bias)
-        from_context_BH = from_context_CH.float() if from_context_CH.dtype == torch.bfloat16 else from_context_CH
-        return from_context_BH.index_select(0, index_B) + linear(impression_BD, self.weight[:, self.context_width :])
+        return widen(from_context_CH).index_select(0, index_B) + linear(
+            impression_BD, self.weight[:, self.context_width :]
+        )
 
 
 class Expert(nn.Module):
@@ -55,7 +57,7 @@ class Expert(nn.Module):
         return x_BH
 
 
-def mixed(gate_logits: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+def mixture(gate_logits: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """Return Σ softmax(gate)_k · output_k, [B, H], from gate logits [B, K] and K outputs [B, H]."""
     return (gate_logits.softmax(1).unsqueeze(2) * torch.stack(list(outputs), 1)).sum(1)
 
@@ -90,7 +92,7 @@ class MMoE(nn.Module):
         """Return head → [B, H]."""
         inputs = (context_CD, impression_BD, index_B)
         outputs = [expert(*inputs) for expert in self.experts]
-        return {head: mixed(gate(*inputs), outputs) for head, gate in zip(self.heads, self.gates, strict=True)}
+        return {head: mixture(gate(*inputs), outputs) for head, gate in zip(self.heads, self.gates, strict=True)}
 
 
 class Extraction(nn.Module):
@@ -117,12 +119,12 @@ class Extraction(nn.Module):
             for of_head, experts in zip(inputs, self.own, strict=True)
         ]
         mixtures = [
-            mixed(gate(*of_head), [*outputs, *shared])
+            mixture(gate(*of_head), [*outputs, *shared])
             for of_head, gate, outputs in zip(inputs, self.gates, own, strict=True)
         ]
         if self.shared_gate is None:
             return mixtures, None
-        return mixtures, mixed(self.shared_gate(*shared_inputs), [*itertools.chain(*own), *shared])
+        return mixtures, mixture(self.shared_gate(*shared_inputs), [*itertools.chain(*own), *shared])
 
 
 class PLE(nn.Module):
@@ -163,7 +165,7 @@ class PLE(nn.Module):
 
 
 #: Without a body, each head has a tower of its own from the inputs on.
-TOWERS = "towers"
+NO_BODY = "towers"
 #: kind → module; forward takes context [C, D], impression [B, D] and index [B], and returns head → [B, H]
 BODIES: dict[str, Callable[..., nn.Module]] = {"shared_bottom": SharedBottom, "mmoe": MMoE, "ple": PLE}
 
@@ -171,10 +173,10 @@ BODIES: dict[str, Callable[..., nn.Module]] = {"shared_bottom": SharedBottom, "m
 def check_body(settings: Mapping[str, Any], graph: Graph) -> None:
     """Raise InputError where `model.body` has an unknown kind, or options that do not fit its constructor."""
     kind, options = settings.get("kind"), {name: value for name, value in settings.items() if name != "kind"}
-    if kind == TOWERS and not options:
+    if kind == NO_BODY and not options:
         return
     if kind not in BODIES:
-        rule = "takes no options" if kind == TOWERS else f"is not one of {', '.join([TOWERS, *BODIES])}"
+        rule = "takes no options" if kind == NO_BODY else f"is not one of {', '.join([NO_BODY, *BODIES])}"
         raise InputError(f"model.body.kind={kind} {rule}.")
     check_options(BODIES[kind], options, "model.body", graph)
 
@@ -183,7 +185,7 @@ def build_body(
     settings: Mapping[str, Any], heads: Sequence[Query], context_width: int, impression_width: int
 ) -> nn.Module | None:
     """Return the body, or None for `kind: towers`."""
-    if settings["kind"] == TOWERS:
+    if settings["kind"] == NO_BODY:
         return None
     options = {name: value for name, value in settings.items() if name != "kind"}
     return BODIES[settings["kind"]](heads, context_width, impression_width, **options)

@@ -19,7 +19,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
 
 
-def key_of(seed: int, name: str) -> int:
+def stream_key(seed: int, name: str) -> int:
     """A 64-bit key for the stream `name` under `seed`."""
     return xxhash.xxh3_64_intdigest(name.encode(), seed & 0xFFFFFFFFFFFFFFFF)
 
@@ -30,7 +30,7 @@ def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_colum
     Column j of row i is mix(mix(key + i·golden) + j·golden), its upper 24 bits read as a fraction.
     """
     values = np.empty((num_rows, num_columns), np.float32)
-    _fill_uniform(np.uint64(key_of(seed, table)), first_row, np.float32(bound), values)
+    _fill_uniform(np.uint64(stream_key(seed, table)), first_row, np.float32(bound), values)
     return values
 
 
@@ -70,7 +70,7 @@ def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, widt
 
     Each hash decides four units by 16 bits each, so `rate` is met to 2⁻¹⁶.
     """
-    key = key_of(seed, f"dropout/{layer}/{step}")
+    key = stream_key(seed, f"dropout/{layer}/{step}")
     first_kept = round(rate * 65536)
     if impression_id_B.device.type == "cpu" and sys.byteorder == "little":
         mask_BH = np.empty((len(impression_id_B), width), np.float32)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from training.model.precision import widen
+
 
 class SplitPerceptron(torch.autograd.Function):
     """A whole tower as one node of the autograd graph.
@@ -37,7 +39,7 @@ class SplitPerceptron(torch.autograd.Function):
         for layer, (weight, bias) in enumerate(zip(later[::2], later[1::2], strict=True)):
             _rectify(x_BH)
             if masks:
-                _drop(x_BH, masks[layer])
+                _apply_mask(x_BH, masks[layer])
             inputs.append(x_BH)
             x_BH = _times(x_BH, weight, bias)
         first = (context_CD, impression_BD, context_of_impression_B, w_context, w_impression)
@@ -55,24 +57,19 @@ class SplitPerceptron(torch.autograd.Function):
         )
         g_BH, later = gradients[0], []
         for layer in reversed(range(ctx.num_later)):
-            later += [_wide(g_BH.sum(0)), _weight_gradient(g_BH, inputs[layer])]
+            later += [widen(g_BH.sum(0)), _weight_gradient(g_BH, inputs[layer])]
             g_BH = _times(g_BH, weights[layer].t())
             if masks:
-                _drop(g_BH, masks[layer])
+                _apply_mask(g_BH, masks[layer])
             _rectify_gradient(g_BH, inputs[layer])  # what a mask drops is 0 in `inputs` too, and gets no gradient
         g_CH = _sums_by_context(g_BH, index_B, len(context_CD))
-        first = (_weight_gradient(g_CH, context_CD), _weight_gradient(g_BH, impression_BD), _wide(g_CH.sum(0)))
+        first = (_weight_gradient(g_CH, context_CD), _weight_gradient(g_BH, impression_BD), widen(g_CH.sum(0)))
         return (_times(g_CH, w_context.t()), _times(g_BH, w_impression.t()), None, None, *first, *reversed(later))
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Widen bfloat16 to fp32, in which the weights' gradients are kept."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def _drop(x: Tensor, mask: Tensor) -> None:
+def _apply_mask(x: Tensor, mask: Tensor) -> None:
     """Multiply x by `mask` in place, in the mask's precision; a product of mixed precisions takes several times as long."""
-    x.copy_(_wide(x).mul_(mask))
+    x.copy_(widen(x).mul_(mask))
 
 
 def _sums_by_context(g_BH: Tensor, context_of_impression_B: Tensor, num_contexts: int) -> Tensor:
@@ -136,4 +133,4 @@ def _weight_gradient(g_NH: Tensor, x_ND: Tensor) -> Tensor:
         return _weight_gradient(x_ND, g_NH).t().contiguous()
     if _onednn_takes(g_NH, x_ND):
         return _times(g_NH.t(), x_ND.t())
-    return _wide(g_NH.t() @ x_ND)
+    return widen(g_NH.t() @ x_ND)

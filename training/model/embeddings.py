@@ -17,17 +17,17 @@ from training.model.settings import EmbeddingSettings
 _ALIGNMENT = 4
 
 
-def allocated(dim: int) -> int:
+def allocated_dim(dim: int) -> int:
     """The columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays so."""
     return -(-dim // _ALIGNMENT) * _ALIGNMENT
 
 
 def rowwise_lr(lr: float, dim: int) -> float:
-    """The rate at which row-wise Adagrad on `allocated(dim)` columns moves like one at `lr` on `dim` columns.
+    """The rate at which row-wise Adagrad on `allocated_dim(dim)` columns moves like one at `lr` on `dim` columns.
 
     It divides by the root of the *mean* of g² over all columns, which the unused ones make smaller.
     """
-    return lr * math.sqrt(dim / allocated(dim))
+    return lr * math.sqrt(dim / allocated_dim(dim))
 
 
 class Embeddings(nn.Module):
@@ -43,7 +43,7 @@ class Embeddings(nn.Module):
                     name=entry.name,
                     feature_names=[entry.name],
                     num_embeddings=entry.num_rows,
-                    embedding_dim=allocated(dim),
+                    embedding_dim=allocated_dim(dim),
                     pooling=PoolingType.SUM,
                     init_fn=_leave,
                 )

@@ -8,10 +8,9 @@ from pipeline.dataset.manifest import Manifest
 from training.feed.batch import Bags, Batch
 from training.model.embeddings import Embeddings
 from training.model.graph import Graph, Query
+from training.model.precision import DTYPE_OF
 from training.model.settings import EmbeddingSettings, ModelSettings
 from training.model.towers import DropoutKey, TowerStack
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EntireSpaceModel(nn.Module):
@@ -27,7 +26,7 @@ class EntireSpaceModel(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.seed, self.dtype = seed, _DTYPES[precision]
+        self.seed, self.dtype = seed, DTYPE_OF[precision]
         self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
         self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
         #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
@@ -42,18 +41,18 @@ class EntireSpaceModel(nn.Module):
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
         """head → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
         the dropout masks, and is None outside training."""
-        context_CD = _beside(context_CD, batch.context_numeric).to(self.dtype)
-        impression_BD = _beside(impression_BD, batch.impression_numeric).to(self.dtype)
+        context_CD = _append_numeric(context_CD, batch.context_numeric).to(self.dtype)
+        impression_BD = _append_numeric(impression_BD, batch.impression_numeric).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
         logit_of: dict[Query, Tensor] = self.towers(context_CD, impression_BD, batch.context_of_impression, key)
         return logit_of
 
 
-def _beside(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
+def _append_numeric(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
     return torch.cat([embedded_ND, numeric_ND], dim=1) if numeric_ND.shape[1] else embedded_ND
 
 
-def without_emptiness(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
+def or_stand_in(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
     """`batch`, or for an empty one a stand-in of one context with one impression, all bags of the (categorical) fields
     empty.
 

@@ -77,7 +77,7 @@ class LogOdds(NamedTuple):
     no: Tensor
 
 
-def parse(statement: str, key: str) -> Query:
+def parse_query(statement: str, key: str) -> Query:
     """Read `node | event` or `node` (given an impression)."""
     match = _QUERY.match(" ".join(statement.split()))
     node, _, rest = match.group(1).partition(" and not ") if match else ("", "", "")
@@ -91,7 +91,7 @@ def parse_loss(entry: Any) -> Loss:
     """Read a statement, or a mapping of `of`, `kind` and the options of that kind: statements and numbers."""
     key = "model.graph.losses"
     if isinstance(entry, str):
-        return Loss(parse(entry, key), "log_loss", {})
+        return Loss(parse_query(entry, key), "log_loss", {})
     if not isinstance(entry, Mapping) or not isinstance(entry.get("of"), str):
         raise InputError(
             f"{key}: {entry!r} is neither a statement such as `conversion | click` nor a mapping with a statement as `of`."
@@ -99,8 +99,8 @@ def parse_loss(entry: Any) -> Loss:
     options: dict[str, Query | float] = {}
     for name, value in entry.items():
         if name not in ("of", "kind"):
-            options[str(name)] = parse(value, f"{key}, {name}") if isinstance(value, str) else value
-    return Loss(parse(entry["of"], key), str(entry.get("kind", "log_loss")), options)
+            options[str(name)] = parse_query(value, f"{key}, {name}") if isinstance(value, str) else value
+    return Loss(parse_query(entry["of"], key), str(entry.get("kind", "log_loss")), options)
 
 
 class Graph:
@@ -109,9 +109,11 @@ class Graph:
     def __init__(self, settings: GraphSettings, labels: Sequence[str]) -> None:
         """Raises InputError for a malformed statement, a cycle, a node without a parent, edges into one node that do
         not add up to one event, an edge or a head that no loss trains, and a label that the dataset (`labels`) lacks."""
-        self.edges = tuple(parse(text, "model.graph.edges") for text in settings.edges)
+        self.edges = tuple(parse_query(text, "model.graph.edges") for text in settings.edges)
         self.losses = tuple(parse_loss(entry) for entry in settings.losses)
-        self.outputs = {name: parse(text, f"model.graph.outputs.{name}") for name, text in settings.outputs.items()}
+        self.outputs = {
+            name: parse_query(text, f"model.graph.outputs.{name}") for name, text in settings.outputs.items()
+        }
         if len(set(self.edges)) < len(self.edges):
             raise InputError("model.graph.edges names an edge twice; each edge has one tower.")
         if len(set(self.loss_names)) < len(self.losses):
@@ -247,7 +249,7 @@ class Graph:
 
     def _auxiliary(self, names: Sequence[str]) -> list[Query]:
         """The heads that are no edges; checks that losses use them, and that every other option is in the graph."""
-        heads = [parse(name, "model.graph.heads") for name in names]
+        heads = [parse_query(name, "model.graph.heads") for name in names]
         nodes = {edge.node for edge in self.edges}
         for head in heads:
             if head.given != IMPRESSION or head.node in nodes or heads.count(head) > 1:

@@ -25,12 +25,12 @@ def check_options(target: Callable[..., Any], given: Mapping[str, Any], key: str
             raise InputError(f"{key}: {name} is not an option; it takes {', '.join(options) or 'none'}.")
     for name, parameter in options.items():
         if name in given:
-            _check(given[name], hints[name], f"{key}: {name}={given[name]}", graph)
+            _check_value(given[name], hints[name], f"{key}: {name}={given[name]}", graph)
         elif parameter.default is inspect.Parameter.empty:
             raise InputError(f"{key}: the option {name} is missing; it takes {', '.join(options)}.")
 
 
-def _check(value: Any, hint: Any, key: str, graph: Graph) -> None:
+def _check_value(value: Any, hint: Any, key: str, graph: Graph) -> None:
     if hint is Head and value not in graph.heads:
         raise InputError(f"{key} is not a head of the model; add it to model.graph.heads.")
     if hint in (Head, Query):
@@ -44,6 +44,6 @@ def _check(value: Any, hint: Any, key: str, graph: Graph) -> None:
         if not isinstance(value, list) or not value:
             raise InputError(f"{key} is not a list of widths such as [128, 64].")
         for width in value:
-            _check(width, int, key, graph)
+            _check_value(width, int, key, graph)
     else:
         raise TypeError(f"An option of type {hint} cannot be checked; use int, float, list[int], Query or Head.")

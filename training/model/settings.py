@@ -8,8 +8,8 @@ from pipeline.dataset.kinds import NUMBER
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 from training.feed.plan import UNITS
+from training.feed.settings import POOLINGS
 
-POOLINGS = ("sum", "mean")
 #: Of the towers' matrix products.
 PRECISIONS = ("fp32", "bf16")
 

@@ -25,6 +25,7 @@ from training.model import cpu_tower
 from training.model.bodies import build_body
 from training.model.counter_random import dropout_mask
 from training.model.graph import Query
+from training.model.precision import widen
 from training.model.settings import ModelSettings, TowerSettings
 
 
@@ -99,8 +100,8 @@ class Tower(nn.Module):
         first = (self.context_weight, self.impression_weight, self.first_bias)
         later = itertools.chain(*zip(self.weights, self.biases, strict=True))
         perceptron = cpu_tower.SplitPerceptron.apply if context_CD.device.type == "cpu" else split_perceptron
-        logit_B1 = perceptron(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
-        return logit_B1.squeeze(1).to(self.first_bias.dtype)
+        logits = perceptron(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
+        return logits.squeeze(1).to(self.first_bias.dtype)
 
 
 class TowerOnBody(nn.Module):
@@ -149,7 +150,7 @@ def split_perceptron(
     dtype = context_CD.dtype
     from_context_CH = linear(context_CD, context_weight.to(dtype), first_bias.to(dtype))
     # Gathered in fp32 or wider, for so the gradients of a context's impressions are summed.
-    from_context_BH = _wide(from_context_CH).index_select(0, context_of_impression_B).to(dtype)
+    from_context_BH = widen(from_context_CH).index_select(0, context_of_impression_B).to(dtype)
     x_BH = from_context_BH + linear(impression_BD, impression_weight.to(dtype))
     return _later_layers(x_BH, masks, later)
 
@@ -162,10 +163,6 @@ def _later_layers(x_BH: Tensor, masks: Sequence[Tensor], later: Sequence[Tensor]
             x_BH = (x_BH * masks[layer]).to(dtype)
         x_BH = linear(x_BH, weight.to(dtype), bias.to(dtype))
     return x_BH
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _parameter(*shape: int, fan_in: int) -> nn.Parameter:

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.dataset.kinds import INDEX, NUMBER
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
-from training.model.embeddings import allocated
+from training.model.embeddings import allocated_dim
 from training.model.graph import Graph
 from training.model.settings import EmbeddingSettings
 from training.model.towers import TowerStack
@@ -91,7 +91,7 @@ class Needs:
 def table_plans(fields: Sequence[ManifestField], settings: TrainSettings, num_ranks: int) -> list[TablePlan]:
     """Every table of `fields` (the categorical ones), as `training.distributed.sharding.plan_of` places it."""
     embedding, optimizer = settings.embedding, settings.optimizer.embeddings.name
-    columns = {entry.name: allocated(embedding.dim_of(entry.name)) for entry in fields}
+    columns = {entry.name: allocated_dim(embedding.dim_of(entry.name)) for entry in fields}
     kinds = {entry.name: settings.sharding.kind_of(entry, columns[entry.name]) for entry in fields}
     owners = assign([entry for entry in fields if kinds[entry.name] == "table_wise"], embedding, num_ranks)
     return [

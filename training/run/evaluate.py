@@ -19,7 +19,7 @@ from training.distributed.rank_batches import rank_batches
 from training.distributed.world import World
 from training.evaluation import metrics, report
 from training.evaluation.run_files import read_predictions
-from training.feed.batch import NO_GROUP, Batch
+from training.feed.batch import UNKNOWN_GROUP, Batch
 from training.feed.plan import Plan
 from training.run.build import build, check, check_dataset, open_feed
 from training.run.journal import say
@@ -103,7 +103,7 @@ def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
     columns = {
         "impression_id": pa.array(batch.impression_id.cpu().numpy()),
         "context_id": pa.array(batch.context_id, pa.string()).take(pa.array(index)),
-        "group_id": pa.array(group, mask=group == NO_GROUP),
+        "group_id": pa.array(group, mask=group == UNKNOWN_GROUP),
     }
     for name in ("click", "daction", "conversion"):
         if name in batch.labels:

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, calibration_curve, expected_calibration_error, log_loss
 from training.evaluation.metrics import evaluate, truth_metrics
 from training.evaluation.ranking import auc, expected_auc, group_numbers, grouped_auc, roc_curve, top_share
-from training.feed.batch import NO_GROUP
+from training.feed.batch import UNKNOWN_GROUP
 
 # Scores on a coarse grid, so that ties are the rule; both signs of zero among them.
 SCORES = st.sampled_from([-2.5, -0.25, -0.0, 0.0, 0.125, 0.3, 0.7, 0.7000001, 1.0])
@@ -258,7 +258,7 @@ def test_a_model_of_cvr_alone_is_judged_by_what_it_says():
 def test_impressions_of_unknown_users_are_in_no_group_and_are_counted():
     predictions, _ = logs()
     unknown = np.arange(4000) % 3 == 0
-    predictions["group_id"] = np.where(unknown, NO_GROUP, predictions["group_id"])
+    predictions["group_id"] = np.where(unknown, UNKNOWN_GROUP, predictions["group_id"])
     metrics = evaluate(predictions)
     known = {name: value[~unknown] for name, value in predictions.items()}
     assert metrics["num_impressions_without_group"] == unknown.sum()

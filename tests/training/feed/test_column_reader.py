@@ -13,7 +13,7 @@ from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
 from training.feed.column_reader import PyarrowColumn
 from training.feed.columns import Columns
-from training.feed.dataset_files import Shards
+from training.feed.dataset_files import DatasetFiles
 from training.feed.parquet_pages import ColumnPages
 
 DECODERS = ("pages", "pyarrow")
@@ -29,7 +29,7 @@ def test_both_decoders_give_the_same_values_of_every_column(dataset: tuple[Path,
     path, manifest = dataset
     columns = Columns(manifest.fields, POOLING, LABELS)
     file = manifest.files_of("train")[0]
-    read = {decoder: Shards(str(path), columns, "size", decoder).read(file, 0) for decoder in DECODERS}
+    read = {decoder: DatasetFiles(str(path), columns, "size", decoder).read(file, 0) for decoder in DECODERS}
     assert {type(column) for column in read["pyarrow"].columns.values()} == {PyarrowColumn}
     of_pages = [name for name, column in read["pages"].columns.items() if isinstance(column, ColumnPages)]
     assert set(columns.types()) - set(of_pages) == {"item_price"}  # its items may be null: left to pyarrow

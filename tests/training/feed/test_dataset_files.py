@@ -10,21 +10,21 @@ from tiny_dataset import write_tiny_dataset
 from pipeline.dataset.manifest import DatasetFile
 from pipeline.errors import InputError
 from training.feed.columns import Columns
-from training.feed.dataset_files import Shards
+from training.feed.dataset_files import DatasetFiles
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> tuple[Shards, DatasetFile, Path]:
+def opened(tmp_path: Path) -> tuple[DatasetFiles, DatasetFile, Path]:
     """A file of three row groups, the first of which has been read."""
     manifest = write_tiny_dataset(tmp_path, num_contexts=80)
-    shards = Shards(str(tmp_path), Columns(manifest.fields, POOLING, ("click", "conversion")), "size")
+    files = DatasetFiles(str(tmp_path), Columns(manifest.fields, POOLING, ("click", "conversion")), "size")
     file = manifest.files_of("train")[0]
-    shards.read(file, 0)
-    return shards, file, tmp_path / file.path
+    files.read(file, 0)
+    return files, file, tmp_path / file.path
 
 
-def test_a_file_changed_in_place_is_hashed_and_refused(opened: tuple[Shards, DatasetFile, Path]) -> None:
-    shards, file, path = opened
+def test_a_file_changed_in_place_is_hashed_and_refused(opened: tuple[DatasetFiles, DatasetFile, Path]) -> None:
+    files, file, path = opened
     with path.open("r+b") as stream:
         stream.seek(file.bytes // 3)
         letter = stream.read(1)
@@ -32,37 +32,37 @@ def test_a_file_changed_in_place_is_hashed_and_refused(opened: tuple[Shards, Dat
         stream.write(bytes([letter[0] ^ 1]))
     for _ in range(2):
         with pytest.raises(InputError, match=rf"{file.path} has the checksum .* its bytes have changed"):
-            shards.read(file, 1)
+            files.read(file, 1)
 
 
-def test_a_file_cut_short_or_deleted_is_refused(opened: tuple[Shards, DatasetFile, Path]) -> None:
-    shards, file, path = opened
+def test_a_file_cut_short_or_deleted_is_refused(opened: tuple[DatasetFiles, DatasetFile, Path]) -> None:
+    files, file, path = opened
     os.truncate(path, file.bytes - 1)
     with pytest.raises(InputError, match=rf"{file.path} has {file.bytes - 1} bytes where the manifest says"):
-        shards.read(file, 1)
+        files.read(file, 1)
     path.unlink()
     with pytest.raises(InputError, match=rf"{file.path} is missing, though the manifest names it"):
-        shards.read(file, 1)
+        files.read(file, 1)
 
 
 def test_a_file_changed_while_it_is_read_is_refused(
-    opened: tuple[Shards, DatasetFile, Path], monkeypatch: pytest.MonkeyPatch
+    opened: tuple[DatasetFiles, DatasetFile, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, file, path = opened
-    read = shards._read
+    files, file, path = opened
+    read = files._read
 
     def slow_read(*args: object) -> object:
         table = read(*args)  # type: ignore[arg-type]
         path.write_bytes(b"x" * file.bytes)
         return table
 
-    monkeypatch.setattr(shards, "_read", slow_read)
+    monkeypatch.setattr(files, "_read", slow_read)
     with pytest.raises(InputError, match="its bytes have changed"):
-        shards.read(file, 1)
+        files.read(file, 1)
 
 
-def test_a_file_that_was_only_touched_is_read_on(opened: tuple[Shards, DatasetFile, Path]) -> None:
-    shards, file, path = opened
-    expected = shards.read(file, 1)
+def test_a_file_that_was_only_touched_is_read_on(opened: tuple[DatasetFiles, DatasetFile, Path]) -> None:
+    files, file, path = opened
+    expected = files.read(file, 1)
     os.utime(path, ns=(1, 1))
-    assert shards.read(file, 1) == expected
+    assert files.read(file, 1) == expected

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import InputError
 from training.feed.batch import Bags, Batch
-from training.feed.device_copy import mapped, on_device, to_device
+from training.feed.device_copy import map_tensors, prefetch_to_device, to_device
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def batch_of(number: int) -> Batch:
 
 def tensors_of(batch: Batch) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    mapped(batch, lambda tensor: found.append(tensor) or tensor)
+    map_tensors(batch, lambda tensor: found.append(tensor) or tensor)
     return found
 
 
@@ -51,7 +51,7 @@ def test_the_next_batch_is_asked_for_before_the_present_one_is_given_out() -> No
             yield batch_of(number)
 
     seen = []
-    for batch in on_device(host(), CPU):
+    for batch in prefetch_to_device(host(), CPU):
         seen.append((int(batch.impression_id), list(asked)))
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
 
@@ -61,11 +61,11 @@ def test_an_error_comes_in_its_turn() -> None:
         yield batch_of(0)
         raise InputError("part-00000, row group 3: broken.")
 
-    batches = on_device(host(), CPU)
+    batches = prefetch_to_device(host(), CPU)
     assert int(next(batches).impression_id) == 0
     with pytest.raises(InputError, match="row group 3"):
         next(batches)
 
 
 def test_no_batches_give_none() -> None:
-    assert list(on_device(iter(()), CPU)) == []
+    assert list(prefetch_to_device(iter(()), CPU)) == []

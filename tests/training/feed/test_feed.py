@@ -54,15 +54,15 @@ def test_the_ranks_batches_are_together_the_batch_of_one_rank(dataset, unit):
 
 def row_groups_read(feed: Feed, epoch: int, start_step: int = 0) -> list[tuple[str, int]]:
     """What the feed decodes in an epoch, in order."""
-    found, read = [], feed._shards.read
+    found, read = [], feed._files.read
 
     def noted(file, row_group):
         found.append((file.path, row_group))
         return read(file, row_group)
 
-    feed._shards.read = noted
+    feed._files.read = noted
     list(feed.batches(epoch, start_step))
-    feed._shards.read = read
+    feed._files.read = read
     return found
 
 

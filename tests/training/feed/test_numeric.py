@@ -22,7 +22,7 @@ from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
-from training.feed.numeric import squashed
+from training.feed.numeric import squash
 from training.model.settings import EmbeddingSettings
 from training.run.build import check_same_schema
 from training.run.evaluate import evaluate
@@ -99,14 +99,14 @@ def test_clicks_alone_carry_their_own_values(data: Path) -> None:
 def test_a_deviation_of_0_and_no_moments_at_all_give_0() -> None:
     values = np.array([3.0, 3.0, 4.0], np.float32)
     entry = ManifestField("x", "1", "context", "one", False, 0, "", "", kind="numeric", mean=3.0, std=0.0)
-    assert squashed(values, entry).tolist() == [0.0, 0.0, 0.0]
-    assert squashed(values, dataclasses.replace(entry, mean=None, std=None)).tolist() == [0.0, 0.0, 0.0]
-    assert squashed(values, dataclasses.replace(entry, std=0.5)).tolist() == [0.0, 0.0, np.float32(math.tanh(2.0))]
+    assert squash(values, entry).tolist() == [0.0, 0.0, 0.0]
+    assert squash(values, dataclasses.replace(entry, mean=None, std=None)).tolist() == [0.0, 0.0, 0.0]
+    assert squash(values, dataclasses.replace(entry, std=0.5)).tolist() == [0.0, 0.0, np.float32(math.tanh(2.0))]
 
 
 def test_a_large_mean_costs_no_digits() -> None:
     entry = ManifestField("x", "1", "context", "one", False, 0, "", "", kind="numeric", mean=1e8, std=16.0)
-    assert squashed(np.array([1e8 + 8], np.float32), entry)[0] == np.float32(math.tanh(0.5))
+    assert squash(np.array([1e8 + 8], np.float32), entry)[0] == np.float32(math.tanh(0.5))
 
 
 def reference_log_odds(trainer: Trainer, manifest: Manifest, row: dict[str, Any], place: int) -> list[float]:
@@ -237,7 +237,7 @@ def test_a_list_of_another_length_is_refused(own: tuple[Path, Manifest]) -> None
 @pytest.mark.parametrize("moments", [{"mean": math.nan}, {"std": math.inf}, {"std": -1.0}])
 def test_moments_that_cannot_be_are_refused(own: tuple[Path, Manifest], moments: dict[str, float]) -> None:
     path, manifest = own
-    with pytest.raises(InputError, match=r"numeric field item_price mean=.* and std=.*, which cannot be"):
+    with pytest.raises(InputError, match=r"numeric field item_price mean=.* and std=.*, which is not possible"):
         feed_of(path, replaced(manifest, "item_price", **moments))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.model.counter_random import _mask_torch, dropout_mask, key_of, uniform_rows
+from training.model.counter_random import _mask_torch, dropout_mask, stream_key, uniform_rows
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -17,7 +17,7 @@ def mix(x: int) -> int:
 
 def test_initial_values_equal_a_scalar_reference() -> None:
     values = uniform_rows(seed=7, table="item_id", first_row=3, num_rows=4, num_columns=5, bound=0.5)
-    key = key_of(7, "item_id")
+    key = stream_key(7, "item_id")
     for row in range(4):
         for column in range(5):
             fraction = (mix((mix((key + (row + 3) * GOLDEN) & MASK) + column * GOLDEN) & MASK) >> 40) / 2**24
@@ -43,7 +43,7 @@ def test_initial_values_are_uniform_and_differ_by_seed_and_table() -> None:
 def test_a_dropout_mask_equals_a_scalar_reference() -> None:
     ids = torch.tensor([5, 2**62 + 1, -3])
     mask = dropout_mask(seed=1, step=9, layer="click/0", impression_id_B=ids, width=6, rate=0.25)
-    key = key_of(1, "dropout/click/0/9")
+    key = stream_key(1, "dropout/click/0/9")
     for number, impression_id in enumerate(ids.tolist()):
         row = mix((impression_id * GOLDEN + key) & MASK)
         for unit in range(6):
@@ -55,7 +55,7 @@ def test_a_dropout_mask_equals_a_scalar_reference() -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.99999])
 def test_a_dropout_mask_is_the_same_on_every_device(width: int, rate: float) -> None:
     ids = torch.randint(-(1 << 63), (1 << 63) - 1, (50,), generator=torch.Generator().manual_seed(1))
-    kept = _mask_torch(key_of(3, "dropout/click/0/8"), ids, width, round(rate * 65536))
+    kept = _mask_torch(stream_key(3, "dropout/click/0/8"), ids, width, round(rate * 65536))
     assert dropout_mask(3, 8, "click/0", ids, width, rate).equal(kept.float() / (1 - rate))
 
 

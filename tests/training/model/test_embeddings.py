@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
-from training.model.embeddings import allocated, rowwise_lr
+from training.model.embeddings import allocated_dim, rowwise_lr
 from training.model.settings import EmbeddingSettings
 
 FIELDS = [
@@ -14,7 +14,7 @@ FIELDS = [
 
 
 def test_a_table_allocates_a_multiple_of_four_columns() -> None:
-    assert [allocated(dim) for dim in (1, 4, 17, 18, 20, 128)] == [4, 4, 20, 20, 20, 128]
+    assert [allocated_dim(dim) for dim in (1, 4, 17, 18, 20, 128)] == [4, 4, 20, 20, 20, 128]
     assert rowwise_lr(0.1, 18) == pytest.approx(0.1 * math.sqrt(18 / 20))
     assert rowwise_lr(0.1, 128) == 0.1
 

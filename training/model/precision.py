@@ -1,0 +1,12 @@
+"""The precision of the towers' matrix products (the setting `precision`): inputs are narrowed, weights and sums stay wide."""
+
+import torch
+from torch import Tensor
+
+#: the setting `precision` → the dtype of the towers' inputs
+DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return bfloat16 as fp32, in which gradients are summed and weights are kept; other dtypes as they are."""
+    return x.float() if x.dtype == torch.bfloat16 else x
