@@ -10,7 +10,7 @@ again by the book. Where several rules are broken, the first in the order of REA
 tests/support/references/aliccp.py is the slow twin.
 """
 
-# Shapes: L lines, C columns of LINE_*, V values, F fields of a scope, N bytes of the longest name, S slots.
+# Shapes: L lines, V values, F fields of a scope, N bytes of the longest name, S slots.
 
 import numpy as np
 
@@ -63,36 +63,36 @@ def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
     """Read `chunk`, whole lines of which the last ends in a line feed too."""
     assert chunk.endswith(b"\n")
     byte_B = np.frombuffer(chunk, np.uint8)
-    line_LC = np.empty((np.count_nonzero(byte_B == _LF), LINE_COLUMNS), np.int64)
+    line_table = np.empty((np.count_nonzero(byte_B == _LF), LINE_COLUMNS), np.int64)
     most = len(chunk) // _SMALLEST_FEATURE + 1
     field_V, id_V, weight_V = np.empty(most, np.int16), np.empty(most, np.int64), np.empty(most, np.float32)
     num_values = _parse_lines(
         byte_B.ctypes.data, len(chunk), is_skeleton, names.slot_S, names.bytes_FN, names.length_F, names.number_F, names.is_one_F, names.short_S2,
-        line_LC, field_V, id_V, weight_V,
+        line_table, field_V, id_V, weight_V,
     )  # fmt: skip
-    return Parsed(line_LC, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
+    return Parsed(line_table, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
 
 
-def apply_policies(line_LC: np.ndarray, reject_mismatch: bool, reject_without_click: bool) -> None:
+def apply_policies(line_table: np.ndarray, reject_mismatch: bool, reject_without_click: bool) -> None:
     """Give good lines the two reasons that a policy may overlook."""
-    good = line_LC[:, REASON] == GOOD
+    good = line_table[:, REASON] == GOOD
     if reject_mismatch:
-        line_LC[good & (line_LC[:, MISMATCH] == 1), REASON] = COUNT_MISMATCH
-        good = line_LC[:, REASON] == GOOD
+        line_table[good & (line_table[:, MISMATCH] == 1), REASON] = COUNT_MISMATCH
+        good = line_table[:, REASON] == GOOD
     if reject_without_click:
-        line_LC[good & (line_LC[:, LABELS] == BUY_BIT), REASON] = WITHOUT_CLICK
+        line_table[good & (line_table[:, LABELS] == BUY_BIT), REASON] = WITHOUT_CLICK
 
 
 @nb.njit(cache=True)
 def _parse_lines(  # type: ignore[no-untyped-def]
     text, num_bytes, is_skeleton, slot_S, bytes_FN, length_F, number_F, is_one_F, short_S2,
-    line_LC, field_V, id_V, weight_V,
+    line_table, field_V, id_V, weight_V,
 ):  # fmt: skip
     """Fill the outputs; the number of values. A bad line costs a second reading and leaves no value behind."""
     seen_F = np.full(len(length_F), -1, np.int64)  # the last line on which each field stood
     num_values = 0
     start = 0
-    for line in range(len(line_LC)):
+    for line in range(len(line_table)):
         first_value = num_values
         num_features = num_unknown = num_repeated = 0
         position, sample_id, labels, key_, num_said = _columns(text, start, num_bytes, is_skeleton)
@@ -133,17 +133,17 @@ def _parse_lines(  # type: ignore[no-untyped-def]
             reason, key_, has_key = _reason(text, start, position, is_skeleton)
         elif byte_at(text, position) == _CR:
             position += 1
-        line_LC[line, START] = start
-        line_LC[line, END] = position
-        line_LC[line, REASON] = reason
-        line_LC[line, KEY] = key_
-        line_LC[line, HAS_KEY] = has_key
-        line_LC[line, SAMPLE_ID] = sample_id
-        line_LC[line, LABELS] = labels
-        line_LC[line, MISMATCH] = num_said != num_features
-        line_LC[line, VALUES_END] = num_values
-        line_LC[line, UNKNOWN] = num_unknown
-        line_LC[line, REPEATED] = num_repeated
+        line_table[line, START] = start
+        line_table[line, END] = position
+        line_table[line, REASON] = reason
+        line_table[line, KEY] = key_
+        line_table[line, HAS_KEY] = has_key
+        line_table[line, SAMPLE_ID] = sample_id
+        line_table[line, LABELS] = labels
+        line_table[line, MISMATCH] = num_said != num_features
+        line_table[line, VALUES_END] = num_values
+        line_table[line, UNKNOWN] = num_unknown
+        line_table[line, REPEATED] = num_repeated
         start = position + 1
     return num_values
 

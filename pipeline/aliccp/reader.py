@@ -51,8 +51,8 @@ class ChunkReader:
     def parsed(self, source: SourceFile, offset: int, text: bytes, names: Names) -> Chunk:
         """Whole lines that begin at `offset`, with `names` of the scope of their table."""
         parsed = parse.parse(text, source.table == SKELETON, names)
-        parse.apply_policies(parsed.line_LC, self.reject_mismatch, self.reject_without_click)
+        parse.apply_policies(parsed.line_table, self.reject_mismatch, self.reject_without_click)
         is_test = source.period == "test"
-        split_L = splits_of(parsed.line_LC[:, line_columns.KEY], is_test, self.validation, self.seed)
-        split_L[parsed.line_LC[:, line_columns.HAS_KEY] == 0] = TEST if is_test else TRAIN
+        split_L = splits_of(parsed.line_table[:, line_columns.KEY], is_test, self.validation, self.seed)
+        split_L[parsed.line_table[:, line_columns.HAS_KEY] == 0] = TEST if is_test else TRAIN
         return Chunk(source, offset, text, parsed, split_L)

@@ -58,18 +58,20 @@ class Tally:
 
     def count_chunk(self, chunk: Chunk) -> None:
         """Count the lines of a parsed chunk."""
-        line_LC, grain = chunk.parsed.line_LC, GRAIN[chunk.source.table]
-        reason_L = line_LC[:, line_columns.REASON]
+        line_table, grain = chunk.parsed.line_table, GRAIN[chunk.source.table]
+        reason_L = line_table[:, line_columns.REASON]
         is_good_L = reason_L == reasons.GOOD
         for reason in np.unique(reason_L).tolist():
             self._count(chunk, grain, reason_L == reason, REASONS[reason] or "good")
-        self._count(chunk, grain, is_good_L & (line_LC[:, line_columns.MISMATCH] == 1), "kept/feature_count_mismatch")
-        without_click_L = is_good_L & (line_LC[:, line_columns.LABELS] == line_columns.BUY_BIT)
+        self._count(
+            chunk, grain, is_good_L & (line_table[:, line_columns.MISMATCH] == 1), "kept/feature_count_mismatch"
+        )
+        without_click_L = is_good_L & (line_table[:, line_columns.LABELS] == line_columns.BUY_BIT)
         self._count(chunk, grain, without_click_L, "kept/conversion_without_click")
         for column, what in ((line_columns.UNKNOWN, "unknown_features"), (line_columns.REPEATED, "repeated_values")):
-            if line_LC[is_good_L, column].any():
+            if line_table[is_good_L, column].any():
                 for split in range(len(SPLITS)):
-                    self.add(split, grain, what, line_LC[is_good_L & (chunk.split_L == split), column].sum())
+                    self.add(split, grain, what, line_table[is_good_L & (chunk.split_L == split), column].sum())
 
     def _count(self, chunk: Chunk, grain: str, chosen_L: np.ndarray, what: str) -> None:
         if not chosen_L.any():
@@ -77,5 +79,5 @@ class Tally:
         for split, number in enumerate(np.bincount(chunk.split_L[chosen_L], minlength=len(SPLITS)).tolist()):
             self.add(split, grain, what, number)
         if what != "good":
-            where = chunk.offset + int(chunk.parsed.line_LC[int(np.argmax(chosen_L)), line_columns.START])
+            where = chunk.offset + int(chunk.parsed.line_table[int(np.argmax(chosen_L)), line_columns.START])
             self.note_first(what.removeprefix("kept/"), chunk.source.ordinal, where)

@@ -14,12 +14,12 @@ SCOPE_OF = {CONTEXT: "context", SKELETON: "impression"}
 
 @dataclass(frozen=True)
 class Parsed:
-    """One chunk: `line_LC` (see START …), and the values of line l at [VALUES_END of l-1, VALUES_END of l).
+    """One chunk: `line_table` (see START …), and the values of line l at [VALUES_END of l-1, VALUES_END of l).
 
     Only good lines have values; `field_V` is the position in the catalogue.
     """
 
-    line_LC: np.ndarray  # int64
+    line_table: np.ndarray  # int64 [L, LINE_COLUMNS]
     field_V: np.ndarray  # int16
     id_V: np.ndarray  # int64
     weight_V: np.ndarray  # float32
@@ -27,7 +27,7 @@ class Parsed:
     @property
     def num_values_L(self) -> np.ndarray:
         """How many values each line has."""
-        return np.diff(self.line_LC[:, VALUES_END], prepend=0)
+        return np.diff(self.line_table[:, VALUES_END], prepend=0)
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.nda
 
     `number_F` says which place a field's values fill, -1 for none.
     """
-    number_LQ = np.full((len(parsed.line_LC), num_numbers), np.nan, np.float32)
+    number_LQ = np.full((len(parsed.line_table), num_numbers), np.nan, np.float32)
     if num_numbers:
-        _fill_numbers(parsed.line_LC, parsed.field_V, parsed.weight_V, number_F, number_LQ)
+        _fill_numbers(parsed.line_table, parsed.field_V, parsed.weight_V, number_F, number_LQ)
     return number_LQ
 
 
 @nb.njit(cache=True)
-def _fill_numbers(line_LC, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
+def _fill_numbers(line_table, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
     value = 0
-    for line in range(len(line_LC)):
-        end = line_LC[line, VALUES_END]
+    for line in range(len(line_table)):
+        end = line_table[line, VALUES_END]
         while value < end:
             place = number_F[field_V[value]]
             if place >= 0 and np.isnan(number_LQ[line, place]):

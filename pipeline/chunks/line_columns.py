@@ -1,4 +1,4 @@
-"""What is known of a line of a log: the columns of `Parsed.line_LC`, and the bits of its labels."""
+"""What is known of a line of a log: the columns of `Parsed.line_table` [L, LINE_COLUMNS], and the bits of its labels."""
 
 #: END excludes the line feed; [START, END) and VALUES_END are positions in the chunk's text and in its values.
 START, END, REASON, KEY, HAS_KEY, SAMPLE_ID, LABELS, MISMATCH, VALUES_END, UNKNOWN, REPEATED = range(11)

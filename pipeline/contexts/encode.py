@@ -27,7 +27,7 @@ def encode(
     chunk: Chunk, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
 ) -> Iterator[pa.RecordBatch]:
     """The records of a chunk, and its rejected lines."""
-    reason_L = chunk.parsed.line_LC[:, line_columns.REASON]
+    reason_L = chunk.parsed.line_table[:, line_columns.REASON]
     good = np.flatnonzero(reason_L == reasons.GOOD)
     if len(good):
         yield _records(chunk, good, layout, lookup, buckets, actions)
@@ -40,54 +40,54 @@ def _records(
     chunk: Chunk, good: np.ndarray, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
 ) -> pa.RecordBatch:
     is_skeleton = chunk.source.table == SKELETON
-    line_LC = chunk.parsed.line_LC
+    line_table = chunk.parsed.line_table
     if is_skeleton:
-        order = good[np.argsort(line_LC[good, line_columns.KEY], kind="stable")]
-        key_L = line_LC[order, line_columns.KEY]
+        order = good[np.argsort(line_table[good, line_columns.KEY], kind="stable")]
+        key_L = line_table[order, line_columns.KEY]
         is_first = np.r_[True, key_L[1:] != key_L[:-1]]
     else:
         order, is_first = good, np.ones(len(good), np.bool_)
-    label_L = _label_bits(line_LC, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
+    label_L = _label_bits(line_table, order, actions) if is_skeleton else np.zeros(len(order), np.int64)
     word_W, begin_L = _encode(chunk, order, is_first, label_L, layout, lookup)
     first_R = np.flatnonzero(is_first)
     lines = order[first_R]
-    bucket_R, hash_R = buckets.of_contexts(line_LC[lines, line_columns.KEY], chunk.split_L[lines])
+    bucket_R, hash_R = buckets.of_contexts(line_table[lines, line_columns.KEY], chunk.split_L[lines])
     columns = {
         "bucket": bucket_R,
         "hash": hash_R,
         "tag": np.full(len(lines), RUN_TAG if is_skeleton else CONTEXT_TAG, np.int8),
         "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
-        "offset": chunk.offset + line_LC[lines, line_columns.START],
+        "offset": chunk.offset + line_table[lines, line_columns.START],
     }
     byte_B, begin_R = pack_words(word_W, begin_L[np.r_[first_R, len(order)]])
     return record_batch(columns, begin_R, byte_B)
 
 
-def _label_bits(line_LC: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+def _label_bits(line_table: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
     """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
-    raw_L = line_LC[order, line_columns.LABELS]
+    raw_L = line_table[order, line_columns.LABELS]
     click_L = raw_L & line_columns.CLICK_BIT > 0
     label_L = click_L * records.CLICK + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION
     label_L += (click_L & (raw_L & line_columns.DACTION_BIT > 0)) * records.DACTION
     if actions is not None and len(actions):
         clicked = np.flatnonzero(click_L)
-        sample_id = line_LC[order[clicked], line_columns.SAMPLE_ID]
+        sample_id = line_table[order[clicked], line_columns.SAMPLE_ID]
         found = np.minimum(np.searchsorted(actions, sample_id), len(actions) - 1)
         label_L[clicked[actions[found] == sample_id]] |= records.DACTION
     return label_L
 
 
 def _reject_records(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.RecordBatch:
-    line_LC = chunk.parsed.line_LC[bad]
-    offset_N = chunk.offset + line_LC[:, line_columns.START]
+    line_table = chunk.parsed.line_table[bad]
+    offset_N = chunk.offset + line_table[:, line_columns.START]
     columns = {
         "bucket": buckets.of_rejects(chunk.source.ordinal, offset_N),
         "hash": np.zeros(len(bad), np.int64),
-        "tag": line_LC[:, line_columns.REASON].astype(np.int8),
+        "tag": line_table[:, line_columns.REASON].astype(np.int8),
         "ordinal": np.full(len(bad), chunk.source.ordinal, np.int32),
         "offset": offset_N,
     }
-    lines = [chunk.text[start:end] for start, end in line_LC[:, [line_columns.START, line_columns.END]].tolist()]
+    lines = [chunk.text[start:end] for start, end in line_table[:, [line_columns.START, line_columns.END]].tolist()]
     begin_R = np.cumsum([0, *(len(line) for line in lines)])
     return record_batch(columns, begin_R, np.frombuffer(b"".join(lines), np.uint8))
 
@@ -105,7 +105,7 @@ def _encode(
     times = np.empty(0, np.int64) if timestamp_L is None else timestamp_L
     indices = lookup.indices_of(parsed.field_V, parsed.id_V)
     _encode_lines(
-        _Lines(parsed.line_LC, order, is_first, label_L, times, number_LQ.view(np.int32)),
+        _Lines(parsed.line_table, order, is_first, label_L, times, number_LQ.view(np.int32)),
         _Values(parsed.field_V, parsed.id_V, indices, parsed.weight_V.view(np.int32)),
         _Places(layout.one_F, layout.many_F, layout.is_weighted_M, layout.header, len(layout.ones), layout.group),
         chunk.source.table == SKELETON, word_W, begin_L,
@@ -116,7 +116,7 @@ def _encode(
 class _Lines(NamedTuple):
     """The lines of a chunk, and those that are encoded."""
 
-    line_LC: np.ndarray
+    line_table: np.ndarray
     order: np.ndarray  # int64: the lines to encode
     is_first: np.ndarray  # bool, as `order`: whether a run begins with the line
     labels: np.ndarray  # int64, as `order`
@@ -147,7 +147,7 @@ class _Places(NamedTuple):
 @nb.njit(cache=True)
 def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type: ignore[no-untyped-def]
     # Taken apart here: numba would count references for every access to an array of a tuple inside the loops.
-    line_LC, order, is_first, label_L, timestamp_L, number_LQ = lines
+    line_table, order, is_first, label_L, timestamp_L, number_LQ = lines
     field_V, id_V, index_V, weight_bits_V = values
     one_F, many_F, is_weighted_M, header, num_ones, group = places
     num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
@@ -157,8 +157,8 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
     run_start = 0
     for i in range(len(order)):
         line = order[i]
-        first = line_LC[line - 1, line_columns.VALUES_END] if line else 0
-        last = line_LC[line, line_columns.VALUES_END]
+        first = line_table[line - 1, line_columns.VALUES_END] if line else 0
+        last = line_table[line, line_columns.VALUES_END]
         # header | ones | numbers | lengths | values of all fields of arity many | their weights
         lengths = begin + header + num_ones + num_numbers
         word_W[begin + header : lengths + num_many] = 0
@@ -176,7 +176,7 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
             if is_weighted_M[many]:
                 weight_at[many] = end
                 end += word_W[lengths + many]
-        id_ = line_LC[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
+        id_ = line_table[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
         for v in range(first, last):  # each value to its place
             field = np.int64(field_V[v])
             many = many_F[field]
@@ -192,19 +192,19 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
                     word_W[weight_at[many]] = weight_bits_V[v]
                     weight_at[many] += 1
         if is_first[i]:
-            run_start = line_LC[line, line_columns.START]
+            run_start = line_table[line, line_columns.START]
         word_W[begin] = end - begin
         word_W[begin + records.ID] = id_
         word_W[begin + records.ID + 1] = id_ >> 32
         if is_skeleton:
-            word_W[begin + records.OFFSET] = line_LC[line, line_columns.START] - run_start
+            word_W[begin + records.OFFSET] = line_table[line, line_columns.START] - run_start
             word_W[begin + records.LABELS] = label_L[i]
             if header > HEADER:
                 word_W[begin + records.TIME] = timestamp_L[line]
                 word_W[begin + records.TIME + 1] = timestamp_L[line] >> 32
         else:
-            word_W[begin + records.KEY] = line_LC[line, line_columns.KEY]
-            word_W[begin + records.KEY + 1] = line_LC[line, line_columns.KEY] >> 32
+            word_W[begin + records.KEY] = line_table[line, line_columns.KEY]
+            word_W[begin + records.KEY + 1] = line_table[line, line_columns.KEY] >> 32
         begin_L[i] = begin
         begin = end
     begin_L[len(order)] = begin

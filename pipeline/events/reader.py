@@ -58,16 +58,16 @@ class EventReader:
                     yield self._chunk(split.source, place, mine, numbers)
 
     def _chunk(self, source: SourceFile, place: int, rows: pa.RecordBatch, numbers: Sequence[int]) -> Chunk:
-        line_LC = np.zeros((rows.num_rows, line_columns.LINE_COLUMNS), np.int64)
-        line_LC[:, line_columns.START] = rows.column("in_context").to_numpy()
-        line_LC[:, line_columns.KEY] = rows.column("context_key").to_numpy()
-        line_LC[:, line_columns.HAS_KEY] = 1
-        line_LC[:, line_columns.SAMPLE_ID] = rows.column("impression_id").to_numpy()
+        line_table = np.zeros((rows.num_rows, line_columns.LINE_COLUMNS), np.int64)
+        line_table[:, line_columns.START] = rows.column("in_context").to_numpy()
+        line_table[:, line_columns.KEY] = rows.column("context_key").to_numpy()
+        line_table[:, line_columns.HAS_KEY] = 1
+        line_table[:, line_columns.SAMPLE_ID] = rows.column("impression_id").to_numpy()
         for name, bit in _LABEL_BITS.items():
-            line_LC[:, line_columns.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
+            line_table[:, line_columns.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
         field_V, id_V, weight_V, end_L = values_of(rows, self.catalogue.fields, numbers)
-        line_LC[:, line_columns.VALUES_END] = end_L
-        parsed = Parsed(line_LC, field_V, id_V, weight_V)
+        line_table[:, line_columns.VALUES_END] = end_L
+        parsed = Parsed(line_table, field_V, id_V, weight_V)
         split_L = np.full(rows.num_rows, place)
         return Chunk(source, 0, b"", parsed, split_L, np.ascontiguousarray(rows.column("at").to_numpy()))
 
@@ -112,13 +112,13 @@ def _rejected(source: SourceFile) -> Iterator[Chunk]:
     offset = 0
     for batch in pq.ParquetFile(source.path).iter_batches(_ROWS):
         lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may be no UTF-8
-        line_LC = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
-        line_LC[:, line_columns.END] = np.cumsum([len(line) for line in lines])
-        line_LC[1:, line_columns.START] = line_LC[:-1, line_columns.END]
-        line_LC[:, line_columns.REASON] = [
+        line_table = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
+        line_table[:, line_columns.END] = np.cumsum([len(line) for line in lines])
+        line_table[1:, line_columns.START] = line_table[:-1, line_columns.END]
+        line_table[:, line_columns.REASON] = [
             reasons.REASONS.index(reason) for reason in batch.column("status").to_pylist()
         ]
         split_L = np.array(batch.column("split").fill_null(TRAIN).to_numpy(), np.int64)
-        none = Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+        none = Parsed(line_table, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
         yield Chunk(source, offset, b"".join(lines), none, split_L)
-        offset += int(line_LC[-1, line_columns.END]) if len(lines) else 0
+        offset += int(line_table[-1, line_columns.END]) if len(lines) else 0

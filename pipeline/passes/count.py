@@ -75,7 +75,7 @@ class Counting:
                     yield from (_counted(part, blob) for part, blob in occurrences.flush())
             parsed = chunk.parsed
             # Rejected lines have no values, unless a policy rejected them after parsing.
-            chosen_L = (chunk.split_L == TRAIN) & (parsed.line_LC[:, REASON] == GOOD)
+            chosen_L = (chunk.split_L == TRAIN) & (parsed.line_table[:, REASON] == GOOD)
             if numerics:
                 moments.add(numbers_of(parsed, number_F, len(numerics))[chosen_L])
             if is_counted_F.any():

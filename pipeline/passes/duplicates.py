@@ -77,17 +77,17 @@ class Occurrences:
 
     def add(self, chunk: Chunk) -> None:
         """Add the good lines of a chunk."""
-        line_LC = chunk.parsed.line_LC
-        line_LC = line_LC[line_LC[:, line_columns.REASON] == reasons.GOOD]
+        line_table = chunk.parsed.line_table
+        line_table = line_table[line_table[:, line_columns.REASON] == reasons.GOOD]
         if chunk.source.table == SKELETON:
             columns = [
-                line_LC[:, line_columns.SAMPLE_ID],
-                _positions(chunk, line_LC),
-                line_LC[:, line_columns.KEY],
+                line_table[:, line_columns.SAMPLE_ID],
+                _positions(chunk, line_table),
+                line_table[:, line_columns.KEY],
             ]
             found = np.stack(columns, axis=1)
         else:
-            found = line_LC[:, [line_columns.KEY]]
+            found = line_table[:, [line_columns.KEY]]
         self._waiting[KINDS.index((chunk.source.table, chunk.source.period))].append(found)
         self._num += len(found)
 
@@ -177,10 +177,10 @@ def reject_repeats(chunk: Chunk, position_X: np.ndarray) -> None:
     """Give the lines of a chunk that stand at one of `position_X` the reason duplicate_impression."""
     if chunk.source.table != SKELETON or not len(position_X):
         return
-    position_L = _positions(chunk, chunk.parsed.line_LC)
+    position_L = _positions(chunk, chunk.parsed.line_table)
     begin, end = np.searchsorted(position_X, [position_L[0], position_L[-1] + 1])
     rejected = np.searchsorted(position_L, position_X[begin:end])
-    chunk.parsed.line_LC[rejected, line_columns.REASON] = DUPLICATE_IMPRESSION
+    chunk.parsed.line_table[rejected, line_columns.REASON] = DUPLICATE_IMPRESSION
 
 
 def _outside_first_context(found: np.ndarray) -> np.ndarray:
@@ -197,5 +197,5 @@ def _concatenated(table: str, blobs: Sequence[Any]) -> np.ndarray:
     return np.concatenate([np.empty((0, columns), np.int64), *found])
 
 
-def _positions(chunk: Chunk, line_LC: np.ndarray) -> np.ndarray:
-    return (chunk.source.ordinal << OFFSET_BITS) + chunk.offset + line_LC[:, line_columns.START]
+def _positions(chunk: Chunk, line_table: np.ndarray) -> np.ndarray:
+    return (chunk.source.ordinal << OFFSET_BITS) + chunk.offset + line_table[:, line_columns.START]

@@ -42,7 +42,7 @@ def assert_chunks_equal_reference(
     for chunk_offset, chunk in chunks:
         parsed = parse.parse(chunk, is_skeleton, names)
         begin = 0
-        for row in parsed.line_LC.tolist():
+        for row in parsed.line_table.tolist():
             offset, raw = next(lines)
             line = read_line(offset, raw, is_skeleton, arity_of)
             reasons[line.reason] += 1

@@ -96,7 +96,7 @@ def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> Non
 )
 def test_the_reason_of_a_bad_line(line: bytes, reason: str) -> None:
     parsed = parse.parse(line + b"\n", True, NAMES["impression"])
-    assert reasons.REASONS[parsed.line_LC[0, line_columns.REASON]] == reason
+    assert reasons.REASONS[parsed.line_table[0, line_columns.REASON]] == reason
 
 
 def test_weights_are_the_nearest_double_rounded_to_float32() -> None:
@@ -113,7 +113,7 @@ def test_weights_are_the_nearest_double_rounded_to_float32() -> None:
 def test_a_policy_turns_an_overlooked_defect_into_a_reason() -> None:
     mismatch, without_click = GOOD.replace(b",3,", b",4,"), GOOD.replace(b",1,0,", b",0,1,")
     parsed = parse.parse(b"\n".join([GOOD, mismatch, without_click, b""]), True, NAMES["impression"])
-    parse.apply_policies(parsed.line_LC, reject_mismatch=False, reject_without_click=False)
-    assert parsed.line_LC[:, line_columns.REASON].tolist() == [0, 0, 0]
-    parse.apply_policies(parsed.line_LC, reject_mismatch=True, reject_without_click=True)
-    assert parsed.line_LC[:, line_columns.REASON].tolist() == [0, reasons.COUNT_MISMATCH, reasons.WITHOUT_CLICK]
+    parse.apply_policies(parsed.line_table, reject_mismatch=False, reject_without_click=False)
+    assert parsed.line_table[:, line_columns.REASON].tolist() == [0, 0, 0]
+    parse.apply_policies(parsed.line_table, reject_mismatch=True, reject_without_click=True)
+    assert parsed.line_table[:, line_columns.REASON].tolist() == [0, reasons.COUNT_MISMATCH, reasons.WITHOUT_CLICK]

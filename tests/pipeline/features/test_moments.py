@@ -80,7 +80,7 @@ def test_the_number_of_a_line_is_the_one_behind_the_first_id_whether_or_not_a_fi
     number_LQ = numbers_of(parsed, number_F, 2)
     np.testing.assert_array_equal(number_LQ, np.array([[0.5, -300], [np.nan, np.nan], [-0.0, np.nan]], np.float32))
     assert [fields.fields[number].name for number in parsed.field_V] == ["cross", "price", "cross", "cross"]
-    assert parsed.line_LC[0, line_columns.REPEATED] == 1
+    assert parsed.line_table[0, line_columns.REPEATED] == 1
 
 
 @pytest.mark.usefixtures("spark")

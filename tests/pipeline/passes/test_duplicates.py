@@ -36,15 +36,15 @@ GLOBAL = "checks.duplicates=global"
 
 def chunk_of(ordinal: int, table: str, period: str, lines: list[tuple[int, int, int]]) -> Chunk:
     """A chunk whose lines are (sample id, key, reason), ten bytes each."""
-    line_LC = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
+    line_table = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
     for line, (sample_id, key, reason) in enumerate(lines):
-        line_LC[line, [line_columns.SAMPLE_ID, line_columns.KEY, line_columns.REASON, line_columns.START]] = (
+        line_table[line, [line_columns.SAMPLE_ID, line_columns.KEY, line_columns.REASON, line_columns.START]] = (
             sample_id,
             key,
             reason,
             10 * line,
         )
-    parsed = Parsed(line_LC, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+    parsed = Parsed(line_table, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
     return Chunk(SourceFile(ordinal, "log", "log", 1, table, period, False), 1000, b"", parsed, np.zeros(len(lines)))
 
 
@@ -90,9 +90,9 @@ def test_of_an_id_in_several_contexts_the_first_in_the_order_of_the_log_stays(se
         found = repeats_of(chunks, for_each, tasks)
         assert list(zip(found.position_X.tolist(), found.split_X.tolist(), strict=True)) == wanted
     for chunk in chunks:
-        before = chunk.parsed.line_LC[:, line_columns.REASON].copy()
+        before = chunk.parsed.line_table[:, line_columns.REASON].copy()
         reject_repeats(chunk, found.position_X)
-        marked = np.flatnonzero(chunk.parsed.line_LC[:, line_columns.REASON] != before)
+        marked = np.flatnonzero(chunk.parsed.line_table[:, line_columns.REASON] != before)
         places = (chunk.source.ordinal << OFFSET_BITS) + 1000 + 10 * marked
         first = chunk.source.ordinal << OFFSET_BITS
         last = (chunk.source.ordinal + 1) << OFFSET_BITS
