@@ -1,4 +1,4 @@
-"""The commands make of fixed inputs what they made when golden.json was recorded (tests/support/golden_runs.py says how)."""
+"""The commands make of fixed inputs what they made when golden.json was recorded (see tests/support/golden_runs.py)."""
 
 import copy
 import json
@@ -8,16 +8,18 @@ from pathlib import Path
 
 import golden_runs
 import pytest
-from golden_runs import DATASETS, RUNS, Seen, differences, run_differences
+from golden_cases import DATASETS, RUNS
+from golden_comparison import all_differences, differences, run_differences
+from golden_record import Record
 
-GOLDEN: Seen = json.loads(golden_runs.GOLDEN.read_text(encoding="utf-8"))
+GOLDEN: Record = json.loads(golden_runs.GOLDEN.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """What the commands of this checkout, or of the one that the environment names, make now."""
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Run the commands of this checkout, or of the one that the environment names."""
     checkout = Path(os.environ.get(golden_runs.CHECKOUT, golden_runs.ROOT))
-    return golden_runs.perform(checkout.resolve(), tmp_path_factory.mktemp("golden"))
+    return golden_runs.run_all(checkout.resolve(), tmp_path_factory.mktemp("golden"))
 
 
 def message_of(found: list[str]) -> str:
@@ -30,14 +32,14 @@ def slow(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @slow
-def test_logs_are_the_recorded_ones_byte_for_byte(seen: Seen) -> None:
+def test_logs_are_the_recorded_ones_byte_for_byte(seen: Record) -> None:
     found = differences(GOLDEN["logs"], seen["logs"])
     assert not found, message_of(found)
 
 
 @slow
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_dataset_is_the_recorded_one_byte_for_byte(seen: Seen, name: str) -> None:
+def test_a_dataset_is_the_recorded_one_byte_for_byte(seen: Record, name: str) -> None:
     found = differences(GOLDEN["datasets"][name], seen["datasets"][name])
     of = f"recorded with pyarrow {GOLDEN['pyarrow']}, here {seen['pyarrow']}, which names its version in each file"
     assert not found, message_of([*([] if GOLDEN["pyarrow"] == seen["pyarrow"] else [of]), *found])
@@ -45,7 +47,7 @@ def test_a_dataset_is_the_recorded_one_byte_for_byte(seen: Seen, name: str) -> N
 
 @slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_comes_to_the_recorded_losses_weights_metrics_and_predictions(seen: Seen, name: str) -> None:
+def test_a_run_comes_to_the_recorded_losses_weights_metrics_and_predictions(seen: Record, name: str) -> None:
     golden, now = GOLDEN["runs"][name], seen["runs"][name]
     if GOLDEN["fingerprint"] == seen["fingerprint"]:
         found = differences(golden, now)
@@ -55,7 +57,7 @@ def test_a_run_comes_to_the_recorded_losses_weights_metrics_and_predictions(seen
 
 
 def test_nothing_differs_from_itself() -> None:
-    assert golden_runs.all_differences(GOLDEN, GOLDEN) == []
+    assert all_differences(GOLDEN, GOLDEN) == []
     for name, run in GOLDEN["runs"].items():
         assert run_differences(name, run, run) == []
 
@@ -80,7 +82,7 @@ def test_every_recorded_value_that_changes_is_a_difference(part: str) -> None:
     assert len(differences(GOLDEN[part], change(changed))) == leaves(GOLDEN[part])
 
 
-def with_tensor(run: Seen, checkpoint: str, key: str, factor: float) -> Seen:
+def with_tensor(run: Record, checkpoint: str, key: str, factor: float) -> Record:
     """The run with other bits of one tensor, and `factor` of its norm and sum."""
     changed = copy.deepcopy(run)
     tensors = changed["checkpoints"][checkpoint]["tensors"]
