@@ -37,6 +37,14 @@ def write_whole(path: Path, content: bytes | str, partial: Path | None = None, m
     sync_directory(path.parent)
 
 
+def move_whole(partial: Path, path: Path) -> None:
+    """Make or replace `path` by the finished file `partial` of the same file system, once its bytes are on the disk."""
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk: without this, a rename may be undone by a loss of power."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,1 +1,1 @@
-"""Simulated Ali-CCP logs with known probabilities. Read published_figures, world, truth, draw, lines, dirt, split, run."""
+"""Simulated Ali-CCP logs with known probabilities. Read published_figures, world, oracle, draw, lines, dirt, split, run."""

@@ -1,4 +1,4 @@
-"""Planted dirty lines: a few of every kind that the pipeline must find, and where each stands.
+"""Planted dirty lines: a few of every kind that the pipeline must find, and the offset of each.
 
 Rejected kinds are extra lines, each standing after a good line of the same chunk, so that no good line is lost by them;
 kinds that are kept (a conversion without a click, a wrong number of features) change a good line in place.
@@ -11,8 +11,8 @@ import numpy as np
 
 Damage = Callable[[list[bytes], int, bytes], bytes]
 
-# Each takes the columns of a good line, the number of the variant, and the key of a context that does not exist;
-# gives the dirty line without its end.
+# Each takes the columns of a good line, the number of the variant, and the key of a context that does not exist.
+# It returns the dirty line without its end.
 
 
 def _malformed_skeleton(columns: list[bytes], variant: int, no_key: bytes) -> bytes:
@@ -73,7 +73,7 @@ def _wrong_number(columns: list[bytes], variant: int, no_key: bytes) -> bytes:
     return b",".join([*columns[:-2], b"%d" % (int(columns[-2]) + 1 + variant % 3), columns[-1]])
 
 
-#: Extra lines by reason, for each table; those in FRESH_ID get a sample id that no good line has.
+#: Extra lines by reason, for each table; those in _FRESH_ID get a sample id that no good line has.
 EXTRA: Mapping[str, Mapping[str, Damage]] = {
     "sample_skeleton": {
         "malformed_line": _malformed_skeleton,
@@ -103,15 +103,15 @@ _LEAST_PER_REASON = 2
 
 
 @dataclass(frozen=True)
-class Dirty:
-    """One planted line: where it begins, counted from the chunk's first byte, and why it is dirty."""
+class PlantedLine:
+    """One dirty line: its offset from the chunk's first byte, and the reason it is dirty."""
 
     offset: int
     reason: str
 
 
 def plan_counts(table: str, share: float, lines: int) -> dict[str, int]:
-    """Decide how many lines to plant for each reason in a file of `lines` good lines: at least two of each, or none at all."""
+    """Choose how many lines to plant for each reason in a file of `lines` good lines: at least two of each, or none."""
     reasons = [*EXTRA[table], *CHANGED[table]]
     each = max(_LEAST_PER_REASON, round(share * lines / len(reasons))) if share > 0 else 0
     return dict.fromkeys(reasons, each)
@@ -120,22 +120,22 @@ def plan_counts(table: str, share: float, lines: int) -> dict[str, int]:
 def plant(
     table: str,
     text: np.ndarray,
-    ends_N: np.ndarray,
+    ends_L: np.ndarray,
     counts: Mapping[str, int],
     rng: np.random.Generator,
     fresh_id: int,
     no_key: Callable[[int], bytes],
-    unclicked_N: np.ndarray | None = None,
-) -> tuple[list[memoryview], list[Dirty]]:
-    """Plant `counts` dirty lines among the chunk's N good lines in `text` (uint8), each line used once at most.
+    unclicked_L: np.ndarray | None = None,
+) -> tuple[list[memoryview], list[PlantedLine]]:
+    """Plant `counts` dirty lines among the chunk's L good lines in `text` (uint8), using each line at most once.
 
-    `fresh_id` + n is a free sample id and `no_key(n)` a key of no context, for every line n of the chunk. Gives the
+    `fresh_id` + n is a free sample id and `no_key(n)` a key of no context, for every line n of the chunk. Returns the
     pieces to write one after the other, and the planted lines in file order. A chunk with too few lines gets fewer.
     """
-    chosen = _choose(counts, rng, len(ends_N), unclicked_N)
+    chosen = _choose_lines(counts, rng, len(ends_L), unclicked_L)
     pieces, planted, done, shift = [], [], 0, 0
     for variant, (line, reason) in enumerate(sorted(chosen.items())):
-        begin, end = (int(ends_N[line - 1]) if line else 0), int(ends_N[line])
+        begin, end = (int(ends_L[line - 1]) if line else 0), int(ends_L[line])
         in_place = reason in CHANGED[table]
         columns = text[begin : end - 1].tobytes().split(b",")
         if table == "sample_skeleton" and reason in _FRESH_ID:
@@ -144,22 +144,22 @@ def plant(
         dirty = damage(columns, variant, no_key(line)) + b"\n"
         upto = begin if in_place else end
         pieces += [text[done:upto].data, memoryview(dirty)]
-        planted.append(Dirty(upto + shift, reason))
+        planted.append(PlantedLine(upto + shift, reason))
         shift += len(dirty) - (end - upto)
         done = end
     return [*pieces, text[done:].data], planted
 
 
-def _choose(
-    counts: Mapping[str, int], rng: np.random.Generator, lines: int, unclicked_N: np.ndarray | None
+def _choose_lines(
+    counts: Mapping[str, int], rng: np.random.Generator, lines: int, unclicked_L: np.ndarray | None
 ) -> dict[int, str]:
-    """Line → reason: distinct lines, among them unclicked ones for the conversions without a click."""
+    """Choose distinct lines: line → reason. A conversion without a click is planted in an unclicked line."""
     free = rng.permutation(lines).tolist()
     chosen: dict[int, str] = {}
     for reason, count in counts.items():
         fit = free
-        if reason == "conversion_without_click" and unclicked_N is not None:
-            fit = [line for line in free if unclicked_N[line]]
+        if reason == "conversion_without_click" and unclicked_L is not None:
+            fit = [line for line in free if unclicked_L[line]]
         chosen.update(dict.fromkeys(fit[:count], reason))
         free = [line for line in free if line not in chosen]
     return chosen

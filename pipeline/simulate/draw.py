@@ -4,7 +4,8 @@ A chunk is drawn from its own stream of random numbers, (seed, split, number of 
 draws it and whatever was drawn before.
 """
 
-# Shapes: C contexts, B impressions, E entries of the users' lists, G categories, D taste, L intentions of an item.
+# Shapes: B impressions, C contexts, D dimensions of a taste, E entries of the users' lists, G categories,
+# I intentions of an item, P profile fields, T taxa (categories, shops, brands and intentions in one index).
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,84 +32,89 @@ SHOWN_BY_TASTE = 0.5
 CATEGORY_ONLY = 0.5
 #: Draws after which a line stays shorter than it was meant to be, per feature (small worlds run out of new ids).
 MAX_EVENTS_PER_FEATURE = 20
-#: Which of the fields of arity one a line carries, as bits; lines with all of them are the rule.
+#: The single-valued fields that a line carries, as bits; most lines carry all of them.
 ITEM, CATEGORY, SHOP, BRAND, INTENTION, POSITION_BIT, CROSS = (1 << bit for bit in range(7))
 EVERY_FIELD = 127
 
 
-class Shown(NamedTuple):
+class ImpressionColumns(NamedTuple):
     """B impressions and the E list entries of their C contexts, as the kernel writes them."""
 
-    entry_taxon_E: np.ndarray  # int32, in the order of the user's events
-    entry_count_E: np.ndarray  # int32
-    entry_end_C: np.ndarray  # int64: context c owns the entries [end[c - 1], end[c])
-    item_B: np.ndarray  # int32
-    taxon_4B: np.ndarray  # int32: category, shop, brand, first intention
-    num_intentions_B: np.ndarray  # int64; the others follow the first within its block
-    shared_3B: np.ndarray  # int32: how often the user's list has the category, shop, brand; 0 = not in it
-    shared_intention_BL: np.ndarray  # int32: the same for each intention
-    position_B: np.ndarray  # int8
-    present_B: np.ndarray  # uint8: bits ITEM … CROSS
-    affinity_B: np.ndarray  # float64: taste · item vector
+    entry_taxa: np.ndarray  # int32 [E], in the order of the user's events
+    entry_counts: np.ndarray  # int32 [E]
+    entry_ends: np.ndarray  # int64 [C]: context c owns the entries [end[c - 1], end[c])
+    items: np.ndarray  # int32 [B]
+    taxa: np.ndarray  # int32 [4, B]: category, shop, brand, first intention
+    num_intentions: np.ndarray  # int64 [B]; the others follow the first within its block
+    shared_counts: np.ndarray  # int32 [3, B]: how often the user's list has the category, shop, brand; 0 = not in it
+    shared_intentions: np.ndarray  # int32 [B, I]: the same for each intention
+    positions: np.ndarray  # int8 [B]
+    present_fields: np.ndarray  # uint8 [B]: bits ITEM … CROSS
+    affinity: np.ndarray  # float64 [B]: taste · item vector
 
 
 @dataclass(frozen=True)
 class DrawnImpressions:
-    """Some contexts and all their impressions, not yet labelled."""
+    """Some contexts with all their impressions, without labels."""
 
-    user_C: np.ndarray  # row of the world's user tables
-    user_known_C: np.ndarray  # bool: the line carries field 101
-    profile_PC: np.ndarray  # bool [P, C]: the line carries the profile field
-    size_C: np.ndarray  # impressions
-    context_B: np.ndarray  # context of each impression
-    shown: Shown
+    users: np.ndarray  # [C]: row of the world's user tables
+    has_user_id: np.ndarray  # bool [C]: the line carries field 101
+    has_profile: np.ndarray  # bool [P, C]: the line carries the profile field
+    sizes: np.ndarray  # [C]: impressions
+    context_of: np.ndarray  # [B]: the context of each impression
+    columns: ImpressionColumns
 
     @property
     def scores(self) -> Scores:
-        """What the probabilities are made of."""
+        """The inputs of the probabilities."""
         return Scores(
-            affinity=self.shown.affinity_B,
-            user=self.user_C[self.context_B],
-            taxa_4=self.shown.taxon_4B,
-            position=self.shown.position_B,
-            context_size=self.size_C[self.context_B],
+            affinity=self.columns.affinity,
+            user=self.users[self.context_of],
+            taxa=self.columns.taxa,
+            position=self.columns.positions,
+            context_size=self.sizes[self.context_of],
         )
 
 
 def draw_chunk(world: SimulatedWorld, rng: np.random.Generator, split: int, impressions: int) -> DrawnImpressions:
-    """Draw contexts until they hold exactly `impressions`; the last is cut to fit."""
-    uniform_C = 1 - rng.random(impressions)  # (0, 1]; more contexts than can be needed
-    size_C = IMPRESSIONS_PER_CONTEXT.draw(uniform_C)
-    num_contexts = int(np.searchsorted(np.cumsum(size_C), impressions)) + 1
-    size_C, uniform_C = size_C[:num_contexts].copy(), uniform_C[:num_contexts]
-    size_C[-1] -= size_C.sum() - impressions
-    follows_C = rng.random(num_contexts) < SIZE_CORRELATION
-    features_C = FEATURES_PER_CONTEXT.draw(np.where(follows_C, uniform_C, 1 - rng.random(num_contexts)))
-    start, stop = world.window_S[split]
-    user_C = start + ((stop - start) * rng.random(num_contexts) ** 1.25).astype(np.int64)
-    user_known_C = rng.random(num_contexts) >= np.where(size_C >= 200, 0.14, 0.05)
-    profile_PC = _profile_present(rng, features_C - user_known_C)
-    own_C = features_C - user_known_C - profile_PC.sum(axis=0)
-    taste_CD = world.tastes[split][user_C]
-    shown = _draw_impressions(rng, world.tables, taste_CD, world.tables.popularity_SG[split], size_C, own_C)
-    context_B = np.repeat(np.arange(num_contexts), size_C)
-    return DrawnImpressions(user_C, user_known_C, profile_PC, size_C, context_B, shown)
+    """Draw contexts that hold exactly `impressions` together; the last is cut to fit."""
+    uniform = 1 - rng.random(impressions)  # (0, 1]; more contexts than can be needed
+    sizes = IMPRESSIONS_PER_CONTEXT.draw(uniform)
+    num_contexts = int(np.searchsorted(np.cumsum(sizes), impressions)) + 1
+    sizes, uniform = sizes[:num_contexts].copy(), uniform[:num_contexts]
+    sizes[-1] -= sizes.sum() - impressions
+    follows = rng.random(num_contexts) < SIZE_CORRELATION
+    num_features = FEATURES_PER_CONTEXT.draw(np.where(follows, uniform, 1 - rng.random(num_contexts)))
+    start, stop = world.user_windows[split]
+    users = start + ((stop - start) * rng.random(num_contexts) ** 1.25).astype(np.int64)
+    has_user_id = rng.random(num_contexts) >= np.where(sizes >= 200, 0.14, 0.05)
+    has_profile = _draw_profile_fields(rng, num_features - has_user_id)
+    list_features = num_features - has_user_id - has_profile.sum(axis=0)
+    tastes = world.tastes[split][users]
+    columns = _draw_impressions(
+        rng, world.tables, tastes, world.tables.popularity_by_split[split], sizes, list_features
+    )
+    context_of = np.repeat(np.arange(num_contexts), sizes)
+    return DrawnImpressions(users, has_user_id, has_profile, sizes, context_of, columns)
 
 
-def _profile_present(rng: np.random.Generator, room_C: np.ndarray) -> np.ndarray:
-    """Which profile fields the line carries, bool [P, C]: some users have none, and a short line holds few."""
-    num_fields, contexts = len(PROFILE_CARDINALITY), len(room_C)
-    present_PC = (rng.random((num_fields, contexts)) >= 0.02) & (rng.random(contexts) >= 0.03)
-    return present_PC & (np.cumsum(present_PC, axis=0) <= room_C)
+def _draw_profile_fields(rng: np.random.Generator, room: np.ndarray) -> np.ndarray:
+    """Draw which profile fields each line carries: bool [P, C].
+
+    Some users have none, and a line with `room` ([C]) for few features holds few.
+    """
+    num_fields, contexts = len(PROFILE_CARDINALITY), len(room)
+    present = (rng.random((num_fields, contexts)) >= 0.02) & (rng.random(contexts) >= 0.03)
+    return present & (np.cumsum(present, axis=0) <= room)
 
 
 @nb.njit(cache=True)
-def _draw_impressions(rng, tables, taste_CD, popularity_G, size_C, features_C):  # type: ignore[no-untyped-def]
-    """Events of each context until its lists hold `features_C` entries, then its impressions."""
-    impressions, contexts, categories = size_C.sum(), len(size_C), len(popularity_G)
-    shown = Shown(
-        np.empty(features_C.sum() + 4 * contexts, np.int32),
-        np.empty(features_C.sum() + 4 * contexts, np.int32),
+def _draw_impressions(rng, tables, tastes, popularity, sizes, num_features):  # type: ignore[no-untyped-def]
+    """Draw the events of each context until its lists hold `num_features` entries, then its impressions."""
+    impressions, contexts, categories = sizes.sum(), len(sizes), len(popularity)
+    columns = ImpressionColumns(
+        np.empty(num_features.sum() + 4 * contexts, np.int32),
+        np.empty(num_features.sum() + 4 * contexts, np.int32),
         np.empty(contexts, np.int64),
         np.empty(impressions, np.int32),
         np.empty((4, impressions), np.int32),
@@ -119,102 +125,104 @@ def _draw_impressions(rng, tables, taste_CD, popularity_G, size_C, features_C): 
         np.empty(impressions, np.uint8),
         np.empty(impressions, np.float64),
     )
-    seen_T = np.full(len(tables.vector_TD), -1, np.int64)  # last entry that holds the taxon, in any context
-    popular_G = np.cumsum(popularity_G)
-    liked_G = np.empty(categories, np.float64)
+    last_entries = np.full(len(tables.vectors), -1, np.int64)  # [T]: last entry that holds the taxon, in any context
+    by_popularity = np.cumsum(popularity)
+    by_liking = np.empty(categories, np.float64)
     entry = impression = 0
     for context in range(contexts):
-        taste_D = taste_CD[context]
-        _liking(tables, taste_D, popularity_G, liked_G)
+        taste = tastes[context]
+        _accumulate_liking(tables, taste, popularity, by_liking)
         begin = entry
-        entry = _draw_events(rng, tables, taste_D, liked_G, features_C[context], seen_T, shown, begin)
-        shown.entry_end_C[context] = entry
-        for _ in range(size_C[context]):
-            chosen_G = liked_G if rng.random() < SHOWN_BY_TASTE else popular_G
-            category = _search(chosen_G, rng.random() * chosen_G[-1])
-            _impression(rng, tables, taste_D, category, seen_T, shown, begin, impression)
+        entry = _draw_events(rng, tables, taste, by_liking, num_features[context], last_entries, columns, begin)
+        columns.entry_ends[context] = entry
+        for _ in range(sizes[context]):
+            cumulative = by_liking if rng.random() < SHOWN_BY_TASTE else by_popularity
+            category = _search(cumulative, rng.random() * cumulative[-1])
+            _impression(rng, tables, taste, category, last_entries, columns, begin, impression)
             impression += 1
-    return shown
+    return columns
 
 
 @nb.njit(cache=True)
-def _liking(tables, taste_D, popularity_G, liked_G):  # type: ignore[no-untyped-def]
-    """Cumulative popularity · exp(sharpness · taste · category) over the categories, into `liked_G`."""
+def _accumulate_liking(tables, taste, popularity, by_liking):  # type: ignore[no-untyped-def]
+    """Write cumulative popularity · exp(sharpness · taste · category) over the categories into `by_liking`."""
     total = 0.0
-    for category in range(len(popularity_G)):
-        affinity = _dot(taste_D, tables.vector_TD[category])
-        total += popularity_G[category] * np.exp(SHARPNESS * affinity)
-        liked_G[category] = total
+    for category in range(len(popularity)):
+        affinity = _dot(taste, tables.vectors[category])
+        total += popularity[category] * np.exp(SHARPNESS * affinity)
+        by_liking[category] = total
 
 
 @nb.njit(cache=True)
-def _draw_events(rng, tables, taste_D, liked_G, features, seen_T, shown, begin):  # type: ignore[no-untyped-def]
+def _draw_events(rng, tables, taste, by_liking, features, last_entries, columns, begin):  # type: ignore[no-untyped-def]
     """Append what the user did until her lists hold `features` entries; an event may count in all four lists."""
     entry, end = begin, begin + features
-    taxon_E, count_E = shown.entry_taxon_E, shown.entry_count_E
+    entry_taxa, entry_counts = columns.entry_taxa, columns.entry_counts
     for _ in range(MAX_EVENTS_PER_FEATURE * features):
-        category = _search(liked_G, rng.random() * liked_G[-1])
-        entry = _count_taxon(category, seen_T, taxon_E, count_E, begin, entry)
+        category = _search(by_liking, rng.random() * by_liking[-1])
+        entry = _count_taxon(category, last_entries, entry_taxa, entry_counts, begin, entry)
         if entry >= end:
             return entry
         if rng.random() < CATEGORY_ONLY:
             continue
         for kind in range(3):
-            first, size = tables.first_4G[kind, category], tables.size_4G[kind, category]
+            first, size = tables.block_starts[kind, category], tables.block_sizes[kind, category]
             # Of two candidates the one nearer to her taste is the likelier, so the lists show own parts too.
             taxon, other = first + _zipf(rng.random() ** 1.5, size), first + _zipf(rng.random() ** 1.5, size)
-            advantage = _dot(taste_D, tables.vector_TD[other]) - _dot(taste_D, tables.vector_TD[taxon])
+            advantage = _dot(taste, tables.vectors[other]) - _dot(taste, tables.vectors[taxon])
             if rng.random() * (1.0 + np.exp(-4.0 * advantage)) < 1.0:
                 taxon = other
-            entry = _count_taxon(taxon, seen_T, taxon_E, count_E, begin, entry)
+            entry = _count_taxon(taxon, last_entries, entry_taxa, entry_counts, begin, entry)
             if entry >= end:
                 return entry
     return entry
 
 
 @nb.njit(cache=True)
-def _count_taxon(taxon, seen_T, taxon_E, count_E, begin, entry):  # type: ignore[no-untyped-def]
-    """Count `taxon` once more in the lists that began at `begin`; gives the next free entry."""
-    if seen_T[taxon] >= begin:
-        held = seen_T[taxon]
-        count_E[held] = min(count_E[held] + 1, MAX_COUNT)
+def _count_taxon(taxon, last_entries, entry_taxa, entry_counts, begin, entry):  # type: ignore[no-untyped-def]
+    """Count `taxon` once more in the lists that began at `begin`; return the next free entry."""
+    if last_entries[taxon] >= begin:
+        earlier = last_entries[taxon]
+        entry_counts[earlier] = min(entry_counts[earlier] + 1, MAX_COUNT)
         return entry
-    seen_T[taxon] = entry
-    taxon_E[entry] = taxon
-    count_E[entry] = 1
+    last_entries[taxon] = entry
+    entry_taxa[entry] = taxon
+    entry_counts[entry] = 1
     return entry + 1
 
 
 @nb.njit(cache=True)
-def _impression(rng, tables, taste_D, category, seen_T, shown, begin, row):  # type: ignore[no-untyped-def]
-    """Choose an item of `category`, look up what belongs to it, and what of that the user's lists hold."""
-    item = tables.first_4G[3, category] + _zipf(rng.random(), tables.size_4G[3, category])
-    shown.item_B[row] = item
-    shown.taxon_4B[0, row] = category
-    affinity = _dot(taste_D, tables.vector_TD[category])
+def _impression(rng, tables, taste, category, last_entries, columns, begin, row):  # type: ignore[no-untyped-def]
+    """Draw an item of `category`; look up its shop, brand and intentions, and which of them the user's lists hold."""
+    item = tables.block_starts[3, category] + _zipf(rng.random(), tables.block_sizes[3, category])
+    columns.items[row] = item
+    columns.taxa[0, row] = category
+    affinity = _dot(taste, tables.vectors[category])
     for kind in range(3):  # an item's shop, brand and intentions are fixed by its number
-        first, size = tables.first_4G[kind, category], tables.size_4G[kind, category]
+        first, size = tables.block_starts[kind, category], tables.block_sizes[kind, category]
         taxon = first + _zipf(_fixed(tables.salt, item, kind) ** 1.5, size)
-        shown.taxon_4B[1 + kind, row] = taxon
-        affinity += _dot(taste_D, tables.vector_TD[taxon])
-    shown.affinity_B[row] = affinity
+        columns.taxa[1 + kind, row] = taxon
+        affinity += _dot(taste, tables.vectors[taxon])
+    columns.affinity[row] = affinity
     for kind in range(3):
-        shown.shared_3B[kind, row] = _occurrences(shown.taxon_4B[kind, row], seen_T, shown.entry_count_E, begin)
-    first, size = tables.first_4G[2, category], tables.size_4G[2, category]
+        columns.shared_counts[kind, row] = _occurrences(
+            columns.taxa[kind, row], last_entries, columns.entry_counts, begin
+        )
+    first, size = tables.block_starts[2, category], tables.block_sizes[2, category]
     number = 1 + np.int64(-np.log(1.0 - _fixed(tables.salt, item, 3)) * 7.0)
     number = min(number, size, MAX_INTENTIONS)
-    shown.num_intentions_B[row] = number
+    columns.num_intentions[row] = number
     for which in range(number):
-        taxon = first + (shown.taxon_4B[3, row] - first + which) % size
-        shown.shared_intention_BL[row, which] = _occurrences(taxon, seen_T, shown.entry_count_E, begin)
+        taxon = first + (columns.taxa[3, row] - first + which) % size
+        columns.shared_intentions[row, which] = _occurrences(taxon, last_entries, columns.entry_counts, begin)
     uniform = rng.random()
-    shown.position_B[row] = 0 if uniform < 0.4 else 1 if uniform < 0.7 else 2 if uniform < 0.9 else 3
-    shown.present_B[row] = _present(rng.random())
+    columns.positions[row] = 0 if uniform < 0.4 else 1 if uniform < 0.7 else 2 if uniform < 0.9 else 3
+    columns.present_fields[row] = _draw_present_fields(rng.random())
 
 
 @nb.njit(cache=True)
-def _present(uniform):  # type: ignore[no-untyped-def]
-    """Which fields the line carries: about one line in a hundred lacks one, one in ten thousand has the item alone."""
+def _draw_present_fields(uniform):  # type: ignore[no-untyped-def]
+    """Choose the fields of a line: about one line in a hundred lacks one, one in ten thousand has the item alone."""
     if uniform < 0.0001:
         return np.uint8(ITEM)
     if uniform < 0.01:
@@ -223,27 +231,27 @@ def _present(uniform):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _occurrences(taxon, seen_T, count_E, begin):  # type: ignore[no-untyped-def]
-    """Count how often the lists that began at `begin` count `taxon`."""
-    return count_E[seen_T[taxon]] if seen_T[taxon] >= begin else 0
+def _occurrences(taxon, last_entries, entry_counts, begin):  # type: ignore[no-untyped-def]
+    """Return how often the lists that began at `begin` count `taxon`."""
+    return entry_counts[last_entries[taxon]] if last_entries[taxon] >= begin else 0
 
 
 @nb.njit(cache=True)
-def _dot(taste_D, vector_D):  # type: ignore[no-untyped-def]
-    """Taste · vector, scaled so that its variance is that of one dimension."""
+def _dot(taste, vector):  # type: ignore[no-untyped-def]
+    """Return taste · vector, scaled so that its variance is that of one dimension."""
     total = 0.0
-    for d in range(len(taste_D)):
-        total += taste_D[d] * vector_D[d]
-    return total / np.sqrt(len(taste_D))
+    for d in range(len(taste)):
+        total += taste[d] * vector[d]
+    return total / np.sqrt(len(taste))
 
 
 @nb.njit(cache=True)
-def _search(cumulative_G, target):  # type: ignore[no-untyped-def]
-    """The first position whose cumulative weight exceeds `target`."""
-    low, high = 0, len(cumulative_G) - 1
+def _search(cumulative, target):  # type: ignore[no-untyped-def]
+    """Find the first position whose cumulative weight exceeds `target`."""
+    low, high = 0, len(cumulative) - 1
     while low < high:
         middle = (low + high) // 2
-        if cumulative_G[middle] <= target:
+        if cumulative[middle] <= target:
             low = middle + 1
         else:
             high = middle
@@ -252,13 +260,13 @@ def _search(cumulative_G, target):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _zipf(uniform, size):  # type: ignore[no-untyped-def]
-    """A rank in [0, size) with probability log(1 + 1 / (rank + 1)): Zipf's law with exponent 1, in closed form."""
+    """Return a rank in [0, size) with probability ∝ log(1 + 1 / (rank + 1)): Zipf's law with exponent 1, in closed form."""
     return min(np.int64(np.exp(uniform * np.log(size + 1.0))) - 1, size - 1)
 
 
 @nb.njit(cache=True)
 def _fixed(salt, item, attribute):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) fixed by item and attribute: splitmix64's finaliser over a counter."""
+    """Return a number in [0, 1) fixed by item and attribute: splitmix64's finaliser over a counter."""
     x = salt + (np.uint64(item) * np.uint64(4) + np.uint64(attribute)) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

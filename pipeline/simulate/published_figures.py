@@ -1,10 +1,10 @@
-"""The published shape of Ali-CCP: sizes, cardinalities, and the ids that each field uses.
+"""The published figures of Ali-CCP: sizes, cardinalities, and the ids that each field uses.
 
 Nothing here is random; `pipeline.simulate.world` draws from it. The figures are those of the real files:
 85.3M impressions in 1.6M contexts of 57.9 impressions and 518 features on average.
 """
 
-# Shapes: N values of whatever is asked for.
+# Shapes: N values.
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Quantiles:
     value: tuple[float, ...]  # rising
 
     def draw(self, uniform_N: np.ndarray) -> np.ndarray:
-        """The int64 [N] values whose survival probabilities are `uniform_N`, in (0, 1]."""
+        """Return the int64 [N] values whose survival probabilities are `uniform_N`, in (0, 1]."""
         log_value = np.interp(-np.log(uniform_N), -np.log(self.at_least), np.log(self.value))
         return np.exp(log_value + 1e-9).astype(np.int64)
 
@@ -72,14 +72,14 @@ SIZE_CORRELATION = 0.25
 
 
 def size_log_odds(impressions_N: np.ndarray) -> np.ndarray:
-    """Return how much a context's size adds to the logit of a click: CTR 10 % at 2–9 impressions falls to 3.7 % at ≥ 100."""
+    """Return what a context's size adds to the logit of a click: CTR 10 % at 2–9 impressions falls to 3.7 % at ≥ 100."""
     size, ctr = np.array([4, 12, 40, 110]), np.array([0.112, 0.062, 0.0405, 0.037])
     logit = np.log(ctr / (1 - ctr))
     return np.interp(np.log(impressions_N), np.log(size), logit - logit[-1])
 
 
 def cardinality(kind: str, impressions: int) -> int:
-    """Return how many distinct items, categories, … a log of `impressions` draws from."""
+    """Return the number of distinct items, categories, … that a log of `impressions` draws from."""
     share = (impressions / REAL_IMPRESSIONS) ** HEAPS_EXPONENT
     categories = max(MIN_CATEGORIES, round(REAL_CARDINALITY["category"] * share))
     if kind == "category":
@@ -97,16 +97,16 @@ class IdBlock:
     shift: int
 
     def ids(self, index_N: np.ndarray) -> np.ndarray:
-        """The ids (int64 [N]) of the values `index_N`."""
+        """Return the ids (int64 [N]) of the values `index_N`."""
         return self.first + (index_N.astype(np.int64) * self.stride + self.shift) % self.size
 
     def indices(self, id_N: np.ndarray) -> np.ndarray:
-        """The values behind ids: the inverse of `ids`."""
+        """Return the values behind ids: the inverse of `ids`."""
         return (id_N.astype(np.int64) - self.first - self.shift) * pow(self.stride, -1, self.size) % self.size
 
 
 def id_blocks(sizes: dict[str, int]) -> dict[str, IdBlock]:
-    """One block of ids for each field, one after the other as in the real log, so ids never repeat across fields.
+    """Give each field a block of ids, one after the other as in the real log, so ids never repeat across fields.
 
     The first blocks are dense from 1 (a direct table serves them); a small field after large ones has a largest id
     far beyond 8 times its size (a hash table must).
@@ -122,15 +122,15 @@ def id_blocks(sizes: dict[str, int]) -> dict[str, IdBlock]:
 
 
 def field_sizes(impressions: int, users: int) -> dict[str, int]:
-    """Field name → number of values, in the order of the real log's id blocks."""
+    """Return field name → number of values, in the order of the real log's id blocks."""
     sizes = {"user_id": users, **PROFILE_CARDINALITY, "item_id": cardinality("item", impressions)}
     for fields in (ITEM_FIELDS, CROSS_FIELDS, LIST_FIELDS):
         sizes.update({name: cardinality(kind, impressions) for kind, name in zip(TAXA, fields, strict=True)})
     return {**sizes, "position": NUM_POSITIONS}
 
 
-def raw_ids_of(catalogue: Catalogue, names: Sequence[str]) -> list[bytes]:
-    """The raw ids of the fields `names` as they stand in the log; InputError where the catalogue lacks one."""
+def require_raw_ids(catalogue: Catalogue, names: Sequence[str]) -> list[bytes]:
+    """Return the raw ids of the fields `names` as the log has them; raises InputError if the catalogue lacks one."""
     missing = sorted(set(names) - {entry.name for entry in catalogue.fields})
     if missing:
         raise InputError(f"features.fields has no {missing[0]}, which the simulator writes; use features=aliccp.")

@@ -1,13 +1,11 @@
 """Simulated raw logs in Ali-CCP's layout, with the true probabilities beside them.
 
-Read in this order: shapes (published figures), world (tastes), truth (probabilities),
-draw (a chunk of contexts), lines (its bytes), dirt (planted faults), split (the
-files of a split), and here the chain.
+Read in this order: published_figures, world (tastes), oracle (true probabilities), draw (a chunk of contexts),
+lines (its bytes), dirt (planted faults), split (the files of a split), and here the chain.
 Chunks of 20,000 impressions are drawn, written and forgotten, so memory does not grow with the log.
 """
 
 import json
-import os
 import shutil
 import sys
 from contextlib import closing
@@ -19,19 +17,19 @@ import numpy as np
 from omegaconf import MISSING
 from tqdm import tqdm
 
-from pipeline.atomic_files import write_whole
+from pipeline.atomic_files import move_whole, write_whole
 from pipeline.chunks.sources import PERIODS
 from pipeline.config.features import FeaturesSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, writing
 from pipeline.features.fields import catalogue
 from pipeline.simulate.draw import draw_chunk
-from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, layout
+from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, line_layout
+from pipeline.simulate.oracle import RatesSettings, calibrate
 from pipeline.simulate.published_figures import field_sizes, id_blocks
-from pipeline.simulate.split import Log, SplitWriter
-from pipeline.simulate.truth import RatesSettings, calibrate
+from pipeline.simulate.split import LogPlan, SplitWriter
 from pipeline.simulate.world import PILOT, build_world
 
-FORMAT_VERSION = 1
+LOG_FORMAT_VERSION = 1
 SIMULATION = "simulation.json"
 _SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
@@ -40,7 +38,7 @@ _MIN_IMPRESSIONS = 100  # of a split
 
 @dataclass
 class SimulateSettings:
-    """What jobs.simulate takes."""
+    """The settings of jobs.simulate."""
 
     out: str = MISSING  # the log
     impressions: int = 100_000  # train and test together
@@ -72,39 +70,35 @@ class SimulateSettings:
 
     def determining(self) -> dict[str, Any]:
         """Return the settings that determine the bytes: all but the place."""
-        settings = {"format_version": FORMAT_VERSION, **asdict(self), "features": self.features.determining()}
+        settings = {"format_version": LOG_FORMAT_VERSION, **asdict(self), "features": self.features.determining()}
         del settings["out"]
         return settings
 
 
 def simulate(settings: SimulateSettings) -> None:
-    """Write the log to `settings.out`, simulation.json last; does nothing where the same log is already there.
+    """Write the log to `settings.out`, simulation.json last; do nothing if the same log is already there.
 
-    Files are written beside their final names and moved when whole, so a run that was killed is simply run again.
-    Raises InputError where `out` holds anything else, or cannot be written.
+    Files are written beside their final names and moved when whole, so you start a killed run again with the same command.
+    Raises InputError if `out` holds anything else, or cannot be written.
     """
     out = Path(settings.out).expanduser()
-    if _is_there(out, settings):
+    if _holds_this_log(out, settings):
         print(f"{out}: already there, with the same settings; nothing to do.")
         return
-    try:
+    with writing(f"out={out}"):
         staging = out / _SIMULATING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         record = _write_log(settings, staging)
         for path in sorted(staging.iterdir()):
-            os.replace(path, out / path.name)
+            move_whole(path, out / path.name)
         write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
         staging.rmdir()
-    except OSError as error:
-        raise InputError(
-            f"out={out} cannot be written ({error.strerror or error}); free space or name another."
-        ) from error
-    _tell(out, record)
+    _print_summary(out, record)
 
 
-def _is_there(out: Path, settings: SimulateSettings) -> bool:
-    """Find out whether `out` holds this very log; InputError where it holds another, or what no simulator wrote."""
+def _holds_this_log(out: Path, settings: SimulateSettings) -> bool:
+    """Return True if `out` holds this very log; raises InputError if it holds another, or files of another origin."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -129,17 +123,17 @@ def _is_there(out: Path, settings: SimulateSettings) -> bool:
 
 
 def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
-    """Write every file of the log into `staging`; gives the content of simulation.json."""
+    """Write every file of the log into `staging`; return the content of simulation.json."""
     fields = catalogue(settings.features, min_count=1)
     world = build_world(settings.seed, settings.impressions, settings.train_share)
     pilot = draw_chunk(world, np.random.default_rng([settings.seed, PILOT]), 0, _PILOT_IMPRESSIONS)
-    calibration = calibrate(world, settings.rates, pilot.scores, pilot.context_B)
+    calibration = calibrate(world, settings.rates, pilot.scores, pilot.context_of)
     blocks = id_blocks(field_sizes(settings.impressions, world.num_users))
-    log = Log(
+    plan = LogPlan(
         world=world,
         calibration=calibration,
-        context_layout=layout(fields, CONTEXT_FIELDS, blocks, world),
-        impression_layout=layout(fields, IMPRESSION_FIELDS, blocks, world),
+        context_layout=line_layout(fields, CONTEXT_FIELDS, blocks, world),
+        impression_layout=line_layout(fields, IMPRESSION_FIELDS, blocks, world),
         seed=settings.seed,
         impressions=settings.impressions,
         actions=settings.actions,
@@ -148,7 +142,7 @@ def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
     splits, first_id = {}, 1
     with closing(_Progress(settings.impressions)) as progress:
         for split, impressions in enumerate(settings.split_impressions):
-            with SplitWriter(log, staging, split, impressions, first_id) as writer:
+            with SplitWriter(plan, staging, split, impressions, first_id) as writer:
                 for written in writer.write():
                     progress.add(written)
             splits[PERIODS[split]] = writer.tally.summary()
@@ -184,8 +178,8 @@ class _Progress:
             self.bar.close()
 
 
-def _tell(out: Path, record: dict[str, Any]) -> None:
-    """Print what was written, in a few lines."""
+def _print_summary(out: Path, record: dict[str, Any]) -> None:
+    """Print a few lines on the log in `out`."""
     rates = record["settings"]["rates"]
     print(
         f"{out}: {record['settings']['impressions']:,} impressions in Ali-CCP's layout, labels at rates={rates['name']}"

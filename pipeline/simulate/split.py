@@ -1,6 +1,6 @@
-"""One split of a simulated log: its chunks drawn, labelled, soiled and written, one after the other."""
+"""One split of a simulated log: draw, label, soil and write its chunks, one after the other."""
 
-# Shapes: B impressions of a chunk, C its contexts, A actions.
+# Shapes: B impressions of a chunk, L lines of a table in it, N contexts.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,16 +16,23 @@ from pipeline.chunks.sources import CONTEXT, PERIODS, SKELETON
 from pipeline.kernels.auc_histogram import RankHistogram
 from pipeline.simulate.dirt import plan_counts, plant
 from pipeline.simulate.draw import CHUNK_IMPRESSIONS, DrawnImpressions, draw_chunk
-from pipeline.simulate.lines import LineLayout, context_lines, impression_lines, keys
+from pipeline.simulate.lines import LineLayout, context_keys, context_lines, impression_lines
+from pipeline.simulate.oracle import (
+    ACTION_NAMES,
+    Calibration,
+    Labels,
+    OracleProbabilities,
+    draw_labels,
+    oracle_probabilities,
+)
 from pipeline.simulate.published_figures import MEAN_IMPRESSIONS_PER_CONTEXT
-from pipeline.simulate.truth import ACTION_NAMES, Calibration, Labels, Truth, draw_labels, probabilities
 from pipeline.simulate.world import CHUNK, SimulatedWorld
 
-#: Mean seconds from a click to none, cart, wish.
-_MEAN_DELAY_S_A = np.array([0.0, 600.0, 1800.0])
-#: Kinds of context keys: the log's own, one that skeleton lines name in vain, one that no skeleton line names.
+#: Mean seconds from a click to the action: none, cart, wish.
+_MEAN_DELAY_S = np.array([0.0, 600.0, 1800.0])
+#: Kinds of context keys: the log's own, of impressions without a context, of contexts without impressions.
 _OWN, _OF_NO_CONTEXT, _OF_NO_IMPRESSION = 0, 1, 2
-_TRUTH = pa.schema(
+_ORACLE_SCHEMA = pa.schema(
     [
         ("impression_id", pa.int64()),
         ("context_id", pa.string()),
@@ -34,12 +41,12 @@ _TRUTH = pa.schema(
         ("p_cvr", pa.float32()),  # given a click
     ]
 )
-_DIRT = pa.schema([("file", pa.string()), ("offset", pa.int64()), ("reason", pa.string())])
+_DIRT_SCHEMA = pa.schema([("file", pa.string()), ("offset", pa.int64()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
-class Log:
-    """Everything that stays the same from chunk to chunk."""
+class LogPlan:
+    """The world, layouts and settings that every chunk of a log shares."""
 
     world: SimulatedWorld
     calibration: Calibration
@@ -53,7 +60,7 @@ class Log:
 
 @dataclass
 class SplitTally:
-    """What simulation.json says about a split."""
+    """The counts and oracle AUCs of a split, as simulation.json records them."""
 
     impressions: int = 0
     contexts: int = 0
@@ -65,26 +72,26 @@ class SplitTally:
         default_factory=lambda: {name: RankHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
     )
 
-    def add(self, chunk: DrawnImpressions, truth: Truth, labels: Labels) -> None:
+    def add(self, chunk: DrawnImpressions, oracle: OracleProbabilities, labels: Labels) -> None:
         """Count one chunk."""
-        self.impressions += len(chunk.context_B)
-        self.contexts += len(chunk.size_C)
+        self.impressions += len(chunk.context_of)
+        self.contexts += len(chunk.sizes)
         self.clicks += int(labels.click.sum())
         self.dactions += int((labels.action > 0).sum())
         self.conversions += int(labels.conversion.sum())
-        self.ranks["ctr_auc"].add(truth.p_ctr, labels.click)
-        self.ranks["cvr_auc"].add(truth.p_cvr[labels.click], labels.conversion[labels.click])
-        self.ranks["ctcvr_auc"].add(truth.p_ctr * truth.p_cvr, labels.conversion)
+        self.ranks["ctr_auc"].add(oracle.p_ctr, labels.click)
+        self.ranks["cvr_auc"].add(oracle.p_cvr[labels.click], labels.conversion[labels.click])
+        self.ranks["ctcvr_auc"].add(oracle.p_ctr * oracle.p_cvr, labels.conversion)
 
     def summary(self) -> dict[str, Any]:
-        """The split's entry in simulation.json."""
+        """Return the split's entry in simulation.json."""
         names = ("impressions", "contexts", "clicks", "dactions", "conversions")
         true_auc = {name: ranks.auc() for name, ranks in self.ranks.items()}
         return {**{name: getattr(self, name) for name in names}, "true_auc": true_auc, "dirty": self.dirty}
 
 
 class Span(NamedTuple):
-    """Which impressions of the split a chunk holds: those from `start`, `size` of them."""
+    """The impressions of the split that a chunk holds: `size` of them, from `start`."""
 
     chunk: int
     start: int
@@ -92,15 +99,15 @@ class Span(NamedTuple):
 
 
 class SplitWriter:
-    """The open files of one split. Write chunks in order; `tally` then says what they hold."""
+    """The open files of one split. Chunks are written in order; `tally` counts what they hold."""
 
-    def __init__(self, log: Log, folder: Path, split: int, impressions: int, first_id: int) -> None:
-        self.log, self.folder, self.split, self.impressions, self.first_id = log, folder, split, impressions, first_id
+    def __init__(self, plan: LogPlan, folder: Path, split: int, impressions: int, first_id: int) -> None:
+        self.plan, self.folder, self.split, self.impressions, self.first_id = plan, folder, split, impressions, first_id
         self.tally = SplitTally()
         self._dirt: list[dict[str, Any]] = []
         self._planned = {
-            SKELETON: plan_counts(SKELETON, log.dirt, impressions),
-            CONTEXT: plan_counts(CONTEXT, log.dirt, round(impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
+            SKELETON: plan_counts(SKELETON, plan.dirt, impressions),
+            CONTEXT: plan_counts(CONTEXT, plan.dirt, round(impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
         }
         self._open = ExitStack()
 
@@ -109,9 +116,9 @@ class SplitWriter:
             return self._open.enter_context((self.folder / self._name(table, "csv")).open("wb"))
 
         self._tables = {SKELETON: text(SKELETON), CONTEXT: text(CONTEXT)}
-        self._actions = text("actions") if self.log.actions else None
+        self._actions = text("actions") if self.plan.actions else None
         path = self.folder / self._name("truth", "parquet")
-        self._truth = self._open.enter_context(pq.ParquetWriter(path, _TRUTH, compression="zstd"))
+        self._oracle = self._open.enter_context(pq.ParquetWriter(path, _ORACLE_SCHEMA, compression="zstd"))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -127,26 +134,29 @@ class SplitWriter:
             file = self._name(table, "csv")
             reasons = [dirty["reason"] for dirty in self._dirt if dirty["file"] == file]
             self.tally.dirty[file] = {reason: reasons.count(reason) for reason in self._planned[table]}
-        pq.write_table(pa.Table.from_pylist(self._dirt, _DIRT), self.folder / self._name("dirt", "parquet"))
+        pq.write_table(pa.Table.from_pylist(self._dirt, _DIRT_SCHEMA), self.folder / self._name("dirt", "parquet"))
 
     def _write_chunk(self, span: Span) -> None:
-        log, first_id = self.log, self.first_id + span.start
-        rng = np.random.default_rng([log.seed, CHUNK, self.split, span.chunk])
-        chunk = draw_chunk(log.world, rng, self.split, span.size)
-        truth = probabilities(log.world, log.calibration, chunk.scores)
-        labels = draw_labels(rng, truth)
-        key_CS = self._keys(_OWN, span.chunk, np.arange(len(chunk.size_C)))
-        label_2B = np.stack([labels.click, labels.conversion]).astype(np.uint8)
-        rotation_C, rotation_B = (rng.integers(0, 1 << 16, count) for count in (len(chunk.size_C), span.size))
-        contexts = context_lines(log.context_layout, log.world, chunk, key_CS, rotation_C)
-        skeleton = impression_lines(log.impression_layout, log.world, chunk, key_CS, first_id, label_2B, rotation_B)
-        soil = np.random.default_rng([log.seed, CHUNK, self.split, span.chunk, 1])  # leaves the good lines as they are
+        plan, first_id = self.plan, self.first_id + span.start
+        rng = np.random.default_rng([plan.seed, CHUNK, self.split, span.chunk])
+        chunk = draw_chunk(plan.world, rng, self.split, span.size)
+        oracle = oracle_probabilities(plan.world, plan.calibration, chunk.scores)
+        labels = draw_labels(rng, oracle)
+        keys = self._keys(_OWN, span.chunk, np.arange(len(chunk.sizes)))
+        click_and_buy = np.stack([labels.click, labels.conversion]).astype(np.uint8)
+        context_rotations = rng.integers(0, 1 << 16, len(chunk.sizes))
+        impression_rotations = rng.integers(0, 1 << 16, span.size)
+        contexts = context_lines(plan.context_layout, plan.world, chunk, keys, context_rotations)
+        skeleton = impression_lines(
+            plan.impression_layout, plan.world, chunk, keys, first_id, click_and_buy, impression_rotations
+        )
+        soil = np.random.default_rng([plan.seed, CHUNK, self.split, span.chunk, 1])  # leaves the good lines as they are
         self._write_lines(CONTEXT, contexts, span, soil)
         self._write_lines(SKELETON, skeleton, span, soil, ~labels.click)
         if self._actions is not None:
             self._actions.write(_action_lines(rng, labels, first_id))
-        self._truth.write_table(_truth_table(truth, key_CS[chunk.context_B], first_id))
-        self.tally.add(chunk, truth, labels)
+        self._oracle.write_table(_oracle_table(oracle, keys[chunk.context_of], first_id))
+        self.tally.add(chunk, oracle, labels)
 
     def _write_lines(
         self,
@@ -154,9 +164,9 @@ class SplitWriter:
         lines: tuple[np.ndarray, np.ndarray],
         span: Span,
         soil: np.random.Generator,
-        unclicked_B: np.ndarray | None = None,
+        unclicked_L: np.ndarray | None = None,
     ) -> None:
-        """Plant the chunk's share of dirty lines and write it."""
+        """Plant the chunk's part of the dirty lines, and write its lines of one table."""
         done, due = span.start, span.start + span.size
         counts = {
             reason: due * count // self.impressions - done * count // self.impressions
@@ -167,34 +177,34 @@ class SplitWriter:
         def free_key(line: int) -> bytes:
             return self._keys(kind, span.chunk, np.array([line])).tobytes()
 
-        free_id = self.first_id + span.start + self.log.impressions
-        pieces, planted = plant(table, *lines, counts, soil, free_id, free_key, unclicked_B)
+        free_id = self.first_id + span.start + self.plan.impressions
+        pieces, planted = plant(table, *lines, counts, soil, free_id, free_key, unclicked_L)
         stream, name = self._tables[table], self._name(table, "csv")
         offset = stream.tell()
         self._dirt += [{"file": name, "offset": offset + dirty.offset, "reason": dirty.reason} for dirty in planted]
         stream.writelines(pieces)
 
     def _keys(self, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
-        """Context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
+        """Return context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
         head = (kind << 61) | (self.split << 60) | (chunk << 20)
-        return keys(np.uint64(head) + line_N.astype(np.uint64), self.log.world.tables.salt)
+        return context_keys(np.uint64(head) + line_N.astype(np.uint64), self.plan.world.tables.salt)
 
     def _name(self, table: str, suffix: str) -> str:
         return f"{table}_{PERIODS[self.split]}.{suffix}"
 
 
 def _action_lines(rng: np.random.Generator, labels: Labels, first_id: int) -> bytes:
-    """`sample_id,action,delay_seconds` for each daction."""
+    """Write `sample_id,action,delay_seconds` for each daction."""
     acted = np.flatnonzero(labels.action)
-    delay_s = 1 + np.floor(rng.exponential(1.0, len(acted)) * _MEAN_DELAY_S_A[labels.action[acted]]).astype(np.int64)
+    delay_s = 1 + np.floor(rng.exponential(1.0, len(acted)) * _MEAN_DELAY_S[labels.action[acted]]).astype(np.int64)
     rows = zip((first_id + acted).tolist(), labels.action[acted].tolist(), delay_s.tolist(), strict=True)
     return "".join(f"{sample_id},{ACTION_NAMES[action]},{delay}\n" for sample_id, action, delay in rows).encode()
 
 
-def _truth_table(truth: Truth, key_BS: np.ndarray, first_id: int) -> pa.Table:
-    impressions = len(key_BS)
+def _oracle_table(oracle: OracleProbabilities, keys: np.ndarray, first_id: int) -> pa.Table:
+    impressions = len(keys)
     offsets = np.arange(0, 16 * impressions + 1, 16, dtype=np.int32)
-    context_id = pa.StringArray.from_buffers(impressions, pa.py_buffer(offsets), pa.py_buffer(key_BS.tobytes()))
+    context_id = pa.StringArray.from_buffers(impressions, pa.py_buffer(offsets), pa.py_buffer(keys.tobytes()))
     columns = [np.arange(first_id, first_id + impressions), context_id]
-    columns += [probability.astype(np.float32) for probability in (truth.p_ctr, truth.p_daction, truth.p_cvr)]
-    return pa.table(columns, schema=_TRUTH)
+    columns += [probability.astype(np.float32) for probability in (oracle.p_ctr, oracle.p_daction, oracle.p_cvr)]
+    return pa.table(columns, schema=_ORACLE_SCHEMA)

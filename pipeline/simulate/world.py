@@ -6,7 +6,8 @@ reveals the taste; an impression carries the entries that its item shares with t
 interaction too. CVR depends on the interaction that also drives the click: clicked impressions are a biased sample.
 """
 
-# Shapes: U users, G categories, T taxa (categories, shops, brands, intentions, in one index), D taste, B impressions.
+# Shapes: B impressions, D dimensions of a taste, G categories, U users, T taxa.
+# Categories, shops, brands and intentions have one index in common, that of the taxa.
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,31 +40,31 @@ USER_SCALE = 0.2
 
 
 class Tables(NamedTuple):
-    """What the drawing kernel needs of the world (a NamedTuple, because numba takes it as it is)."""
+    """The tables that the drawing kernel reads (a NamedTuple, because numba takes it as it is)."""
 
-    vector_TD: np.ndarray  # float32; a category's vector, or what a shop, brand, intention adds to it
-    first_4G: np.ndarray  # int64; where the category's block of shops, brands, intentions, items begins
-    size_4G: np.ndarray  # int64; and how long it is
-    popularity_SG: np.ndarray  # float64, adds to 1 for each split
+    vectors: np.ndarray  # float32 [T, D]; a category's vector, or what a shop, brand, intention adds to it
+    block_starts: np.ndarray  # int64 [4, G]; where the category's block of shops, brands, intentions, items begins
+    block_sizes: np.ndarray  # int64 [4, G]; and how long it is
+    popularity_by_split: np.ndarray  # float64 [2, G], adds to 1 for each split
     salt: np.uint64  # keys the fixed attributes of items
 
 
 @dataclass(frozen=True)
 class SimulatedWorld:
-    """All that stays fixed while chunks are drawn."""
+    """The part of the simulation that stays fixed while chunks are drawn."""
 
     tables: Tables
-    tastes: np.ndarray  # float32: in train, in test
+    tastes: np.ndarray  # float32 [2, U, D]: in train, in test
     profile: dict[str, np.ndarray]  # profile field → int64 [U]
-    user_effect_U: np.ndarray  # float64, adds to the logit of a click
-    bias_T: np.ndarray  # float64, likewise
-    buyer_U: np.ndarray  # float64, adds to the logit of a conversion
-    window_S: tuple[tuple[int, int], ...]  # the users active in each split
+    user_effects: np.ndarray  # float64 [U], adds to the logit of a click
+    taxon_bias: np.ndarray  # float64 [T], likewise
+    buyer_effects: np.ndarray  # float64 [U], adds to the logit of a conversion
+    user_windows: tuple[tuple[int, int], ...]  # the users active in each split
 
     @property
     def num_users(self) -> int:
-        """U: the users of both splits together."""
-        return len(self.user_effect_U)
+        """U, the users of both splits together."""
+        return len(self.user_effects)
 
 
 def build_world(seed: int, impressions: int, train_share: float) -> SimulatedWorld:
@@ -71,41 +72,41 @@ def build_world(seed: int, impressions: int, train_share: float) -> SimulatedWor
     rng = np.random.default_rng([seed, WORLD])
     windows = _user_windows(impressions, train_share)
     users = max(stop for _, stop in windows)
-    taste_UD = rng.standard_normal((users, TASTE_WIDTH))
-    profile = _profiles(rng, taste_UD)
-    drift_UD = rng.standard_normal((users, TASTE_WIDTH))
-    later_UD = TASTE_CORRELATION * taste_UD + np.sqrt(1 - TASTE_CORRELATION**2) * drift_UD
+    tastes = rng.standard_normal((users, TASTE_WIDTH))
+    profile = _profiles(rng, tastes)
+    drift = rng.standard_normal((users, TASTE_WIDTH))
+    later_tastes = TASTE_CORRELATION * tastes + np.sqrt(1 - TASTE_CORRELATION**2) * drift
     tables = _tables(rng, impressions)
-    bias_T = np.concatenate(
+    taxon_bias = np.concatenate(
         [BIAS_SCALE[kind] * rng.standard_normal(cardinality(kind, impressions)) for kind in TAXA], dtype=np.float64
     )
     age, gender = profile["user_age"], profile["user_gender"]
     by_group = rng.standard_normal((PROFILE_CARDINALITY["user_gender"], PROFILE_CARDINALITY["user_age"]))
     return SimulatedWorld(
         tables=tables,
-        tastes=np.stack([taste_UD, later_UD]).astype(np.float32),
+        tastes=np.stack([tastes, later_tastes]).astype(np.float32),
         profile=profile,
-        user_effect_U=USER_SCALE * by_group[gender, age],
-        bias_T=bias_T,
-        buyer_U=0.4 * (profile["user_consumption_1"] - 1.5) + 0.3 * rng.standard_normal(users),
-        window_S=windows,
+        user_effects=USER_SCALE * by_group[gender, age],
+        taxon_bias=taxon_bias,
+        buyer_effects=0.4 * (profile["user_consumption_1"] - 1.5) + 0.3 * rng.standard_normal(users),
+        user_windows=windows,
     )
 
 
 def _user_windows(impressions: int, train_share: float) -> tuple[tuple[int, int], ...]:
-    """The users [start, stop) of train and of test: 2 contexts a user, and most of test's users seen before."""
+    """Choose the users [start, stop) of train and of test: 2 contexts a user, and most of test's users seen before."""
     half = [share * impressions / MEAN_IMPRESSIONS_PER_CONTEXT for share in (train_share, 1 - train_share)]
     train, test = (max(4, round(0.5 * contexts)) for contexts in half)
     start = round(NEW_USERS * train)
     return (0, train), (start, start + test)
 
 
-def _profiles(rng: np.random.Generator, taste_UD: np.ndarray) -> dict[str, np.ndarray]:
-    """Demographics that lean on the taste, each field int64 [U]."""
-    users = len(taste_UD)
+def _profiles(rng: np.random.Generator, tastes: np.ndarray) -> dict[str, np.ndarray]:
+    """Draw demographics that lean on the tastes ([U, D]): each field int64 [U]."""
+    users = len(tastes)
 
     def leaning(dimension: int, values: int) -> np.ndarray:
-        noisy = 0.7 * taste_UD[:, dimension] + 0.7 * rng.standard_normal(users)
+        noisy = 0.7 * tastes[:, dimension] + 0.7 * rng.standard_normal(users)
         return np.clip(np.floor((noisy + 2) / 4 * values), 0, values - 1).astype(np.int64)
 
     gender, age, region = leaning(0, 2), leaning(1, 7), rng.integers(0, 7, users)
@@ -124,52 +125,52 @@ def _profiles(rng: np.random.Generator, taste_UD: np.ndarray) -> dict[str, np.nd
 
 
 def _tables(rng: np.random.Generator, impressions: int) -> Tables:
-    """Categories of Zipf popularity, and below each a block of shops, brands, intentions and items."""
+    """Draw categories of Zipf popularity, and below each a block of shops, brands, intentions and items."""
     count = {kind: cardinality(kind, impressions) for kind in (*TAXA, "item")}
     num_categories = count["category"]
     # Steep enough that larger logs add rare categories and leave the popular ones about as popular.
-    popularity_G = (np.arange(num_categories) + 40.0) ** -1.5
-    popularity_G /= popularity_G.sum()
-    drifted_G = popularity_G * np.exp(0.1 * rng.standard_normal(num_categories))
-    vector_GD = rng.standard_normal((num_categories, TASTE_WIDTH))
-    vector_GD -= popularity_G @ vector_GD  # centred, so that taste · vector is interaction and no main effect
+    popularity = (np.arange(num_categories) + 40.0) ** -1.5
+    popularity /= popularity.sum()
+    later_popularity = popularity * np.exp(0.1 * rng.standard_normal(num_categories))
+    category_vectors = rng.standard_normal((num_categories, TASTE_WIDTH))
+    category_vectors -= popularity @ category_vectors  # centred: taste · vector is interaction without a main effect
     own = [OWN_PART * rng.standard_normal((count[kind], TASTE_WIDTH), dtype=np.float32) for kind in TAXA[1:]]
-    sizes = [_block_sizes(count[kind], popularity_G, MIN_PER_CATEGORY[kind]) for kind in (*TAXA[1:], "item")]
+    block_sizes = [_block_sizes(count[kind], popularity, MIN_PER_CATEGORY[kind]) for kind in (*TAXA[1:], "item")]
     starts = [*np.cumsum([num_categories, count["shop"], count["brand"]]).tolist(), 0]  # items count from 0
-    firsts = [start + np.cumsum(size_G) - size_G for start, size_G in zip(starts, sizes, strict=True)]
+    block_starts = [start + np.cumsum(block) - block for start, block in zip(starts, block_sizes, strict=True)]
     return Tables(
-        vector_TD=np.concatenate([vector_GD.astype(np.float32), *own]),
-        first_4G=np.stack(firsts),
-        size_4G=np.stack(sizes),
-        popularity_SG=np.stack([popularity_G, drifted_G / drifted_G.sum()]),
+        vectors=np.concatenate([category_vectors.astype(np.float32), *own]),
+        block_starts=np.stack(block_starts),
+        block_sizes=np.stack(block_sizes),
+        popularity_by_split=np.stack([popularity, later_popularity / later_popularity.sum()]),
         salt=rng.integers(0, 2**63, dtype=np.uint64),
     )
 
 
-def _block_sizes(total: int, popularity_G: np.ndarray, smallest: int) -> np.ndarray:
-    """Share out `total` over the categories, popular ones getting more, none less than `smallest`: int64 [G]."""
-    share_G = popularity_G**0.7
-    size_G = smallest + np.floor((total - smallest * len(share_G)) * share_G / share_G.sum()).astype(np.int64)
-    size_G[: total - size_G.sum()] += 1
-    return size_G
+def _block_sizes(total: int, popularity: np.ndarray, smallest: int) -> np.ndarray:
+    """Divide `total` over the categories: int64 [G]. Popular ones get more, and none less than `smallest`."""
+    weights = popularity**0.7
+    sizes = smallest + np.floor((total - smallest * len(weights)) * weights / weights.sum()).astype(np.int64)
+    sizes[: total - sizes.sum()] += 1
+    return sizes
 
 
 class Scores(NamedTuple):
-    """What the probabilities of B impressions are made of (all [B])."""
+    """The inputs of the probabilities of B impressions, each [B] unless it says otherwise."""
 
     affinity: np.ndarray  # taste · item vector, unscaled: the interaction
     user: np.ndarray  # row of the world's user tables
-    taxa_4: np.ndarray  # int64 [4, B]: category, shop, brand, first intention
+    taxa: np.ndarray  # int64 [4, B]: category, shop, brand, first intention
     position: np.ndarray
     context_size: np.ndarray  # impressions of its context
 
 
 def click_parts(world: SimulatedWorld, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """(unscaled interaction, everything else) of the logit of a click, each float64 [B]."""
-    main = world.user_effect_U[scores.user] + world.bias_T[scores.taxa_4].sum(axis=0)
+    """Return (unscaled interaction, everything else) of the logit of a click, each float64 [B]."""
+    main = world.user_effects[scores.user] + world.taxon_bias[scores.taxa].sum(axis=0)
     return scores.affinity, main + POSITION_LOG_ODDS[scores.position] + size_log_odds(scores.context_size)
 
 
-def buying_score(world: SimulatedWorld, scores: Scores, interaction_B: np.ndarray) -> np.ndarray:
-    """Score what moves the logits of daction and conversion after a click: the click's own interaction among it."""
-    return 0.6 * interaction_B + world.buyer_U[scores.user] - 1.5 * world.bias_T[scores.taxa_4[0]]
+def buying_score(world: SimulatedWorld, scores: Scores, interaction: np.ndarray) -> np.ndarray:
+    """Return what moves the logits of daction and conversion after a click, the click's own interaction included."""
+    return 0.6 * interaction + world.buyer_effects[scores.user] - 1.5 * world.taxon_bias[scores.taxa[0]]

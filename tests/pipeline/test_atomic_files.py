@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from pipeline.atomic_files import sync_directory, write_whole, xxh3_of
+from pipeline.atomic_files import move_whole, sync_directory, write_whole, xxh3_of
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -52,6 +52,10 @@ def test_content_is_on_the_disk_before_the_rename_and_the_name_after_it(
     monkeypatch.setattr(os, "replace", replaced)
     write_whole(tmp_path / "a", b"x")
     assert steps == ["content", "rename", "directory"]
+    (tmp_path / "finished").write_bytes(b"y")
+    move_whole(tmp_path / "finished", tmp_path / "a")
+    assert steps == ["content", "rename", "directory"] * 2
+    assert (tmp_path / "a").read_bytes() == b"y"
 
 
 def test_only_a_directory_is_synced_as_one(tmp_path: Path) -> None:

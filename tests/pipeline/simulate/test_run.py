@@ -1,8 +1,9 @@
-"""The simulated log against its promises: shapes, truth, planted dirt, and that what it tells is readable from it."""
+"""The simulated log against its promises: shapes, true probabilities, planted dirt, and that the log reveals what it should."""
 
 import csv
 import json
 import math
+import os
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def test_the_planted_lines_are_exactly_the_dirty_ones(log: Log) -> None:
             assert min(counts.values()) >= 2
 
 
-def test_every_good_impression_has_its_truth_in_order(log: Log) -> None:
+def test_every_good_impression_has_its_true_probabilities_in_order(log: Log) -> None:
     for split in SPLITS:
         good = log.good("sample_skeleton", split)
         assert [int(line.columns[0]) for line in good] == log.truth[split]["impression_id"].tolist()
@@ -181,7 +182,7 @@ def test_ids_never_repeat_across_fields_and_both_lookups_are_needed(log: Log) ->
     assert {True, False} == set(dense)
 
 
-def test_labels_follow_the_truth(log: Log) -> None:
+def test_labels_follow_the_true_probabilities(log: Log) -> None:
     """Counts lie within 4.5 standard deviations of the sum of probabilities, overall and by tenths of p_ctr."""
     for split in SPLITS:
         truth, good = log.truth[split], log.good("sample_skeleton", split)
@@ -290,6 +291,27 @@ def test_a_killed_run_is_simply_run_again(tmp_path: Path) -> None:
     (killed / "_simulating" / "truth_test.parquet").write_bytes(b"half")
     simulate(settings(killed, "impressions=1000"))
     assert {p.name: p.read_bytes() for p in killed.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+def test_every_file_is_on_the_disk_before_simulation_json_says_that_the_log_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def check(source: Path, target: Path) -> None:
+        if target.name == "simulation.json":
+            assert {path.stat().st_ino for path in target.parent.iterdir() if path.is_file()} <= synced
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", check)
+    simulate(settings(tmp_path / "raw", "impressions=1000"))
+    assert (tmp_path / "raw" / "simulation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from jobs.entry import composed
 from pipeline.kernels.auc_histogram import RankHistogram
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.draw import draw_chunk
-from pipeline.simulate.lines import keys
+from pipeline.simulate.lines import context_keys
+from pipeline.simulate.oracle import RatesSettings, calibrate, oracle_probabilities
 from pipeline.simulate.run import SimulateSettings
-from pipeline.simulate.truth import RatesSettings, calibrate, probabilities
 from pipeline.simulate.world import build_world
 
 
@@ -35,13 +35,13 @@ def test_the_knots_have_the_published_shares_and_means() -> None:
     [(20_000, 3, "demo"), (100_000, 4, "published"), (1_000_000, 1, "demo"), (10_000_000, 2, "published")],
 )
 def test_the_click_is_as_hard_as_promised(impressions: int, seed: int, rates: str) -> None:
-    """Of the truth: AUC 0.70–0.80, at least half of the logit's variance interaction, rates as asked for, CTR by size."""
+    """The oracle's AUC is 0.70–0.80, at least half of the logit's variance interaction, rates as asked for, CTR by size."""
     world, asked = build_world(seed, impressions, 0.5), rates_of(rates)
     chunk = draw_chunk(world, np.random.default_rng(seed), 0, 100_000)
-    calibration = calibrate(world, asked, chunk.scores, chunk.context_B)
+    calibration = calibrate(world, asked, chunk.scores, chunk.context_of)
     assert calibration.interaction_share >= 0.5
     assert calibration.interaction_share_strict >= 0.5
-    p_ctr, size = probabilities(world, calibration, chunk.scores).p_ctr, chunk.scores.context_size
+    p_ctr, size = oracle_probabilities(world, calibration, chunk.scores).p_ctr, chunk.scores.context_size
     assert p_ctr.mean() == pytest.approx(asked.click, rel=1e-6)
     assert 0.70 <= _expected_auc(p_ctr) <= 0.80
     ctr = [p_ctr[(size >= low) & (size < high)].mean() for low, high in ((2, 10), (10, 50), (50, 1000))]
@@ -58,15 +58,15 @@ def _expected_auc(p: np.ndarray) -> float:
 
 
 def test_the_log_reveals_the_interaction() -> None:
-    """How often her list counts the item's category, against its popularity, covers 0.4 of the distance to the truth."""
+    """How often her list counts the item's category, against its popularity, covers 0.4 of the distance to the oracle's AUC."""
     world = build_world(1, 1_000_000, 0.5)
     chunk = draw_chunk(world, np.random.default_rng(1), 0, 100_000)
-    calibration = calibrate(world, rates_of("demo"), chunk.scores, chunk.context_B)
-    p_ctr = probabilities(world, calibration, chunk.scores).p_ctr
+    calibration = calibrate(world, rates_of("demo"), chunk.scores, chunk.context_of)
+    p_ctr = oracle_probabilities(world, calibration, chunk.scores).p_ctr
     click = np.random.default_rng(2).random(len(p_ctr)) < p_ctr
-    popularity = world.tables.popularity_SG[0][chunk.shown.taxon_4B[0]]
-    listed = np.diff(chunk.shown.entry_end_C, prepend=0)[chunk.context_B]
-    score = np.log(chunk.shown.shared_3B[0] + 0.5) - np.log(popularity * (listed + 5) + 0.5)
+    popularity = world.tables.popularity_by_split[0][chunk.columns.taxa[0]]
+    listed = np.diff(chunk.columns.entry_ends, prepend=0)[chunk.context_of]
+    score = np.log(chunk.columns.shared_counts[0] + 0.5) - np.log(popularity * (listed + 5) + 0.5)
     assert roc_auc_score(click, score) - 0.5 > 0.4 * (roc_auc_score(click, p_ctr) - 0.5)
 
 
@@ -81,7 +81,7 @@ def test_an_id_block_shuffles_without_losing_a_value(size: int, data: st.DataObj
 
 @given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=50), st.integers(0, 2**64 - 1))
 def test_different_counters_give_different_keys(counters: list[int], salt: int) -> None:
-    made = [bytes(key).decode() for key in keys(np.array(counters, np.uint64), np.uint64(salt))]
+    made = [bytes(key).decode() for key in context_keys(np.array(counters, np.uint64), np.uint64(salt))]
     assert len(set(made)) == len(counters)
     assert all(len(key) == 16 and not set(key) - set("0123456789abcdef") for key in made)
 
