@@ -11,7 +11,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.entry import launch
-from pipeline.audit.leakage import sentences
+from pipeline.audit.leakage import leak_warnings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
@@ -38,7 +38,7 @@ def summary(manifest: Manifest) -> str:
 def warnings(out: str) -> list[str]:
     """List what audit.json says, or does not say, that nobody should overlook."""
     audit, doubt = audit_of(store_of(out))
-    leaks = sentences(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
+    leaks = leak_warnings(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
     found = [f"{sentence} {out}/{AUDIT_PAGE} has the other fields." for sentence in leaks]
     return [*found, *([doubt] if doubt else [])]
 

@@ -1,1 +1,4 @@
-"""Every line accounted for. Read tally, balance, statistics (distinct, evidence), leakage, figures, then page (tables, charts) and card."""
+"""The audit of a dataset: every line is accounted for.
+
+Read tally, balance, statistics (distinct, evidence), leakage, figures, then page (tables, charts) and card.
+"""

@@ -1,4 +1,4 @@
-"""Prove that every line of the log is accounted for, and fill the audit's counts."""
+"""Prove that every line of the log is accounted for, and give the audit its counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from pipeline.dataset.manifest import SPLITS
 from pipeline.storage.parquet_files import NUM_EXAMPLES, Examples
 
 
-def balanced(
+def reconcile(
     scanned: Tally,
     written: Tally,
     totals: Mapping[str, Mapping[str, int]],
     quarantine_files: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The content of audit.json.
+    """Check the sums, and return the content of audit.json.
 
-    `scanned` counts the lines of the first pass, `written` what grouping made of the good ones, `totals` are the
-    manifest's, that is the rows in the files. Raises RuntimeError where a sum does not hold: a bug of ours.
+    `scanned` counts the lines of the first pass, `written` the results of grouping the good ones. `totals` are the
+    manifest's: the rows in the files. Raises RuntimeError if a sum does not hold, which is a bug of ours.
     """
     lines = {split: _lines_of(split, scanned, written, totals.get(split, {})) for split in SPLITS}
     files = sorted(quarantine_files, key=lambda file: str(file["path"]))
@@ -29,19 +29,19 @@ def balanced(
             for reason, number in lines[split][grain]["quarantined"].items():
                 quarantined[reason] += number
     if sum(quarantined.values()) != sum(file["lines"] for file in files):
-        raise RuntimeError(f"The audit does not balance: {quarantined} set aside, but the quarantine holds {files}.")
+        raise RuntimeError(f"The audit does not balance: {quarantined} quarantined, but the quarantine holds {files}.")
     return {
         "lines": lines,
         "quarantined": quarantined,
-        "kept": _summed(scanned, ("kept/feature_count_mismatch", "kept/conversion_without_click")),
-        "left_out": _summed(scanned, ("unknown_features", "repeated_values")),
+        "kept": _sum_by_split(scanned, ("kept/feature_count_mismatch", "kept/conversion_without_click")),
+        "left_out": _sum_by_split(scanned, ("unknown_features", "repeated_values")),
         "funnel": {split: {name: n for name, n in total.items() if name != "rows"} for split, total in totals.items()},
         "quarantine": files,
     }
 
 
 def _lines_of(split: str, scanned: Tally, written: Tally, total: Mapping[str, int]) -> dict[str, Any]:
-    """Both equations of one split, grain by grain."""
+    """Check both equations of one split, contexts and impressions apart; return their terms."""
     found: dict[str, Any] = {}
     for grain in GRAIN.values():
         early = {reason: scanned.of(split, grain, reason) for reason in REASONS[1:]}
@@ -61,7 +61,8 @@ def _lines_of(split: str, scanned: Tally, written: Tally, total: Mapping[str, in
     return found
 
 
-def _summed(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
+def _sum_by_split(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Sum each count over contexts and impressions: split → name → number."""
     return {
         split: {
             name.removeprefix("kept/"): sum(tally.of(split, grain, name) for grain in GRAIN.values()) for name in names
@@ -71,7 +72,7 @@ def _summed(tally: Tally, names: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def examples_of(files: Iterable[Examples], sources: Sequence[SourceFile]) -> dict[str, list[dict[str, Any]]]:
-    """reason → the first lines of the log that were rejected for it, from the examples of the quarantine files."""
+    """Return reason → the first lines of the log rejected for it, from the examples of the quarantine files."""
     ordinals = {source.name: source.ordinal for source in reversed(sources)}
     found: dict[str, list[tuple[int, int, str, str]]] = {}
     for examples in files:

@@ -1,4 +1,4 @@
-"""The card of a dataset: what jobs.inspect prints of its manifest, and of its audit where that is there and its own."""
+"""The card of a dataset, which jobs.inspect prints: from its manifest, and from its audit if that is its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,14 @@ _NONE = "–"
 
 
 def card(dataset: str, manifest: Manifest) -> str:
-    """Splits, labels, fields and where it all comes from."""
+    """Describe the origin, splits, labels and fields of a dataset."""
     audit, doubt = audit_of(store_of(dataset))
     splits = [split for split in SPLITS if split in manifest.totals]
     parts = [_origin(dataset, manifest), _splits(manifest, splits), _labels(manifest), _fields(manifest, audit, splits)]
-    aside = ", ".join(f"{number:,} {reason}" for reason, number in manifest.audit["quarantined"].items() if number)
-    return "\n\n".join([*parts, f"set aside: {aside or 'nothing'}", *([f"warning: {doubt}"] if doubt else [])])
+    quarantined = ", ".join(
+        f"{number:,} {reason}" for reason, number in manifest.audit["quarantined"].items() if number
+    )
+    return "\n\n".join([*parts, f"quarantined: {quarantined or 'nothing'}", *([f"warning: {doubt}"] if doubt else [])])
 
 
 def _origin(dataset: str, manifest: Manifest) -> str:
@@ -49,7 +51,7 @@ def _splits(manifest: Manifest, splits: Sequence[str]) -> str:
 
 
 def _rate(total: Mapping[str, int], name: str) -> str:
-    """A count with its rate: clicks of impressions, everything else of clicks."""
+    """Write a count with its rate: clicks of impressions, everything else of clicks."""
     whole = total["impressions" if name == "clicks" else "clicks"]
     return f"{total[name]:,} ({100 * total[name] / whole:.3g} %)" if whole else f"{total[name]:,}"
 
@@ -63,17 +65,17 @@ def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str])
     rows = [["field", "raw id", "of each", "values", "table", *(f"unknown, {split}" for split in splits)]]
     for field in manifest.fields:
         unknown = [_unknown(audit.get("fields", {}).get(field.name, {}).get(split, {})) for split in splits]
-        rows.append([field.name, field.raw_id, field.scope, _shape(field), _table(field), *unknown])
+        rows.append([field.name, field.raw_id, field.scope, _values_text(field), _table_text(field), *unknown])
     return _aligned(rows)
 
 
-def _shape(field: ManifestField) -> str:
+def _values_text(field: ManifestField) -> str:
     if STORED_KINDS[field.kind].of_number:
         return "a number"
     return field.arity + (", weighted" if field.weighted else "")
 
 
-def _table(field: ManifestField) -> str:
+def _table_text(field: ManifestField) -> str:
     if field.stored == NUMBER:
         return f"µ {field.mean:.4g}, σ {field.std:.4g}" if field.mean is not None and field.std is not None else _NONE
     of = "hashed" if field.hash_buckets else STORED_KINDS[field.kind].table
@@ -81,14 +83,14 @@ def _table(field: ManifestField) -> str:
 
 
 def _unknown(found: Mapping[str, int]) -> str:
-    """The share of values out of vocabulary."""
+    """Write the share of values that are out of vocabulary."""
     if not found.get("values") or "out_of_vocabulary" not in found:
         return _NONE
     return f"{100 * found['out_of_vocabulary'] / found['values']:.2f} %"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, those that begin with a digit to the right."""
+    """Align columns as wide as their widest cell: those of numbers to the right, others to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     is_number = [all(cell[:1].isdigit() or cell == _NONE for cell in column[1:]) for column in zip(*rows, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The charts of audit.html: sizes of contexts, click rate by size, and where the values of a field lie in its vocabulary."""
+"""The charts of audit.html: sizes of contexts, click rate by size, and the values of a field along its vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from pipeline.html.charts import Axis, Chart, Series, chart
 
 _COLORS = {"train": 0, "validation": 2, "test": 1}
-_FEWEST = 100  # impressions behind a rate that is drawn
+_MIN_IMPRESSIONS = 100  # behind a rate that is drawn
 
 
 def context_charts(audit: Mapping[str, Any], splits: Sequence[str]) -> list[Chart]:
-    """Draw how many contexts there are of each size, and how often their impressions are clicked."""
+    """Draw the share of contexts of each size, and the click rate of their impressions."""
     sizes, rates = [], []
     for split in splits:
         bins = audit["contexts"][split]["bins"]
@@ -21,7 +21,7 @@ def context_charts(audit: Mapping[str, Any], splits: Sequence[str]) -> list[Char
         for bin in bins:
             shares[bin["from"].bit_length() - 1] = bin["contexts"] / audit["contexts"][split]["contexts"]
         sizes.append(Series(split, 2.0 ** np.arange(last + 1), shares, "steps", _COLORS[split]))
-        seen = [bin for bin in bins if bin["impressions"] >= _FEWEST]
+        seen = [bin for bin in bins if bin["impressions"] >= _MIN_IMPRESSIONS]
         middles = [np.sqrt(bin["from"] * (bin["to"] + 1)) for bin in seen]
         rates_of_bins = [bin["clicks"] / bin["impressions"] for bin in seen]
         if seen:
@@ -37,7 +37,7 @@ def context_charts(audit: Mapping[str, Any], splits: Sequence[str]) -> list[Char
 
 
 def index_charts(audit: Mapping[str, Any], names: Sequence[str], splits: Sequence[str]) -> list[Chart]:
-    """Draw, for each named field, where the values of each split lie between the most frequent ids and the rarest."""
+    """Draw, for each named field, the share of each split's values from the most frequent ids to the rarest."""
     drawn = []
     for name in names:
         series = []

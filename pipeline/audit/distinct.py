@@ -1,7 +1,7 @@
-"""How many distinct ids there are, and how many are common to two sets, from a bounded number of hashes.
+"""Counts of distinct ids, and of ids common to two sets, from a bounded number of hashes (a k-minimum-values sketch).
 
-The k smallest hashes of the distinct ids (Bar-Yossef et al. 2002; Beyer et al. 2007) merge in any order. Up to k distinct
-ids they are all there and every count is exact; beyond, the k-th smallest tells how dense the hashes lie.
+The k smallest hashes of the distinct ids (Bar-Yossef et al. 2002; Beyer et al. 2007) merge in any order. Up to k
+distinct ids, all hashes are there and every count is exact. Beyond, the k-th smallest gives the density of the hashes.
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.kernels.hashing import order_hashes
 
-#: Distinct ids up to which counts are exact; beyond, their relative standard error is 1 / √(MOST − 2), 0.55 %.
-MOST = 1 << 15
+#: Distinct ids up to which counts are exact; beyond, their relative standard error is 1 / √(MAX_EXACT − 2), 0.55 %.
+MAX_EXACT = 1 << 15
 _RANGE = 2.0**64
-_SALT = 0x5EED  # another order than the rows', which would give a file the smallest hashes of all
+_SKETCH_SALT = 0x5EED  # another order than the rows', or one file would have the smallest hashes of all
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Count:
     is_exact: bool
 
     def to_json(self) -> dict[str, Any]:
-        """For audit.json."""
+        """Return the count as audit.json holds it."""
         return {"number": self.number, "exact": self.is_exact}
 
 
@@ -33,35 +33,35 @@ class Count:
 class Distinct:
     """The smallest hashes of the ids seen."""
 
-    hash_K: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted, at most MOST
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted, at most MAX_EXACT
 
     def add(self, id_N: np.ndarray) -> None:
-        """See int64 ids, repeated or not."""
-        self._insert(order_hashes(id_N, _SALT))
+        """Add int64 ids, repeated or not."""
+        self._insert(order_hashes(id_N, _SKETCH_SALT))
 
     def merge(self, other: "Distinct") -> None:
-        """See another's ids."""
-        self._insert(other.hash_K)
+        """Add the ids of another sketch."""
+        self._insert(other.hashes)
 
     def count(self) -> Count:
-        """How many distinct ids were seen; (k − 1) / k-th smallest of hashes in [0, 1) beyond MOST."""
-        if len(self.hash_K) < MOST:
-            return Count(len(self.hash_K), True)
-        return Count(round((MOST - 1) / (float(self.hash_K[-1]) / _RANGE)), False)
+        """Count the distinct ids: beyond MAX_EXACT as (k − 1) / k-th smallest hash, hashes scaled to [0, 1)."""
+        if len(self.hashes) < MAX_EXACT:
+            return Count(len(self.hashes), True)
+        return Count(round((MAX_EXACT - 1) / (float(self.hashes[-1]) / _RANGE)), False)
 
     def common(self, other: "Distinct") -> Count:
-        """How many ids both have seen: among the smallest hashes of either, the share that stands in both."""
-        both = Distinct(self.hash_K)
+        """Count the ids of both: beyond MAX_EXACT by the share of the smallest hashes of either that stands in both."""
+        both = Distinct(self.hashes)
         both.merge(other)
         total = both.count()
-        shared = np.intersect1d(self.hash_K, other.hash_K, assume_unique=True)
+        shared = np.intersect1d(self.hashes, other.hashes, assume_unique=True)
         if self.count().is_exact and other.count().is_exact:
             return Count(len(shared), True)
-        num_shared = np.count_nonzero(np.isin(both.hash_K, shared, assume_unique=True))
-        return Count(round(num_shared / len(both.hash_K) * total.number), False)
+        num_shared = np.count_nonzero(np.isin(both.hashes, shared, assume_unique=True))
+        return Count(round(num_shared / len(both.hashes) * total.number), False)
 
     def _insert(self, hash_N: np.ndarray) -> None:
-        if len(self.hash_K) == MOST:
-            hash_N = hash_N[hash_N < self.hash_K[-1]]
+        if len(self.hashes) == MAX_EXACT:
+            hash_N = hash_N[hash_N < self.hashes[-1]]
         if len(hash_N):
-            self.hash_K = np.union1d(self.hash_K, hash_N)[:MOST]
+            self.hashes = np.union1d(self.hashes, hash_N)[:MAX_EXACT]

@@ -1,6 +1,6 @@
 """The figures of audit.json that follow from the tallies: fields, contexts, drift between splits, ids in two splits."""
 
-# Shapes: B bins (see audit_statistics), N distinct sizes, K contexts and the labels.
+# Shapes: N distinct sizes of contexts. Bins are those of statistics.py.
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -17,7 +17,7 @@ _DIGITS = 6  # significant ones of a float; NumPy sums in another order on anoth
 
 
 def figures(catalogue: Catalogue, by_split: Mapping[str, Statistics]) -> dict[str, Any]:
-    """`fields`, `contexts`, `drift` and `overlap` of audit.json, for the splits that have rows."""
+    """Return `fields`, `contexts`, `drift` and `overlap` of audit.json, for the splits that have rows."""
     return {
         "fields": {
             entry.name: {split: _field(found.fields[entry.name]) for split, found in by_split.items()}
@@ -30,7 +30,7 @@ def figures(catalogue: Catalogue, by_split: Mapping[str, Statistics]) -> dict[st
 
 
 def _field(tally: FieldTally | NumberTally) -> dict[str, Any]:
-    """Of one field in one split; a record is a context or an impression, as the field's scope says."""
+    """Describe one field in one split; a record is a context or an impression, as the field's scope says."""
     if isinstance(tally, NumberTally):
         found = {"records": tally.missing + tally.values, "without": tally.missing, "values": tally.values}
         if not tally.values:
@@ -38,32 +38,35 @@ def _field(tally: FieldTally | NumberTally) -> dict[str, Any]:
         mean, std = tally.mean_std
         return found | {"mean": rounded(mean), "std": rounded(std), "min": tally.low, "max": tally.high}
     return {
-        "records": int(tally.length_B.sum()),
-        "without": int(tally.length_B[0]),
-        "values": int(tally.index_B[1:].sum()),
-        "out_of_vocabulary": int(tally.index_B[1]),
+        "records": int(tally.length_bins.sum()),
+        "without": int(tally.length_bins[0]),
+        "values": int(tally.index_bins[1:].sum()),
+        "out_of_vocabulary": int(tally.index_bins[1]),
         "most": tally.most,
-        "index_bins": _trimmed(tally.index_B),
-        "length_bins": _trimmed(tally.length_B),
+        "index_bins": _trimmed(tally.index_bins),
+        "length_bins": _trimmed(tally.length_bins),
     }
 
 
 def context_sizes(sizes: Mapping[int, np.ndarray]) -> dict[str, Any]:
-    """Impressions per context: exact counts by 1, 2–3, 4–7, …, with the labels in them; mean and percentiles."""
+    """Count contexts by their impressions (1, 2–3, 4–7, …) with the labels in them; add mean and percentiles.
+
+    `sizes` maps impressions to [contexts of that size, and the labels in them, in the order of manifest.LABELS].
+    """
     size_N = np.array(sorted(sizes), np.int64)
-    count_NK = np.array([sizes[size] for size in size_N.tolist()], np.int64)
-    reached_N = np.cumsum(count_NK[:, 0])
-    contexts, impressions = int(reached_N[-1]), int(size_N @ count_NK[:, 0])
+    counts = np.array([sizes[size] for size in size_N.tolist()], np.int64)
+    reached_N = np.cumsum(counts[:, 0])
+    contexts, impressions = int(reached_N[-1]), int(size_N @ counts[:, 0])
     # The smallest size that at least so many of a hundred contexts do not exceed.
     percentiles = {str(p): int(size_N[np.searchsorted(reached_N, -(-p * contexts // 100))]) for p in PERCENTILES}
     bins = []
     bin_N = np.array([size.bit_length() for size in size_N.tolist()])
     for number in np.unique(bin_N).tolist():
         chosen = bin_N == number
-        counts_K = count_NK[chosen].sum(axis=0).tolist()
-        labels = dict(zip((f"{label}s" for label in LABELS), counts_K[1:], strict=True))
-        bins.append({"from": 1 << number - 1, "to": (1 << number) - 1, "contexts": counts_K[0],
-                     "impressions": int(size_N[chosen] @ count_NK[chosen, 0]), **labels})  # fmt: skip
+        totals = counts[chosen].sum(axis=0).tolist()
+        labels = dict(zip((f"{label}s" for label in LABELS), totals[1:], strict=True))
+        bins.append({"from": 1 << number - 1, "to": (1 << number) - 1, "contexts": totals[0],
+                     "impressions": int(size_N[chosen] @ counts[chosen, 0]), **labels})  # fmt: skip
     return {
         "contexts": contexts,
         "impressions": impressions,
@@ -74,10 +77,10 @@ def context_sizes(sizes: Mapping[int, np.ndarray]) -> dict[str, Any]:
 
 
 def drift(name: str, by_split: Mapping[str, Statistics]) -> dict[str, float]:
-    """split → how far its values of a field are from train's.
+    """Return split → how far its values of a field are from train's.
 
-    The population stability index over the bins of the index, missing and out of vocabulary among them; for numbers the
-    difference of the means in standard deviations of train.
+    This is the population stability index over the bins of the index, missing and out of vocabulary among them. For
+    numbers it is the difference of the means in standard deviations of train.
     """
     if "train" not in by_split:
         return {}
@@ -92,20 +95,23 @@ def drift(name: str, by_split: Mapping[str, Statistics]) -> dict[str, float]:
             if train.values and other.values and std > 0:
                 found[split] = rounded((other.mean_std[0] - mean) / std)
         elif isinstance(train, FieldTally) and isinstance(other, FieldTally):
-            found[split] = rounded(stability_index(train.index_B, other.index_B))
+            found[split] = rounded(stability_index(train.index_bins, other.index_bins))
     return found
 
 
-def stability_index(expected_B: np.ndarray, found_B: np.ndarray) -> float:
-    """Σ (q − p) ln(q / p) over bins that either has, half a value added to each, or an empty bin would make it infinite."""
-    used = (expected_B > 0) | (found_B > 0)
-    p_B, q_B = expected_B[used] + 0.5, found_B[used] + 0.5
-    p_B, q_B = p_B / p_B.sum(), q_B / q_B.sum()
-    return float(((q_B - p_B) * np.log(q_B / p_B)).sum())
+def stability_index(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return Σ (q − p) ln(q / p) over the bins that either has.
+
+    Half a value is added to each bin, because an empty one would make the sum infinite.
+    """
+    used = (expected > 0) | (found > 0)
+    p, q = expected[used] + 0.5, found[used] + 0.5
+    p, q = p / p.sum(), q / q.sum()
+    return float(((q - p) * np.log(q / p)).sum())
 
 
 def _overlap(by_split: Mapping[str, Statistics], what: str) -> dict[str, Any]:
-    """Distinct ids of each split, and those common to two."""
+    """Count the distinct ids of each split, and those common to two."""
     distinct = {split: getattr(statistics, what) for split, statistics in by_split.items()}
     return {
         "distinct": {split: seen.count().to_json() for split, seen in distinct.items()},
@@ -117,9 +123,9 @@ def _overlap(by_split: Mapping[str, Statistics], what: str) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float:
-    """To as many digits as two runs agree on."""
+    """Round to as many significant digits as two machines agree on."""
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _trimmed(count_B: np.ndarray) -> list[int]:
-    return np.trim_zeros(count_B, "b").tolist()
+def _trimmed(bins: np.ndarray) -> list[int]:
+    return np.trim_zeros(bins, "b").tolist()

@@ -1,7 +1,7 @@
-"""audit.html: what was in a log, for people.
+"""audit.html: the audit of a log, for people.
 
-A pure function of audit.json and the manifest, so every run of the same log and settings writes the same page. This file
-and tables.py choose the numbers; pipeline/html/audit.html.j2 holds the words and the layout.
+The page is a pure function of audit.json and the manifest, so every run of the same log and settings writes the same one.
+This file and tables.py choose the numbers; pipeline/html/audit.html.j2 holds the words and the layout.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.audit import tables
 from pipeline.audit.charts import context_charts, index_charts
-from pipeline.audit.leakage import sentences
+from pipeline.audit.leakage import leak_warnings
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
 from pipeline.chunks.reasons import REASONS, rules_of
@@ -36,18 +36,18 @@ class FunnelStage(NamedTuple):
 
 
 class BalanceRow(NamedTuple):
-    """What became of the lines of one table in one split: read = written + without_impressions + quarantined."""
+    """The lines of one table in one split: read = written + without_impressions + quarantined."""
 
     split: str
     grain: str
     read: int
     written: int
-    without_impressions: int | None  # None for impressions, which it is not asked of
+    without_impressions: int | None  # None for impressions
     quarantined: int
 
 
 class ReasonRow(NamedTuple):
-    """How many lines broke a rule, and were quarantined or kept as `checks` says."""
+    """The number of lines that broke a rule: quarantined or kept, as the settings `checks` say."""
 
     reason: str
     rule: str
@@ -84,8 +84,8 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         manifest=manifest,
         num_impressions=sum(total["impressions"] for total in manifest.totals.values()),
         bytes_read=sum(file.bytes for file in manifest.sources),
-        warnings=sentences(audit["leakage"]),
-        funnel=funnel(audit, splits),
+        warnings=leak_warnings(audit["leakage"]),
+        funnel=funnel_stages(audit, splits),
         balance=balance_rows(audit),
         events=audit.get("events", {}).get("impressions"),
         reasons=reason_rows(audit, source),
@@ -107,8 +107,8 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
     )
 
 
-def funnel(audit: Audit, splits: Sequence[str]) -> list[FunnelStage]:
-    """List impressions and the labels that the log has, with the rate of each: clicks of impressions, others of clicks."""
+def funnel_stages(audit: Audit, splits: Sequence[str]) -> list[FunnelStage]:
+    """List impressions and the labels that the log has, with their rates: clicks of impressions, others of clicks."""
     present = set().union(*(audit["funnel"][split] for split in splits))
     names = [name for name in ("impressions", *(f"{label}s" for label in LABELS)) if name in present]
     whole_of = {name: "impressions" if name == "clicks" else "clicks" for name in names[1:]}

@@ -1,11 +1,12 @@
-"""What every row of a split tells, tallied exactly in the task that writes it, and merged on the driver.
+"""Exact tallies of every row of a split: counted in the task that writes it, and merged on the driver.
 
-Everything is read from the columns of the dataset (DESIGN §4), so the tallies know nothing of how rows are made. A count is
-binned by its bit length: bin 0 is 0, bin b is 2^(b−1) … 2^b − 1. As indices go by falling count, bins of the index are
-a histogram from the most frequent ids of a field to the rarest, with bin 0 for missing and bin 1 for out of vocabulary.
+The tallies read the columns of the dataset (DESIGN §4), and do not depend on how rows are made. A count is binned by
+its bit length: bin 0 is 0, bin b is 2^(b−1) … 2^b − 1. Indices go by falling count, so bins of the index are a histogram
+from the most frequent ids of a field to the rarest. Bin 0 is missing, bin 1 is out of vocabulary.
 """
 
-# Shapes: N rows, G contexts, P records of a scope (contexts or impressions), V values, B bins, K counts of a row.
+# Shapes: N rows, R records of a scope (contexts or impressions), V values.
+# `counts` of a row or context are its impressions and its labels, in the order of manifest.LABELS.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,48 +32,48 @@ def _bins() -> np.ndarray:
 
 @dataclass
 class FieldTally:
-    """A categorical field: its values by bit length of their index, its records by that of their number of values."""
+    """The tally of a categorical field: values by bit length of the index, records by bit length of their number."""
 
-    index_B: np.ndarray = field(default_factory=_bins)  # bin 0: records without a value
-    length_B: np.ndarray = field(default_factory=_bins)
+    index_bins: np.ndarray = field(default_factory=_bins)  # bin 0: records without a value
+    length_bins: np.ndarray = field(default_factory=_bins)
     most: int = 0  # values of one record
 
     def merge(self, other: "FieldTally") -> None:
         """Add another task's counts."""
-        self.index_B += other.index_B
-        self.length_B += other.length_B
+        self.index_bins += other.index_bins
+        self.length_bins += other.length_bins
         self.most = max(self.most, other.most)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"index": self.index_B.tolist(), "length": self.length_B.tolist(), "most": self.most}
+        """Return the tally as plain JSON."""
+        return {"index": self.index_bins.tolist(), "length": self.length_bins.tolist(), "most": self.most}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "FieldTally":
-        """The way back."""
+        """Read what `to_json` returned."""
         return cls(np.array(raw["index"], np.int64), np.array(raw["length"], np.int64), raw["most"])
 
-    def add_ones(self, index_P: np.ndarray) -> None:
-        """Records of a field of arity one."""
-        index_B = _bins()
-        _tally(index_P, index_B)
-        self.index_B += index_B
-        self.length_B[:2] += index_B[0], len(index_P) - index_B[0]
-        self.most = max(self.most, int(index_B[0] < len(index_P)))
+    def add_single_valued(self, index_R: np.ndarray) -> None:
+        """Add records of a single-valued field."""
+        index_bins = _bins()
+        _tally(index_R, index_bins)
+        self.index_bins += index_bins
+        self.length_bins[:2] += index_bins[0], len(index_R) - index_bins[0]
+        self.most = max(self.most, int(index_bins[0] < len(index_R)))
 
-    def add_lists(self, length_P: np.ndarray, index_V: np.ndarray) -> None:
-        """Records of a field of arity many; the values of each stand one behind the other."""
-        _tally(index_V, self.index_B)
-        length_B = _bins()
-        _tally(length_P, length_B)
-        self.length_B += length_B
-        self.index_B[0] += length_B[0]
-        self.most = max(self.most, int(length_P.max(initial=0)))
+    def add_multi_valued(self, length_R: np.ndarray, index_V: np.ndarray) -> None:
+        """Add records of a multi-valued field; the values of each stand one behind the other."""
+        _tally(index_V, self.index_bins)
+        length_bins = _bins()
+        _tally(length_R, length_bins)
+        self.length_bins += length_bins
+        self.index_bins[0] += length_bins[0]
+        self.most = max(self.most, int(length_R.max(initial=0)))
 
 
 @dataclass
 class NumberTally:
-    """A numeric field: exact moments of the values that are there, and their range."""
+    """The tally of a numeric field: exact moments of its values, and their range."""
 
     missing: int = 0
     values: int = 0
@@ -82,7 +83,7 @@ class NumberTally:
 
     @property
     def mean_std(self) -> tuple[float, float]:
-        """Mean and population standard deviation; 0 where there is no value."""
+        """Mean and population standard deviation; 0 without a value."""
         return self.moments.mean_std(0)
 
     def merge(self, other: "NumberTally") -> None:
@@ -93,19 +94,19 @@ class NumberTally:
         self.moments.merge(other.moments.to_bytes())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the tally as plain JSON."""
         moments = np.frombuffer(self.moments.to_bytes(), np.int64).tolist()
         return {"number": [self.missing, self.values, self.low, self.high], "moments": moments}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "NumberTally":
-        """The way back."""
+        """Read what `to_json` returned."""
         tally = cls(*raw["number"])
         tally.moments.merge(np.array(raw["moments"], np.int64).tobytes())
         return tally
 
     def add(self, values: pa.Array) -> None:
-        """Values (float32), null where missing."""
+        """Add values (float32), null where missing."""
         value_V = np.ascontiguousarray(values.drop_null().to_numpy())
         self.missing += values.null_count
         self.values += len(value_V)
@@ -124,14 +125,14 @@ class Statistics:
     users: Distinct = field(default_factory=Distinct)
     contexts: Distinct = field(default_factory=Distinct)
 
-    def add(self, table: pa.Table, catalogue: Catalogue, key_N: np.ndarray, count_NK: np.ndarray) -> None:
-        """Tally rows, all rows of a context among them and one behind the other.
+    def add(self, table: pa.Table, catalogue: Catalogue, key_N: np.ndarray, counts: np.ndarray) -> None:
+        """Tally rows; all rows of a context are among them, one behind the other.
 
-        `key_N` is the key of each row's context, `count_NK` the impressions of each row and its labels in the order of
+        `key_N` is the key of each row's context, `counts` the impressions of each row and its labels in the order of
         manifest.LABELS. A context that was cut into several rows counts once.
         """
         is_first_N = np.r_[True, key_N[1:] != key_N[:-1]]
-        self._add_sizes(np.add.reduceat(count_NK, np.flatnonzero(is_first_N)))
+        self._add_sizes(np.add.reduceat(counts, np.flatnonzero(is_first_N)))
         self.contexts.add(key_N[is_first_N])
         self.users.add(array_of(table, "group_id").filter(pa.array(is_first_N)).drop_null().to_numpy())
         for entry in catalogue.fields:
@@ -144,33 +145,33 @@ class Statistics:
             if isinstance(tally, NumberTally):
                 tally.add(values)
             elif entry.arity == "one":
-                tally.add_ones(values.to_numpy())
+                tally.add_single_valued(values.to_numpy())
             elif entry.scope == "context":
-                tally.add_lists(np.diff(values.offsets.to_numpy()), values.flatten().to_numpy())
+                tally.add_multi_valued(np.diff(values.offsets.to_numpy()), values.flatten().to_numpy())
             else:
                 lengths = flat(table, f"{entry.name}__length")
-                tally.add_lists(lengths.to_numpy(), values.to_numpy())
+                tally.add_multi_valued(lengths.to_numpy(), values.to_numpy())
 
     def merge(self, other: "Statistics") -> None:
         """Add those of another file."""
         for name, tally in other.fields.items():
             mine: Any = self.fields.setdefault(name, type(tally)())
             mine.merge(tally)
-        for size, count_K in other.sizes.items():
-            self.sizes[size] = self.sizes.get(size, np.zeros_like(count_K)) + count_K
+        for size, counts in other.sizes.items():
+            self.sizes[size] = self.sizes.get(size, np.zeros_like(counts)) + counts
         self.users.merge(other.users)
         self.contexts.merge(other.contexts)
 
     def report(self, keep: Callable[[str, np.ndarray], str]) -> dict[str, Any]:
-        """What a task tells the driver: plain JSON, and where it kept the hashes of the distinct ids, which may be many."""
-        distinct = {"users": keep("users", self.users.hash_K), "contexts": keep("contexts", self.contexts.hash_K)}
+        """Return plain JSON for the driver; `keep` saves the hashes of distinct ids, which may be many, and names them."""
+        distinct = {"users": keep("users", self.users.hashes), "contexts": keep("contexts", self.contexts.hashes)}
         fields = {name: tally.to_json() for name, tally in self.fields.items()}
-        sizes = [[size, *count_K.tolist()] for size, count_K in self.sizes.items()]
+        sizes = [[size, *counts.tolist()] for size, counts in self.sizes.items()]
         return {"fields": fields, "sizes": sizes, "distinct": distinct}
 
     @classmethod
     def of_report(cls, raw: Mapping[str, Any], kept: Callable[[str], np.ndarray]) -> "Statistics":
-        """Merge back what `report` returned."""
+        """Read what `report` returned; `kept` loads the hashes that it saved."""
         fields = {
             name: (NumberTally if "number" in tally else FieldTally).from_json(tally)
             for name, tally in raw["fields"].items()
@@ -179,20 +180,21 @@ class Statistics:
         users, contexts = (Distinct(kept(raw["distinct"][what])) for what in ("users", "contexts"))
         return cls(fields, sizes, users, contexts)
 
-    def _add_sizes(self, count_GK: np.ndarray) -> None:
-        size_N, number_G = np.unique(count_GK[:, 0], return_inverse=True)
-        total_NK = np.zeros((len(size_N), 1 + len(LABELS)), np.int64)
-        np.add.at(total_NK, number_G, np.c_[np.ones(len(count_GK), np.int64), count_GK[:, 1:]])
-        for size, count_K in zip(size_N.tolist(), total_NK, strict=True):
-            self.sizes[size] = self.sizes.get(size, 0) + count_K
+    def _add_sizes(self, context_counts: np.ndarray) -> None:
+        """Count contexts, and the labels in them, by their impressions."""
+        size_N, size_numbers = np.unique(context_counts[:, 0], return_inverse=True)
+        totals = np.zeros((len(size_N), 1 + len(LABELS)), np.int64)
+        np.add.at(totals, size_numbers, np.c_[np.ones(len(context_counts), np.int64), context_counts[:, 1:]])
+        for size, counts in zip(size_N.tolist(), totals, strict=True):
+            self.sizes[size] = self.sizes.get(size, 0) + counts
 
 
 @nb.njit(cache=True)
-def _tally(value_V, count_B):  # type: ignore[no-untyped-def]
+def _tally(value_V, bins):  # type: ignore[no-untyped-def]
     """Count non-negative int32 values by their bit length."""
     for i in range(len(value_V)):
         value = value_V[i]
         if value < 1 << 16:
-            count_B[_BIT_LENGTH[value]] += 1
+            bins[_BIT_LENGTH[value]] += 1
         else:
-            count_B[16 + _BIT_LENGTH[value >> 16]] += 1
+            bins[16 + _BIT_LENGTH[value >> 16]] += 1

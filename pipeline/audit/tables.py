@@ -1,4 +1,4 @@
-"""The content of the tables of audit.html that go field by field, and of the one of ids in two splits."""
+"""The content of the tables of audit.html that have a row for each field, and of the one on ids in two splits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ _STABLE, _SHIFTED = 0.1, 0.25  # the usual readings of the population stability 
 
 
 class ValuesRow(NamedTuple):
-    """How many values the records of a field have; a record is a context or an impression, as its scope says."""
+    """The numbers of values of a field's records; a record is a context or an impression, as its scope says."""
 
     field: str
     scope: str
@@ -31,7 +31,7 @@ class NumberRow(NamedTuple):
 
 
 class CoverageRow(NamedTuple):
-    """Values without a row of their own in the table of a field."""
+    """The values of a field without a row of their own in its table."""
 
     field: str
     num_rows: int
@@ -117,7 +117,7 @@ def coverage_rows(audit: Audit, fields: Sequence[ManifestField], splits: Sequenc
 
 
 def drift_table(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> DriftTable | None:
-    """Compare each field with train; None where train is missing or alone."""
+    """Compare each field with train; None if train is missing or alone."""
     others = [split for split in splits if split != "train"]
     if "train" not in splits or not others:
         return None
@@ -139,7 +139,7 @@ def drifting(audit: Audit, fields: Sequence[ManifestField]) -> list[str]:
 
 
 def leakage_table(audit: Audit, fields: Sequence[ManifestField]) -> LeakageTable | None:
-    """Rank the fields by what each alone tells of any label; None where no label could be evaluated."""
+    """Rank the fields by how well each alone predicts any label; None if no label could be evaluated."""
     found = audit["leakage"]
     known = [label for label in LABELS if label in found["labels"]]
     labels = [label for label in known if found["labels"][label]["judged"]]

@@ -1,6 +1,6 @@
-"""The audit: every line read is written or set aside, for each split and reason, or the job stops.
+"""The counter of the audit: every line read is written or quarantined, for each split and reason, or the job stops.
 
-A Tally counts on the way (in tasks, merged on the driver); `balanced` proves the sums and gives audit.json.
+Tasks count in a Tally and the driver merges them; balance.py proves the sums and gives audit.json.
 """
 
 from collections import Counter
@@ -16,13 +16,13 @@ from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import CONTEXT, SKELETON
 from pipeline.dataset.manifest import SPLITS
 
-#: What a line of each table is called in the audit.
+#: The audit's name for the lines of each table.
 GRAIN = {CONTEXT: "contexts", SKELETON: "impressions"}
 
 
 @dataclass
 class Tally:
-    """Counts by (split, grain, what), and where each reason was met first in the order of the log."""
+    """Counts by (split, grain, what), and the first line of each reason in the order of the log."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, tuple[int, int]] = field(default_factory=dict)  # reason → (ordinal, offset)
@@ -33,7 +33,7 @@ class Tally:
             self.counts[f"{SPLITS[split]}/{grain}/{what}"] += int(number)
 
     def of(self, split: str, grain: str, what: str) -> int:
-        """One count."""
+        """Return one count."""
         return self.counts[f"{split}/{grain}/{what}"]
 
     def note_first(self, reason: str, ordinal: int, offset: int) -> None:
@@ -47,12 +47,12 @@ class Tally:
             self.note_first(reason, ordinal, offset)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON, for the way from a task to the driver."""
+        """Return plain JSON, for the way from a task to the driver."""
         return {"counts": dict(self.counts), "first": {reason: list(where) for reason, where in self.first.items()}}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Tally":
-        """The way back."""
+        """Read what `to_json` returned."""
         first = {reason: (ordinal, offset) for reason, (ordinal, offset) in raw["first"].items()}
         return cls(Counter(raw["counts"]), first)
 

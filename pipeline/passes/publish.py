@@ -57,7 +57,7 @@ def assemble(
         for report in quarantine
     ]
     totals = totals_of(files)
-    balanced = balance.balanced(counted.tally, merge_tallies(reports), totals, quarantine_files)
+    balanced = balance.reconcile(counted.tally, merge_tallies(reports), totals, quarantine_files)
     if log.events:
         balanced["events"] = log.events.audit
     content = balanced | figures(job.catalogue, _statistics(reports, staging))

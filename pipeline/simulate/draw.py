@@ -260,7 +260,7 @@ def _search(cumulative, target):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _zipf(uniform, size):  # type: ignore[no-untyped-def]
-    """Return a rank in [0, size) with probability ∝ log(1 + 1 / (rank + 1)): Zipf's law with exponent 1, in closed form."""
+    """Return a rank in [0, size), with probability ∝ log(1 + 1 / (rank + 1)): Zipf's law with exponent 1."""
     return min(np.int64(np.exp(uniform * np.log(size + 1.0))) - 1, size - 1)
 
 

@@ -65,7 +65,7 @@ def weight_text(count: int) -> str:
 def line_layout(
     catalogue: Catalogue, fields: tuple[str, ...], blocks: dict[str, IdBlock], world: SimulatedWorld
 ) -> LineLayout:
-    """Return the layout of `fields`, whose ids are those of `blocks`. Raises InputError if the catalogue lacks a field."""
+    """Return the layout of `fields`, whose ids are those of `blocks`; InputError if the catalogue lacks a field."""
     tags = [raw_id + b"\x02" for raw_id in require_raw_ids(catalogue, fields)]
     weights = [weight_text(count).encode() for count in range(MAX_COUNT + 1)]
     ids = [blocks[name] for name in fields]

@@ -44,7 +44,7 @@ class RatesSettings:
         return np.array([1 - self.daction, self.daction * (1 - self.wish), self.daction * self.wish])
 
     def conversion_probabilities(self) -> np.ndarray:
-        """Return P(conversion | click, action) for none, cart, wish, float64 [A]: these lifts, and `conversion` on average."""
+        """Return P(conversion | click, action), float64 [A]: with these lifts, and `conversion` on average."""
         lifts = np.array([1.0, self.cart_lift, self.wish_lift])
         return self.conversion * lifts / (self.action_probabilities() @ lifts)
 

@@ -18,8 +18,8 @@ from pipeline.features.fields import Catalogue
 #: Impressions of the real train and test files together.
 REAL_IMPRESSIONS = 42_300_135 + 43_016_840
 MEAN_IMPRESSIONS_PER_CONTEXT = 57.9
-#: Distinct values over both files at the real size (train alone shows 3.1M items). Categories, shops, brands and intentions are each one universe
-#: that three fields show: the item's own, the user's list, and the entry that both share.
+#: Distinct values over both files at the real size (train alone shows 3.1M items). Categories, shops, brands and
+#: intentions are each one universe of three fields: the item's own, the user's list, and the entry that both share.
 REAL_CARDINALITY = {"item": 4_000_000, "category": 8_581, "shop": 604_498, "brand": 208_179, "intention": 96_258}
 #: Smaller logs hold fewer distinct ids, by Heaps' law: cardinality grows with impressions to this power.
 HEAPS_EXPONENT = 0.6

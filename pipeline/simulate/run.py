@@ -78,7 +78,7 @@ class SimulateSettings:
 def simulate(settings: SimulateSettings) -> None:
     """Write the log to `settings.out`, simulation.json last; do nothing if the same log is already there.
 
-    Files are written beside their final names and moved when whole, so you start a killed run again with the same command.
+    Files are written beside their final names and moved when whole, so a killed run is started again with the same command.
     Raises InputError if `out` holds anything else, or cannot be written.
     """
     out = Path(settings.out).expanduser()

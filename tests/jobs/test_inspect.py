@@ -67,7 +67,7 @@ def test_the_card_has_splits_rates_labels_fields_and_the_unknown_share(
     assert re.search(r"train 1 2 1 \(50 %\) 1 \(100 %\) 1 1 ", text)
     assert "conversion: the impression was clicked and bought" in text
     assert re.search(r"item_id 205 impression one 3 rows 0.00 % 100.00 %", text)
-    assert "set aside: nothing" in text
+    assert "quarantined: nothing" in text
     assert "impression 9: click 1 conversion 0" in text
     (dataset / "audit.json").rename(dataset / "audit.away")
     run(InspectSettings(data=str(dataset), rows=0))

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.audit.evidence import read_sample
-from pipeline.audit.leakage import Judged, implausible, judge, leakage, sentences
+from pipeline.audit.leakage import FieldAuc, field_aucs, find_leaks, leak_warnings, leakage
 from pipeline.config.preprocess import AuditSettings
 from pipeline.dataset.manifest import DatasetFile, RowGroup
 from pipeline.errors import InputError
@@ -117,7 +117,7 @@ def test_a_planted_leak_is_named_with_its_label_and_its_kind_and_no_innocent_fie
     for entry in INNOCENT:
         for numbers in found["auc"][entry.name].values():
             assert abs(numbers["auc"] - 0.5) < 0.1
-    (sentence,) = sentences(found)
+    (sentence,) = leak_warnings(found)
     assert sentence.startswith(f"leak alone tells {label} with an AUC of ")
 
 
@@ -138,9 +138,9 @@ def test_an_auc_of_single_values_is_that_of_the_rates_learned_on_train_ties_at_o
     samples = [read_sample(tmp_path, files[place : place + 1], 10**6) for place in (0, 1)]
     assert samples[0] is not None
     assert samples[1] is not None
-    (verdict,) = judge(field("hint"), samples[0], samples[1], ["click"])
+    (result,) = field_aucs(field("hint"), samples[0], samples[1], ["click"])
     flat = {name: samples[1].table.column(name).combine_chunks().flatten().to_numpy() for name in ("hint", "click")}
-    assert verdict.auc == pytest.approx(roc_auc_score(flat["click"], flat["hint"]), abs=1e-9)
+    assert result.auc == pytest.approx(roc_auc_score(flat["click"], flat["hint"]), abs=1e-9)
 
 
 def test_a_label_with_a_handful_of_positives_is_not_judged(tmp_path: Path) -> None:
@@ -154,12 +154,12 @@ def test_a_label_with_a_handful_of_positives_is_not_judged(tmp_path: Path) -> No
 
 
 def test_what_every_field_tells_is_no_leak_and_what_chance_may_have_told_is_none() -> None:
-    alike = [Judged(f"f{number}", "click", 0.95, 0.001, "values") for number in range(5)]
-    assert implausible(alike, 0.9) == []
-    lone = Judged("leak", "click", 0.93, 0.05, "values")
-    usual = [Judged(f"f{number}", "click", 0.6, 0.001, "values") for number in range(5)]
-    assert implausible([*usual, lone], 0.9) == []
-    assert implausible([*usual, Judged("leak", "click", 0.93, 0.01, "values")], 0.9)
+    alike = [FieldAuc(f"f{number}", "click", 0.95, 0.001, "values") for number in range(5)]
+    assert find_leaks(alike, 0.9) == []
+    lone = FieldAuc("leak", "click", 0.93, 0.05, "values")
+    usual = [FieldAuc(f"f{number}", "click", 0.6, 0.001, "values") for number in range(5)]
+    assert find_leaks([*usual, lone], 0.9) == []
+    assert find_leaks([*usual, FieldAuc("leak", "click", 0.93, 0.01, "values")], 0.9)
     for wrong in (0.5, 1.1):
         with pytest.raises(InputError, match="leakage_auc"):
             AuditSettings(leakage_auc=wrong)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.audit.distinct import MOST, Distinct
+from pipeline.audit.distinct import MAX_EXACT, Distinct
 from pipeline.audit.figures import context_sizes, drift, figures, stability_index
 from pipeline.audit.statistics import NumberTally, Statistics
 from pipeline.features.fields import Catalogue, Field
@@ -71,9 +71,9 @@ def tallied(contexts: list[dict[str, Any]], most: int) -> Statistics:
         "tags__length": ints,
     }
     table = pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()})
-    count_NK = np.array([[len(row["click"]), sum(row["click"]), 0, 0] for row in rows])
+    counts = np.array([[len(row["click"]), sum(row["click"]), 0, 0] for row in rows])
     statistics = Statistics()
-    statistics.add(table, FIELDS, np.array([row["key"] for row in rows]), count_NK)
+    statistics.add(table, FIELDS, np.array([row["key"] for row in rows]), counts)
     return statistics
 
 
@@ -168,10 +168,10 @@ def test_drift_is_nothing_between_equal_shares_and_the_index_of_the_textbook_bet
 
 def test_distinct_ids_are_exact_up_to_the_bound_and_within_its_error_above() -> None:
     few, more, many = Distinct(), Distinct(), Distinct()
-    for start in range(0, MOST - 1, 1000):
-        few.add(np.repeat(np.arange(start, min(start + 1000, MOST - 1)), 2))
-    assert few.count().to_json() == {"number": MOST - 1, "exact": True}
-    more.add(np.arange(MOST - 1001, 2 * MOST - 2002))
+    for start in range(0, MAX_EXACT - 1, 1000):
+        few.add(np.repeat(np.arange(start, min(start + 1000, MAX_EXACT - 1)), 2))
+    assert few.count().to_json() == {"number": MAX_EXACT - 1, "exact": True}
+    more.add(np.arange(MAX_EXACT - 1001, 2 * MAX_EXACT - 2002))
     assert few.common(more).to_json() == {"number": 1000, "exact": True}
     for start in range(0, 1_000_000, 100_000):
         part = Distinct()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.balance import balanced
+from pipeline.audit.balance import reconcile
 from pipeline.audit.tally import Tally
 from pipeline.dataset.manifest import SPLITS
 
@@ -19,7 +19,7 @@ def tally(**counts: int) -> Tally:
 
 def audit(scanned: Tally, written: Tally, impressions: int, quarantined: int) -> dict[str, Any]:
     files = [{"path": "quarantine/part-00000-0123456789abcdef.parquet", "lines": quarantined}]
-    return balanced(scanned, written, {"train": {"impressions": impressions}}, files)
+    return reconcile(scanned, written, {"train": {"impressions": impressions}}, files)
 
 
 def test_lines_read_are_written_or_set_aside_for_each_reason() -> None:
