@@ -82,7 +82,7 @@ def stopped(rank: int) -> Callable[[NewRun, int, Path], Found]:
         process = run.start(2, "--shutdown-timeout", "2")
         assert run.reach(step, process)
         os.kill(ranks_of(process)[rank], signal.SIGSTOP)
-        return ends(run, process, "Another rank was lost, or was silent for longer than world.timeout_s")
+        return ends(run, process, "Another rank ended, or did not answer within world.timeout_s")
 
     return fault
 

@@ -276,7 +276,7 @@ def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Pa
         trainer = Trainer(settings, world)
         rank_batch = next(trainer.batches())
         trainer.model.forward(rank_batch.batch, rank_batch.ids, rank_batch.step)
-        counts = {int(kernel.iter_cpu.item()) for kernel in trainer.model._fused}
+        counts = {int(kernel.iter_cpu.item()) for kernel in trainer.model._fused.modules}
         assert (rank_batch.step, counts) == (6, {7})
         trainer.close()
 

@@ -3,23 +3,40 @@
 `training.distributed.peer_exchange` implements it.
 """
 
-# Shapes: B impressions, C contexts, D width of a scope's inputs, N contexts or impressions, A allocated columns.
+# Shapes: B impressions, C contexts, D width of a scope's inputs, N contexts or impressions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import IntEnum
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from training.feed.batch import Batch
+
+T = TypeVar("T")
+
+
+class Scope(IntEnum):
+    """What a field describes: a context, or one impression of it. The number is the index into a `PerScope`."""
+
+    CONTEXT = 0
+    IMPRESSION = 1
+
+
+class PerScope(NamedTuple, Generic[T]):
+    """One value for contexts and one for impressions: by name, or as `values[scope]`."""
+
+    contexts: T
+    impressions: T
 
 
 @dataclass(frozen=True)
 class Kernel:
     """FBGEMM's kernel for some tables of one scope, or for this rank's rows of them."""
 
-    module: nn.Module  # (indices, offsets, weights) of its fields' bags, field-major → [N, A]
-    scope: int
+    module: nn.Module  # (indices, offsets, weights) of its fields' bags, field-major → [N, allocated columns]
+    scope: Scope
     fields: list[int]  # in the kernel's own order, which is not the catalogue's
     allocated: list[int]  # the columns of each; the used ones come first
     serves_all: bool  # the ids of all ranks come here, and not this rank's alone
@@ -40,12 +57,15 @@ class Pooled(Protocol):
 
 
 class Exchange(Protocol):
-    """Look up and train the sharded tables for one rank's batches. All ranks make the same calls in the same order."""
+    """The lookup and the training of the sharded tables, for one rank's batches.
+
+    All ranks make the same calls in the same order.
+    """
 
     kernels: Sequence[Kernel]  # of this rank
 
     @property
-    def num_fields(self) -> tuple[int, int]:
+    def num_fields(self) -> PerScope[int]:
         """The number of categorical fields of a context and of an impression."""
 
     def send(self, batch: Batch) -> Handle:

@@ -1,4 +1,4 @@
-"""Optimizers: one for the tables, which update inside the backward pass, and Adam for the towers, after it."""
+"""Optimizers: sharded tables update inside the backward pass; replicated tables and the towers (Adam) after it."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from pipeline.errors import InputError
 from training.distributed.settings import EmbeddingOptimizerSettings, TowerOptimizerSettings
+from training.distributed.torchrec_internals import state_of_replicated
 from training.model.embeddings import allocated_dim, rowwise_lr
 from training.model.entire_space import EntireSpaceModel
 from training.model.settings import EmbeddingSettings
@@ -21,20 +22,22 @@ _CLASSES = {
 }
 
 
-def fuse(model: EntireSpaceModel, embedding: EmbeddingSettings, settings: EmbeddingOptimizerSettings) -> None:
-    """Have every table of `model` that will be sharded update itself inside the backward pass."""
+def fuse_into_backward(
+    model: EntireSpaceModel, embedding: EmbeddingSettings, settings: EmbeddingOptimizerSettings
+) -> None:
+    """Have every table of `model` update itself inside the backward pass, once it is sharded."""
     for scope in (model.context, model.impression):
         for name, parameter in zip(scope.names, scope.tables.parameters(), strict=True):
             options = _options(settings, embedding.dim_of(name))
             apply_optimizer_in_backward(_CLASSES[settings.name], [parameter], options)
 
 
-def dense(
+def replicated_optimizer(
     tables: dict[str, torch.Tensor], embedding: EmbeddingSettings, settings: EmbeddingOptimizerSettings
 ) -> torch.optim.Optimizer:
-    """The same optimizer for replicated `tables`, to be stepped after the backward pass.
+    """Build the optimizer of replicated `tables`, which is stepped after the backward pass.
 
-    Raises InputError for Adam, whose momentum would move rows that have no gradient, as its fused kernel does not.
+    Raises InputError for Adam: its momentum would move rows without a gradient, which its fused kernel does not.
     """
     if settings.name == "adam":
         raise InputError(
@@ -45,20 +48,21 @@ def dense(
     return _CLASSES[settings.name](groups)
 
 
-def state_of(optimizer: torch.optim.Optimizer, table: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A replicated table's state under FBGEMM's names and shapes, as views."""
+def replicated_state(optimizer: torch.optim.Optimizer, table: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a replicated table's state under the names and shapes that a sharded one's has, as views."""
     sums = optimizer.state[table].get("sum")
-    return {} if sums is None else {"momentum1": sums.view(-1) if sums.shape[1] == 1 else sums}
+    return {} if sums is None else state_of_replicated(sums)
 
 
-def adam(parameters: Any, settings: TowerOptimizerSettings) -> torch.optim.Optimizer:
-    """The towers' optimizer."""
+def tower_optimizer(parameters: Any, settings: TowerOptimizerSettings) -> torch.optim.Optimizer:
+    """Build the towers' optimizer, Adam."""
     return torch.optim.Adam(
         parameters, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, fused=True
     )
 
 
 def _options(settings: EmbeddingOptimizerSettings, dim: int) -> dict[str, Any]:
+    """Return torch's options for a table of `dim` used columns, which its allocated columns do not change."""
     options: dict[str, Any] = {"lr": settings.lr}
     if settings.name != "sgd":
         options["eps"] = settings.eps

@@ -22,11 +22,11 @@ class RankBatch:
     batch: Batch  # on the device; a stand-in where the rank has no impressions
     num_impressions: int
     ids: Handle  # of the batch
-    error: InputError | None  # why this rank has no batch
+    error: InputError | None  # the reason that this rank has no batch
     following: "RankBatch | None" = None  # its batch of the next step of the epoch
 
     def send_next(self) -> None:
-        """Send the next batch's ids now, so that they travel during this step's computation."""
+        """Send the next batch's ids now: they travel during this step's computation."""
         if self.following:
             self.following.ids.proceed()
 
@@ -35,7 +35,7 @@ class RankBatch:
         return world.start_sum(torch.tensor([self.error is not None, stops], dtype=torch.int64, device=world.device))
 
     def agreed(self, agreeing: Pending, world: World) -> bool:
-        """Return whether any rank wants to stop; raise InputError on every rank if one has failed."""
+        """Return whether any rank wants to stop. Raise InputError on every rank if one has failed."""
         num_failed, num_stops = agreeing.wait().tolist()
         if num_failed:
             world.agree(self.error)
@@ -45,8 +45,8 @@ class RankBatch:
 def rank_batches(feed: Feed, epoch: int, steps: range, exchange: Exchange, device: torch.device) -> Iterator[RankBatch]:
     """Yield this rank's batch of each of `steps`, once the ids of the batch after it are on their way.
 
-    A rank that cannot read its batch takes part in the step with an empty one, and the ranks agree on its error there:
-    the others wait for it inside the forward pass already.
+    A rank that cannot read its batch takes part in the step with an empty one, because the others wait for it inside the
+    forward pass. The ranks agree on its error in that step.
     """
     batches = prefetch_to_device(feed.batches(epoch, steps.start), device)
     error: InputError | None = None

@@ -1,4 +1,4 @@
-"""The settings of the ranks, of where tables are stored, and of the optimizers; loads no torch (see training.run.settings)."""
+"""The settings of the ranks, of the placement of tables, and of the optimizers; loads no torch (see training.run.settings)."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 
 SHARDINGS = ("table_wise", "row_wise", "data_parallel")
-#: What FBGEMM's fused kernels have, by device.
+#: The optimizers of FBGEMM's fused kernels, by device.
 EMBEDDING_OPTIMIZERS = {
     "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
     "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
 }
 DECAYS = ("none", "linear", "cosine")
-_BYTES_PER_VALUE = 4
+_BYTES_PER_WEIGHT = 4
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ShardingSettings:
             )
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """InputError where `tables` names a field that the dataset lacks, or a numeric one."""
+        """Raise InputError where `tables` names a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
         numeric = [entry.name for entry in fields if entry.stored == NUMBER]
         for name in self.tables:
@@ -61,10 +61,10 @@ class ShardingSettings:
                 raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
 
     def kind_of(self, entry: ManifestField, columns: int) -> str:
-        """How the table of `entry`, `columns` wide, is spread."""
+        """Return the placement of the table of `entry`, `columns` wide: table_wise, row_wise or data_parallel."""
         if entry.name in self.tables:
             return self.tables[entry.name]
-        megabytes = entry.num_rows * columns * _BYTES_PER_VALUE / 1e6
+        megabytes = entry.num_rows * columns * _BYTES_PER_WEIGHT / 1e6
         if self.row_wise_above_mb is not None and megabytes > self.row_wise_above_mb:
             return "row_wise"
         return self.default
@@ -72,10 +72,10 @@ class ShardingSettings:
 
 @dataclass
 class ScheduleSettings:
-    """The groups `optimizer.towers.schedule` and `optimizer.embeddings.schedule`: what the rate is multiplied by.
+    """The groups `optimizer.towers.schedule` and `optimizer.embeddings.schedule`: a factor of the learning rate.
 
-    It rises to 1 over `warmup_steps`, then falls to `final` over `decay_steps` and stays there. Steps, not epochs: a run
-    that is continued for more epochs keeps the rates that it had.
+    It rises to 1 over `warmup_steps`, then falls to `final` over `decay_steps` and stays there. It counts steps and not
+    epochs, so a run that is continued for more epochs keeps its learning rates.
     """
 
     warmup_steps: int = 0  # the learning rate rises over these
@@ -85,7 +85,7 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
-            raise InputError(f"optimizer: schedule.warmup_steps={self.warmup_steps} is below 0.")
+            raise InputError(f"optimizer: schedule.warmup_steps={self.warmup_steps} is below 0; 0 has no warm-up.")
         if self.decay not in DECAYS:
             raise InputError(f"optimizer: schedule.decay={self.decay} is not one of {', '.join(DECAYS)}.")
         if (self.decay == "none") != (self.decay_steps == 0) or self.decay_steps < 0:
@@ -94,10 +94,12 @@ class ScheduleSettings:
                 "give decay_steps above 0 with linear or cosine, and 0 with none."
             )
         if not 0.0 <= self.final <= 1.0:
-            raise InputError(f"optimizer: schedule.final={self.final} is outside [0, 1].")
+            raise InputError(
+                f"optimizer: schedule.final={self.final} is outside [0, 1]; give the last learning rate as a multiple of lr."
+            )
 
     def factor(self, step: int) -> float:
-        """At `step` of the run, counted from 0."""
+        """Return the factor at `step` of the run, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.decay == "none":
@@ -121,8 +123,8 @@ class EmbeddingOptimizerSettings:
 class TowerOptimizerSettings:
     """The group `optimizer.towers`: Adam.
 
-    `clip_norm` bounds the norm of all towers' gradients together. The tables' are not in it and are not clipped: they
-    move inside the backward pass, before a global norm could be known.
+    `clip_norm` bounds the norm of all towers' gradients together. The tables' gradients are not in it and are not clipped:
+    the tables update inside the backward pass, before a global norm is known.
     """
 
     lr: float = 3e-3  # of Adam
@@ -144,9 +146,9 @@ class OptimizerSettings:
     towers: TowerOptimizerSettings = field(default_factory=TowerOptimizerSettings)
 
     def check_device(self, device: str) -> None:
-        """InputError where `device` has no fused kernel for the embeddings' optimizer."""
+        """Raise InputError where `device` has no fused kernel for the embeddings' optimizer."""
         have = EMBEDDING_OPTIMIZERS[device]
         if self.embeddings.name not in have:
             raise InputError(
-                f"optimizer.embeddings.name={self.embeddings.name} is not there on {device}; it has {', '.join(have)}."
+                f"optimizer.embeddings.name={self.embeddings.name} has no kernel on {device}; use one of {', '.join(have)}."
             )

@@ -1,6 +1,6 @@
-"""A model on its ranks, and what a training step does with it: forward, differentiate, learn.
+"""A model on its ranks, and the three parts of a training step: forward, differentiate, learn.
 
-Between the last two nothing has changed yet, so the ranks can still find together that a loss is not finite.
+No weight changes before `learn`, so the ranks can agree before it that every loss is finite.
 """
 
 # Shapes: B impressions.
@@ -8,14 +8,11 @@ Between the last two nothing has changed yet, so the ranks can still find togeth
 from dataclasses import dataclass
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    DenseTableBatchedEmbeddingBagsCodegen,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor, nn
 
 from training.distributed.exchange import Exchange, Handle, Pooled
 from training.distributed.settings import OptimizerSettings
+from training.distributed.torchrec_internals import FusedKernels, ReplicatedKernels
 from training.distributed.tower_gradients import sum_in_rank_order
 from training.distributed.world import World
 from training.feed.batch import Batch
@@ -25,13 +22,13 @@ from training.model.graph import Query
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows [first_row, first_row + len(weight)) of one table, as this rank holds them: live tensors."""
+    """The rows [first_row, first_row + len(weight)) of one table, as this rank stores them: live tensors."""
 
     table: str
     first_row: int
     weight: Tensor  # [rows, allocated columns]
     optimizer: dict[str, Tensor]  # state name → [rows, …]
-    saved: bool = True  # by this rank; rank 0 saves what all ranks hold
+    saved: bool = True  # by this rank; rank 0 saves the tables that every rank has
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class ForwardPass:
 
 @dataclass
 class ShardedModel:
-    """A model on its ranks. All ranks call everything in the same order."""
+    """A model on its ranks. All ranks make the same calls in the same order."""
 
     network: EntireSpaceModel  # its tables are TorchRec's, its towers are wrapped in DDP
-    towers: nn.Module  # the same towers without DDP, whose names of parameters would begin with `module.`
+    towers: nn.Module  # the same towers without DDP, which puts `module.` before the parameters' names
     exchange: Exchange
     shards: list[Shard]  # this rank's
     tower_optimizer: torch.optim.Optimizer
@@ -57,21 +54,19 @@ class ShardedModel:
 
     def __post_init__(self) -> None:
         kernels = [kernel.module for kernel in self.exchange.kernels]
-        self._fused = [kernel for kernel in kernels if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)]
-        self._fused_rates = [kernel.get_learning_rate() for kernel in self._fused]
-        self._dense = [kernel for kernel in kernels if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen)]
+        self._fused, self._replicated = FusedKernels(kernels), ReplicatedKernels(kernels)
         groups = self.table_optimizer.param_groups if self.table_optimizer else []
         self._group_rates = [(group, group["lr"]) for group in groups]
         self._factor = 1.0
-        self.num_updates = 0  # that this model has had, those of the run that it continues included
+        self.num_updates = 0  # of this model, those before a checkpoint or `init_from` included
 
     def predict(self, batch: Batch, ids: Handle | None = None) -> dict[Query, Tensor]:
-        """edge → logit [B], outside training; `ids` where those of `batch` were sent before."""
+        """Compute the logits outside training: edge → [B]. Give `ids` if those of `batch` were sent before."""
         with torch.no_grad():
             return self.forward(batch, ids or self.exchange.send(batch), None).logits
 
     def forward(self, batch: Batch, ids: Handle, run_step: int | None) -> ForwardPass:
-        """One forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""
+        """Do a forward pass over `batch`, whose `ids` were sent; `run_step` is None outside training."""
         if run_step is not None:
             self._begin_step(run_step)
         pooled = self.exchange.look_up(ids)
@@ -84,13 +79,11 @@ class ShardedModel:
         loss.backward()
 
     def learn(self, forward_pass: ForwardPass) -> None:
-        """One step down the gradients that `differentiate` left, at the rates of the step of the forward pass."""
-        for kernel in self._dense:
-            kernel.weights.grad = None  # the tables are views of it
+        """Take one step down the gradients that `differentiate` left, at the learning rates of the forward pass."""
+        self._replicated.clear_gradients()
         self.exchange.learn(forward_pass.pooled)  # sharded tables update in here
-        for kernel in self._dense:
-            if kernel.weights.grad is not None:
-                sum_in_rank_order(kernel.weights.grad, self.world)
+        for gradient in self._replicated.gradients():
+            sum_in_rank_order(gradient, self.world)
         if self.settings.towers.clip_norm:
             nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
         self.tower_optimizer.step()
@@ -99,15 +92,8 @@ class ShardedModel:
         self.num_updates += 1
 
     def _begin_step(self, run_step: int) -> None:
-        """Trap: FBGEMM's kernels read the rate of a backward pass when they run forwards.
-
-        And they count their forward passes, those of validation too and from 0 after a restart, for Adam's correction
-        of its bias: here that count is the number of updates.
-        """
         self._set_rates(run_step)
-        for kernel in self._fused:
-            kernel.iter.fill_(self.num_updates)
-            kernel.iter_cpu.fill_(self.num_updates)
+        self._fused.set_num_updates(self.num_updates)
 
     def _set_rates(self, run_step: int) -> None:
         towers, embeddings = self.settings.towers, self.settings.embeddings
@@ -115,8 +101,7 @@ class ShardedModel:
             group["lr"] = towers.lr * towers.schedule.factor(run_step)
         factor = embeddings.schedule.factor(run_step)
         if factor != self._factor:
-            for kernel, rate in zip(self._fused, self._fused_rates, strict=True):
-                kernel.set_learning_rate(rate * factor)
+            self._fused.scale_rates(factor)
             for group, rate in self._group_rates:
                 group["lr"] = rate * factor
             self._factor = factor

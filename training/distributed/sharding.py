@@ -1,8 +1,8 @@
-"""Which rank holds which rows of which table: the plan that TorchRec carries out.
+"""The plan that TorchRec carries out: the rows of each table that each rank stores.
 
     table_wise     a table lives on one rank; ids travel to it and pooled rows come back
-    row_wise       every rank holds a range of the table's rows and sums its part of each bag
-    data_parallel  every rank holds the whole table, and gradients are summed like the towers'
+    row_wise       every rank stores a range of the table's rows and sums its part of each bag
+    data_parallel  every rank stores the whole table, and gradients are summed like the towers'
 
 The plan is made by hand: TorchRec's planner wants a GPU topology, and on CPU it refuses row-wise tables.
 """
@@ -28,14 +28,14 @@ from training.model.settings import EmbeddingSettings
 def plan_of(
     fields: Sequence[ManifestField], embedding: EmbeddingSettings, settings: ShardingSettings, world: World
 ) -> ShardingPlan:
-    """The placement of every table, by the names of the model's two collections."""
+    """Plan the placement of every table, by the names of the model's two collections."""
     kinds = {entry.name: settings.kind_of(entry, allocated_dim(embedding.dim_of(entry.name))) for entry in fields}
     owners = assign([entry for entry in fields if kinds[entry.name] == "table_wise"], embedding, world.size)
     return ShardingPlan(
         {
             f"{scope}.tables": EmbeddingModuleShardingPlan(
                 {
-                    entry.name: _placed(
+                    entry.name: _parameter_sharding(
                         kinds[entry.name], entry, allocated_dim(embedding.dim_of(entry.name)), owners, world
                     )
                     for entry in fields
@@ -48,10 +48,11 @@ def plan_of(
 
 
 def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_size: int) -> dict[str, int]:
-    """field → rank, for whole tables: the most expensive first, each to the rank that has least of what it needs.
+    """Assign whole tables to ranks, field → rank: the most expensive first, each to the rank that has least of what it needs.
 
-    A table costs memory (rows x columns), lookups, and pooled rows that travel; each counts by the table's share of all.
-    Balanced together by the dot product of costs and loads (Panigrahy et al. 2011, "Heuristics for vector bin packing").
+    A table costs memory (rows x columns), lookups, and pooled rows that travel. Each cost counts relative to its sum over
+    all tables. The dot product of costs and loads balances the three together (Panigrahy et al. 2011, "Heuristics for vector
+    bin packing").
     """
     columns = {entry.name: allocated_dim(embedding.dim_of(entry.name)) for entry in fields}
     costs = [
@@ -59,37 +60,41 @@ def assign(fields: Sequence[ManifestField], embedding: EmbeddingSettings, world_
         for amount in (lambda entry: entry.num_rows, lookups_per_impression, bags_per_impression)
     ]
     totals = [sum(cost.values()) for cost in costs]
-    share = {
+    relative_costs = {
         entry.name: [cost[entry.name] / total for cost, total in zip(costs, totals, strict=True)] for entry in fields
     }
     loads = [[0.0] * len(costs) for _ in range(world_size)]
     owners: dict[str, int] = {}
-    for name in sorted(share, key=lambda name: (-sum(share[name]), name)):
-        burden = [sum(load * part for load, part in zip(of_rank, share[name], strict=True)) for of_rank in loads]
-        owner = burden.index(min(burden))
-        loads[owner] = [load + part for load, part in zip(loads[owner], share[name], strict=True)]
+    for name in sorted(relative_costs, key=lambda name: (-sum(relative_costs[name]), name)):
+        needs = relative_costs[name]
+        burdens = [sum(load * need for load, need in zip(of_rank, needs, strict=True)) for of_rank in loads]
+        owner = burdens.index(min(burdens))
+        loads[owner] = [load + need for load, need in zip(loads[owner], needs, strict=True)]
         owners[name] = owner
     return owners
 
 
 def lookups_per_impression(entry: ManifestField) -> float:
-    """Ali-CCP's means (DESIGN §2): 518 values a context, 58 impressions a context, 13.4 values an impression."""
+    """Estimate the rows of `entry` that an impression looks up, from the means of Ali-CCP.
+
+    A context has 518 values and 58 impressions; an impression has 13.4 values.
+    """
     if entry.scope == "context":
         return 1 / 58 if entry.arity == "one" else 125 / 58
     return 1.0 if entry.arity == "one" else 1.7
 
 
 def bags_per_impression(entry: ManifestField) -> float:
-    """Of a field: one a context, or one an impression."""
+    """Estimate the bags of `entry` that an impression pools: one a context, or one an impression."""
     return 1.0 if entry.scope == "impression" else 1 / 58
 
 
 def row_block(num_rows: int, num_ranks: int) -> int:
-    """The rows of a row-wise table that a rank holds, the last ranks fewer: TorchRec sends id i to rank i // block."""
+    """Return the rows of a row-wise table that a rank stores, the last ranks fewer: id i is on rank i // block."""
     return -(-num_rows // num_ranks)
 
 
-def _placed(
+def _parameter_sharding(
     kind: str, entry: ManifestField, columns: int, owners: Mapping[str, int], world: World
 ) -> ParameterSharding:
     if kind == "data_parallel":

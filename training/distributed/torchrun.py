@@ -1,8 +1,8 @@
-"""What torchrun tells a process in its environment, for those who ask before torch is loaded."""
+"""The environment that torchrun gives a process, for modules that run before torch is loaded."""
 
 import os
 
 
 def speaks() -> bool:
-    """Whether this process prints: rank 0 of a world, known before the ranks have met."""
+    """Return True on rank 0, the one that prints; it is known before the ranks have met."""
     return os.environ.get("RANK", "0") == "0"

@@ -40,9 +40,9 @@ def sum_in_rank_order(gradient: Tensor, world: World) -> Tensor:
     if world.size == 1:
         return gradient
     sizes = [len(part) for part in gradient.tensor_split(world.size)]
-    same = [sizes[world.rank]] * world.size
-    total, *others = world.start_exchange(gradient, sizes, same).wait().split(same)
+    own = [sizes[world.rank]] * world.size
+    total, *others = world.start_exchange(gradient, sizes, own).wait().split(own)
     for part in others:
         total.add_(part)
     # Trap: gloo numbers messages as they are sent, so this one may not be sent from a callback, out of turn.
-    return world.start_exchange(total.repeat(world.size), same, sizes, into=gradient).wait()
+    return world.start_exchange(total.repeat(world.size), own, sizes, into=gradient).wait()

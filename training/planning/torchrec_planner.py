@@ -37,7 +37,7 @@ def propose(
 ) -> dict[str, str] | None:
     """table → placement, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed)
-    optimizers.fuse(model, settings.embedding, settings.optimizer.embeddings)
+    optimizers.fuse_into_backward(model, settings.embedding, settings.optimizer.embeddings)
     device, kinds = cluster.device, list(SHARDINGS)
     if cluster.is_cpu:
         kinds.remove("row_wise")  # which the planner refuses on CPU, and the trainer does not

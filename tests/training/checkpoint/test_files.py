@@ -19,6 +19,7 @@ from training.checkpoint.files import META, TOWERS, Position, ValidationState, n
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
+from training.distributed.exchange import PerScope
 from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings
 from training.distributed.sharded_model import Shard, ShardedModel
@@ -84,7 +85,9 @@ def fake(rows: range, columns: int = 4) -> ShardedModel:
     weight = torch.arange(rows.start, rows.stop, dtype=torch.float32)[:, None].repeat(1, columns).contiguous()
     shard = Shard("t", rows.start, weight, {"momentum1": weight[:, 0].clone()})
     adam = torch.optim.Adam(tower.parameters())
-    return ShardedModel(None, tower, PeerExchange([[], []], [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE)  # type: ignore[arg-type]
+    return ShardedModel(
+        None, tower, PeerExchange(PerScope([], []), [], ALONE), [shard], adam, None, OptimizerSettings(), ALONE
+    )  # type: ignore[arg-type]
 
 
 def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:

@@ -97,5 +97,5 @@ def test_rowwise_adagrad_on_20_columns_equals_one_on_the_18_that_are_used(tmp_pa
 
 def test_an_optimizer_that_a_cpu_lacks_is_refused_with_the_list_of_what_it_has() -> None:
     settings = OptimizerSettings(EmbeddingOptimizerSettings("adam"))
-    with pytest.raises(InputError, match=r"name=adam is not there on cpu; it has rowwise_adagrad, adagrad, sgd\."):
+    with pytest.raises(InputError, match=r"name=adam has no kernel on cpu; use one of rowwise_adagrad, adagrad, sgd\."):
         settings.check_device("cpu")

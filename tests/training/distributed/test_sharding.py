@@ -13,7 +13,7 @@ from tiny_run import take_steps, tiny_settings
 
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
-from training.distributed.optimizers import dense
+from training.distributed.optimizers import replicated_optimizer
 from training.distributed.settings import EmbeddingOptimizerSettings, ShardingSettings
 from training.distributed.sharding import assign
 from training.distributed.world import join
@@ -255,4 +255,4 @@ def test_a_sharding_for_a_field_that_is_not_there_is_refused() -> None:
 
 def test_adam_for_replicated_tables_is_refused() -> None:
     with pytest.raises(InputError, match=r"name=adam cannot train data_parallel tables \(a\); give them sharding"):
-        dense({"a": torch.zeros(2, 4)}, EmbeddingSettings(), EmbeddingOptimizerSettings("adam"))
+        replicated_optimizer({"a": torch.zeros(2, 4)}, EmbeddingSettings(), EmbeddingOptimizerSettings("adam"))
