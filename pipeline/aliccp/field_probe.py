@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.features.fields import Catalogue
+from pipeline.kernels.hashing import GOLDEN
 from pipeline.kernels.jit import nb
 from pipeline.kernels.raw_memory import WORD_BYTES, byte_at
 
 _NO_NAME = np.uint64(2**64 - 1)
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+_SPREAD = np.uint64(GOLDEN)
 
 
 @dataclass(frozen=True)

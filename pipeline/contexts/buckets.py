@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.dataset.manifest import SPLITS
-from pipeline.kernels.hashing import order_hashes, scaled
+from pipeline.kernels.hashing import order_hashes, scale_hashes
 from pipeline.spark.hashes import partition_keys
 
 LINES_PER_QUARANTINE_FILE = 1_000_000
@@ -44,13 +44,13 @@ class Buckets:
         bucket_N = np.empty(len(hash_N), np.int64)
         for split in np.unique(split_N):
             chosen = split_N == split
-            bucket_N[chosen] = self.first(split) + scaled(hash_N[chosen], self.num_files[split])
+            bucket_N[chosen] = self.first(split) + scale_hashes(hash_N[chosen], self.num_files[split])
         return np.array(self.keys, np.int32)[bucket_N], (hash_N ^ np.uint64(1 << 63)).view(np.int64)
 
     def of_rejects(self, ordinal: int, offset_N: np.ndarray) -> np.ndarray:
         """Bucket key of each unreadable line."""
         hash_N = order_hashes(offset_N + (ordinal << 44), self.seed)
-        bucket_N = self.first(len(SPLITS)) + scaled(hash_N, max(self.num_quarantine, 1))
+        bucket_N = self.first(len(SPLITS)) + scale_hashes(hash_N, max(self.num_quarantine, 1))
         return np.array(self.keys, np.int32)[bucket_N]
 
     def place(self, key: int) -> tuple[str, int]:

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
 from pipeline.features.fields import Field
-from pipeline.kernels.hashing import mix
+from pipeline.kernels.hashing import GOLDEN, mix
 from pipeline.kernels.jit import nb
 
 _COUNT_SHIFT = 16  # a slot's second word: count above, field number below
 _FIELD_MASK = (1 << _COUNT_SHIFT) - 1
-_FIELD_SALT = np.uint64(0x9E3779B97F4A7C15)
+_FIELD_SALT = np.uint64(GOLDEN)
 
 
 class Counter:

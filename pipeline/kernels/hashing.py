@@ -10,14 +10,19 @@ from pipeline.kernels.jit import nb
 
 TRAIN, VALIDATION, TEST = 0, 1, 2  # positions in manifest.SPLITS
 
-_WORD = 1 << 64
-_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+#: The step of splitmix64's counter, 2^64 over the golden ratio: its multiples fill 64 bits evenly.
+GOLDEN = 0x9E3779B97F4A7C15
+#: The two multipliers of splitmix64's finalizer (its variant 13 by Stafford).
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+_NUM_HASHES = 1 << 64
+_M1, _M2 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
 @nb.njit(cache=True, inline="always")
 def mix(word: np.uint64) -> np.uint64:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection of uint64 without visible pattern."""
+    """Hash a word by the finalizer of splitmix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
     word = (word ^ (word >> _S30)) * _M1
     word = (word ^ (word >> _S27)) * _M2
     return word ^ (word >> _S31)
@@ -32,7 +37,7 @@ def _order_hashes(keys: np.ndarray, salt: np.uint64) -> np.ndarray:
 
 
 @nb.njit(cache=True)
-def _scaled(hashes: np.ndarray, buckets: np.uint64) -> np.ndarray:
+def _scale_each(hashes: np.ndarray, buckets: np.uint64) -> np.ndarray:
     out = np.empty(len(hashes), np.int64)
     for i in range(len(hashes)):
         out[i] = np.int64(((hashes[i] >> _S32) * buckets) >> _S32)
@@ -40,19 +45,19 @@ def _scaled(hashes: np.ndarray, buckets: np.uint64) -> np.ndarray:
 
 
 def order_hashes(keys: np.ndarray, seed: int) -> np.ndarray:
-    """uint64 per context key: the pseudo-random order of contexts in their split."""
-    return _order_hashes(keys, np.uint64((2 * seed + 1) * 0x9E3779B97F4A7C15 % _WORD))
+    """Hash context keys to uint64: contexts are ordered by this hash in their split."""
+    return _order_hashes(keys, np.uint64((2 * seed + 1) * GOLDEN % _NUM_HASHES))
 
 
-def scaled(hashes: np.ndarray, buckets: int) -> np.ndarray:
-    """floor(hash / 2^64 * buckets), from the upper half of the hash: equal ranges of the hash in hash order."""
-    return _scaled(hashes, np.uint64(buckets))
+def scale_hashes(hashes: np.ndarray, buckets: int) -> np.ndarray:
+    """Return floor(hash / 2^64 * buckets) as int64, from the upper half of the hash: buckets are ranges of the hash."""
+    return _scale_each(hashes, np.uint64(buckets))
 
 
 def splits_of(keys: np.ndarray, is_test: bool, validation: float, seed: int) -> np.ndarray:
-    """int64 per context key: TEST for the test period, else VALIDATION for a share of the keys, else TRAIN."""
+    """Return the split of each context key, int64: TEST in the test period, else VALIDATION for a share of the keys, else TRAIN."""
     if is_test:
         return np.full(len(keys), TEST)
     # A salt of its own, or validation would be the head of the train order.
-    hashes = _order_hashes(keys, np.uint64((2 * seed + 1) * 0xD1B54A32D192ED03 % _WORD))
-    return (hashes < np.uint64(min(int(validation * _WORD), _WORD - 1))).astype(np.int64) * VALIDATION
+    hashes = _order_hashes(keys, np.uint64((2 * seed + 1) * 0xD1B54A32D192ED03 % _NUM_HASHES))
+    return (hashes < np.uint64(min(int(validation * _NUM_HASHES), _NUM_HASHES - 1))).astype(np.int64) * VALIDATION

@@ -30,7 +30,7 @@ from pipeline.chunks import line_columns, reasons
 from pipeline.chunks.chunk import Chunk
 from pipeline.chunks.reasons import DUPLICATE_IMPRESSION, REASONS
 from pipeline.chunks.sources import PERIODS, SKELETON, SourceFile
-from pipeline.kernels.hashing import order_hashes, scaled, splits_of
+from pipeline.kernels.hashing import order_hashes, scale_hashes, splits_of
 
 #: A line's position in the order of the log: the ordinal of its file above, its byte offset below.
 OFFSET_BITS = 44
@@ -98,7 +98,7 @@ class Occurrences:
             if not waiting:
                 continue
             found = np.concatenate(waiting)
-            part_N = scaled(order_hashes(np.ascontiguousarray(found[:, 0]), _SALT), for_each)
+            part_N = scale_hashes(order_hashes(np.ascontiguousarray(found[:, 0]), _SALT), for_each)
             order_N = np.argsort(part_N, kind="stable")
             bounds = np.searchsorted(part_N[order_N], np.arange(for_each + 1))
             for part in range(for_each):

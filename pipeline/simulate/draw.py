@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.kernels.hashing import GOLDEN, mix
 from pipeline.kernels.jit import nb
 from pipeline.simulate.published_figures import (
     FEATURES_PER_CONTEXT,
@@ -266,8 +267,6 @@ def _zipf(uniform, size):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _fixed(salt, item, attribute):  # type: ignore[no-untyped-def]
-    """Return a number in [0, 1) fixed by item and attribute: splitmix64's finaliser over a counter."""
-    x = salt + (np.uint64(item) * np.uint64(4) + np.uint64(attribute)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.float64((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    """Return a number in [0, 1) fixed by item and attribute."""
+    counter = salt + (np.uint64(item) * np.uint64(4) + np.uint64(attribute)) * np.uint64(GOLDEN)
+    return np.float64(mix(counter) >> np.uint64(11)) * 2.0**-53

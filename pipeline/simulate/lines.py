@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.features.fields import Catalogue
+from pipeline.kernels.hashing import mix
 from pipeline.kernels.jit import nb
 from pipeline.simulate.draw import (
     BRAND,
@@ -274,10 +275,7 @@ def context_keys(counters: np.ndarray, salt: np.uint64) -> np.ndarray:
     """Return context keys, 16 hex digits each: uint8 [C, 16]. Different counters give different keys (a bijection)."""
     keys = np.empty((len(counters), 16), np.uint8)
     for context in range(len(counters)):
-        x = np.uint64(counters[context]) ^ salt
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
+        x = mix(np.uint64(counters[context]) ^ salt)
         for place in range(16):
             nibble = np.uint8((x >> np.uint64(60 - 4 * place)) & np.uint64(15))
             keys[context, place] = nibble + (np.uint8(48) if nibble < 10 else np.uint8(87))

@@ -2,7 +2,7 @@
 
 A table's initial values depend on (seed, table, row, column) alone, and a dropout mask on (seed, step, impression,
 unit) alone: so neither changes with the number of ranks or the sharding, and a row that a grown vocabulary adds later
-gets what it would have had. Both hash a counter with splitmix64's finalizer (Steele et al., OOPSLA 2014).
+gets what it would have had. Both hash a counter with splitmix64's finalizer (Steele et al., OOPSLA 2014), `hashing.mix`.
 """
 
 import sys
@@ -12,10 +12,9 @@ import torch
 import xxhash
 from torch import Tensor
 
+from pipeline.kernels.hashing import GOLDEN, MULTIPLIERS, mix
 from pipeline.kernels.jit import nb
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
 
 
@@ -34,22 +33,14 @@ def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_colum
     return values
 
 
-@nb.njit(inline="always")
-def _mixed(counter: np.uint64) -> np.uint64:
-    """splitmix64's finalizer."""
-    counter = (counter ^ (counter >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
-    counter = (counter ^ (counter >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
-    return counter ^ (counter >> np.uint64(31))
-
-
 @nb.njit(nogil=True, cache=True)
 def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.ndarray) -> None:
     scale = np.float32(2) * bound * np.float32(2.0**-24)
     for row in range(len(out_ND)):
-        first = _mixed(np.uint64(first_row + row) * np.uint64(_GOLDEN) + key)
+        first = mix(np.uint64(first_row + row) * np.uint64(GOLDEN) + key)
         out = out_ND[row]
         for column in range(len(out)):
-            bits = _mixed(first + np.uint64(column) * np.uint64(_GOLDEN)) >> np.uint64(40)
+            bits = mix(first + np.uint64(column) * np.uint64(GOLDEN)) >> np.uint64(40)
             out[column] = np.float32(bits) * scale - bound
 
 
@@ -58,9 +49,9 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def _mixed_torch(counter: Tensor) -> Tensor:
-    """The same over int64, on any device; torch shifts signed numbers, so the sign's copies are masked away."""
-    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+def _mix_tensor(counter: Tensor) -> Tensor:
+    """Hash int64 as `mix` hashes uint64, on any device; torch shifts signed numbers, so the sign's copies are masked away."""
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
         counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
     return counter ^ ((counter >> 31) & ((1 << 33) - 1))
 
@@ -82,9 +73,9 @@ def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, widt
 def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
     """bool [B, width]: which units are kept, on any device."""
     num_hashes = -(-width // _UNITS_PER_HASH)
-    counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(_GOLDEN)
-    rows = _mixed_torch(impression_id_B * _signed(_GOLDEN) + _signed(key))
-    bits = _mixed_torch(rows[:, None] + counter)
+    counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(GOLDEN)
+    rows = _mix_tensor(impression_id_B * _signed(GOLDEN) + _signed(key))
+    bits = _mix_tensor(rows[:, None] + counter)
     parts = [(bits >> (16 * part)) & 0xFFFF for part in range(_UNITS_PER_HASH)]
     return torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= first_kept
 
@@ -103,9 +94,9 @@ def _fill_mask(
     units = hashes.view(np.uint16)
     kept = np.float32(1.0) / share_kept
     for row in range(len(out_BH)):
-        first = _mixed(impression_id_B[row] * np.uint64(_GOLDEN) + key)
+        first = mix(impression_id_B[row] * np.uint64(GOLDEN) + key)
         for number in range(len(hashes)):
-            hashes[number] = _mixed(first + np.uint64(number) * np.uint64(_GOLDEN))
+            hashes[number] = mix(first + np.uint64(number) * np.uint64(GOLDEN))
         out = out_BH[row]
         for unit in range(width):
             out[unit] = kept if units[unit] >= first_kept else np.float32(0.0)
