@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.audit.leakage import leakage
 from pipeline.audit.statistics import Statistics
 from pipeline.config.preprocess import AuditSettings
-from pipeline.contexts.rows import Rows
+from pipeline.contexts.rows import ContextRows
 from pipeline.dataset.arrow_columns import lengths
 from pipeline.dataset.manifest import load_manifest
 from pipeline.features.fields import Catalogue, Field
@@ -51,12 +51,12 @@ def main(dataset: str) -> None:
     file = manifest.files_of("train")[0]
     table = pq.read_table(f"{dataset}/{file.path}", use_threads=False)
     batches = [_rows(table.slice(start, _ROWS).combine_chunks()) for start in range(0, len(table), _ROWS)]
-    impressions = sum(int(batch.count_NK[:, 0].sum()) for batch in batches)
+    impressions = sum(int(batch.counts[:, 0].sum()) for batch in batches)
 
     def tally() -> None:
         statistics = Statistics()
         for batch in batches:
-            statistics.add(batch.table, catalogue, batch.key_N, batch.count_NK)
+            statistics.add(batch.table, catalogue, batch.key_N, batch.counts)
 
     def write() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -76,11 +76,11 @@ def main(dataset: str) -> None:
     print(f"leakage check   {check_s:7.2f} s, whatever the size")
 
 
-def _rows(table: pa.Table) -> Rows:
+def _rows(table: pa.Table) -> ContextRows:
     key_N = np.array([int(key, 16) for key in table.column("context_id").to_pylist()], np.uint64).view(np.int64)
     count_NK = np.zeros((len(table), 4), np.int64)
     count_NK[:, 0] = lengths(table, "click")
-    return Rows(table, key_N, count_NK)
+    return ContextRows(table, key_N, count_NK)
 
 
 def _least_cpu_s(work: Callable[[], None]) -> float:

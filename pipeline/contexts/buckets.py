@@ -1,7 +1,9 @@
-"""Which output file a context goes to: a range of its order hash, in its split.
+"""Buckets: the output file of a context, by its split and a range of its order hash.
 
 The numbers of files follow from the counts of the first pass, so they depend on the data and the settings alone.
 """
+
+# Shapes: N contexts or rejected lines.
 
 import math
 from dataclasses import dataclass
@@ -17,10 +19,10 @@ LINES_PER_QUARANTINE_FILE = 1_000_000
 
 @dataclass(frozen=True)
 class Buckets:
-    """Output files in manifest order, the quarantine of unreadable lines last.
+    """The output files in manifest order, the quarantine of unreadable lines last.
 
-    `keys[b]` is the number that Spark's hash partitioning of int sends to partition b of as many partitions as there
-    are buckets: raw bucket numbers would collide and leave partitions empty and others twice as large.
+    Spark's hash partitioning sends the number `keys[b]` to partition b, if there are as many partitions as buckets.
+    Plain bucket numbers would collide: some partitions would be empty and others twice as large.
     """
 
     num_files: tuple[int, int, int]  # of each split
@@ -32,15 +34,15 @@ class Buckets:
         return len(self.keys)
 
     def first(self, split: int) -> int:
-        """The first bucket of a split; of the quarantine for split 3."""
+        """Return the first bucket of a split; of the quarantine for split 3."""
         return sum(self.num_files[:split])
 
     def of_contexts(self, key_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bucket key, order hash as Spark sorts it: signed) of each context key."""
-        return self.of_places(order_hashes(key_N, self.seed), split_N)
+        """Return (bucket key, order hash as Spark sorts it: signed) of each context key."""
+        return self.of_hashes(order_hashes(key_N, self.seed), split_N)
 
-    def of_places(self, hash_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of order hashes (uint64)."""
+    def of_hashes(self, hash_N: np.ndarray, split_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `of_contexts` does, from order hashes (uint64)."""
         bucket_N = np.empty(len(hash_N), np.int64)
         for split in np.unique(split_N):
             chosen = split_N == split
@@ -48,13 +50,13 @@ class Buckets:
         return np.array(self.keys, np.int32)[bucket_N], (hash_N ^ np.uint64(1 << 63)).view(np.int64)
 
     def of_rejects(self, ordinal: int, offset_N: np.ndarray) -> np.ndarray:
-        """Bucket key of each unreadable line."""
+        """Return the bucket key of each unreadable line."""
         hash_N = order_hashes(offset_N + (ordinal << 44), self.seed)
         bucket_N = self.first(len(SPLITS)) + scale_hashes(hash_N, max(self.num_quarantine, 1))
         return np.array(self.keys, np.int32)[bucket_N]
 
-    def place(self, key: int) -> tuple[str, int]:
-        """(split or "quarantine", number of the file in it) of a bucket key."""
+    def file_of(self, key: int) -> tuple[str, int]:
+        """Return (split or "quarantine", number of the file in it) of a bucket key."""
         bucket = self.keys.index(key)
         for split, name in enumerate(SPLITS):
             if bucket < self.first(split + 1):
@@ -63,8 +65,8 @@ class Buckets:
 
 
 def buckets_of(num_impressions: tuple[int, int, int], num_rejected: int, per_file: int, seed: int) -> Buckets:
-    """As many files as the impressions of each split (as parsed) and the unreadable lines need."""
-    # Contexts without impressions still need a place to be counted in, hence one bucket a split at least.
+    """Make as many buckets as the impressions of each split (as parsed) and the unreadable lines need files."""
+    # Contexts without impressions are counted by the task of a bucket, hence at least one bucket a split.
     train, validation, test = (max(math.ceil(number / per_file), 1) for number in num_impressions)
     num_files = (train, validation, test)
     num_quarantine = math.ceil(num_rejected / LINES_PER_QUARANTINE_FILE)

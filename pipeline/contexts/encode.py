@@ -1,10 +1,10 @@
-"""Encode: the good lines of a chunk as records with indices instead of raw ids, under the context that they belong to.
+"""Encode: the good lines of a chunk become records, with indices instead of raw ids.
 
-Context lines go one by one; impressions are sorted by context within the chunk first, so that interleaved logs make
-runs too. What could not be parsed goes along whole, to the quarantine.
+A context line is one record. Impressions are sorted by context within the chunk first, so that interleaved logs make
+runs too. A rejected line crosses whole, as text, to the quarantine.
 """
 
-# Shapes: L lines of the chunk, V values, F fields, M fields of arity many, Q numbers, C columns of a line, W words, R runs.
+# Shapes: L lines of the chunk, or those that are encoded, V values, F fields, W words, R records (context lines, runs).
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from pipeline.kernels.jit import nb
 def encode(
     chunk: Chunk, layout: Layout, lookup: Lookup, buckets: Buckets, actions: np.ndarray | None
 ) -> Iterator[pa.RecordBatch]:
-    """The records of a chunk, and its rejected lines."""
+    """Yield the records of a chunk, then its rejected lines; both as batches of RECORD_SCHEMA."""
     reason_L = chunk.parsed.line_table[:, line_columns.REASON]
     good = np.flatnonzero(reason_L == reasons.GOOD)
     if len(good):
@@ -59,21 +59,21 @@ def _records(
         "ordinal": np.full(len(lines), chunk.source.ordinal, np.int32),
         "offset": chunk.offset + line_table[lines, line_columns.START],
     }
-    byte_B, begin_R = pack_words(word_W, begin_L[np.r_[first_R, len(order)]])
-    return record_batch(columns, begin_R, byte_B)
+    blob_bytes, begin_R = pack_words(word_W, begin_L[np.r_[first_R, len(order)]])
+    return record_batch(columns, begin_R, blob_bytes)
 
 
 def _label_bits(line_table: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-    """The label bits of the lines `order`; a conversion without a click is none (ESMM eq. 3), nor is such a daction."""
+    """Return the label bits of the lines `order`. Without a click there is no conversion (ESMM eq. 3), and no daction."""
     raw_L = line_table[order, line_columns.LABELS]
     click_L = raw_L & line_columns.CLICK_BIT > 0
-    label_L = click_L * records.CLICK + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION
-    label_L += (click_L & (raw_L & line_columns.DACTION_BIT > 0)) * records.DACTION
+    label_L = click_L * records.CLICK_LABEL + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION_LABEL
+    label_L += (click_L & (raw_L & line_columns.DACTION_BIT > 0)) * records.DACTION_LABEL
     if actions is not None and len(actions):
         clicked = np.flatnonzero(click_L)
         sample_id = line_table[order[clicked], line_columns.SAMPLE_ID]
         found = np.minimum(np.searchsorted(actions, sample_id), len(actions) - 1)
-        label_L[clicked[actions[found] == sample_id]] |= records.DACTION
+        label_L[clicked[actions[found] == sample_id]] |= records.DACTION_LABEL
     return label_L
 
 
@@ -95,33 +95,33 @@ def _reject_records(chunk: Chunk, bad: np.ndarray, buckets: Buckets) -> pa.Recor
 def _encode(
     chunk: Chunk, order: np.ndarray, is_first: np.ndarray, label_L: np.ndarray, layout: Layout, lookup: Lookup
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(words, first word of each line and the end) of the lines `order`."""
+    """Encode the lines `order`; return (words, where each line begins, and the end)."""
     parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
     assert layout.header == HEADER or timestamp_L is not None
     per_line = layout.header + len(layout.fields)
-    number_LQ = numbers_of(parsed, layout.number_F, layout.num_numbers)
+    numbers = numbers_of(parsed, layout.number_F, layout.num_numbers)
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     times = np.empty(0, np.int64) if timestamp_L is None else timestamp_L
     indices = lookup.indices_of(parsed.field_V, parsed.id_V)
     _encode_lines(
-        _Lines(parsed.line_table, order, is_first, label_L, times, number_LQ.view(np.int32)),
+        _Lines(parsed.line_table, order, is_first, label_L, times, numbers.view(np.int32)),
         _Values(parsed.field_V, parsed.id_V, indices, parsed.weight_V.view(np.int32)),
-        _Places(layout.one_F, layout.many_F, layout.is_weighted_M, layout.header, len(layout.ones), layout.group),
+        _Places(layout.one_F, layout.many_F, layout.is_weighted, layout.header, len(layout.ones), layout.group),
         chunk.source.table == SKELETON, word_W, begin_L,
     )  # fmt: skip
     return word_W[: begin_L[-1]], begin_L
 
 
 class _Lines(NamedTuple):
-    """The lines of a chunk, and those that are encoded."""
+    """The lines of a chunk, and which of them to encode."""
 
     line_table: np.ndarray
     order: np.ndarray  # int64: the lines to encode
-    is_first: np.ndarray  # bool, as `order`: whether a run begins with the line
-    labels: np.ndarray  # int64, as `order`
+    is_first: np.ndarray  # bool, one for each of `order`: whether a run begins with the line
+    label_L: np.ndarray  # int64, one for each of `order`
     timestamp_L: np.ndarray  # int64; empty where the log has none
-    number_LQ: np.ndarray  # int32: the bits of float32
+    numbers: np.ndarray  # int32 [L, numbers]: the bits of float32
 
 
 class _Values(NamedTuple):
@@ -134,11 +134,11 @@ class _Values(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where a field's values stand in a record (records.Layout)."""
+    """The places of the fields in a record (records.Layout)."""
 
     one_F: np.ndarray
     many_F: np.ndarray
-    is_weighted_M: np.ndarray
+    is_weighted: np.ndarray
     header: int
     num_ones: int
     group: int
@@ -146,12 +146,12 @@ class _Places(NamedTuple):
 
 @nb.njit(cache=True)
 def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type: ignore[no-untyped-def]
-    # Taken apart here: numba would count references for every access to an array of a tuple inside the loops.
-    line_table, order, is_first, label_L, timestamp_L, number_LQ = lines
+    # Unpacked before the loops: numba would count references for every access to an array of a tuple inside them.
+    line_table, order, is_first, label_L, timestamp_L, numbers = lines
     field_V, id_V, index_V, weight_bits_V = values
-    one_F, many_F, is_weighted_M, header, num_ones, group = places
-    num_many, num_numbers = len(is_weighted_M), number_LQ.shape[1]
-    value_at = np.empty(num_many, np.int64)  # where the next value of each field of arity many goes
+    one_F, many_F, is_weighted, header, num_ones, group = places
+    num_many, num_numbers = len(is_weighted), numbers.shape[1]
+    value_at = np.empty(num_many, np.int64)  # where the next value of each multi-valued field goes
     weight_at = np.empty(num_many, np.int64)
     begin = 0
     run_start = 0
@@ -159,12 +159,12 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
         line = order[i]
         first = line_table[line - 1, line_columns.VALUES_END] if line else 0
         last = line_table[line, line_columns.VALUES_END]
-        # header | ones | numbers | lengths | values of all fields of arity many | their weights
+        # header | ones | numbers | lengths | values of all multi-valued fields | their weights
         lengths = begin + header + num_ones + num_numbers
         word_W[begin + header : lengths + num_many] = 0
         for number in range(num_numbers):
-            word_W[begin + header + num_ones + number] = number_LQ[line, number]
-        for v in range(first, last):  # how many values each field has, so that the places of all are known
+            word_W[begin + header + num_ones + number] = numbers[line, number]
+        for v in range(first, last):  # count the values of each field, to know where each field begins
             many = many_F[field_V[v]]
             if many >= 0:
                 word_W[lengths + many] += 1
@@ -173,11 +173,11 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
             value_at[many] = end
             end += word_W[lengths + many]
         for many in range(num_many):
-            if is_weighted_M[many]:
+            if is_weighted[many]:
                 weight_at[many] = end
                 end += word_W[lengths + many]
-        id_ = line_table[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP)
-        for v in range(first, last):  # each value to its place
+        id_ = line_table[line, line_columns.SAMPLE_ID] if is_skeleton else np.int64(records.NO_GROUP_ID)
+        for v in range(first, last):  # put each value into its place
             field = np.int64(field_V[v])
             many = many_F[field]
             if many < 0:
@@ -188,23 +188,23 @@ def _encode_lines(lines, values, places, is_skeleton, word_W, begin_L):  # type:
             else:
                 word_W[value_at[many]] = index_V[v]
                 value_at[many] += 1
-                if is_weighted_M[many]:
+                if is_weighted[many]:
                     word_W[weight_at[many]] = weight_bits_V[v]
                     weight_at[many] += 1
         if is_first[i]:
             run_start = line_table[line, line_columns.START]
         word_W[begin] = end - begin
-        word_W[begin + records.ID] = id_
-        word_W[begin + records.ID + 1] = id_ >> 32
+        word_W[begin + records.ID_AT] = id_
+        word_W[begin + records.ID_AT + 1] = id_ >> 32
         if is_skeleton:
-            word_W[begin + records.OFFSET] = line_table[line, line_columns.START] - run_start
-            word_W[begin + records.LABELS] = label_L[i]
+            word_W[begin + records.OFFSET_AT] = line_table[line, line_columns.START] - run_start
+            word_W[begin + records.LABELS_AT] = label_L[i]
             if header > HEADER:
-                word_W[begin + records.TIME] = timestamp_L[line]
-                word_W[begin + records.TIME + 1] = timestamp_L[line] >> 32
+                word_W[begin + records.TIME_AT] = timestamp_L[line]
+                word_W[begin + records.TIME_AT + 1] = timestamp_L[line] >> 32
         else:
-            word_W[begin + records.KEY] = line_table[line, line_columns.KEY]
-            word_W[begin + records.KEY + 1] = line_table[line, line_columns.KEY] >> 32
+            word_W[begin + records.KEY_AT] = line_table[line, line_columns.KEY]
+            word_W[begin + records.KEY_AT + 1] = line_table[line, line_columns.KEY] >> 32
         begin_L[i] = begin
         begin = end
     begin_L[len(order)] = begin

@@ -1,12 +1,12 @@
-"""Packing: the words of a record in fewer bytes while they cross Spark; half of a log's CPU there goes by the byte.
+"""Packing: the words of a record in fewer bytes while they cross Spark, where half of the CPU time goes by the byte.
 
     blob   data bytes …  codes, four to a byte …  number of words (int64)
 
-A word has two bits that say how many data bytes follow: 0 where it repeats the word before (weights mostly do), else 1, 2
-or 4, the lowest first. The number stands last, so that a read of eight bytes never leaves the blob.
+A word has a code of two bits: how many data bytes it has. None where it repeats the word before (weights mostly do),
+else 1, 2 or 4, the lowest first. The number of words stands last, so that a read of eight bytes never leaves the blob.
 """
 
-# Shapes: R records, W words, B bytes.
+# Shapes: R records, W words.
 
 import numpy as np
 
@@ -18,24 +18,24 @@ _MASKS = np.array([0, 0xFF, 0xFFFF, 0xFFFFFFFF])
 
 
 def pack_words(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (bytes, first byte of each record and the end) of the records that begin at the words `begin_R`, the end included."""
+    """Pack the records that begin at the words `begin_R`, the end included; return (uint8 bytes, where each blob begins, and the end)."""
     num_records = len(begin_R) - 1
-    byte_B = np.empty(5 * len(word_W) + 3 * WORD_BYTES * (num_records + 1), np.uint8)
+    blob_bytes = np.empty(5 * len(word_W) + 3 * WORD_BYTES * (num_records + 1), np.uint8)
     packed_R = np.empty(num_records + 1, np.int64)
-    _pack(word_W, begin_R, byte_B.ctypes.data, packed_R)
-    return byte_B[: packed_R[-1]], packed_R
+    _pack_records(word_W, begin_R, blob_bytes.ctypes.data, packed_R)
+    return blob_bytes[: packed_R[-1]], packed_R
 
 
-def unpack_words(byte_B: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Undo pack_words: return (words, first word of each record and the end) of the blobs that begin at the bytes `begin_R`."""
-    word_R = _first_words(byte_B.ctypes.data, begin_R)
+def unpack_words(blob_bytes: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unpack the blobs that begin at the bytes `begin_R`, the end included; return (words, where each record begins, and the end)."""
+    word_R = _first_words(blob_bytes.ctypes.data, begin_R)
     word_W = np.empty(word_R[-1], np.int32)
-    _unpack(byte_B.ctypes.data, begin_R, word_R, word_W)
+    _unpack_records(blob_bytes.ctypes.data, begin_R, word_R, word_W)
     return word_W, word_R
 
 
 @nb.njit(cache=True)
-def _pack(word_W, begin_R, out, packed_R):  # type: ignore[no-untyped-def]
+def _pack_records(word_W, begin_R, out, packed_R):  # type: ignore[no-untyped-def]
     at = 0
     for r in range(len(begin_R) - 1):
         packed_R[r] = at
@@ -44,18 +44,18 @@ def _pack(word_W, begin_R, out, packed_R):  # type: ignore[no-untyped-def]
         codes = at + 4 * number + WORD_BYTES
         num_codes = (number + 3) >> 2
         before = np.int64(0)
-        held = np.int64(0)
+        code_word = np.int64(0)
         for i in range(number):
             word = np.int64(word_W[begin_R[r] + i]) & 0xFFFFFFFF
             is_new = np.int64(word != before)
             put_word(out, at, word)  # all of it: the next one overwrites what is not meant
             at += is_new * (1 + (word > 0xFF) + 2 * (word > 0xFFFF))
-            held |= (is_new * (1 + (word > 0xFF) + (word > 0xFFFF))) << (2 * (i & 3))
+            code_word |= (is_new * (1 + (word > 0xFF) + (word > 0xFFFF))) << (2 * (i & 3))
             if i & 3 == 3 or i == number - 1:
-                put_word(out, codes + (i >> 2), held)
-                held = np.int64(0)
+                put_word(out, codes + (i >> 2), code_word)
+                code_word = np.int64(0)
             before = word
-        for i in range(0, num_codes, WORD_BYTES):
+        for i in range(0, num_codes, WORD_BYTES):  # move the codes down behind the data
             put_word(out, at + i, np.int64(word_at(out, codes + i)))
         at += num_codes
         put_word(out, at, number)
@@ -72,7 +72,7 @@ def _first_words(blobs, begin_R):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _unpack(blobs, begin_R, word_R, word_W):  # type: ignore[no-untyped-def]
+def _unpack_records(blobs, begin_R, word_R, word_W):  # type: ignore[no-untyped-def]
     for r in range(len(begin_R) - 1):
         at, to = begin_R[r], word_R[r]
         number = word_R[r + 1] - to

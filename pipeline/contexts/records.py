@@ -6,17 +6,17 @@
     id       raw id of the group field (-1 missing) | sample id; 64 bits, the lower word first
     offset   of the line, from the first line of its run
     time     in a timed log an impression's timestamp, 64 bits, stands before the ones
-    ones     index of each field of arity one;  numbers: float32 bits, once for all fields that read the
-             same one, NaN where missing
-    lengths  of each field of arity many, in catalogue order
-    values   the indices of all fields of arity many, field by field, each in the order of the log
+    ones     index of each single-valued field
+    numbers  float32 bits, NaN where missing; fields that read the same number share it
+    lengths  number of values of each multi-valued field, in catalogue order
+    values   the indices of all multi-valued fields, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
 
-A context line is one record; a run is the records of consecutive impressions of one context in one chunk. The words of
-either cross packed (packing.py).
+A context line is one record. A run is the records of consecutive impressions of one context in one chunk.
+Both cross Spark packed (packing.py).
 """
 
-# Shapes: F fields of the catalogue, M fields of arity many of a scope.
+# Shapes: F fields of the catalogue.
 
 from dataclasses import dataclass
 
@@ -25,14 +25,15 @@ import pyarrow as pa
 
 from pipeline.features.fields import Catalogue, Field
 
-NUM_WORDS, ID, KEY, OFFSET, LABELS, HEADER, TIME = 0, 1, 3, 3, 4, 5, 5
-#: Bits of LABELS.
-CLICK, CONVERSION, DACTION = 1, 2, 4
-NO_GROUP = -1
+#: Words of a record; a context's key and an impression's offset and labels stand at the same place.
+NUM_WORDS_AT, ID_AT, KEY_AT, OFFSET_AT, LABELS_AT, HEADER, TIME_AT = 0, 1, 3, 3, 4, 5, 5
+#: Bits of the word at LABELS_AT.
+CLICK_LABEL, CONVERSION_LABEL, DACTION_LABEL = 1, 2, 4
+NO_GROUP_ID = -1
 
 #: The columns that cross Spark; sorted by all but the blob, they bring a context and its impressions together.
 #: `bucket` is the output file (see buckets.py); `tag` is CONTEXT_TAG, RUN_TAG or, in quarantine buckets, the reason.
-SCHEMA = pa.schema(
+RECORD_SCHEMA = pa.schema(
     [
         ("bucket", pa.int32()),
         ("hash", pa.int64()),
@@ -42,26 +43,26 @@ SCHEMA = pa.schema(
         ("blob", pa.binary()),
     ]
 )
-SPARK_SCHEMA = "bucket int, hash long, tag byte, ordinal int, offset long, blob binary"
+RECORD_SPARK_SCHEMA = "bucket int, hash long, tag byte, ordinal int, offset long, blob binary"
 CONTEXT_TAG, RUN_TAG = 0, 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the fields of one scope stand in its records."""
+    """The places of the fields of one scope in its records."""
 
     fields: tuple[Field, ...]
     one_F: np.ndarray  # int64: the field's place among the ones, -1 if it is none
     number_F: np.ndarray  # int64: the place among the numbers of the one that comes with the field's values, or -1
-    many_F: np.ndarray  # int64: its place among those of arity many, -1 if it is none
+    many_F: np.ndarray  # int64: its place among the multi-valued fields, -1 if it is none
     number_of: tuple[int, ...]  # of each field that reads numbers: the place of its number among the numbers
-    is_weighted_M: np.ndarray  # bool
+    is_weighted: np.ndarray  # bool: of each multi-valued field
     group: int  # number of the group field in the catalogue, -1 where the scope has none
     header: int = HEADER  # words before the ones
 
     @property
     def ones(self) -> list[Field]:
-        """The fields of one id a line."""
+        """The single-valued fields that hold an id."""
         return [entry for entry in self.fields if entry.arity == "one" and not entry.reads_numbers]
 
     @property
@@ -76,18 +77,18 @@ class Layout:
 
     @property
     def many(self) -> list[Field]:
-        """The fields of arity many."""
+        """The multi-valued fields."""
         return [entry for entry in self.fields if entry.arity == "many"]
 
 
 def layout_of(catalogue: Catalogue, scope: str) -> Layout:
-    """The layout of a scope's records."""
+    """Lay out the records of a scope."""
     entries = catalogue.of_scope(scope)
     ones = [entry for entry in entries if entry.arity == "one" and not entry.reads_numbers]
     many = [entry for entry in entries if entry.arity == "many"]
     sources = [catalogue.source_of(entry).name for entry in entries if entry.reads_numbers]
     distinct = list(dict.fromkeys(sources))
-    is_weighted_M = np.array([entry.weighted for entry in entries if entry.arity == "many"], np.bool_)
+    is_weighted = np.array([entry.weighted for entry in many], np.bool_)
     names = [entry.name for entry in catalogue.fields]
     group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
     header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
@@ -95,13 +96,14 @@ def layout_of(catalogue: Catalogue, scope: str) -> Layout:
     places = (catalogue.places(ones), number_places, catalogue.places(many))
     one_F, number_F, many_F = (np.array(place_F, np.int64) for place_F in places)
     number_of = tuple(distinct.index(name) for name in sources)
-    return Layout(entries, one_F, number_F, many_F, number_of, is_weighted_M, group, header)
+    return Layout(entries, one_F, number_F, many_F, number_of, is_weighted, group, header)
 
 
 def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:
-    """A batch of SCHEMA: blob r is the bytes [begin_R[r], begin_R[r + 1]) of `blob`, not copied."""
+    """Make a batch of RECORD_SCHEMA: blob r is the bytes [begin_R[r], begin_R[r + 1]) of `blob`, not copied."""
     num_rows = len(begin_R) - 1
     offsets = pa.py_buffer(begin_R.astype(np.int32))
     binary = pa.BinaryArray.from_buffers(pa.binary(), num_rows, [None, offsets, pa.py_buffer(blob)])
-    arrays = [pa.array(np.ascontiguousarray(columns[name]), SCHEMA.field(name).type) for name in SCHEMA.names[:-1]]
-    return pa.RecordBatch.from_arrays([*arrays, binary], schema=SCHEMA)
+    fixed = RECORD_SCHEMA.names[:-1]
+    arrays = [pa.array(np.ascontiguousarray(columns[name]), RECORD_SCHEMA.field(name).type) for name in fixed]
+    return pa.RecordBatch.from_arrays([*arrays, binary], schema=RECORD_SCHEMA)

@@ -18,8 +18,8 @@ from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import PERIODS, SourceFile
 from pipeline.contexts.buckets import Buckets, buckets_of
 from pipeline.contexts.encode import encode
-from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selected, grouped, select
-from pipeline.contexts.records import SPARK_SCHEMA, layout_of
+from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selection, select, whole_groups
+from pipeline.contexts.records import RECORD_SPARK_SCHEMA, layout_of
 from pipeline.contexts.rows import rows_of
 from pipeline.dataset.manifest import LABELS, SPLITS
 from pipeline.dataset.schema import schema_of
@@ -75,7 +75,7 @@ class Writing:
     with_daction: bool
 
     def encode(self, batches: Batches) -> Batches:
-        """Encode what the rows of `LogInput.frame` stand for → records.SCHEMA."""
+        """Encode what the rows of `LogInput.frame` stand for → records.RECORD_SCHEMA."""
         directory = self.tables()
         lookup = Lookup.load(directory)
         repeated_X = load_positions(directory)
@@ -90,7 +90,7 @@ class Writing:
     def write(self, batches: Batches) -> Batches:
         """Write the sorted records of a partition → the report of its file; a partition may be empty."""
         for key, mine in _by_bucket(batches):
-            split, number = self.buckets.place(key)
+            split, number = self.buckets.file_of(key)
             name = f"{split}-{number:05d}-{attempt_name()}"
             if split == "quarantine":
                 yield report_row(self._write_rejected(name, number, mine))
@@ -108,8 +108,8 @@ class Writing:
         found = Found()
         for selected in self._selected(SPLITS.index(split), batches, found):
             rows = rows_of(selected, self.catalogue, self._schema)
-            found.statistics.add(rows.table, self.catalogue, rows.key_N, rows.count_NK)
-            writer.add(rows.table, rows.count_NK)
+            found.statistics.add(rows.table, self.catalogue, rows.key_N, rows.counts)
+            writer.add(rows.table, rows.counts)
         file = writer.finish()
         if file:
             file = self.staging.seal(file, split, f"part-{number:05d}")
@@ -132,19 +132,19 @@ class Writing:
         labels = [label for label in LABELS if self.with_daction or label != "daction"]
         return schema_of(self.catalogue.fields, labels, self.catalogue.timed)
 
-    def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selected]:
+    def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selection]:
         """Yield the rows of each batch of whole groups that has any; add what else there is to `found`."""
-        for batch in grouped(batches):
+        for batch in whole_groups(batches):
             selected = select(batch, self.max_impressions)
             self._count(found.tally, split, selected)
             found.rejects.append(selected.rejects)
             if len(selected.context_N):
                 yield selected
 
-    def _count(self, tally: Tally, split: int, selected: Selected) -> None:
+    def _count(self, tally: Tally, split: int, selected: Selection) -> None:
         tally.add(split, "contexts", "written", selected.num_contexts)
         tally.add(split, "contexts", "without_impressions", selected.num_contexts_alone)
-        tally.add(split, "impressions", "written", len(selected.impression_I))
+        tally.add(split, "impressions", "written", len(selected.impressions))
         ordinal_X, offset_X, reason_X = selected.rejects.T
         for ordinal, reason in np.unique(selected.rejects[:, [ORDINAL, REJECT_REASON]], axis=0).tolist():
             chosen_X = (ordinal_X == ordinal) & (reason_X == reason)
@@ -168,11 +168,11 @@ class Found:
 
 
 def records_of(begin: "DataFrame", writing: Writing) -> "DataFrame":
-    """Encode: one row a record (records.SCHEMA), each output file's in one partition, sorted in the order of contexts.
+    """Encode: one row a record (records.RECORD_SCHEMA), each output file's in one partition, sorted in the order of contexts.
 
     The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
     """
-    records = begin.mapInArrow(writing.encode, SPARK_SCHEMA)
+    records = begin.mapInArrow(writing.encode, RECORD_SPARK_SCHEMA)
     partitioned = records.repartition(len(writing.buckets), "bucket")
     return partitioned.sortWithinPartitions("bucket", "hash", "tag", "ordinal", "offset")
 

@@ -1,4 +1,4 @@
-"""Records: where a context goes, what its words say, and how Spark's partitioning is foretold."""
+"""Records: where a context goes, what its words say, and which partition Spark sends it to."""
 
 import numpy as np
 import pytest
@@ -50,8 +50,8 @@ def encoded(
 
 
 def words(row: dict[str, object]) -> list[int]:
-    byte_B = np.frombuffer(row["blob"], np.uint8)  # type: ignore[call-overload]
-    return unpack_words(byte_B, np.array([0, len(byte_B)]))[0].tolist()
+    blob = np.frombuffer(row["blob"], np.uint8)  # type: ignore[call-overload]
+    return unpack_words(blob, np.array([0, len(blob)]))[0].tolist()
 
 
 def test_a_context_record_holds_its_group_key_lengths_values_and_weights(tmp_path: object) -> None:
@@ -72,14 +72,31 @@ def test_impressions_of_a_context_become_one_run_however_they_interleave(tmp_pat
     second = len(lines[0]) + 1
     third = second + len(lines[1]) + 1
     bits = np.array([1, 2], np.float32).view(np.int32).tolist()
-    clicked = records.CLICK
+    clicked = records.CLICK_LABEL
     assert rows == {
-        0: [8, 11, 0, 0, clicked | records.CONVERSION, 2, 0, 0, 8, 13, 0, third, clicked | records.DACTION, 0, 0, 0],
+        0: [
+            8,
+            11,
+            0,
+            0,
+            clicked | records.CONVERSION_LABEL,
+            2,
+            0,
+            0,
+            8,
+            13,
+            0,
+            third,
+            clicked | records.DACTION_LABEL,
+            0,
+            0,
+            0,
+        ],
         second: [13, 12, 0, 0, 0, 0, 1, 2, 1, 3, 2, *bits],
     }
 
 
-def test_a_rejected_line_goes_along_whole(tmp_path: object) -> None:
+def test_a_rejected_line_crosses_whole(tmp_path: object) -> None:
     rows = encoded(tmp_path, CONTEXT, [b"broken\r"])
     assert [(row["blob"], row["tag"], row["offset"]) for row in rows] == [(b"broken\r", 1, 0)]
 
@@ -89,16 +106,16 @@ def test_the_files_of_a_split_cut_its_order_into_ranges() -> None:
     buckets = buckets_of((950, 3, 0), 1, 100, seed=5)
     assert buckets.num_files == (10, 1, 1)
     bucket_N, hash_N = buckets.of_contexts(keys, np.zeros(len(keys), np.int64))
-    places = np.array([buckets.place(key)[1] for key in bucket_N])
+    places = np.array([buckets.file_of(key)[1] for key in bucket_N])
     assert (np.diff(places[np.argsort(hash_N)]) >= 0).all()
     assert np.bincount(places).min() > 300
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_validation_is_its_share_of_the_keys_and_independent_of_the_order(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
+def test_validation_is_its_part_of_the_keys_and_independent_of_the_order(fraction: float) -> None:
     keys = np.arange(20_000)
-    held_out = splits_of(keys, False, share, seed=3) == 1
-    assert abs(held_out.mean() - share) < 0.01
-    if share:
+    held_out = splits_of(keys, False, fraction, seed=3) == 1
+    assert abs(held_out.mean() - fraction) < 0.01
+    if fraction:
         assert abs(order_hashes(keys, 3)[held_out].astype(float).mean() / 2**64 - 0.5) < 0.02
-    assert (splits_of(keys, True, share, seed=3) == 2).all()
+    assert (splits_of(keys, True, fraction, seed=3) == 2).all()

@@ -1,4 +1,4 @@
-"""Grouping: batches cut anywhere, contexts cut into rows, duplicates and orphans set aside in the order of the log."""
+"""Grouping: batches cut anywhere, contexts cut into rows, duplicates and orphans rejected in the order of the log."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.chunks.reasons import DUPLICATE_CONTEXT, DUPLICATE_IMPRESSION, MISSING_CONTEXT
 from pipeline.contexts import records
-from pipeline.contexts.group import grouped, select
+from pipeline.contexts.group import select, whole_groups
 from pipeline.contexts.packing import pack_words
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG
 from pipeline.errors import InputError
@@ -35,15 +35,15 @@ def batch_of(entries: Sequence[Record]) -> pa.RecordBatch:
         "offset": np.array([entry[2] for entry in entries], np.int64),
     }
     words = np.array([word for entry in entries for word in entry[3]], np.int32)
-    byte_B, begin_R = pack_words(words, np.cumsum([0, *(len(entry[3]) for entry in entries)]))
-    return records.record_batch(columns, begin_R, byte_B)
+    blobs, begin_R = pack_words(words, np.cumsum([0, *(len(entry[3]) for entry in entries)]))
+    return records.record_batch(columns, begin_R, blobs)
 
 
 def ids_of_rows(batch: pa.RecordBatch, max_impressions: int) -> list[tuple[int, list[int]]]:
     selected = select(batch, max_impressions)
-    ids = selected.word_W[selected.impression_I + records.ID].tolist()
+    ids = selected.word_W[selected.impressions + records.ID_AT].tolist()
     bounds = [*selected.first_N.tolist(), len(ids)]
-    contexts = selected.word_W[selected.context_N + records.ID].tolist()
+    contexts = selected.word_W[selected.context_N + records.ID_AT].tolist()
     return [(key, ids[bounds[row] : bounds[row + 1]]) for row, key in enumerate(contexts)]
 
 
@@ -52,7 +52,7 @@ def test_a_context_is_cut_into_rows_in_the_order_of_its_impressions() -> None:
     assert ids_of_rows(batch, 2) == [(1, [5, 6]), (1, [7, 8]), (1, [9]), (2, [5])]
 
 
-def test_later_contexts_orphans_and_repeated_ids_are_set_aside_with_their_offsets() -> None:
+def test_later_contexts_orphans_and_repeated_ids_are_rejected_with_their_offsets() -> None:
     entries = [
         context(1, 0),
         context(1, 70),
@@ -67,7 +67,7 @@ def test_later_contexts_orphans_and_repeated_ids_are_set_aside_with_their_offset
         [3, 300, MISSING_CONTEXT], [3, 310, MISSING_CONTEXT],
     ]  # fmt: skip
     assert (selected.num_contexts, selected.num_contexts_alone) == (1, 1)
-    assert len(selected.impression_I) == 2
+    assert len(selected.impressions) == 2
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -81,13 +81,13 @@ def test_batches_cut_anywhere_give_the_rows_of_one_batch(seed: int) -> None:
     cuts = sorted(draw.sample(range(len(entries)), 12))
     pieces = [entries[i:j] for i, j in zip([0, *cuts], [*cuts, len(entries)], strict=True)]
     whole = ids_of_rows(batch_of(entries), 4)
-    found = [row for piece in grouped(batch_of(piece) for piece in pieces) for row in ids_of_rows(piece, 4)]
+    found = [row for piece in whole_groups(batch_of(piece) for piece in pieces) for row in ids_of_rows(piece, 4)]
     assert found == whole
     expected: dict[int, list[int]] = {}
     known = {entry[0] for entry in entries if entry[1] == CONTEXT_TAG}
     for hash_, tag, _, words in entries:
         if tag == RUN_TAG and hash_ in known:
-            expected.setdefault(hash_, []).extend(words[records.ID :: HEADER])
+            expected.setdefault(hash_, []).extend(words[records.ID_AT :: HEADER])
     rows = [
         (hash_, list(dict.fromkeys(ids))[start : start + 4])
         for hash_, ids in expected.items()
@@ -98,7 +98,7 @@ def test_batches_cut_anywhere_give_the_rows_of_one_batch(seed: int) -> None:
 
 def test_impressions_without_a_context_line_are_not_held_back() -> None:
     pieces = [batch_of([context(1, 0), run(1, 0, [5]), run(2, 9, [6])]), batch_of([run(2, 20, [7])]), batch_of([run(2, 40, [6]), context(3, 0)])]  # fmt: skip
-    found = list(grouped(iter(pieces)))
+    found = list(whole_groups(iter(pieces)))
     assert [piece.num_rows for piece in found] == [2, 1, 1, 1, 1]
     rejects = [row for piece in found for row in select(piece, 64).rejects.tolist()]
     assert rejects == [[3, offset, MISSING_CONTEXT] for offset in (9, 20, 40)]
@@ -109,6 +109,6 @@ def test_a_context_too_long_to_be_held_is_named(monkeypatch: pytest.MonkeyPatch)
     words = [HEADER, 7, 0, 0x89ABCDEF - (1 << 32), 0x01234567]
     pieces = [batch_of([(1, CONTEXT_TAG, 0, words)]), batch_of([run(1, 9, range(20))])]
     with pytest.raises(InputError, match="The context 0123456789abcdef has more impressions than"):
-        list(grouped(iter(pieces)))
+        list(whole_groups(iter(pieces)))
     orphans = [batch_of([run(1, 9, range(20))])] * 3
-    assert len(list(grouped(iter(orphans)))) == 3
+    assert len(list(whole_groups(iter(orphans)))) == 3

@@ -1,4 +1,4 @@
-"""Packed records come back as they went, and the blob is what its picture says."""
+"""Packed records come back as they were, and a blob has the layout that its module draws."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -16,15 +16,15 @@ WORDS = st.lists(
 def test_records_of_any_words_come_back(records: list[list[int]]) -> None:
     word_W = np.array([word for record in records for word in record], np.int32)
     begin_R = np.cumsum([0, *map(len, records)])
-    byte_B, packed_R = pack_words(word_W, begin_R)
-    found_W, found_R = unpack_words(byte_B, packed_R)
+    blobs, packed_R = pack_words(word_W, begin_R)
+    found_W, found_R = unpack_words(blobs, packed_R)
     assert found_W.tolist() == word_W.tolist()
     assert found_R.tolist() == begin_R.tolist()
 
 
 def test_a_word_takes_as_many_bytes_as_it_needs_and_none_where_it_repeats_the_one_before() -> None:
-    byte_B, packed_R = pack_words(np.array([5, 5, 0x1234, 0x123456, 0x123456], np.int32), np.array([0, 5]))
+    blobs, packed_R = pack_words(np.array([5, 5, 0x1234, 0x123456, 0x123456], np.int32), np.array([0, 5]))
     data = [5, 0x34, 0x12, 0x56, 0x34, 0x12, 0]
     codes = [1 | 0 << 2 | 2 << 4 | 3 << 6, 0]
-    assert byte_B.tolist() == [*data, *codes, 5, *[0] * 7]
-    assert packed_R.tolist() == [0, len(byte_B)]
+    assert blobs.tolist() == [*data, *codes, 5, *[0] * 7]
+    assert packed_R.tolist() == [0, len(blobs)]

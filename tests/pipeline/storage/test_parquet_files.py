@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from pipeline.contexts.rows import Rows
+from pipeline.contexts.rows import ContextRows
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
 from pipeline.storage.staged_file import StagedFile
 
 SCHEMA = pa.schema([("row", pa.int64())])
 
 
-def rows_of(first: int, impressions: Sequence[int]) -> Rows:
+def rows_of(first: int, impressions: Sequence[int]) -> ContextRows:
     count_NK = np.array([[number, 1, 0, 0] for number in impressions], np.int64).reshape(-1, 4)
     table = pa.table({"row": np.arange(first, first + len(impressions))}, schema=SCHEMA)
-    return Rows(table, np.arange(first, first + len(impressions)), count_NK)
+    return ContextRows(table, np.arange(first, first + len(impressions)), count_NK)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,7 +39,7 @@ def test_row_groups_are_cut_at_the_same_rows_however_the_rows_come(tmp_path: Pat
         writer = PartWriter(tmp_path / name, SCHEMA, 40, with_daction=False)
         for start in range(0, 300, step):
             rows = rows_of(start, impressions[start : start + step])
-            writer.add(rows.table, rows.count_NK)
+            writer.add(rows.table, rows.counts)
         file = writer.finish()
         assert file is not None
         content = (tmp_path / name).read_bytes()
