@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from ranks import run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import weights
 
-from jobs.entry import typed
+from jobs.entry import composed
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
@@ -31,16 +30,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(data: Path, out: Path, model: str, *overrides: str) -> TrainSettings:
     given = [f"data={data}", f"out={out}", f"model={model}", "plan.batch_size=64", "world.device=cpu"]
-    with initialize_config_module("conf", version_base="1.3"):
-        return typed(TrainSettings, compose("train", [*given, *overrides]))
+    return composed("train", TrainSettings, [*given, *overrides])
 
 
-def trained(settings: TrainSettings) -> dict[str, np.ndarray]:
-    with join(settings.world) as world:
-        trainer = Trainer(settings, world)
-        found = {"count": np.array(sum(value.numel() for value in trainer.model.towers.parameters()))}
-        trainer.fit()
-        return found | weights(trainer)
+def trained(*runs: TrainSettings) -> dict[str, np.ndarray]:
+    """Train each of `runs`, in one process. Return the weights of the last one."""
+    for settings in runs:
+        with join(settings.world) as world:
+            trainer = Trainer(settings, world)
+            count = np.array(sum(value.numel() for value in trainer.model.towers.parameters()))
+            trainer.fit()
+            found = {"count": count, **weights(trainer)}
+    return found
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -48,14 +49,14 @@ def test_the_loss_falls_the_aucs_are_there_and_a_resumed_run_ends_with_the_same_
     data: Path, tmp_path: Path, model: str
 ) -> None:
     whole = settings_of(data, tmp_path / "whole", model, "epochs=4", "log.every_steps=1", "validation.split=train")
-    (once,) = run_ranks(trained, 1, tmp_path, whole)
+    half = settings_of(data, tmp_path / "halves", model, "epochs=2")
+    (once,) = run_ranks(trained, 1, tmp_path, half, whole)
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     validations = [line for line in lines if "validation_loss" in line]
     losses = [line["validation_loss"] for line in validations]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert all(0.0 < validations[-1][f"validation_{name}"] <= 1.0 for name in ("ctr_auc", "cvr_auc", "ctcvr_auc"))
-    run_ranks(trained, 1, tmp_path, settings_of(data, tmp_path / "halves", model, "epochs=2"))
     (twice,) = run_ranks(trained, 1, tmp_path, settings_of(data, tmp_path / "halves", model, "epochs=4"))
     for name, value in once.items():
         np.testing.assert_array_equal(value, twice[name], err_msg=name)
