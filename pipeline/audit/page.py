@@ -46,6 +46,13 @@ class BalanceRow(NamedTuple):
     quarantined: int
 
 
+class ActionTable(NamedTuple):
+    """The actions of an event log by kind and outcome; docs/events.md explains the outcomes."""
+
+    outcomes: list[str]
+    rows: list[tuple[str, list[int]]]  # (kind of action, number of each outcome)
+
+
 class ReasonRow(NamedTuple):
     """The number of lines that broke a rule: quarantined or kept, as the settings `checks` say."""
 
@@ -87,7 +94,8 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         warnings=leak_warnings(audit["leakage"]),
         funnel=funnel_stages(audit, splits),
         balance=balance_rows(audit),
-        events=audit.get("events", {}).get("impressions"),
+        events=audit.get("events"),  # source=events alone has it
+        actions=action_table(audit),
         reasons=reason_rows(audit, source),
         left_out={
             name: sum(counts[name] for counts in audit["left_out"].values())
@@ -103,7 +111,6 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         drift=tables.drift_table(audit, categorical, splits),
         index_charts=index_charts(audit, tables.drifting(audit, categorical), splits),
         overlap=tables.overlap_rows(audit, splits),
-        keys_are_local=source == "aliccp",
     )
 
 
@@ -139,6 +146,18 @@ def balance_rows(audit: Audit) -> list[BalanceRow]:
         for grain in GRAIN.values()
         if (lines := audit["lines"][split][grain])["read"]
     ]
+
+
+def action_table(audit: Audit) -> ActionTable | None:
+    """Count the outcomes of each kind of action, attributed ones first; None for a log without actions."""
+    counts = audit.get("events", {}).get("actions", {}).get("outcomes", {})
+    if not counts:
+        return None
+    seen = set().union(*counts.values())
+    outcomes = sorted(seen, key=lambda outcome: (outcome != "attributed", outcome))
+    return ActionTable(
+        outcomes, [(kind, [found.get(outcome, 0) for outcome in outcomes]) for kind, found in counts.items()]
+    )
 
 
 def reason_rows(audit: Audit, source: str) -> list[ReasonRow]:

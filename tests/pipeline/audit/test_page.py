@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from event_log import ACTIONS, IMPRESSIONS, action, impression, written
 from raw_log import random_log
 
 from pipeline.audit.page import audit_page
@@ -78,6 +79,40 @@ def test_a_line_of_the_log_is_shown_as_text_whatever_it_holds(audited: tuple[Pat
     assert "&lt;script&gt;alert(&#34;&amp;&#34;)" in page
     assert ",1,205<b>\\x02\\x03\\u202e</b>\\xff</code>" in page
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
+
+
+@pytest.mark.usefixtures("spark")
+def test_the_page_of_an_event_log_explains_its_rows_actions_and_splits(
+    tmp_path: Path, preprocess_settings: Settings, audited: tuple[Path, Path]
+) -> None:
+    hostile = impression(10, 3, "<i>", 31, "v7", categories__weight=[1.0])
+    later = [impression(9, 38, "bob", 31, "v6"), hostile]
+    # The log ends at 112 h, and the windows are 73 h long: what was shown at 40 h is immature.
+    actions = [row for row in ACTIONS if row["user_id"] != "eve"] + [action(112, "eve", 1, "click")]
+    overrides = written(tmp_path / "raw", "jsonl", IMPRESSIONS + later, actions)
+    preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    html = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    page = Text(html)
+    assert page.open == []
+    text = " ".join(" ".join(page.words).split())
+    assert "Of 11 rows read, 1 lie outside the splits. The attribution window of 2 is still open (immature)" in text
+    assert "Of 8 rows read, 0 are malformed, 1 have a name that makes no label, and 0 lie after the end" in text
+    (actions_table,) = re.findall("<h2>Actions</h2>.*?</table>", html, re.DOTALL)
+    assert re.findall(r"<th scope=.col.>(\w*)</th>", actions_table) == ["", "attributed", "no_click", "no_impression"]
+    assert re.search(r"click</th><td>3</td><td>.*–.*</td><td>1</td></tr>", actions_table)
+    assert "wish</th>" in actions_table
+    assert "impressions, offset 0" in text
+    assert "&#34;user_id&#34;:&#34;&lt;i&gt;&#34;" in html
+    ali_ccp = (audited[1] / "audit.html").read_text(encoding="utf-8")
+    for words in (
+        "as its file does",
+        "Validation is of train's time",
+        "a hash of its key decides",
+        "each with its file",
+    ):
+        assert words in " ".join(ali_ccp.split())
+        assert words not in text
+    assert "<h2>Actions" not in ali_ccp
 
 
 def test_three_examples_of_each_reason_are_the_first_lines_of_the_log_that_have_it(audited: tuple[Path, Path]) -> None:
