@@ -1,11 +1,11 @@
-"""Attribution: which impression each action belongs to, in Spark, at a cost that grows with the log and no faster.
+"""Attribution: find the impression that each action belongs to, in Spark, at a cost that is linear in the log.
 
     impressions ∪ actions of a (user, item), in order of time
         ─▶ a click goes to the latest impression before it, within the click's window
         ─▶ any other action goes where the latest attributed click before it went, within its own window after that click
 
-Everything is a running "last value" over one sort: no range join, so a user with a million events costs a million
-steps. docs/events.md says what is decided for ties, duplicates, clock skew and named impressions, and why.
+Everything is a running "last value" over one sort. There is no range join, so a user with a million events costs a million
+steps. docs/events.md has the rules for ties, duplicates, clock skew and named impressions, with their reasons.
 tests/support/references/events.py is the slow twin.
 """
 
@@ -17,17 +17,18 @@ from pyspark.sql import Column, DataFrame, Window, WindowSpec
 from pyspark.sql import functions as F
 
 from pipeline.config.events import CLICK, PURCHASE
-from pipeline.events.read import GOOD
+from pipeline.events.tables import GOOD_STATUS
 
-#: What becomes of an action.
+#: The outcomes of an action.
 ATTRIBUTED = "attributed"
 OUTCOMES = (ATTRIBUTED, "no_impression", "unknown_impression", "no_click", "outside_window")
-_SHOWN, _CLICK, _LATER = 0, 1, 2  # at one moment, an impression comes before a click, and that before what follows it
+#: Order at one moment: an impression comes before a click, and a click before the actions that follow clicks.
+_IMPRESSION_RANK, _CLICK_RANK, _ACTION_RANK = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How actions are attributed."""
+    """The rules of attribution."""
 
     windows_ms: Mapping[str, int]  # by kind: after the impression for a click, after the click for any other
     skew_ms: int = 0
@@ -36,14 +37,15 @@ class Rules:
 
 
 def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
-    """One row an action: kind, at, outcome, and the impression that it was attributed to (context_key, impression_id).
+    """Attribute every action. One row an action: kind, at, outcome, and its impression (context_key, impression_id).
 
-    With rules.one_anywhere the user and the item come along. `impressions` has user, item, at, impression_id, context_key, clicked; `actions` has user, item, at, kind, named_id
-    (null where it names none). One shuffle by (user, item) and one sort; two more sorts where impressions are named.
+    With rules.one_anywhere the rows also have user and item. `impressions` has user, item, at, impression_id, context_key,
+    clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one shuffle by
+    (user, item) and one sort; two more sorts where actions name impressions.
     """
     events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
     in_time = _until_now(Window.partitionBy("user", "item").orderBy("position", "rank", "own_id", "context_key"))
-    is_action = F.col("rank") != _SHOWN
+    is_action = F.col("rank") != _IMPRESSION_RANK
     shown = F.when(~is_action, F.struct("at", "context_key", F.col("own_id").alias("impression_id")))
     if rules.names_impressions:
         of_name = _until_now(Window.partitionBy("user", "item", "own_id").orderBy("position", "rank", "context_key"))
@@ -56,23 +58,24 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
     meant = F.when(names, F.col("named")).otherwise(F.col("latest"))
     is_in_time = F.col("at") - meant["at"] <= rules.windows_ms[CLICK]
     clicked = F.when(
-        F.when(F.col("rank") == _SHOWN, F.col("clicked")).otherwise((F.col("rank") == _CLICK) & is_in_time),
+        F.when(F.col("rank") == _IMPRESSION_RANK, F.col("clicked")).otherwise(
+            (F.col("rank") == _CLICK_RANK) & is_in_time
+        ),
         F.struct(F.col("at"), meant["context_key"].alias("context_key"), meant["impression_id"].alias("impression_id")),
     )
     events = events.withColumn("own_click", clicked)
     events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
     if rules.names_impressions:
         events = _clicks_of_named(events, names)
-    along = ("user", "item") if rules.one_anywhere else ()
-    return events.where(is_action).select("kind", "at", *along, *_decided(rules, meant, names))
+    carried = ("user", "item") if rules.one_anywhere else ()
+    return events.where(is_action).select("kind", "at", *carried, *_decision(rules, meant, names))
 
 
 def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
-    """One row an attributed action that makes a label: context_key, impression_id, and its time under its label.
+    """Select one row an attributed action: context_key, impression_id, user and item if `attribute` gave them, and times.
 
-    And user and item, where `attribute` gave them.
-
-    click_at, daction_at (any of the kinds between click and purchase), conversion_at: milliseconds, null but one.
+    The times are click_at, daction_at (any of the kinds between click and purchase) and conversion_at, in milliseconds. The
+    one of the action's label is set, the others are null.
     """
     dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
     kind, at = F.col("kind"), F.col("at")
@@ -87,7 +90,7 @@ def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
 
 
 def reaches_ms(rules: Rules) -> dict[str, int]:
-    """Return how long after an impression each label can come: the click's window, and for the others their own on top."""
+    """Return how long after an impression each label can come: the click's window, plus their own for the others."""
     click = rules.windows_ms[CLICK]
     dactions = [window for kind, window in rules.windows_ms.items() if kind not in (CLICK, PURCHASE)]
     return {
@@ -97,29 +100,29 @@ def reaches_ms(rules: Rules) -> dict[str, int]:
     }
 
 
-def labelled(
+def label_impressions(
     impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
 ) -> DataFrame:
-    """One row an impression as events_read.impressions_of gives it, with click_at, daction_at, conversion_at, in_context.
+    """Add click_at, daction_at, conversion_at and in_context to the rows of read.impressions_of; one row an impression.
 
-    The times are of the first action each, null without one. A good impression whose id came before in its context, or
-    with `one_anywhere` in any, gets the status duplicate_impression. The others of a context and a split are numbered
-    from 1 by in_context, in the order (at, impression_id), and stand together in this order. One shuffle of the full
-    rows, and with `one_anywhere` another one.
+    Each time is that of the first action, null without one. A good impression whose id came before in its context, or
+    with `one_anywhere` in any context, gets the status duplicate_impression. The others of a context and a split are
+    numbered from 1 by in_context, in the order (at, impression_id), and stand together in this order. This costs one
+    shuffle of the full rows, and with `one_anywhere` another one.
 
-    The impression that stays gets the labels of its later copies too, but none beyond its own `reach_ms`: else a copy in
-    the next period would bring the future into training. In another context a copy is one of the same user and item.
+    The impression that stays also gets the labels of its later copies, but none beyond its own `reach_ms`. Otherwise a copy
+    in the next period would leak the future into training. A copy in another context has the same user and item.
     """
     times = tuple(reach_ms)
     shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
     shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
-    told = labels.withColumn("is_label", F.lit(True))
-    # What has no context, or no id, is no more than counted, and need not crowd in one partition.
-    rows = shown.unionByName(told, allowMissingColumns=True)
+    attributed = labels.withColumn("is_label", F.lit(True))
+    # Rows without a context or an id are only counted: a key of their own spreads them over the partitions.
+    rows = shown.unionByName(attributed, allowMissingColumns=True)
     rows = rows.withColumn("place", F.coalesce(F.col("context_key"), F.col("tie")))
     rows = rows.withColumn("own_id", F.coalesce(F.col("impression_id"), F.col("tie")))
     rows = rows.repartition(num_partitions, "own_id" if one_anywhere else "place")
-    is_good = F.col("status") == GOOD
+    is_good = F.col("status") == GOOD_STATUS
     order = ("is_label", ~is_good, "at", "user", "item", "context_key", "tie")
     same_id = Window.partitionBy(*(("own_id",) if one_anywhere else ("place", "own_id"))).orderBy(*order)
     copies = Window.partitionBy("own_id", "user", "item").orderBy(*order) if one_anywhere else same_id
@@ -132,7 +135,7 @@ def labelled(
     ).where(~F.col("is_label"))
     rows = rows.repartition(num_partitions, "place") if one_anywhere else rows
     is_repeat = is_good & (F.col("number") > 1)
-    # The text of every row that might turn out to be one is not worth a place in the shuffle: this is what was read of it.
+    # A duplicate's quarantined line is what was read of it: carrying the text of every row would make the shuffle larger.
     as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
     rows = rows.withColumns(
         {
@@ -151,15 +154,15 @@ def labelled(
 
 
 def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFrame:
-    """Both tables in one: `position` is when a row takes its place in the order, `own_id` the id that it is or names."""
+    """Union both tables: `position` is the time of a row in the order, `own_id` the impression id that it has or names."""
     shown = impressions.select(
-        "user", "item", F.col("at").alias("position"), F.lit(_SHOWN).alias("rank"), "at",
+        "user", "item", F.col("at").alias("position"), F.lit(_IMPRESSION_RANK).alias("rank"), "at",
         F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
         F.coalesce("context_key", F.lit(-1)).alias("context_key"), "clicked",
     )  # fmt: skip
     acted = actions.select(
         "user", "item", (F.col("at") + rules.skew_ms).alias("position"),
-        F.when(F.col("kind") == CLICK, _CLICK).otherwise(_LATER).alias("rank"), "at", "kind",
+        F.when(F.col("kind") == CLICK, _CLICK_RANK).otherwise(_ACTION_RANK).alias("rank"), "at", "kind",
         F.col("named_id").alias("own_id"), F.lit(None).cast("long").alias("context_key"),
         F.lit(False).alias("clicked"),
     )  # fmt: skip
@@ -177,8 +180,8 @@ def _clicks_of_named(events: DataFrame, names: Column) -> DataFrame:
     )
 
 
-def _decided(rules: Rules, meant: Column, names: Column) -> list[Column]:
-    """The columns outcome, context_key, impression_id of an action."""
+def _decision(rules: Rules, meant: Column, names: Column) -> list[Column]:
+    """Return the columns outcome, context_key, impression_id of an action."""
     is_click = F.col("kind") == CLICK
     since = F.when(is_click, F.col("at") - meant["at"]).otherwise(F.col("at") - F.col("click")["at"])
     window = reduce(
@@ -205,5 +208,5 @@ def _without_time(target: Column) -> Column:
 
 
 def _until_now(window: WindowSpec) -> WindowSpec:
-    # Never the mirror image, current row to unbounded following: Spark computes that anew for each row, in n² steps.
+    # Trap: the mirror image, current row to unbounded following, takes n² steps, because Spark computes it anew for each row.
     return window.rowsBetween(Window.unboundedPreceding, Window.currentRow)

@@ -1,10 +1,12 @@
-"""What the string ids of an event log were: indices know a hash of 63 bits, the vocabulary files the text as well.
+"""Add the original strings of hashed ids to the vocabularies of an event log. Indices only know a hash of 63 bits.
 
-impressions ─texts_of()─▶ text columns ─Finding, in tasks─▶ each text whose id is in a vocabulary, once ─▶ vocabularies
+impressions ─texts_of()─▶ text columns ─FindTexts, in tasks─▶ each text whose id is in a vocabulary, once ─▶ vocabularies
 
-One more reading of the text columns, after the vocabularies are known; a text is hashed once a batch, however often it stands
-there. An id that is the number which its text says has no text here.
+This reads the text columns once more, after the vocabularies are known. A text is hashed once a batch, however often it
+stands there. An id whose text is the number itself gets no text.
 """
+
+# Shapes: N texts, each with its id.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +30,14 @@ from pipeline.spark.hashes import xxhash64_of_text
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_SCHEMA = pa.schema([("field", pa.int32()), ("raw_id", pa.int64()), ("text", pa.string())])
-_SPARK_SCHEMA = "field int, raw_id long, text string"
-_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
+_TEXT_SCHEMA = pa.schema([("field", pa.int32()), ("raw_id", pa.int64()), ("text", pa.string())])
+_TEXT_SPARK_SCHEMA = "field int, raw_id long, text string"
+_WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 
 
 def text_id(text: str) -> int:
-    """The raw id of a text: events_read.raw_id, once more in Python."""
-    if _NUMBER.match(text) and int(text) < 1 << 63:
+    """Return the raw id of a text, as read.raw_id computes it in Spark."""
+    if _WHOLE_NUMBER.match(text) and int(text) < 1 << 63:
         return int(text)
     return xxhash64_of_text(text) & ((1 << 63) - 1)
 
@@ -55,7 +57,7 @@ def add_id_texts(
     vocabularies = list(vocabularies)
     if not numbers:
         return vocabularies
-    found = frame.mapInArrow(Finding(tuple(numbers), tables).find, _SPARK_SCHEMA).distinct()
+    found = frame.mapInArrow(FindTexts(tuple(numbers), tables).find, _TEXT_SPARK_SCHEMA).distinct()
     table = running.collect(found, "texts", len(log.impressions.files), "files")
     for number in numbers:
         mine = table.filter(pc.equal(table["field"], number))
@@ -63,10 +65,10 @@ def add_id_texts(
     return vocabularies
 
 
-def with_texts(vocabulary: Vocabulary, id_T: np.ndarray, texts: Sequence[str]) -> Vocabulary:
-    """The vocabulary with the text of each id; of several texts of one hash the base's or the first, and a note of that."""
+def with_texts(vocabulary: Vocabulary, id_N: np.ndarray, texts: Sequence[str]) -> Vocabulary:
+    """Return the vocabulary with the text of each id. Of several texts of one hash it takes the base's or the first, and prints so."""
     first = {raw_id: text for raw_id, text in zip(vocabulary.id_N.tolist(), vocabulary.texts, strict=False) if text}
-    for raw_id, text in sorted(zip(id_T.tolist(), texts, strict=True)):
+    for raw_id, text in sorted(zip(id_N.tolist(), texts, strict=True)):
         if (known := first.get(raw_id)) is None:
             first[raw_id] = text
         elif known != text:
@@ -77,14 +79,14 @@ def with_texts(vocabulary: Vocabulary, id_T: np.ndarray, texts: Sequence[str]) -
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The task: columns t<number> of texts → rows of _SCHEMA."""
+class FindTexts:
+    """The task: columns t<number> of texts → rows of _TEXT_SCHEMA."""
 
     numbers: tuple[int, ...]  # of the fields
     tables: Callable[[], Path]  # where this host has the lookup tables
 
     def find(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Each text whose id has an index, once a task."""
+        """Yield each text whose id has an index, once a task."""
         lookup = Lookup.load(self.tables())
         seen: dict[int, dict[str, int]] = {number: {} for number in self.numbers}
         for batch in batches:
@@ -95,12 +97,13 @@ class Finding:
                     text for text in pc.unique(column).to_pylist() if text is not None and text not in seen[number]
                 ]
                 ids = np.array([text_id(text) for text in texts], np.int64)
-                index_T = lookup.indices_of(np.full(len(ids), number), ids)
-                for place in np.flatnonzero(index_T >= NUM_RESERVED_ROWS).tolist():
+                index_N = lookup.indices_of(np.full(len(ids), number), ids)
+                for place in np.flatnonzero(index_N >= NUM_RESERVED_ROWS).tolist():
                     if texts[place] != str(ids[place]):
                         seen[number][texts[place]] = int(ids[place])
         for number, found in seen.items():
             columns = [np.full(len(found), number, np.int32), list(found.values()), list(found)]
             yield pa.RecordBatch.from_arrays(
-                [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA
+                [pa.array(column, kind) for column, kind in zip(columns, _TEXT_SCHEMA.types, strict=True)],
+                schema=_TEXT_SCHEMA,
             )

@@ -1,9 +1,9 @@
-"""JSON lines of an event log, taken apart once: a row a line, as Parquet that the next stages read instead.
+"""Parse the JSON lines of an event log once, a row a line, into Parquet that the next stages read instead.
 
     files ─▶ line, file ─LineParser, in tasks─▶ the needed columns as texts and lists of texts ─▶ staging/parsed-<table>
 
-Not Spark's own reader of JSON: it makes no row of `[]`, several of an array of objects, and one of two objects that lost
-the line end between them, so that the audit would not balance; and of a list where one value should be it makes an id.
+Spark's own reader of JSON does not serve. It makes no row of `[]`, several rows of an array of objects, and one row of two
+objects without a line end between them, so the audit could not reconcile the lines. It also takes a list for an id.
 """
 
 import json
@@ -18,19 +18,29 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, StringType, StructField, StructType
 
 from pipeline.config.events import JSONL, EventsSettings
-from pipeline.events.tables import CORRUPT, FILE, MANY, ONE, EventLog, Table, key_of, needed_columns, needed_of_actions
+from pipeline.events.tables import (
+    CORRUPT,
+    FILE,
+    MANY,
+    ONE,
+    EventLog,
+    Table,
+    join_key,
+    needed_action_columns,
+    needed_columns,
+)
 from pipeline.features.fields import Catalogue
 
 _BLANK = b" \t\r\n"
 _TYPES = {ONE: pa.string(), MANY: pa.list_(pa.string())}
 
 
-def parsed(
+def parse_json_lines(
     spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue, directory: Path
 ) -> EventLog:
-    """The log with its tables of JSON lines parsed below `directory`; other tables stay as they are."""
+    """Parse the tables of JSON lines below `directory`; return the log with them. Other tables stay as they are."""
 
-    def once(table: Table, needed: Mapping[str, str]) -> Table:
+    def parse_table(table: Table, needed: Mapping[str, str]) -> Table:
         if table.format != JSONL:
             return table
         chosen = {name: needed[name] for name in table.columns if name in needed}
@@ -41,35 +51,35 @@ def parsed(
     needed = needed_columns(settings, fields)
     joins = zip(settings.joins, log.joins, strict=True)
     return EventLog(
-        once(log.impressions, needed),
-        once(log.actions, needed_of_actions(settings)),
-        tuple(once(table, needed | dict.fromkeys(key_of(join), ONE)) for join, table in joins),
+        parse_table(log.impressions, needed),
+        parse_table(log.actions, needed_action_columns(settings)),
+        tuple(parse_table(table, needed | dict.fromkeys(join_key(join), ONE)) for join, table in joins),
     )
 
 
 def _rows(spark: SparkSession, table: Table, parser: "LineParser") -> DataFrame:
-    """One row a line that is not blank: the columns that the parser knows, CORRUPT and FILE."""
+    """Read one row a line that is not blank: the columns that the parser knows, CORRUPT and FILE."""
     text = StringType()
     columns = [StructField(name, ArrayType(text) if of == MANY else text) for name, of in parser.columns.items()]
     schema = StructType([*columns, StructField(CORRUPT, BinaryType()), StructField(FILE, text)])
     lines = spark.read.text(list(table.addresses)).select(F.col("value").cast("binary"), F.input_file_name())
-    # What is no UTF-8 stays the bytes that it is: a cast does not look at them.
+    # A cast to string does not check the bytes, so a line that is no UTF-8 stays as it is.
     return lines.mapInArrow(parser.parse, schema).withColumn(CORRUPT, F.col(CORRUPT).cast("string"))
 
 
 @dataclass(frozen=True)
 class LineParser:
-    """The task: lines → rows. A line is one JSON object in UTF-8; of a key that stands twice the last value counts."""
+    """The task: lines → rows. A line is one JSON object in UTF-8; if a key stands twice, its last value counts."""
 
     columns: Mapping[str, str]  # name → ONE or MANY values
     separator: str  # between the values of a text, where many are needed
     nulls: tuple[str, ...]
 
     def parse(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """(line, file) → (the columns, CORRUPT, FILE)."""
-        # A number stays as it is written: 12345678.0 is an id, too.
+        """Parse (line, file) → (the columns, CORRUPT, FILE)."""
+        # A number stays the text that it is: 12345678.0 is an id, too.
         decode = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).decode
-        readers = [(name, _text if of == ONE else self._texts) for name, of in self.columns.items()]
+        readers = [(name, _text_of_value if of == ONE else self._texts) for name, of in self.columns.items()]
         types = [*(_TYPES[of] for of in self.columns.values()), pa.binary(), pa.string()]
         for batch in batches:
             rows: list[list[Any]] = []
@@ -90,15 +100,15 @@ class LineParser:
             yield pa.RecordBatch.from_arrays(arrays, names=[*self.columns, CORRUPT, FILE])
 
     def _texts(self, value: Any) -> list[str | None] | None:
-        """The texts of a list, or of one text with separators; TypeError where one is a list or an object itself."""
+        """Return the texts of a list, or of one text with separators; TypeError where one is a list or an object itself."""
         if type(value) is list:
-            return [_text(entry) for entry in value]
-        text = _text(value)
+            return [_text_of_value(entry) for entry in value]
+        text = _text_of_value(value)
         return None if text is None or text in self.nulls else [*text.split(self.separator)]
 
 
-def _text(value: Any) -> str | None:
-    """The text of one value (a number's is a str already); TypeError for a list or an object."""
+def _text_of_value(value: Any) -> str | None:
+    """Return the text of one value (a number is text already); TypeError for a list or an object."""
     if value is None or type(value) is str:
         return value
     if type(value) is bool:

@@ -2,8 +2,8 @@
 
     source files ─read()─▶ columns as they are ─impressions_of() / actions_of()─▶ the columns listed there
 
-An id is one rule for every column: the text of a whole number from 0 to 2^63 - 1, as one writes it, is that number;
-any other text is the lower 63 bits of its XXH64 with seed 42, which Spark calls xxhash64.
+One rule makes the ids of every column. The text of a whole number from 0 to 2^63 - 1, without leading zeros, is that number.
+Any other text becomes the lower 63 bits of its XXH64 with seed 42, which Spark calls xxhash64.
 """
 
 import re
@@ -29,68 +29,70 @@ from pipeline.errors import InputError
 from pipeline.events.tables import (
     CORRUPT,
     FILE,
+    GOOD_STATUS,
+    IMMATURE,
+    OUTSIDE_SPLIT,
     EventLog,
     Table,
     is_text,
-    key_of,
+    join_key,
+    needed_action_columns,
     needed_columns,
-    needed_of_actions,
     weights_of,
 )
 from pipeline.features.fields import Catalogue, Field
 
-GOOD, OUTSIDE, IMMATURE = "good", "outside_split", "immature"
 _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
-_TUPLE = "\x1f"  # between the texts of several columns that make one thing
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
-_YEAR_10000_MS = 253_402_300_800_000
+_TUPLE = "\x1f"  # between the texts of several columns that are read as their tuple
+_DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
+_END_OF_9999_MS = 253_402_300_800_000
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
 
 
 @dataclass(frozen=True)
 class Periods:
-    """When an impression belongs to which split, and until when it must have happened for its labels to be known."""
+    """The times of the splits, and the last time at which an impression's labels are known."""
 
     boundaries_ms: tuple[int, int, int, int]
     mature_until_ms: int  # inclusive
 
     def split(self, at: Column) -> Column:
-        """Position in manifest.SPLITS; null outside all."""
+        """Return the position in manifest.SPLITS; null outside all."""
         t0, t1, t2, t3 = self.boundaries_ms
         return F.when(at < t0, None).when(at < t1, 0).when(at < t2, 1).when(at < t3, 2).cast("int")
 
 
 def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFrame:
-    """The `needed` columns that the table has, and what was unreadable of a row as text in `_corrupt`.
-
-    One row a row of the files.
-    """
+    """Read one row a row of the files: the `needed` columns that the table has, CORRUPT (null where readable) and FILE."""
     if table.parsed:
         frame = spark.read.parquet(table.parsed)
     elif table.format == PARQUET:
         frame = spark.read.parquet(*table.addresses)
         frame = frame.withColumns({CORRUPT: F.lit(None).cast("string"), FILE: F.input_file_name()})
     else:
-        assert table.format == CSV, "JSON lines are parsed before (events_json)"
+        assert table.format == CSV, "JSON lines are parsed before (json_lines)"
         schema = StructType([StructField(name, StringType()) for name in (*table.columns, CORRUPT)])
         frame = spark.read.csv(
             list(table.addresses), schema=schema, header=True, escape='"', columnNameOfCorruptRecord=CORRUPT,
             mode="PERMISSIVE",
         ).withColumn(FILE, F.input_file_name())  # fmt: skip
-    return frame.select(*(F.col(_quoted(name)) for name in table.columns if name in needed), CORRUPT, FILE)
+    return frame.select(*(F.col(_backquoted(name)) for name in table.columns if name in needed), CORRUPT, FILE)
 
 
 def impressions_of(
     spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue, periods: Periods
 ) -> DataFrame:
-    """One row an impression of the files.
+    """Read one row an impression of the files, with the columns:
 
-    status         good, outside_split, immature, or the reason of a row that is set aside, the first that applies
+    status         good, outside_split, immature, or the first reason that applies, of a row that is rejected
     split          0 1 2, null where outside
-    user, item     what actions are matched by, as text (user null where malformed);  at  milliseconds since 1970 UTC
-    impression_id, context_key    64 bits;  clicked  the log's own click flag, or false
-    f0 f1 …        of each field in catalogue order: the id, the ids or the number;  w0 w1 …  weights where it has them
-    line, file     the row as JSON where it is set aside;  the address of its file
+    user, item     what actions are matched by, as text (user null where malformed)
+    at             milliseconds since 1970 UTC
+    impression_id, context_key    64 bits
+    clicked        the log's own click flag, or false
+    f0 f1 …        of each field in catalogue order: the id, the ids or the number
+    w0 w1 …        of each weighted field: its weights
+    line, file     the row as JSON where it is rejected;  the address of its file
     """
     frame = _joined(spark, log, settings, fields)
     entry, texts = settings.impressions, _Texts(frame, settings)
@@ -111,27 +113,27 @@ def impressions_of(
         .when(~F.coalesce(flag.isin(*_CLICKED, *_NOT_CLICKED), F.lit(False)), "bad_label")
         .when(context.isNull(), "bad_context_key")
         .when(reduce(Column.__or__, bad_features, F.lit(False)), "bad_feature")
-        .when(split.isNull(), OUTSIDE)
+        .when(split.isNull(), OUTSIDE_SPLIT)
         .when(at > periods.mature_until_ms, IMMATURE)
-        .otherwise(GOOD)
+        .otherwise(GOOD_STATUS)
     )  # fmt: skip
-    raw = F.to_json(F.struct(*(F.col(_quoted(name)) for name in frame.columns if name not in (CORRUPT, FILE))))
+    raw = F.to_json(F.struct(*(F.col(_backquoted(name)) for name in frame.columns if name not in (CORRUPT, FILE))))
     slim = frame.select(
         status.alias("status"), split.alias("split"), F.when(~broken, user).alias("user"), item.alias("item"),
         at.alias("at"), raw_id(own_id).alias("impression_id"), raw_id(context).alias("context_key"),
         F.coalesce(flag.isin(*_CLICKED), F.lit(False)).alias("clicked"), *columns,
         F.coalesce(F.col(CORRUPT), raw).alias("line"), F.col(FILE).alias("file"),
     )  # fmt: skip
-    aside = ~F.col("status").isin(GOOD, OUTSIDE, IMMATURE)
-    return slim.withColumn("line", F.when(aside, F.col("line")))
+    is_rejected = ~F.col("status").isin(GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)
+    return slim.withColumn("line", F.when(is_rejected, F.col("line")))
 
 
 def texts_of(
     spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue
 ) -> tuple[DataFrame, list[int]]:
-    """One row an impression of the files: t<number>, the text or the texts of each field with a vocabulary and text ids.
+    """Read the texts of the fields that have a vocabulary and text ids; return also the numbers of these fields, maybe none.
 
-    And the numbers of these fields; they may be none.
+    One row an impression of the files: t<number>, the text or the texts of the field.
     """
     columns: dict[str, pa.DataType] = {}
     for table in (log.impressions, *log.joins):
@@ -147,24 +149,27 @@ def texts_of(
 
 
 def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kinds: Sequence[str]) -> DataFrame:
-    """One row an action of the files: status (good, malformed, other), user, item, at, kind, named_id.
+    """Read one row an action of the files: status (good, malformed, other), user, item, at, kind, named_id.
 
-    `kind` is the action by our name, null for one that makes no label (then the status is other).
+    `kind` is the setting's name of the action, null for one that makes no label (then the status is other).
+    `named_id` is the impression that the action names, or null.
     """
-    frame = read(spark, table, needed_of_actions(settings))
+    frame = read(spark, table, needed_action_columns(settings))
     entry, texts = settings.actions, _Texts(frame, settings)
     wanted = [kind for kind in kinds if not (kind == CLICK and settings.impressions.click)]
     meaning = {name: kind for kind in wanted for name in settings.names[kind]}
     name = texts.of(entry.action)
-    # Not a map lookup: Spark would build the map for each row.
+    # A map lookup would be slower: Spark builds the map for each row.
     kind = reduce(
         lambda found, pair: F.when(name == pair[0], pair[1]).otherwise(found), meaning.items(), F.lit(None)
     ).cast("string")
     at, user, item = texts.milliseconds(entry.timestamp), texts.tuple_of(entry.user), texts.tuple_of(entry.item)
     named = raw_id(texts.tuple_of(entry.impression)) if entry.impression else F.lit(None).cast("long")
     broken = F.col(CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | name.isNull()
-    # The item may be missing where it says nothing: of a visit to the front page, say.
-    status = F.when(broken, "malformed").when(kind.isNull(), "other").when(item.isNull(), "malformed").otherwise(GOOD)
+    # The item may be missing where the action has none, such as a visit to the front page.
+    status = (
+        F.when(broken, "malformed").when(kind.isNull(), "other").when(item.isNull(), "malformed").otherwise(GOOD_STATUS)
+    )
     return frame.select(
         status.alias("status"), user.alias("user"), item.alias("item"), at.alias("at"), kind.alias("kind"),
         named.alias("named_id"),
@@ -172,55 +177,55 @@ def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kind
 
 
 def raw_id(text: Column) -> Column:
-    """The int64 of an id given as text; null for null."""
+    """Return the int64 of an id given as text; null for null."""
     number = F.when(text.rlike(r"^(0|[1-9][0-9]{0,18})\z"), text.try_cast("long"))
     return F.when(text.isNotNull(), F.coalesce(number, F.xxhash64(text).bitwiseAND(F.lit((1 << 63) - 1))))
 
 
 class _Texts:
-    """Columns of a frame as text, null where the settings say that the text means missing."""
+    """The columns of a frame as text, null where `source.events.nulls` has the text."""
 
     def __init__(self, frame: DataFrame, settings: EventsSettings) -> None:
         self._types = {entry.name: entry.dataType for entry in frame.schema.fields}
         self._settings = settings
 
     def of(self, name: str) -> Column:
-        """One column."""
-        return self._without_nulls(F.col(_quoted(name)).cast("string"))
+        """Return one column."""
+        return self._without_nulls(F.col(_backquoted(name)).cast("string"))
 
     def tuple_of(self, names: Sequence[str]) -> Column:
-        """Several as one; null where one is."""
+        """Return several columns as one; null where one is."""
         texts = [self.of(name) for name in names]
         return reduce(lambda left, right: F.concat(left, F.lit(_TUPLE), right), texts)
 
     def id_of(self, name: str) -> Column:
-        """One column as ids."""
+        """Return one column as ids."""
         if isinstance(self._types[name], IntegralType):
-            column = F.col(_quoted(name))
+            column = F.col(_backquoted(name))
             return self._id_of_number(
                 F.when(~column.isin(numbers), column) if (numbers := self._null_numbers()) else column
             )
         return raw_id(self.of(name))
 
     def ids_of(self, name: str) -> Column:
-        """The ids of a column of arity many; an empty list where there are none."""
+        """Return the ids of a multi-valued column; an empty list where there are none."""
         kind = self._types[name]
         if isinstance(kind, ArrayType) and isinstance(kind.elementType, IntegralType):
-            return F.coalesce(F.transform(F.col(_quoted(name)), self._id_of_number), F.array().cast("array<long>"))
+            return F.coalesce(F.transform(F.col(_backquoted(name)), self._id_of_number), F.array().cast("array<long>"))
         return F.transform(self.list_of(name), lambda text: raw_id(self._without_nulls(text)))
 
     def number_of(self, name: str) -> tuple[Column, Column]:
-        """(one column as float32, whether it holds what is no finite number); null is missing."""
+        """Return (one column as float32, whether it holds something else than a finite number); null is missing."""
         kind = self._types[name]
         text = self.of(name)
-        is_number = text.rlike(_NUMBER) if isinstance(kind, StringType) else F.lit(True)
-        number = F.when(is_number & text.isNotNull(), F.col(_quoted(name)).try_cast("float"))
+        is_number = text.rlike(_DECIMAL) if isinstance(kind, StringType) else F.lit(True)
+        number = F.when(is_number & text.isNotNull(), F.col(_backquoted(name)).try_cast("float"))
         is_finite = number.isNotNull() & ~F.isnan(number) & (F.abs(number) != float("inf"))
         return number, text.isNotNull() & ~F.coalesce(is_finite, F.lit(False))
 
     def list_of(self, name: str) -> Column:
-        """The values of a column of arity many; an empty list where there are none."""
-        column = F.col(_quoted(name))
+        """Return the texts of a multi-valued column; an empty list where there are none."""
+        column = F.col(_backquoted(name))
         if isinstance(self._types[name], ArrayType):
             values = column.cast("array<string>")
         else:
@@ -229,8 +234,8 @@ class _Texts:
         return F.coalesce(values, F.array().cast("array<string>"))
 
     def milliseconds(self, name: str) -> Column:
-        """A time as milliseconds since 1970 UTC; null where it is none, or not in the years 1970 to 9999."""
-        column = F.col(_quoted(name))
+        """Return a time as milliseconds since 1970 UTC; null where it is none, or not in the years 1970 to 9999."""
+        column = F.col(_backquoted(name))
         if isinstance(self._types[name], TimestampType | TimestampNTZType):
             at = F.unix_millis(column.cast("timestamp"))
         elif self._settings.time_unit == "iso":
@@ -239,11 +244,11 @@ class _Texts:
             number = column.cast("string").try_cast("decimal(30,6)")
             factor = F.lit(_MS_PER_UNIT[self._settings.time_unit]).cast("decimal(7,3)")
             at = F.floor(number * factor).try_cast("long")
-        # Nearer to 2^63 ms, adding a window would end the job.
-        return F.when(at.between(0, _YEAR_10000_MS - 1), at)
+        # Nearer to 2^63 ms, adding a window would overflow and stop the job.
+        return F.when(at.between(0, _END_OF_9999_MS - 1), at)
 
     def _id_of_number(self, number: Column) -> Column:
-        """Compute what raw_id() makes of its text, without the text, which costs several times as much."""
+        """Compute raw_id() of a number without its text, which costs several times as much."""
         return F.when(number >= 0, number.cast("long")).otherwise(raw_id(number.cast("string")))
 
     def _null_numbers(self) -> list[int]:
@@ -254,7 +259,7 @@ class _Texts:
 
 
 def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], list[Column]]:
-    """(the columns f0 w0 f1 …, whether each numeric field and each of arity many is bad)."""
+    """Return (the columns f0 w0 f1 …, for each numeric and each multi-valued field whether it is bad)."""
     columns, bad = [], []
     for number, entry in enumerate(fields):
         if entry.reads_numbers:
@@ -277,26 +282,26 @@ def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], lis
 
 
 def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue) -> DataFrame:
-    """The impressions with the columns of the joined tables; one row an impression. InputError for a key that is there twice."""
+    """Join the tables to the impressions; one row an impression. Raises InputError for a key that is there twice."""
     needed = needed_columns(settings, fields)
     frame = read(spark, log.impressions, needed)
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
-        keys = {f"_key{place}": F.col(_quoted(name)).cast("string") for place, name in enumerate(key_of(join))}
+        keys = {f"_key{place}": F.col(_backquoted(name)).cast("string") for place, name in enumerate(join_key(join))}
         wanted = {name: many for name, many in needed.items() if name not in frame.columns}
-        side = read(spark, table, wanted | dict.fromkeys(key_of(join), "one"))
-        side = side.select(*(column.alias(name) for name, column in keys.items()), *(F.col(_quoted(name)) for name in wanted if name in table.columns))  # fmt: skip
-        twice = side.groupBy(*keys).count().where("count > 1").orderBy(*keys).limit(1).collect()
+        joined = read(spark, table, wanted | dict.fromkeys(join_key(join), "one"))
+        joined = joined.select(*(column.alias(name) for name, column in keys.items()), *(F.col(_backquoted(name)) for name in wanted if name in table.columns))  # fmt: skip
+        twice = joined.groupBy(*keys).count().where("count > 1").orderBy(*keys).limit(1).collect()
         if twice:
             values = ", ".join(str(twice[0][key]) for key in keys)
             raise InputError(
                 f"source.events.joins[{number}].path={join.path} has the key {values} in {twice[0]['count']} rows; "
-                "one row a key is needed, or impressions would be doubled."
+                "a joined table needs one row a key, or impressions would be doubled."
             )
-        matches = [F.col(_quoted(by)).cast("string") == F.col(key) for by, key in zip(join.by, keys, strict=True)]
-        frame = frame.join(side, reduce(Column.__and__, matches), how="left").drop(*keys)
+        matches = [F.col(_backquoted(by)).cast("string") == F.col(key) for by, key in zip(join.by, keys, strict=True)]
+        frame = frame.join(joined, reduce(Column.__and__, matches), how="left").drop(*keys)
     return frame
 
 
-def _quoted(name: str) -> str:
-    """A column name that may hold dots."""
+def _backquoted(name: str) -> str:
+    """Quote a column name, which may hold dots."""
     return "`" + name.replace("`", "``") + "`"

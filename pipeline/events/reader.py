@@ -1,7 +1,7 @@
-"""Labelled impressions as chunks, so that everything behind the parser serves event logs too.
+"""Read labelled impressions as chunks, so that everything after the parser serves event logs too.
 
-A chunk of the table `common_features` is the first impressions of their contexts, read for the fields of scope context;
-one of `sample_skeleton` is the impressions. Rows that were set aside come last, as text with a reason each.
+A chunk of the table `common_features` holds the first impression of each context, with the fields of scope context.
+A chunk of `sample_skeleton` holds the impressions. Rejected rows come last, as text with a reason each.
 """
 
 # Shapes: L rows of a chunk, V values.
@@ -18,11 +18,11 @@ from pipeline.chunks import line_columns, reasons
 from pipeline.chunks.chunk import SCOPE_OF, Chunk, Parsed
 from pipeline.chunks.sources import CONTEXT, InputSplit, SourceFile
 from pipeline.dataset.manifest import SPLITS
+from pipeline.events.tables import GOOD_STATUS
 from pipeline.features.fields import Catalogue, Field
 from pipeline.kernels.hashing import TRAIN
 
-GOOD = "good"
-_ROWS = 16384  # of a chunk at most
+_MOST_ROWS = 16384  # of a chunk
 _LABEL_BITS = {
     "click_at": line_columns.CLICK_BIT,
     "conversion_at": line_columns.BUY_BIT,
@@ -32,13 +32,13 @@ _LABEL_BITS = {
 
 @dataclass(frozen=True)
 class EventReader:
-    """Reads what events_stage.label wrote, as ChunkReader reads a raw log."""
+    """A reader of what label() wrote, as ChunkReader is one of a raw log."""
 
     catalogue: Catalogue
-    rejects: str  # the path of the file with the rows set aside
+    rejects: str  # the path of the file of rejected rows
 
     def read(self, split: InputSplit) -> Iterator[Chunk]:
-        """The chunks of one file."""
+        """Yield the chunks of one file."""
         if split.source.path == self.rejects:
             yield from _rejected(split.source)
             return
@@ -47,12 +47,12 @@ class EventReader:
         columns = ["split", "at", "impression_id", "context_key", "in_context", *_LABEL_BITS]
         for number in numbers:
             columns += [f"f{number}"] + [f"w{number}"] * self.catalogue.fields[number].weighted
-        for batch in pq.ParquetFile(split.source.path).iter_batches(_ROWS, columns=["status", *columns]):
-            chosen = pc.equal(batch.column("status"), GOOD)
+        for batch in pq.ParquetFile(split.source.path).iter_batches(_MOST_ROWS, columns=["status", *columns]):
+            chosen = pc.equal(batch.column("status"), GOOD_STATUS)
             if split.source.table == CONTEXT:
                 chosen = pc.and_(chosen, pc.equal(batch.column("in_context"), 1))
             rows = batch.filter(chosen)
-            # One chunk a split: a context may have impressions in two, and encode() sees to contexts only.
+            # One chunk a split: a context may have impressions in two splits, and encode() takes a run's split from its first line.
             for place in range(len(SPLITS)):
                 if (mine := rows.filter(pc.equal(rows.column("split"), place))).num_rows:
                     yield self._chunk(split.source, place, mine, numbers)
@@ -75,7 +75,7 @@ class EventReader:
 def values_of(
     rows: pa.RecordBatch, fields: Sequence[Field], numbers: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(field, id, weight) of every value of the fields `numbers`, row by row, and where the values of each row end."""
+    """Return (field, id, weight) of every value of the fields `numbers`, row by row, and where the values of each row end."""
     columns = [_column(rows, number, fields[number]) for number in numbers]
     total_L = np.zeros(rows.num_rows, np.int64)
     for length_L, _, _ in columns:
@@ -96,7 +96,7 @@ def values_of(
 
 
 def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(number of values of each row, the ids, the weights) of one field; a number is the weight of the id 0."""
+    """Return (number of values of each row, the ids, the weights) of one field; a number is the weight of the id 0."""
     column = rows.column(f"f{number}")
     if not pa.types.is_list(column.type):
         length_L = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -108,10 +108,10 @@ def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray
 
 
 def _rejected(source: SourceFile) -> Iterator[Chunk]:
-    """Rows set aside, one behind the other: the offset of each is where it begins in all of them together."""
+    """Yield the rejected rows, one behind the other: the offset of each is where it begins in all of them together."""
     offset = 0
-    for batch in pq.ParquetFile(source.path).iter_batches(_ROWS):
-        lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may be no UTF-8
+    for batch in pq.ParquetFile(source.path).iter_batches(_MOST_ROWS):
+        lines = batch.column("line").cast(pa.binary()).to_pylist()  # it may not be UTF-8
         line_table = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
         line_table[:, line_columns.END] = np.cumsum([len(line) for line in lines])
         line_table[1:, line_columns.START] = line_table[:-1, line_columns.END]

@@ -1,6 +1,6 @@
-"""The files of an event log, and what can be known to be wrong with them before Spark starts.
+"""The files of an event log, checked before Spark starts as far as their heads tell.
 
-Only the heads of files are read here: the columns of the first of each table, and the header of every CSV file.
+Only heads of files are read here: the columns of the first file of each table, and the header of every CSV file.
 """
 
 import csv
@@ -21,32 +21,33 @@ from pipeline.errors import InputError
 from pipeline.features.fields import Catalogue
 from pipeline.spark.paths import escape_glob
 
-IMPRESSIONS, ACTIONS, JOIN = "impressions", "actions", "join"
 ONE, MANY = "one", "many"
-#: Beside the columns of a table as it is read: a row that cannot be taken apart, whole; and the file that a row is from.
+#: Columns that reading adds to those of a table: the text of a row that cannot be parsed, and the file of a row.
 CORRUPT, FILE = "_corrupt", "_file"
-_LINES_LOOKED_AT = 100  # of a JSON lines file, whose rows may leave columns out
+#: The status of an impression's row; any other status is the reason why the row is rejected.
+GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE = "good", "outside_split", "immature"
+_LINES_READ = 100  # of a JSON lines file, to find its columns: a row may leave some out
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its files, and the type of each column (of Parquet; any other holds text)."""
+    """One table: its files, and the type of each column (any other format than Parquet holds text)."""
 
-    name: str  # as messages call it: impressions, actions, joins[0]
+    name: str  # as error messages call it: impressions, actions, joins[0]
     format: str
     files: tuple[SourceFile, ...]
     columns: Mapping[str, pa.DataType]
-    parsed: str = ""  # of JSON lines, once they are: where their rows are as Parquet
+    parsed: str = ""  # where the rows of JSON lines are as Parquet, once they are parsed
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The files as Spark wants them."""
+        """The files as Spark takes them."""
         return tuple("file:" + escape_glob(file.path) for file in self.files)
 
 
 @dataclass(frozen=True)
 class EventLog:
-    """Everything that an event log consists of, checked as far as the heads of its files say."""
+    """The tables of an event log, checked as far as the heads of their files tell."""
 
     impressions: Table
     actions: Table
@@ -59,12 +60,12 @@ class EventLog:
 
 
 def weights_of(column: str) -> str:
-    """The column with the weights of a weighted field's column, one for each of its values."""
+    """Name the column with the weights of a weighted field's column, one for each of its values."""
     return f"{column}__weight"
 
 
 def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog:
-    """The tables below `path`; InputError for a missing file or column, or a type that cannot be what it should."""
+    """Find the tables below `path`. Raises InputError for a missing file or column, or for a column of the wrong type."""
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
@@ -72,24 +73,24 @@ def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog
             f"source.path={path} {what}; give the directory that holds {settings.impressions.path} and "
             f"{settings.actions.path} (source.events.impressions.path, source.events.actions.path)."
         )
-    impressions = _table(root, IMPRESSIONS, settings.impressions.path, settings.impressions.format, 0)
-    actions = _table(root, ACTIONS, settings.actions.path, settings.actions.format, len(impressions.files))
+    impressions = _find_table(root, "impressions", settings.impressions.path, settings.impressions.format, 0)
+    actions = _find_table(root, "actions", settings.actions.path, settings.actions.format, len(impressions.files))
     log = EventLog(impressions, actions, ())
     for number, join in enumerate(settings.joins):
-        table = _table(root, f"joins[{number}]", join.path, join.format, len(log.files))
+        table = _find_table(root, f"joins[{number}]", join.path, join.format, len(log.files))
         log = EventLog(impressions, actions, (*log.joins, table))
     _check_actions(actions, settings)
     _check_impressions(log, settings, fields)
     return log
 
 
-def key_of(join: JoinSettings) -> list[str]:
-    """The key columns of a joined table, by its own names."""
+def join_key(join: JoinSettings) -> list[str]:
+    """Return the key columns of a joined table, by its own names."""
     return join.key or join.by
 
 
 def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
-    """Column of the impressions (or of a table joined to them) → ONE or MANY values, for every column that is read."""
+    """Return column → ONE or MANY values, for every column that is read of the impressions or a table joined to them."""
     entry = settings.impressions
     singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context]
     singles += [entry.click] if entry.click else []
@@ -102,14 +103,14 @@ def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str
     return needed
 
 
-def needed_of_actions(settings: EventsSettings) -> dict[str, str]:
-    """The same for the actions."""
+def needed_action_columns(settings: EventsSettings) -> dict[str, str]:
+    """Return column → ONE, for every column that is read of the actions."""
     entry = settings.actions
     return dict.fromkeys([entry.timestamp, *entry.user, *entry.item, entry.action, *entry.impression], ONE)
 
 
 def _check_actions(table: Table, settings: EventsSettings) -> None:
-    for column in needed_of_actions(settings):
+    for column in needed_action_columns(settings):
         if column not in table.columns:
             raise InputError(_missing(column, "source.events.actions", [table]))
     entry = settings.actions
@@ -124,13 +125,13 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
         if column not in own:
             raise InputError(_missing(column, "source.events.impressions", [log.impressions]))
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
-        for column in key_of(join):
+        for column in join_key(join):
             if column not in table.columns:
                 raise InputError(_missing(column, f"source.events.joins[{number}]", [table]))
     tables = [log.impressions, *log.joins]
     owner: dict[str, Table] = {}
     for number, table in enumerate(tables):
-        keys = key_of(settings.joins[number - 1]) if number else []
+        keys = join_key(settings.joins[number - 1]) if number else []
         for column in table.columns:
             if column in owner and column not in keys:
                 raise InputError(
@@ -187,7 +188,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Say whether a column of this type, or its lists, hold text."""
+    """Say whether a column of this type, or of lists of it, holds text."""
     kind = kind.value_type if _is_list(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -197,7 +198,7 @@ def _missing(column: str, key: str, tables: Sequence[Table]) -> str:
     return f"{key} names the column {column!r}, which is not there ({there}); name one of these."
 
 
-def _table(root: Path, name: str, relative: str, form: str, first_ordinal: int) -> Table:
+def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: int) -> Table:
     path = root / relative
     key = f"source.events.{name}.path={relative}"
     if not path.exists():
@@ -213,7 +214,7 @@ def _table(root: Path, name: str, relative: str, form: str, first_ordinal: int) 
         for number, part in enumerate(parts)
     )  # fmt: skip
     try:
-        columns = _columns(files, form)
+        columns = _columns_of(files, form)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
         raise InputError(
             f"{files[0].path} cannot be read as {form} ({str(error).splitlines()[0]}); repair the file, or set "
@@ -221,12 +222,14 @@ def _table(root: Path, name: str, relative: str, form: str, first_ordinal: int) 
         ) from error
     for column in (CORRUPT, FILE):
         if column in columns:
-            raise InputError(f"{name} has a column {column!r}, which is what is noted beside its columns; rename it.")
+            raise InputError(
+                f"{name} has a column {column!r}, which is a name that reading adds to its columns; rename it."
+            )
     return Table(name, form, files, columns)
 
 
 def _parts(directory: Path) -> Iterator[Path]:
-    """The files below a directory without Hadoop's hidden ones; folders as Spark's partitionBy makes them are not read."""
+    """Yield the files of a directory but Hadoop's hidden ones. Raises InputError for a directory in it, as partitionBy makes them."""
     for path in directory.iterdir():
         if path.name.startswith(("_", ".")):
             continue
@@ -237,7 +240,7 @@ def _parts(directory: Path) -> Iterator[Path]:
         yield path
 
 
-def _columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
+def _columns_of(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
     if form == PARQUET:
         return {field.name: field.type for field in pq.read_schema(files[0].path)}
     if form == JSONL:
@@ -254,7 +257,7 @@ def _columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
 
 
 def _header(file: SourceFile) -> list[str]:
-    with _text(file) as stream:
+    with _open_text(file) as stream:
         header = next(csv.reader(stream))
     if len(set(header)) != len(header) or not all(header):
         raise InputError(f"{file.path} has the header {','.join(header)}; its columns need names, each one of its own.")
@@ -262,14 +265,14 @@ def _header(file: SourceFile) -> list[str]:
 
 
 def _json_columns(file: SourceFile) -> dict[str, pa.DataType]:
-    """Every column of the first lines, of the simplest kind that a line has there: the other lines are set aside later."""
+    """Return every column of the first lines with the simplest type that a line has there; other lines are rejected later."""
     kinds: dict[str, set[type]] = {}
-    with _text(file, errors="replace") as stream:
-        for _, line in zip(range(_LINES_LOOKED_AT), stream, strict=False):
+    with _open_text(file, errors="replace") as stream:
+        for _, line in zip(range(_LINES_READ), stream, strict=False):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                continue  # the parser finds it too, and then it is set aside as malformed_line
+                continue  # the parser rejects the line, as malformed_line
             for name, value in row.items() if isinstance(row, dict) else ():
                 kinds.setdefault(name, set()).add(type(value))
     if not kinds:
@@ -285,6 +288,6 @@ def _json_type(found: set[type]) -> pa.DataType:
 
 
 @contextmanager
-def _text(file: SourceFile, errors: str = "strict") -> Iterator[TextIO]:
+def _open_text(file: SourceFile, errors: str = "strict") -> Iterator[TextIO]:
     with file.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as text:
         yield text

@@ -1,4 +1,4 @@
-"""JSON lines: a line is a row or is set aside whole, whatever stands in it, and values are what Python's json reads there."""
+"""JSON lines: a line is a row or is rejected whole, whatever stands in it, and values are what Python's json reads there."""
 
 import gzip
 import json
@@ -88,8 +88,8 @@ def test_every_line_of_json_is_a_row_of_the_audit_and_its_bytes_are_in_quarantin
     events = manifest.audit["events"]
     assert events["impressions"]["read"] == len(shown) + len(bad)
     assert (events["actions"]["read"], events["actions"]["malformed"]) == (3, 2)
-    aside = [pq.read_table(tmp_path / "out" / file["path"]) for file in manifest.audit["quarantine"]]
-    found = [(row["line"], row["reason"]) for table in aside for row in table.to_pylist()]
+    rejected = [pq.read_table(tmp_path / "out" / file["path"]) for file in manifest.audit["quarantine"]]
+    found = [(row["line"], row["reason"]) for table in rejected for row in table.to_pylist()]
     assert Counter(found) == Counter((line, "malformed_line") for line in bad)
 
 

@@ -91,7 +91,7 @@ def test_every_row_of_a_log_full_of_bad_values_is_read_as_the_reference_reads_it
 ) -> None:
     draw = random.Random(form)
     rows = [random_row(draw, number) for number in range(1200)]
-    if not num_mutated:  # two copies at one moment must be the same, or nobody knows which stays
+    if not num_mutated:  # two copies at one moment must be the same, or it is not defined which stays
         rows += rows[:400:9]  # delivered twice
     rows = write_rows(tmp_path / "impressions", form, rows)
     actions = [random_action(draw) for _ in range(600)]
@@ -119,13 +119,13 @@ def test_every_row_of_a_log_full_of_bad_values_is_read_as_the_reference_reads_it
         for r in readings if r.user is not None and r.item is not None and r.id is not None
     ]  # fmt: skip
     features_of = dict(shown)
-    counted, told = Counter(), []
+    counted, read_actions = Counter(), []
     for status, action in map(read_action, actions):
         counted[status] += 1
-        told += [action] if action else []
+        read_actions += [action] if action else []
     reference = Reference({kind: s * S for kind, s in WINDOWS_S.items()}, 0, BOUNDARIES, END)
     expected = []
-    for impression, (status, split, *times) in reference.label([impression for impression, _ in shown], told):
+    for impression, (status, split, *times) in reference.label([impression for impression, _ in shown], read_actions):
         features = features_of[impression] if status not in ("bad_label", "bad_context_key", "bad_feature") else ()
         key = (impression.user, impression.item, impression.at, impression.id, impression.context)
         expected.append((status, split, *key, *times, *features))
@@ -156,9 +156,9 @@ def test_every_row_of_a_log_full_of_bad_values_is_read_as_the_reference_reads_it
         set() if made else {"bad_context_key"}
     )
     assert set(statuses) == {"good", "outside_split", "immature"} | reasons
-    aside = pq.read_table(tmp_path / "staging" / "aside")["line"].cast(pa.binary()).to_pylist()
-    assert len(aside) == sum(statuses[reason] for reason in reasons)
-    assert all(aside)
+    rejected = pq.read_table(tmp_path / "staging" / "rejected")["line"].cast(pa.binary()).to_pylist()
+    assert len(rejected) == sum(statuses[reason] for reason in reasons)
+    assert all(rejected)
     wanted = {
         "read": len(actions),
         "malformed": counted["malformed"],

@@ -1,6 +1,6 @@
 """A slow, independent reading of a raw Ali-CCP log in plain Python: what the byte kernel and the whole chain must equal.
 
-Written from DESIGN §3 with string functions only, one line at a time; it shares with pipeline/ only the names of
+Written from DESIGN §3 with string functions only, one line at a time; of pipeline/ it uses only the names of
 fields and reasons.
 """
 
@@ -38,7 +38,7 @@ class Line:
 
 
 def lines_of(text: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, line without its line feed) of each line; a last line without a line feed counts."""
+    """Yield (offset, line without its line feed) of each line; a last line without a line feed counts."""
     offset = 0
     while offset < len(text):
         end = text.find(b"\n", offset)
@@ -48,7 +48,7 @@ def lines_of(text: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_line(offset: int, raw: bytes, is_skeleton: bool, arity_of: Mapping[str, str]) -> Line:
-    """`raw` read by the rules of docs/dataset.md; `arity_of` maps the raw names of the scope to "one" or "many"."""
+    """Read `raw` by the rules of docs/dataset.md; `arity_of` maps the raw names of the scope to "one" or "many"."""
     line = Line(offset, raw)
     text = raw[:-1] if raw.endswith(b"\r") else raw
     columns = text.split(b",")
@@ -103,7 +103,7 @@ def _fits(text: bytes, pattern: re.Pattern[bytes]) -> bool:
 
 @dataclass
 class Rejected:
-    """A line that is set aside."""
+    """A rejected line."""
 
     source: str
     offset: int
@@ -113,7 +113,7 @@ class Rejected:
 
 @dataclass
 class Period:
-    """What survives of one period: contexts by key with their impressions in the order of the log."""
+    """The lines of one period: contexts by key with their impressions in the order of the log, and rejected lines."""
 
     contexts: dict[str, Line] = field(default_factory=dict)
     impressions: dict[str, list[Line]] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Period:
     ids: dict[str, set[int]] = field(default_factory=dict)  # context, or "" for anywhere → impression ids that stay
 
     def rows(self) -> dict[str, list[Line]]:
-        """Contexts that have impressions."""
+        """Return the impressions of each context that has any."""
         return {key: self.impressions[key] for key in self.contexts if self.impressions.get(key)}
 
 
@@ -150,7 +150,7 @@ def read_period(directory: Path, period: str, catalogue: Catalogue, checks: Mapp
 
 
 def _overlooked(line: Line, checks: Mapping[str, str]) -> str:
-    """The reason of a defect that a policy does not keep."""
+    """Return the reason of a defect that a policy does not keep."""
     if line.mismatch and checks["feature_count_mismatch"] != "keep":
         return "feature_count_mismatch"
     if line.buy and not line.click and checks["conversion_without_click"] != "keep":
@@ -159,7 +159,7 @@ def _overlooked(line: Line, checks: Mapping[str, str]) -> str:
 
 
 def _place(found: Period, line: Line, scope: str, anywhere: bool) -> str:
-    """Put a line under its context; the reason if it is set aside."""
+    """Put a line under its context; return the reason if it is rejected."""
     assert line.key is not None
     if scope == "context":
         return "" if found.contexts.setdefault(line.key, line) is line else "duplicate_context"
@@ -184,13 +184,13 @@ def _files(directory: Path, stem: str) -> Iterator[tuple[str, bytes]]:
         yield f"{stem}.csv", (directory / f"{stem}.csv").read_bytes()
 
 
-def is_validation(key: str, share: float, seed: int) -> bool:
-    """Whether a train context is held out: splitmix64's finalizer of the salted key, below the share."""
-    return splitmix64((int(key, 16) + (2 * seed + 1) * 0xD1B54A32D192ED03) % 2**64) < int(share * 2**64)
+def is_validation(key: str, fraction: float, seed: int) -> bool:
+    """Decide whether a train context is for validation: splitmix64's finalizer of the salted key is below the fraction."""
+    return splitmix64((int(key, 16) + (2 * seed + 1) * 0xD1B54A32D192ED03) % 2**64) < int(fraction * 2**64)
 
 
 def splitmix64(word: int) -> int:
-    """Its finalizer, of 64 bits."""
+    """Compute the 64-bit finalizer of splitmix64."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
     return word ^ (word >> 31)

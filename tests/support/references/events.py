@@ -1,4 +1,4 @@
-"""Attribution by trying everything: for each action, every impression and every click of its user and item.
+"""Brute-force attribution: for each action, try every impression and every click of its user and item.
 
 The slow twin of pipeline/events/attribute.py; the rules are those of docs/events.md, read one action at a time.
 """
@@ -17,7 +17,7 @@ class Impression:
     id: int
     context: int
     clicked: bool = False
-    defect: str = ""  # why it is set aside; it competes for actions nevertheless
+    defect: str = ""  # why it is rejected; it competes for actions all the same
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Action:
 
 @dataclass
 class Labels:
-    """What became of an impression."""
+    """The status of an impression, and the times of the actions attributed to it."""
 
     status: str
     split: int | None
@@ -40,7 +40,7 @@ class Labels:
     conversion_at: list[int] = field(default_factory=list)
 
     def first(self, at: int, windows: dict[str, int]) -> tuple[Any, ...]:
-        """(status, split, time of the first click, daction, conversion) within reach of an impression at `at`."""
+        """Return (status, split, time of the first click, daction, conversion) within reach of an impression at `at`."""
         last_click = at + windows["click"]
         daction = max(window for kind, window in windows.items() if kind not in ("click", "purchase"))
         reached = [
@@ -66,7 +66,7 @@ class Reference:
     def attribute(
         self, impressions: Sequence[Impression], actions: Sequence[Action]
     ) -> list[tuple[Action, str, Impression | None]]:
-        """(action, outcome, its impression) of every action."""
+        """Return (action, outcome, its impression) of every action."""
         decided = []
         # When a click takes its place in the order, and the impression that it belongs to; times without the tolerance.
         clicks = [((i.at, 0, i.id, i.context), i.at, i) for i in impressions if i.clicked]
@@ -101,7 +101,7 @@ class Reference:
     def label(
         self, impressions: Sequence[Impression], actions: Sequence[Action]
     ) -> list[tuple[Impression, tuple[Any, ...]]]:
-        """Every impression with (status, split, time of click, of daction, of conversion)."""
+        """Return every impression with (status, split, time of click, of daction, of conversion)."""
         reach = self.windows["click"] + max(window for kind, window in self.windows.items() if kind != "click")
         labels = []
         for shown in impressions:
@@ -110,9 +110,11 @@ class Reference:
             status = shown.defect or status
             labels.append((shown, Labels(status, split)))
         usable = [action for action in actions if action.at <= self.end]
-        told = [(action.kind, action.at, shown) for action, _, shown in self.attribute(impressions, usable) if shown]
-        told += [("click", shown.at, shown) for shown in impressions if shown.clicked]
-        for kind, at, target in told:
+        attributed = [
+            (action.kind, action.at, shown) for action, _, shown in self.attribute(impressions, usable) if shown
+        ]
+        attributed += [("click", shown.at, shown) for shown in impressions if shown.clicked]
+        for kind, at, target in attributed:
             for shown, label in labels:
                 if self._is_copy(shown, target):
                     times = {"click": label.click_at, "purchase": label.conversion_at}.get(kind, label.daction_at)

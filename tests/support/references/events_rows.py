@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Reading:
-    """What is made of a row; without a user where it is malformed."""
+    """The values of a row; without a user where it is malformed."""
 
     status: str  # "" or the reason
     user: str | None = None
@@ -40,7 +40,7 @@ class Reading:
 
 
 def read_row(row: Row, window_ms: int | None) -> Reading:
-    """The row, by the rules of docs/events.md; with a window its context is one of time, and its id is made."""
+    """Read a row by the rules of docs/events.md. With `window_ms` its context is a window of time, and its id is made."""
     texts = {name: None if value == "" else value for name, value in row.items()}
     at = milliseconds(texts["at"])
     user, item, own_id, view = (texts[name] for name in ("user", "item", "id", "view"))
@@ -66,7 +66,7 @@ def read_row(row: Row, window_ms: int | None) -> Reading:
 
 
 def raw_id(text: str | None) -> int | None:
-    """The id that a text is."""
+    """Return the id that a text stands for."""
     if text is None:
         return None
     if re.fullmatch("0|[1-9][0-9]*", text, re.ASCII) and int(text) < 2**63:
@@ -75,7 +75,7 @@ def raw_id(text: str | None) -> int | None:
 
 
 def milliseconds(text: str | None) -> int | None:
-    """A time in seconds, to the millisecond below; None where it is none."""
+    """Parse a time in seconds, rounded down to milliseconds; None where it is none."""
     if text is None or not _NUMBER.fullmatch(text.strip()):
         return None
     number = Decimal(text.strip())
@@ -86,7 +86,7 @@ def milliseconds(text: str | None) -> int | None:
 
 
 def float32(text: str | None) -> float | None:
-    """A finite weight, or None."""
+    """Parse a finite weight, or return None."""
     if text is None or not _NUMBER.fullmatch(text.strip()):
         return None
     with np.errstate(over="ignore"):
@@ -116,7 +116,7 @@ WEIGHTS = (
 
 
 def random_row(draw: random.Random, number: int) -> Row:
-    """An impression at a time of its own, with a bad value in one column or two of every third row."""
+    """Draw an impression at a time of its own; every third row has a bad value in one or two columns."""
     cats = [str(draw.randrange(9)) for _ in range(draw.randrange(4))]
     row: Row = {
         "user": f"u{draw.randrange(8)}", "item": str(draw.randrange(4)), "at": f"{number % 100}.{number:04}", "id": str(draw.randrange(300)),
@@ -138,7 +138,7 @@ def random_row(draw: random.Random, number: int) -> Row:
 
 
 def write_rows(path: Path, form: str, rows: list[Row], lists: tuple[str, ...] = LISTS) -> list[Row]:
-    """Write rows of texts; the same rows as the format can say them: CSV knows no difference between none and empty."""
+    """Write rows of texts; return them as the format can express them: CSV has no difference between none and empty."""
     if form == "parquet":
         types = {name: pa.list_(pa.string()) if name in lists else pa.string() for name in rows[0]}
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(types.items())), path)
@@ -162,7 +162,7 @@ class _Number(str):
 
 
 def row_of(line: bytes) -> Row | None:
-    """The row that a line of JSON is, by docs/events.md; None where it cannot be taken apart."""
+    """Parse a line of JSON by docs/events.md; None where it cannot be parsed."""
     try:
         values = json.loads(line.decode(), parse_int=_Number, parse_float=_Number, parse_constant=_Number)
         values = {name: values.get(name) for name in COLUMNS}
@@ -189,7 +189,7 @@ SNIPPETS = (b"[", b"]", b"{", b"}", b'"', b",", b":", b"null", b"NaN", b"-1e5", 
 
 
 def mutated(draw: random.Random, line: bytes, other: bytes) -> bytes:
-    """A line with a value, a span or its frame changed, or with another one."""
+    """Mutate a line: change a value, a span or its frame, or join it with another line."""
     values = list(re.finditer(rb': ("[^"]*"|\[[^\]]*\]|null)', line))
     begin, end = sorted(draw.choices(range(len(line) + 1), k=2))
     end = min(end, begin + 9)
