@@ -106,8 +106,8 @@ def leak_warnings(found: Mapping[str, Any]) -> list[str]:
     for pair in found["named"]:
         numbers = found["auc"][pair["field"]][pair["label"]]
         warnings.append(
-            f"{pair['field']} alone tells {pair['label']} with an AUC of {numbers['auc']:.3f} (by its {numbers['by']}); "
-            "if it is known only afterwards, leave it out of features.fields."
+            f"{pair['field']} alone predicts {pair['label']} with an AUC of {numbers['auc']:.3f} "
+            f"(by its {numbers['by']}); if it is known only afterwards, leave it out of features.fields."
         )
     return warnings
 

@@ -123,7 +123,7 @@ class RowsSettings:
 
 @dataclass
 class AuditSettings:
-    """The group `audit`: when a field tells too much of a label, and how many impressions are looked at to know."""
+    """The group `audit`: the AUC from which a field counts as a leak, and the number of impressions of the check."""
 
     leakage_auc: float = 0.9  # the audit names a field that alone reaches this AUC, well above the others
     leakage_impressions: int = 200_000  # of train, and as many of validation, to find that

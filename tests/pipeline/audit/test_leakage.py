@@ -118,7 +118,7 @@ def test_a_planted_leak_is_named_with_its_label_and_its_kind_and_no_innocent_fie
         for numbers in found["auc"][entry.name].values():
             assert abs(numbers["auc"] - 0.5) < 0.1
     (sentence,) = leak_warnings(found)
-    assert sentence.startswith(f"leak alone tells {label} with an AUC of ")
+    assert sentence.startswith(f"leak alone predicts {label} with an AUC of ")
 
 
 def test_without_validation_one_half_of_the_contexts_judges_the_other(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_named_leak_stands_at_the_head_of_the_page(audited: tuple[Path, Path],
     audit["leakage"]["auc"]["position"] = {"click": {"auc": 0.999, "error": 0.001, "by": "weights"}}
     audit["leakage"]["named"] = [{"field": "position", "label": "click"}]
     page = audit_page(audit, load_manifest(out))
-    assert page.index("position alone tells click with an AUC of 0.999 (by its weights)") < page.index("<h2>Funnel")
+    assert page.index("position alone predicts click with an AUC of 0.999 (by its weights)") < page.index("<h2>Funnel")
 
 
 def test_contexts_count_once_however_they_are_cut_and_numbers_have_a_table(
