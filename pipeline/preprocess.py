@@ -15,12 +15,12 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from pipeline.events.id_texts import add_id_texts
 from pipeline.features.vocabulary import Vocabulary
-from pipeline.passes.count import Counted, count
-from pipeline.passes.input import Log, open_log
+from pipeline.passes.count import CountResult, count
+from pipeline.passes.input import InputLog, open_log
 from pipeline.passes.job import Job
 from pipeline.passes.publish import assemble, merge_tallies, write_run
 from pipeline.passes.quarantine import quarantine
-from pipeline.passes.write import save_tables, write
+from pipeline.passes.write import save_tables, write_files
 from pipeline.spark import running
 from pipeline.spark import session as sparks
 from pipeline.storage import commit
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def preprocess(settings: PreprocessSettings) -> Manifest:
-    """Write the dataset that `settings` describe, or find it finished; return its manifest.
+    """Write the dataset that `settings` describe, unless it is finished already; return its manifest.
 
-    Raises InputError for a mistake of the user or of the input, before Spark starts wherever it can be seen by then.
+    Raises InputError for a mistake in the settings or the input, before Spark starts where it can be seen by then.
     """
     job = Job.of(settings)
     if done := _finished(job):
@@ -44,11 +44,11 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
         if done := _finished(job):
             return done
         with commit.staging(job.out, settings.staging) as staging:
-            return _run(job, staging)
+            return _run_passes(job, staging)
 
 
 def _finished(job: Job) -> Manifest | None:
-    """Return the dataset if it is there already; InputError if another one is, and may not be replaced."""
+    """Return the manifest if the dataset is there already. Raises InputError if another one is, and may not be replaced."""
     existing = _existing(job)
     if existing is None:
         return None
@@ -66,7 +66,7 @@ def _finished(job: Job) -> Manifest | None:
 
 
 def _existing(job: Job) -> Manifest | None:
-    """Read the manifest that is there; a damaged one may be replaced like any other."""
+    """Read the manifest that is there; with overwrite=true a damaged one counts as none."""
     try:
         return commit.existing_manifest(job.out)
     except InputError:
@@ -75,9 +75,9 @@ def _existing(job: Job) -> Manifest | None:
         raise
 
 
-def _run(job: Job, staging: Staging) -> Manifest:
-    """Run the steps and commit."""
-    started, begun_at = time.time(), time.monotonic()
+def _run_passes(job: Job, staging: Staging) -> Manifest:
+    """Run the passes and commit; return the manifest."""
+    started, clock_start = time.time(), time.monotonic()
     seconds: dict[str, float] = {}
     with _clocked(seconds, "spark"):
         spark = sparks.start_spark(job.settings.spark)
@@ -88,13 +88,13 @@ def _run(job: Job, staging: Staging) -> Manifest:
     counted.repeats.recount(counted.tally)
     _stop_at_failures(job, log, counted.tally)
     with _clocked(seconds, "write"), running.shared(spark, partial(save_tables, job, counted)) as tables:
-        reports, rejected_early = write(spark, job, log, counted.tally, tables, staging)
+        reports, rejected_early = write_files(spark, job, log, counted.tally, tables, staging)
         counted = replace(counted, vocabularies=_with_id_texts(spark, job, log, counted, tables))
     _stop_at_failures(job, log, merge_tallies(reports))
     with _clocked(seconds, "quarantine"):
         rejected_late = quarantine(spark, log, reports, staging)
     manifest = assemble(job, log, counted, reports, [*rejected_early, *rejected_late], staging)
-    seconds["all"] = time.monotonic() - begun_at
+    seconds["all"] = time.monotonic() - clock_start
     write_run(job, spark, manifest, started, seconds)
     commit.publish(job.out, manifest, _existing(job))
     commit.sweep(job.out, job.settings.grace_hours)
@@ -102,24 +102,24 @@ def _run(job: Job, staging: Staging) -> Manifest:
 
 
 def _with_id_texts(
-    spark: "SparkSession", job: Job, log: Log, counted: Counted, tables: Callable[[], Path]
+    spark: "SparkSession", job: Job, log: InputLog, counted: CountResult, tables: Callable[[], Path]
 ) -> list[Vocabulary]:
-    """Return the vocabularies, those of an event log with the original strings of their ids."""
+    """Return the vocabularies; those of an event log have the original strings of their ids."""
     events = job.settings.source.events
     if log.events is None or events is None:
         return counted.vocabularies
     return add_id_texts(spark, log.events.log, events, job.catalogue, counted.vocabularies, tables)
 
 
-def _stop_at_failures(job: Job, log: Log, tally: Tally) -> None:
+def _stop_at_failures(job: Job, log: InputLog, tally: Tally) -> None:
     """Raise InputError for the first line in the order of the log whose reason is set to fail."""
     failing = [(where, reason) for reason, where in tally.first.items() if getattr(job.settings.checks, reason) == FAIL]
     if failing:
         (ordinal, offset), reason = min(failing)
-        mild = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
+        lenient = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
         raise InputError(
             f"{log.sources[ordinal].path}, byte {offset}: {reason} ({rules_of(job.settings.source.name)[reason]}), and checks.{reason}=fail stops there; "
-            f"fix the line, or set checks.{reason}={mild}."
+            f"fix the line, or set checks.{reason}={lenient}."
         )
 
 

@@ -6,7 +6,7 @@ block, and places are counted in what it holds.
 
     lines()                      file | block | text   one row a line, its line feed behind it
     LineReader.chunks()          the text buffer of an Arrow batch is a chunk as it stands
-    Picking.pick(), .write()     the lines that grouping set aside, found by their places in one more reading
+    PickTasks.pick(), .write()   the lines that grouping rejected, found by their places in one more reading
 """
 
 import re
@@ -25,11 +25,11 @@ from pipeline.chunks.chunk import SCOPE_OF, Chunk
 from pipeline.chunks.sources import InputSplit, SourceFile
 from pipeline.spark.hashes import xxhash64_of_text
 from pipeline.spark.paths import escape_glob
+from pipeline.spark.running import Batches
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-Batches = Iterator[pa.RecordBatch]
 Place = tuple[int, int]  # (id of the file, first byte of the block)
 
 _BYTE_ORDER_MARK = (

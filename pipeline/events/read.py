@@ -45,7 +45,7 @@ from pipeline.features.fields import Catalogue, Field
 _CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
 _TUPLE = "\x1f"  # between the texts of several columns that are read as their tuple
 _DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
-_END_OF_9999_MS = 253_402_300_800_000
+_YEAR_TEN_THOUSAND_MS = 253_402_300_800_000
 _MS_PER_UNIT = {"s": "1000", "ms": "1", "us": "0.001"}
 
 
@@ -245,7 +245,7 @@ class _Texts:
             factor = F.lit(_MS_PER_UNIT[self._settings.time_unit]).cast("decimal(7,3)")
             at = F.floor(number * factor).try_cast("long")
         # Nearer to 2^63 ms, adding a window would overflow and stop the job.
-        return F.when(at.between(0, _END_OF_9999_MS - 1), at)
+        return F.when(at.between(0, _YEAR_TEN_THOUSAND_MS - 1), at)
 
     def _id_of_number(self, number: Column) -> Column:
         """Compute raw_id() of a number without its text, which costs several times as much."""

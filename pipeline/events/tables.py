@@ -214,7 +214,7 @@ def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: 
         for number, part in enumerate(parts)
     )  # fmt: skip
     try:
-        columns = _columns_of(files, form)
+        columns = _file_columns(files, form)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
         raise InputError(
             f"{files[0].path} cannot be read as {form} ({str(error).splitlines()[0]}); repair the file, or set "
@@ -240,7 +240,7 @@ def _parts(directory: Path) -> Iterator[Path]:
         yield path
 
 
-def _columns_of(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
+def _file_columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
     if form == PARQUET:
         return {field.name: field.type for field in pq.read_schema(files[0].path)}
     if form == JSONL:

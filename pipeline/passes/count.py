@@ -1,6 +1,6 @@
-"""The first pass over the log: what it holds, the vocabularies, the moments of numeric fields, ids of several contexts.
+"""The first pass over the log: count lines and ids, sum the moments of numeric fields, find ids of several contexts.
 
-Every task counts its input splits; a shuffle by hash brings an id's counts together; the driver gets what is frequent.
+Every task counts its input splits. A shuffle by hash brings the counts of an id together. The driver gets the frequent ids.
 """
 
 import json
@@ -25,44 +25,44 @@ from pipeline.features.moments import Moments
 from pipeline.features.vocabulary import Counter, Vocabulary, fields_of, keep_frequent, pairs_of, vocabularies
 from pipeline.kernels.hashing import TRAIN
 from pipeline.passes.duplicates import Occurrences, Partitions, Repeats, ids_in_several_contexts, num_partitions
-from pipeline.passes.input import Log, LogInput
+from pipeline.passes.input import InputLog, TaskInput
 from pipeline.passes.job import Job
-from pipeline.passes.reports import Batches
 from pipeline.spark import running
 from pipeline.spark.hashes import partition_keys
+from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-#: Rows of the first pass. `part` says what `blob` holds: pairs of ids and counts of one vocabulary partition, occurrences
-#: of impression ids of one of `duplicates.Partitions`, under NO_PART the tally of a task as JSON, or under NUMBERS_PART
-#: the moments of its numeric fields.
-COUNTED = "part int, blob binary"
-COUNTED_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
+#: Rows of the first pass. `part` says what `blob` holds:
+#: the key of a vocabulary partition: pairs of ids and counts; a key of `duplicates.Partitions`: occurrences of impression
+#: ids; NO_PART: the tally of a task as JSON; NUMBERS_PART: the moments of its numeric fields.
+COUNTS = "part int, blob binary"
+_COUNTS_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART, NUMBERS_PART = -1, -2
-BASE_PART = -3  # pairs of ids that the base has, as merging leaves them
+BASE_PART = -3  # merged pairs of ids that the base has
 BASE_LOOKUP = "base"
 _BYTES_PER_VOCABULARY_PART = 1 << 30
-_MOST_PAIRS = 4_000_000  # in a task's counter before it hands them on
+_MOST_PAIRS = 4_000_000  # in a task's counter before it is flushed
 _MOST_OCCURRENCES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Counting:
-    """The tasks of the first pass: count lines and ids, and bring the counts of an id together."""
+class CountTasks:
+    """The tasks of the first pass: count lines and ids, and merge the counts of an id."""
 
-    input: LogInput
+    input: TaskInput
     catalogue: Catalogue
     part_keys: tuple[int, ...]
-    occurrences: Partitions  # of impression ids; empty where an id need be the only one in its context
+    occurrences: Partitions  # of impression ids; empty if ids are only compared within a context
     fields: tuple[Field, ...]  # of the catalogue; max_ids is that of new ids
     base: Callable[[], Path] | None = None  # where this host has the lookup tables of the base
 
     def count(self, batches: Batches) -> Batches:
-        """Count what the rows of `LogInput.frame` stand for → COUNTED."""
+        """Count the lines and ids of a task's rows of `TaskInput.frame` → COUNTS."""
         catalogue = self.catalogue
-        numerics = () if self.base else catalogue.measured  # a base has their moments already
+        numerics = () if self.base else catalogue.measured  # the base's moments are kept
         number_F = np.array(catalogue.number_places(numerics), np.int64)
         is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
         tally, counter, moments = Tally(), Counter(), Moments(len(numerics))
@@ -72,7 +72,7 @@ class Counting:
             if self.occurrences.keys:
                 occurrences.add(chunk)
                 if len(occurrences) > _MOST_OCCURRENCES:
-                    yield from (_counted(part, blob) for part, blob in occurrences.flush())
+                    yield from (_counts_row(part, blob) for part, blob in occurrences.flush())
             parsed = chunk.parsed
             # Rejected lines have no values, unless a policy rejected them after parsing.
             chosen_L = (chunk.split_L == TRAIN) & (parsed.line_table[:, REASON] == GOOD)
@@ -87,13 +87,13 @@ class Counting:
                 yield from self._flush(counter)
                 counter = Counter()
         yield from self._flush(counter)
-        yield from (_counted(part, blob) for part, blob in occurrences.flush())
-        yield _counted(NO_PART, json.dumps(tally.to_json()).encode())
+        yield from (_counts_row(part, blob) for part, blob in occurrences.flush())
+        yield _counts_row(NO_PART, json.dumps(tally.to_json()).encode())
         if numerics:
-            yield _counted(NUMBERS_PART, moments.to_bytes())
+            yield _counts_row(NUMBERS_PART, moments.to_bytes())
 
     def merge(self, batches: Batches) -> Batches:
-        """Merge COUNTED of one partition → its frequent pairs and those of the base's ids, or its repeated impression ids.
+        """Merge COUNTS of one partition → its frequent pairs and those of the base's ids, or its repeated impression ids.
 
         Tallies and moments pass through.
         """
@@ -103,30 +103,30 @@ class Counting:
         for batch in batches:
             for part, blob in zip(batch.column("part").to_pylist(), batch.column("blob"), strict=True):
                 if part < 0:
-                    yield _counted(part, blob.as_py())
+                    yield _counts_row(part, blob.as_py())
                 elif part in self.occurrences.keys:
                     occurrences.setdefault(part, []).append(blob.as_buffer())
                 else:
                     counter.add_pairs(pairs_of(blob.as_buffer()))
         for part, blobs in occurrences.items():
             table, _ = self.occurrences.kind_of(part)
-            yield _counted(part, ids_in_several_contexts(table, blobs))
+            yield _counts_row(part, ids_in_several_contexts(table, blobs))
         pairs = counter.pairs()
         if self.base:
             lookup = Lookup.load(self.base(), BASE_LOOKUP)
-            is_known_P = lookup.indices_of(fields_of(pairs), pairs[:, 0]) >= NUM_RESERVED_ROWS
-            yield _counted(BASE_PART, pairs[is_known_P].tobytes())
-            pairs = pairs[~is_known_P]
-        yield _counted(self.part_keys[0], keep_frequent(pairs, self.fields).tobytes())
+            is_known_N = lookup.indices_of(fields_of(pairs), pairs[:, 0]) >= NUM_RESERVED_ROWS
+            yield _counts_row(BASE_PART, pairs[is_known_N].tobytes())
+            pairs = pairs[~is_known_N]
+        yield _counts_row(self.part_keys[0], keep_frequent(pairs, self.fields).tobytes())
 
     def _flush(self, counter: Counter) -> Batches:
         for part, blob in counter.parts(len(self.part_keys)):
-            yield _counted(self.part_keys[part], blob)
+            yield _counts_row(self.part_keys[part], blob)
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What the first pass found."""
+class CountResult:
+    """The results of the first pass."""
 
     tally: Tally
     vocabularies: list[Vocabulary]  # of each field in catalogue order; without ids for a numeric or a hashed one
@@ -134,19 +134,19 @@ class Counted:
     repeats: Repeats  # impression ids that stand in several contexts
 
 
-def count(spark: "SparkSession", job: Job, log: Log) -> Counted:
-    """Run the first pass over `log`. With a base, its vocabularies come first and the new ids behind them."""
+def count(spark: "SparkSession", job: Job, log: InputLog) -> CountResult:
+    """Run the first pass over `log`. With a base, its ids keep their indices and new ids follow."""
     total_bytes = sum(source.bytes for source in job.sources)
     num_parts = max(1, min(64, total_bytes // _BYTES_PER_VOCABULARY_PART))
-    # An event log's duplicates have been found with its labels.
+    # The duplicates of an event log are found already, with its labels.
     is_global = job.settings.checks.duplicates == GLOBAL and not log.events
     part_keys = partition_keys(num_parts + (num_partitions(job.sources) if is_global else 0))
     occurrences = Partitions(part_keys[num_parts:])
-    counting = Counting(log.input, job.catalogue, part_keys[:num_parts], occurrences, job.catalogue.fields)
+    counting = CountTasks(log.input, job.catalogue, part_keys[:num_parts], occurrences, job.catalogue.fields)
     frame, num_splits = log.input.frame(spark), len(log.splits)
     base = job.base.vocabularies() if job.base else None
     if base is None:
-        return _gather(job, _run(frame, counting, num_splits), occurrences, counting.fields, None)
+        return _merge_on_driver(job, _count_and_merge(frame, counting, num_splits), occurrences, counting.fields, None)
     fields = with_room(job.catalogue.fields, base)
     _report_full_fields(job, fields)
 
@@ -154,22 +154,22 @@ def count(spark: "SparkSession", job: Job, log: Log) -> Counted:
         return lookup_of(base).save(directory, BASE_LOOKUP)
 
     with running.shared(spark, save) as tables:
-        table = _run(frame, replace(counting, fields=fields, base=tables), num_splits)
-    return _gather(job, table, occurrences, fields, base)
+        table = _count_and_merge(frame, replace(counting, fields=fields, base=tables), num_splits)
+    return _merge_on_driver(job, table, occurrences, fields, base)
 
 
-def _run(begin: "DataFrame", counting: Counting, num_splits: int) -> pa.Table:
-    """Return what merging leaves, and the tallies and moments of all tasks: rows of COUNTED."""
+def _count_and_merge(begin: "DataFrame", counting: CountTasks, num_splits: int) -> pa.Table:
+    """Return the merged counts of all partitions, and the tallies and moments of all tasks: rows of COUNTS."""
     num_parts = len(counting.part_keys) + len(counting.occurrences.keys)
-    frame = begin.mapInArrow(counting.count, COUNTED)
-    frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTED)
+    frame = begin.mapInArrow(counting.count, COUNTS)
+    frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTS)
     return running.collect(frame, "count", num_splits + num_parts, "tasks")
 
 
-def _gather(
+def _merge_on_driver(
     job: Job, table: pa.Table, occurrences: Partitions, fields: Sequence[Field], base: list[Vocabulary] | None
-) -> Counted:
-    """Merge on the driver what the tasks counted."""
+) -> CountResult:
+    """Merge the rows of COUNTS into vocabularies, moments and repeats, on the driver."""
     tally, moments, repeating = Tally(), Moments(len(job.catalogue.measured)), []
     new, known = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
@@ -187,7 +187,7 @@ def _gather(
         everything = [replace(entry, max_ids=None) for entry in fields]
         of_base = vocabularies(np.concatenate(known), everything)
         found = [extend(*of_field) for of_field in zip(base, of_base, found, strict=True)]
-    return Counted(tally, found, moments, repeats)
+    return CountResult(tally, found, moments, repeats)
 
 
 def _report_full_fields(job: Job, fields: Sequence[Field]) -> None:
@@ -199,7 +199,7 @@ def _report_full_fields(job: Job, fields: Sequence[Field]) -> None:
             )
 
 
-def _counted(part: int, blob: bytes) -> pa.RecordBatch:
+def _counts_row(part: int, blob: bytes) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
-        [pa.array([part], pa.int32()), pa.array([blob], pa.binary())], schema=COUNTED_SCHEMA
+        [pa.array([part], pa.int32()), pa.array([blob], pa.binary())], schema=_COUNTS_SCHEMA
     )

@@ -6,20 +6,21 @@
     second pass   the lines at these positions ─reject_repeats()─▶ reason duplicate_impression
 
                   id   context   position in the log
-                   7      A      10                       stays: the first
-                   7      A      30                       left to grouping, which finds it within its context
+                   7      A      10                       kept: the first
+                   7      A      30                       kept here; grouping finds it within its context
                    7      B      20                       rejected here
-                   8      B      40                       stays: one context only
+                   8      B      40                       kept: one context only
 
 Grouping finds an id that repeats within its context, whatever the setting (contexts/group.py). Train and test files number
-their impressions each for themselves, so ids are compared within a period. A line that is rejected for another reason, a
-missing context included, does not take the id away from a later good one.
+their impressions separately, so ids are compared within a period. A line that is rejected for another reason, a missing
+context included, does not make a later good line a repeat.
 """
 
 # Shapes: L lines of a chunk, N occurrences, X repeated impressions.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,15 @@ from pipeline.kernels.hashing import order_hashes, scale_hashes, splits_of
 OFFSET_BITS = 44
 BYTES_PER_PART = 256 << 20  # of impression lines, whose occurrences one task sorts
 _MOST_PARTS = 1024
-_FILE = "duplicates.npy"
-_SALT = 0
+_POSITIONS_FILE = "duplicates.npy"
+_PARTITION_SALT = 0
 #: The (table, period) of a line.
-KINDS = tuple((table, period) for table in GRAIN for period in PERIODS)
+KINDS = tuple(product(GRAIN, PERIODS))
 
 
 @dataclass(frozen=True)
 class Partitions:
-    """The partitions of the first pass that occurrences go to: as many for each of KINDS."""
+    """The partitions of the first pass that occurrences are shuffled to: as many for each of KINDS."""
 
     keys: tuple[int, ...]  # see spark.hashes.partition_keys
 
@@ -65,7 +66,7 @@ def num_partitions(sources: Iterable[SourceFile]) -> int:
 
 
 class Occurrences:
-    """What a task has read and not yet flushed: int64 [N, 3] of impressions (id, position, key), [N, 1] of contexts (key)."""
+    """The occurrences that a task has not yet flushed: int64 [N, 3] of impressions (id, position, key), [N, 1] of contexts (key)."""
 
     def __init__(self, partitions: Partitions) -> None:
         self._partitions = partitions
@@ -98,7 +99,7 @@ class Occurrences:
             if not waiting:
                 continue
             found = np.concatenate(waiting)
-            part_N = scale_hashes(order_hashes(np.ascontiguousarray(found[:, 0]), _SALT), for_each)
+            part_N = scale_hashes(order_hashes(np.ascontiguousarray(found[:, 0]), _PARTITION_SALT), for_each)
             order_N = np.argsort(part_N, kind="stable")
             bounds = np.searchsorted(part_N[order_N], np.arange(for_each + 1))
             for part in range(for_each):
@@ -150,7 +151,7 @@ class Repeats:
         return cls(position_X[order_X], np.concatenate(splits)[order_X])
 
     def recount(self, tally: Tally) -> None:
-        """Count these lines as rejected, which the first pass has counted as good."""
+        """Count these lines as rejected; the first pass has counted them as good."""
         grain, reason = GRAIN[SKELETON], REASONS[DUPLICATE_IMPRESSION]
         for split, number in enumerate(np.bincount(self.split_X).tolist()):
             tally.add(split, grain, "good", -number)
@@ -163,13 +164,13 @@ class Repeats:
         """Write the positions where `load_positions` finds them; return the files written."""
         if not len(self.position_X):
             return []  # an empty file cannot be mapped
-        np.save(directory / _FILE, self.position_X)
-        return [directory / _FILE]
+        np.save(directory / _POSITIONS_FILE, self.position_X)
+        return [directory / _POSITIONS_FILE]
 
 
 def load_positions(directory: Path) -> np.ndarray:
     """Map the positions that Repeats.save left in `directory`; none if it left none."""
-    path = directory / _FILE
+    path = directory / _POSITIONS_FILE
     return np.asarray(np.load(path, mmap_mode="r")) if path.exists() else np.empty(0, np.int64)
 
 

@@ -1,8 +1,8 @@
-"""What the passes read, and how it comes into their tasks: as numbers of input splits, or as the lines themselves.
+"""The log that the passes read, and how it comes into their tasks: as numbers of input splits, or as the lines themselves.
 
-Job ─open_log()─▶ Log     source=aliccp                      the raw files; tasks open them
-                          source=aliccp, source.reader=spark lines that Spark reads; tasks get them as rows
-                          source=events                      labelled impressions, which the first stage writes
+Job ─open_log()─▶ InputLog    source=aliccp                      the raw files; tasks open them
+                              source=aliccp, source.reader=spark lines that Spark reads; tasks get them as rows
+                              source=events                      labelled impressions, which the first stage writes
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from pipeline.chunks.sources import ACTIONS, InputSplit, SourceFile
 from pipeline.config.preprocess import SPARK
 from pipeline.events.reader import EventReader
 from pipeline.passes.job import Job
-from pipeline.passes.reports import Batches
 from pipeline.spark import running
 from pipeline.spark.exceptions import plain_errors
+from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
 from pipeline.storage.commit import Staging
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from pipeline.events.label import LabelledLog
 
 
-class LogInput(Protocol):
-    """How a log comes into the tasks of a pass. Tasks carry it."""
+class TaskInput(Protocol):
+    """The way of a log into the tasks of a pass. Tasks carry it, so it can be pickled."""
 
     def frame(self, spark: "SparkSession") -> "DataFrame":
-        """Begin a pass, on the driver: the rows that `chunks` takes."""
+        """Make the rows that `chunks` takes, on the driver."""
 
     def chunks(self, batches: Batches) -> Iterator[Chunk]:
-        """Read and parse, in a task, what the rows of `frame` stand for or hold."""
+        """Read and parse the input splits of these rows, or the lines in them, in a task."""
 
 
 @dataclass(frozen=True)
 class SplitInput:
-    """Rows are numbers of input splits, which the tasks read."""
+    """An input whose rows are numbers of input splits, which the tasks read."""
 
     splits: tuple[InputSplit, ...]
     reader: ChunkReader | EventReader
@@ -56,7 +56,7 @@ class SplitInput:
 
 @dataclass(frozen=True)
 class LineInput:
-    """Rows are the lines, read by Spark."""
+    """An input whose rows are the lines, read by Spark."""
 
     sources: tuple[SourceFile, ...]
     split_bytes: int
@@ -70,28 +70,28 @@ class LineInput:
 
 
 @dataclass(frozen=True)
-class Log:
-    """What the passes read."""
+class InputLog:
+    """The log that the passes read."""
 
     sources: tuple[SourceFile, ...]  # by ordinal
     splits: tuple[InputSplit, ...]
-    input: LogInput
-    events: "LabelledLog | None" = None  # of source=events: what its first stage found
+    input: TaskInput
+    events: "LabelledLog | None" = None  # of source=events: what its first stage wrote
 
 
-def open_log(spark: "SparkSession", job: Job, staging: Staging) -> Log:
-    """Make what the passes read: label an event log, look up where lines begin that only Spark can read."""
+def open_log(spark: "SparkSession", job: Job, staging: Staging) -> InputLog:
+    """Prepare the log for the passes: label an event log; with source.reader=spark, find where the lines of each block begin."""
     if job.settings.source.events:
-        found = _label(spark, job, staging)
-        return Log(found.sources, found.splits, SplitInput(found.splits, found.reader), found)
+        found = _label_events(spark, job, staging)
+        return InputLog(found.sources, found.splits, SplitInput(found.splits, found.reader), found)
     split_bytes = job.settings.source.split_bytes
-    read = tuple(source for source in job.sources if source.table != ACTIONS)  # the driver reads the action log
+    read = tuple(source for source in job.sources if source.table != ACTIONS)  # the action log is read on the driver
     splits = tuple(input_splits(list(read), split_bytes))
     reader = ChunkReader.of(job.catalogue, job.settings)
     if job.settings.source.reader != SPARK:
-        return Log(job.sources, splits, SplitInput(splits, reader))
+        return InputLog(job.sources, splits, SplitInput(splits, reader))
     frame = lines(spark, read, split_bytes)
-    return Log(job.sources, splits, LineInput(read, split_bytes, line_reader(frame, reader, splits)))
+    return InputLog(job.sources, splits, LineInput(read, split_bytes, line_reader(frame, reader, splits)))
 
 
 def numbers_in(batches: Batches) -> Iterator[int]:
@@ -101,8 +101,8 @@ def numbers_in(batches: Batches) -> Iterator[int]:
         yield from batch.column(0).to_pylist()
 
 
-def _label(spark: "SparkSession", job: Job, staging: Staging) -> "LabelledLog":
-    """Find which impression each action belongs to, and write the labelled impressions."""
+def _label_events(spark: "SparkSession", job: Job, staging: Staging) -> "LabelledLog":
+    """Attribute the actions, and write the labelled impressions."""
     from pipeline.events.label import label  # it imports pyspark
 
     settings, events = job.settings, job.settings.source.events

@@ -18,22 +18,22 @@ from pipeline.storage.store import Store, store_of
 
 @dataclass(frozen=True)
 class Job:
-    """The settings, catalogue, raw files and output store of one run: what is known before Spark starts."""
+    """The settings, catalogue, raw files and output store of one run, as known before Spark starts."""
 
     settings: PreprocessSettings
     catalogue: Catalogue
     sources: tuple[SourceFile, ...]  # as the manifest lists them
     out: Store
-    events: EventLog | None = None  # of source=events, as it was found
+    events: EventLog | None = None  # the tables of source=events
     base: Base | None = None  # whose vocabularies are extended
 
     @classmethod
     def of(cls, settings: PreprocessSettings) -> "Job":
-        """Find the raw files that `settings` name and check their heads; InputError for what is wrong by then."""
+        """Find the raw files that `settings` name and check their heads. Raises InputError for what is wrong with them or `settings`."""
         out = store_of(settings.out)
         if settings.source.events and not settings.staging and not isinstance(out, LocalStore):
             raise InputError(
-                f"out={settings.out} is an address, and source=events puts labelled impressions by in between; "
+                f"out={settings.out} is an address, and source=events stores labelled impressions between its stages; "
                 "give a directory that all workers see as staging=DIRECTORY."
             )
         events = settings.source.events
@@ -45,7 +45,7 @@ class Job:
         if events is None:
             by_spark = settings.source.reader == SPARK
             if by_spark:
-                start_spark(settings.spark)  # nothing else can look at the files
+                start_spark(settings.spark)  # nothing else can read the files
             found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
             return cls(settings, fields, tuple(found), out, base=base)
         events.label_actions(settings.labels.daction)
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def with_daction(self) -> bool:
-        """Whether the dataset has that label."""
+        """Whether the dataset has the label daction."""
         return bool(self.settings.labels.daction)
 
     @property

@@ -1,6 +1,6 @@
-"""Publish: staged files get the names that their content gives them, and the manifest that names them is made.
+"""Publish: move staged files to the names that their content gives them, and make the manifest that lists them.
 
-The last step before the commit: after it, everything lies in its place and nothing is visible yet.
+This is the last step before the commit. After it, every file is in its place and nothing is visible yet.
 """
 
 import os
@@ -22,8 +22,8 @@ from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS, SPLITS, DatasetFile, Manifest, ManifestField, totals_of
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import write_vocabulary
-from pipeline.passes.count import Counted
-from pipeline.passes.input import Log
+from pipeline.passes.count import CountResult
+from pipeline.passes.input import InputLog
 from pipeline.passes.job import Job
 from pipeline.passes.reports import DataReport, QuarantineReport
 from pipeline.storage import commit
@@ -38,13 +38,13 @@ _IN_MANIFEST = ("lines", "quarantined", "kept", "left_out", "quarantine", "event
 
 def assemble(
     job: Job,
-    log: Log,
-    counted: Counted,
+    log: InputLog,
+    counted: CountResult,
     reports: Sequence[DataReport],
     quarantine: Sequence[QuarantineReport],
     staging: Staging,
 ) -> Manifest:
-    """Move every file to its place and describe them all: everything of the commit but its last act."""
+    """Move every file to its place, write the audit and return the manifest, which the commit publishes."""
     files = _install_data(job, reports)
     fields = tuple(_describe_field(job, entry, counted, staging) for entry in job.catalogue.fields)
     quarantine_files = [
@@ -112,7 +112,7 @@ def _order(report: DataReport) -> tuple[int, int]:
     return SPLITS.index(report.split), report.number
 
 
-def _describe_field(job: Job, entry: Field, counted: Counted, staging: Staging) -> ManifestField:
+def _describe_field(job: Job, entry: Field, counted: CountResult, staging: Staging) -> ManifestField:
     vocabulary = counted.vocabularies[job.catalogue.fields.index(entry)]
     num_rows = entry.kind_of_field.num_rows(vocabulary.num_rows - NUM_RESERVED_ROWS, entry.parameters)
     found = ManifestField(
@@ -130,7 +130,7 @@ def _describe_field(job: Job, entry: Field, counted: Counted, staging: Staging) 
     return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
 
 
-def _mean_std(job: Job, entry: Field, counted: Counted) -> tuple[float | None, float | None]:
+def _mean_std(job: Job, entry: Field, counted: CountResult) -> tuple[float | None, float | None]:
     if job.base:
         before = job.base.field(entry.name)
         return before.mean, before.std
@@ -153,7 +153,7 @@ def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
 def write_run(
     job: Job, spark: "SparkSession", manifest: Manifest, started: float, seconds: Mapping[str, float]
 ) -> None:
-    """Write run.json: what may differ between two runs that give the same dataset."""
+    """Write run.json, which holds what may differ between two runs that give the same dataset."""
     run = {
         commit.OF_MANIFEST: manifest.xxh3,
         "settings": job.settings.run_only(),

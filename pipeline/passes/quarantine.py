@@ -1,4 +1,4 @@
-"""The last, small pass: fetch the lines that grouping rejected, of which only the positions are known."""
+"""The quarantine pass: read the lines that grouping rejected once more, because grouping only knows their positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ import pyarrow as pa
 from pipeline.aliccp.spark_lines import LineReader
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SourceFile, read_line_at
-from pipeline.contexts.group import LINE_OFFSET, ORDINAL
-from pipeline.passes.input import LineInput, Log, numbers_in
+from pipeline.contexts.group import LINE_OFFSET, ORDINAL, REJECT_REASON
+from pipeline.passes.input import InputLog, LineInput, numbers_in
 from pipeline.passes.reports import (
     REPORT,
-    Batches,
     DataReport,
     QuarantineReport,
     attempt_name,
@@ -24,15 +23,16 @@ from pipeline.passes.reports import (
 )
 from pipeline.spark import running
 from pipeline.spark.hashes import partition_keys
+from pipeline.spark.running import Batches
 from pipeline.storage.commit import QUARANTINE, Staging
 from pipeline.storage.parquet_files import QuarantineFile, quarantine_batch, write_quarantine
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-PICKED = "slice int, ordinal int, offset bigint, reason int, line binary"
+REJECTED_LINES = "slice int, ordinal int, offset bigint, reason int, line binary"
 
-_PICKED_SCHEMA = pa.schema(
+_REJECTED_LINES_SCHEMA = pa.schema(
     [("slice", pa.int32()), ("ordinal", pa.int32()), ("offset", pa.int64()), ("reason", pa.int32()), ("line", pa.binary())]
 )  # fmt: skip
 
@@ -40,9 +40,9 @@ _REJECTS_PER_SLICE = 1_000_000
 
 
 def quarantine(
-    spark: "SparkSession", log: Log, reports: Sequence[DataReport], staging: Staging
+    spark: "SparkSession", log: InputLog, reports: Sequence[DataReport], staging: Staging
 ) -> list[QuarantineReport]:
-    """Fetch the lines that grouping rejected; return the report of each quarantine file, in the order of the log."""
+    """Read the lines that grouping rejected; return the report of each quarantine file, in the order of the log."""
     with_rejects = [report for report in reports if report.rejects]
     if not with_rejects:
         return []
@@ -53,20 +53,20 @@ def quarantine(
         for ordinal, number in enumerate(num_rejects)
         for begin in range(0, number, _REJECTS_PER_SLICE)
     )
-    if isinstance(log.input, LineInput):  # no task can open a file: all lines come once more
-        picking = Picking(log.input.lines, slices, partition_keys(len(slices)), rejects, staging)
-        frame = log.input.frame(spark).mapInArrow(picking.pick, PICKED).repartition(len(slices), "slice")
+    if isinstance(log.input, LineInput):  # only Spark can read the files, so all lines are read again
+        picking = PickTasks(log.input.lines, slices, partition_keys(len(slices)), rejects, staging)
+        frame = log.input.frame(spark).mapInArrow(picking.pick, REJECTED_LINES).repartition(len(slices), "slice")
         frame = frame.sortWithinPartitions("slice", "offset").mapInArrow(picking.write, REPORT)
     else:
-        rereading = Rereading(log.sources, slices, rejects, staging)
+        rereading = RereadTasks(log.sources, slices, rejects, staging)
         frame = running.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
     _, found = reports_of(running.collect(frame, "quarantine", len(slices), "tasks"))
     return found
 
 
 @dataclass(frozen=True)
-class Rereading:
-    """The tasks of this pass where tasks open files: each reads the lines of a slice at their offsets."""
+class RereadTasks:
+    """The tasks of this pass if tasks can open files: each reads the lines of a slice at their offsets."""
 
     sources: tuple[SourceFile, ...]
     slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's rejected lines, sorted
@@ -74,7 +74,7 @@ class Rereading:
     staging: Staging
 
     def reread(self, batches: Batches) -> Batches:
-        """Fetch the slices with these numbers → the report of a quarantine file each."""
+        """Read the lines of the slices with these numbers → the report of a quarantine file each."""
         for number in numbers_in(batches):
             ordinal, begin, end = self.slices[number]
             mine = [rejects[rejects[:, ORDINAL] == ordinal] for rejects in map(self.staging.load_array, self.rejects)]
@@ -88,14 +88,14 @@ class Rereading:
         with source.open() as stream:  # gzip streams forward, because the offsets rise
             for start in range(0, len(rejects), 1024):
                 part = rejects[start : start + 1024]
-                lines = [read_line_at(stream, offset) for offset in part[:, 1].tolist()]
-                reasons = [REASONS[reason] for reason in part[:, 2].tolist()]
-                yield quarantine_batch([source.name] * len(part), part[:, 1].tolist(), reasons, lines)
+                lines = [read_line_at(stream, offset) for offset in part[:, LINE_OFFSET].tolist()]
+                reasons = [REASONS[reason] for reason in part[:, REJECT_REASON].tolist()]
+                yield quarantine_batch([source.name] * len(part), part[:, LINE_OFFSET].tolist(), reasons, lines)
 
 
 @dataclass(frozen=True)
-class Picking:
-    """The tasks of this pass where Spark reads: pick the lines out of one more reading; write them in the log's order."""
+class PickTasks:
+    """The tasks of this pass if Spark reads the log: pick the lines out of all lines; write them in the order of the log."""
 
     reader: LineReader
     slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's rejected lines, sorted
@@ -104,7 +104,7 @@ class Picking:
     staging: Staging
 
     def pick(self, batches: Batches) -> Batches:
-        """Pick the rejected lines out of rows of `lines` → PICKED."""
+        """Pick the rejected lines out of rows of `lines` → REJECTED_LINES."""
         rejects = np.concatenate([self.staging.load_array(name) for name in self.rejects])
         rejects = rejects[np.lexsort((rejects[:, LINE_OFFSET], rejects[:, ORDINAL]))]
         for source, start, text in self.reader.texts(batches):
@@ -116,11 +116,11 @@ class Picking:
                 for number, (_, offset, reason) in enumerate(mine[first:last].tolist())
             ]  # fmt: skip
             if found:
-                columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _PICKED_SCHEMA.types, strict=True)]  # fmt: skip
-                yield pa.RecordBatch.from_arrays(columns, schema=_PICKED_SCHEMA)
+                columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _REJECTED_LINES_SCHEMA.types, strict=True)]  # fmt: skip
+                yield pa.RecordBatch.from_arrays(columns, schema=_REJECTED_LINES_SCHEMA)
 
     def write(self, batches: Batches) -> Batches:
-        """Write PICKED of one partition, sorted → the report of its file."""
+        """Write REJECTED_LINES of one partition, sorted → the report of its file."""
         names = {source.ordinal: source.name for source in self.reader.sources.values()}
         first = next(batches, None)
         if first is None:

@@ -1,8 +1,7 @@
-"""What tasks tell the driver: one report of each file that they wrote, as JSON in a row."""
+"""The reports that tasks return to the driver: one of each file that they wrote, as JSON in a row."""
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,16 +12,14 @@ from pipeline.dataset.manifest import RowGroup
 from pipeline.storage.parquet_files import Examples
 from pipeline.storage.staged_file import StagedFile
 
-Batches = Iterator[pa.RecordBatch]
-
-#: Rows of the second pass and of the last: a JSON object for each file written.
+#: Rows of the second pass and of the quarantine pass: a JSON object for each file written.
 REPORT = "report binary"
-_SCHEMA = pa.schema([("report", pa.binary())])
+_REPORT_SCHEMA = pa.schema([("report", pa.binary())])
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """One partition of a split: its data file, if it had rows, and what was counted there."""
+    """The report of one partition of a split: its data file, if it had rows, and what was counted there."""
 
     split: str
     number: int  # of the file in its split
@@ -30,7 +27,7 @@ class DataReport:
     row_groups: tuple[RowGroup, ...]
     tally: Tally
     statistics: dict[str, Any]  # see Statistics.report
-    rejects: str  # what `Staging.load_array` finds the rejected lines by; "" where there are none
+    rejects: str  # the name of the rejected lines for `Staging.load_array`; "" where there are none
     num_rejects: tuple[int, ...]  # of each source, by ordinal
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +50,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class QuarantineReport:
-    """One quarantine file: how many lines it holds, and the first of each reason."""
+    """The report of one quarantine file: how many lines it holds, and the first of each reason."""
 
     number: int  # among the files of its pass
     file: StagedFile
@@ -69,7 +66,7 @@ class QuarantineReport:
 def report_row(report: DataReport | QuarantineReport) -> pa.RecordBatch:
     """Put a report into a row of REPORT."""
     raw = {"data": report.to_json()} if isinstance(report, DataReport) else {"quarantine": asdict(report)}
-    return pa.RecordBatch.from_arrays([pa.array([json.dumps(raw).encode()], pa.binary())], schema=_SCHEMA)
+    return pa.RecordBatch.from_arrays([pa.array([json.dumps(raw).encode()], pa.binary())], schema=_REPORT_SCHEMA)
 
 
 def reports_of(table: pa.Table) -> tuple[list[DataReport], list[QuarantineReport]]:

@@ -25,13 +25,12 @@ from pipeline.dataset.manifest import LABELS, SPLITS
 from pipeline.dataset.schema import schema_of
 from pipeline.features.fields import Catalogue
 from pipeline.features.lookup_table import Lookup, lookup_of
-from pipeline.passes.count import Counted
+from pipeline.passes.count import CountResult
 from pipeline.passes.duplicates import load_positions, reject_repeats
-from pipeline.passes.input import Log, LogInput
+from pipeline.passes.input import InputLog, TaskInput
 from pipeline.passes.job import Job
 from pipeline.passes.reports import (
     REPORT,
-    Batches,
     DataReport,
     QuarantineReport,
     attempt_name,
@@ -39,6 +38,7 @@ from pipeline.passes.reports import (
     reports_of,
 )
 from pipeline.spark import running
+from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
 from pipeline.storage.commit import QUARANTINE, Staging
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 
-def write(
-    spark: "SparkSession", job: Job, log: Log, scanned: Tally, tables: Callable[[], Path], staging: Staging
+def write_files(
+    spark: "SparkSession", job: Job, log: InputLog, scanned: Tally, tables: Callable[[], Path], staging: Staging
 ) -> tuple[list[DataReport], list[QuarantineReport]]:
-    """Run the second pass; return the report of each partition, and of each file of lines rejected by then."""
+    """Run the second pass; return the report of each partition, and of each file of lines that the first pass rejected."""
     rows = job.settings.rows
-    writing = Writing(
+    writing = WriteTasks(
         log.input, job.catalogue, _buckets(job, scanned), log.sources, tables, staging,
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
@@ -61,10 +61,10 @@ def write(
 
 
 @dataclass(frozen=True)
-class Writing:
-    """The tasks of the second pass: encode; behind the shuffle, group and write."""
+class WriteTasks:
+    """The tasks of the second pass: encode; after the shuffle, group and write."""
 
-    input: LogInput
+    input: TaskInput
     catalogue: Catalogue
     buckets: Buckets
     sources: tuple[SourceFile, ...]  # by ordinal
@@ -75,12 +75,12 @@ class Writing:
     with_daction: bool
 
     def encode(self, batches: Batches) -> Batches:
-        """Encode what the rows of `LogInput.frame` stand for → records.RECORD_SCHEMA."""
+        """Encode the lines of a task's rows of `TaskInput.frame` → records.RECORD_SCHEMA."""
         directory = self.tables()
         lookup = Lookup.load(directory)
         repeated_X = load_positions(directory)
         layouts = {table: layout_of(self.catalogue, scope) for table, scope in SCOPE_OF.items()}
-        # Impressions of event logs, which have no period, come with all their labels.
+        # Impressions of event logs have no period, and already all their labels.
         paths = {period: actions_path(directory, period) for period in PERIODS if self.with_daction}
         acted = {period: np.load(path, mmap_mode="r") for period, path in paths.items() if path.exists()}
         for chunk in self.input.chunks(batches):
@@ -105,7 +105,7 @@ class Writing:
 
     def _write_rows(self, name: str, split: str, number: int, batches: Batches) -> DataReport:
         writer = PartWriter(self.staging.path(name), self._schema, self.impressions_per_row_group, self.with_daction)
-        found = Found()
+        found = GroupFindings()
         for selected in self._selected(SPLITS.index(split), batches, found):
             rows = rows_of(selected, self.catalogue, self._schema)
             found.statistics.add(rows.table, self.catalogue, rows.key_N, rows.counts)
@@ -132,8 +132,8 @@ class Writing:
         labels = [label for label in LABELS if self.with_daction or label != "daction"]
         return schema_of(self.catalogue.fields, labels, self.catalogue.timed)
 
-    def _selected(self, split: int, batches: Batches, found: "Found") -> Iterator[Selection]:
-        """Yield the rows of each batch of whole groups that has any; add what else there is to `found`."""
+    def _selected(self, split: int, batches: Batches, found: "GroupFindings") -> Iterator[Selection]:
+        """Yield the rows of each batch of whole groups that has any; add its counts and rejected lines to `found`."""
         for batch in whole_groups(batches):
             selected = select(batch, self.max_impressions)
             self._count(found.tally, split, selected)
@@ -159,18 +159,18 @@ class Writing:
 
 
 @dataclass
-class Found:
-    """What grouping finds in a partition beside rows."""
+class GroupFindings:
+    """The counts, statistics and rejected lines of a partition."""
 
     tally: Tally = field(default_factory=Tally)
     statistics: Statistics = field(default_factory=Statistics)
     rejects: list[np.ndarray] = field(default_factory=list)
 
 
-def records_of(begin: "DataFrame", writing: Writing) -> "DataFrame":
-    """Encode: one row a record (records.RECORD_SCHEMA), each output file's in one partition, sorted in the order of contexts.
+def records_of(begin: "DataFrame", writing: WriteTasks) -> "DataFrame":
+    """Encode the log: one row a record (records.RECORD_SCHEMA), one partition an output file, sorted in the order of contexts.
 
-    The order ends in (ordinal, offset): without them, ties would come in the order of arrival.
+    The order ends in (ordinal, offset), because ties would otherwise come in the order of arrival.
     """
     records = begin.mapInArrow(writing.encode, RECORD_SPARK_SCHEMA)
     partitioned = records.repartition(len(writing.buckets), "bucket")
@@ -178,7 +178,7 @@ def records_of(begin: "DataFrame", writing: Writing) -> "DataFrame":
 
 
 def actions_path(directory: Path, period: str) -> Path:
-    """Where the sorted ids of impressions with a counted action lie."""
+    """Return the path of the sorted ids of impressions with a counted action."""
     return directory / f"actions_{period}.npy"
 
 
@@ -191,7 +191,7 @@ def _buckets(job: Job, scanned: Tally) -> Buckets:
     return buckets_of((train, validation, test), num_rejected, per_file, job.settings.seed)
 
 
-def save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
+def save_tables(job: Job, counted: CountResult, directory: Path) -> list[Path]:
     """Write the lookup tables, duplicates and action ids that the second pass reads; return the files."""
     paths = [*lookup_of(counted.vocabularies).save(directory), *counted.repeats.save(directory)]
     for period in PERIODS if job.with_daction and job.events is None else ():
@@ -201,7 +201,7 @@ def save_tables(job: Job, counted: Counted, directory: Path) -> list[Path]:
 
 
 def _by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
-    """(bucket key, its batches) of a partition sorted by bucket; each must be used up before the next."""
+    """Yield (bucket key, its batches) of a partition sorted by bucket; use up the batches of one before the next."""
     freeze_imports()
     waiting = (piece for batch in batches for piece in _cut_at_buckets(batch))
     piece = next(waiting, None)

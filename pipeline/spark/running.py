@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
+#: Rows as a task takes and yields them (DataFrame.mapInArrow).
+Batches = Iterator["pa.RecordBatch"]
+
 
 def numbers(spark: "SparkSession", count: int) -> "DataFrame":
     """The numbers [0, count), one in each partition: a task finds its work by its number. One column, id."""

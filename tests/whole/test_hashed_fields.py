@@ -14,7 +14,7 @@ from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.sources import InputSplit
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.features.fields import catalogue
-from pipeline.passes.count import NO_PART, Counting
+from pipeline.passes.count import NO_PART, CountTasks
 from pipeline.passes.duplicates import Partitions
 from pipeline.passes.input import SplitInput
 from pipeline.preprocess import preprocess
@@ -50,7 +50,7 @@ def test_nothing_of_a_hashed_or_a_numeric_field_enters_the_counter(
         entry.hash_buckets = 5 if entry.kind == "categorical" and name != "item_shop" else 0
     fields = catalogue(settings.features, 1)
     splits = tuple(InputSplit(source, 0, source.bytes) for source in find_sources(str(raw), False))
-    counting = Counting(
+    counting = CountTasks(
         SplitInput(splits, ChunkReader.of(fields, settings)), fields, (0,), Partitions(()), fields.fields
     )
     numbers = iter([pa.record_batch({"id": pa.array(range(len(splits)), pa.int64())})])
