@@ -48,7 +48,7 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
 
 
 def _finished(job: Job) -> Manifest | None:
-    """Return the manifest if the dataset is there already. Raises InputError if another one is, and may not be replaced."""
+    """Return the manifest if the dataset is there already. Raises InputError if another one is in its place."""
     existing = _existing(job)
     if existing is None:
         return None
@@ -60,7 +60,8 @@ def _finished(job: Job) -> Manifest | None:
     if not job.settings.overwrite:
         what = "other settings" if same_sources else "other source files"
         raise InputError(
-            f"out={job.out.location} holds a finished dataset made with {what}; choose another out, or overwrite=true to replace it."
+            f"out={job.out.location} holds a finished dataset made with {what}; choose another out, or overwrite=true "
+            "to replace it."
         )
     return None
 
@@ -118,8 +119,8 @@ def _stop_at_failures(job: Job, log: InputLog, tally: Tally) -> None:
         (ordinal, offset), reason = min(failing)
         lenient = "keep" if reason in ("feature_count_mismatch", "conversion_without_click") else "quarantine"
         raise InputError(
-            f"{log.sources[ordinal].path}, byte {offset}: {reason} ({rules_of(job.settings.source.name)[reason]}), and checks.{reason}=fail stops there; "
-            f"fix the line, or set checks.{reason}={lenient}."
+            f"{log.sources[ordinal].path}, byte {offset}: {reason} ({rules_of(job.settings.source.name)[reason]}), and "
+            f"checks.{reason}=fail stops there; fix the line, or set checks.{reason}={lenient}."
         )
 
 

@@ -64,7 +64,7 @@ def _records(
 
 
 def _label_bits(line_table: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-    """Return the label bits of the lines `order`. Without a click there is no conversion (ESMM eq. 3), and no daction."""
+    """Return the label bits of the lines `order`; without a click, no conversion (ESMM eq. 3) and no daction."""
     raw_L = line_table[order, line_columns.LABELS]
     click_L = raw_L & line_columns.CLICK_BIT > 0
     label_L = click_L * records.CLICK_LABEL + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION_LABEL

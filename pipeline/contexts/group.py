@@ -45,8 +45,8 @@ class Selection:
 def whole_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield the sorted records again, cut between groups only: the last group of a batch waits for the next batch.
 
-    Impressions without a context line do not wait, because each is rejected by itself. Memory stays small so, even where
-    a key that means "unknown" has a large part of a log. Raises InputError for a context with too many impressions.
+    Impressions without a context line do not wait, because each is rejected by itself. So memory stays small, even if
+    a key that means "unknown" has a large part of the log. Raises InputError for a context with too many impressions.
     """
     waiting: list[pa.RecordBatch] = []
     num_bytes = 0
@@ -78,9 +78,9 @@ def _too_long(batch: pa.RecordBatch) -> str:
     word_W, _ = unpack_words(blob, np.array([0, len(blob)]))
     key = int(int64_at(word_W, records.KEY_AT)) % (1 << 64)
     return (
-        f"The context {key:016x} has more impressions than one context may have ({_MOST_BYTES >> 20} MB of packed records): "
-        "does this key mean that the context is unknown? Give these impressions contexts of their own, or remove the key's line "
-        "of common_features: then they go to quarantine as missing_context."
+        f"The context {key:016x} has more impressions than one context may have ({_MOST_BYTES >> 20} MB of packed "
+        "records). If the key means that the context is unknown, give these impressions contexts of their own, or "
+        "remove the key's line of common_features: then they go to quarantine as missing_context."
     )
 
 

@@ -18,7 +18,10 @@ _MASKS = np.array([0, 0xFF, 0xFFFF, 0xFFFFFFFF])
 
 
 def pack_words(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pack the records that begin at the words `begin_R`, the end included; return (uint8 bytes, where each blob begins, and the end)."""
+    """Pack records; return (uint8 bytes, where each blob begins).
+
+    `begin_R` and its counterpart for the blobs have one more entry, the end.
+    """
     num_records = len(begin_R) - 1
     blob_bytes = np.empty(5 * len(word_W) + 3 * WORD_BYTES * (num_records + 1), np.uint8)
     packed_R = np.empty(num_records + 1, np.int64)
@@ -27,7 +30,7 @@ def pack_words(word_W: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def unpack_words(blob_bytes: np.ndarray, begin_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unpack the blobs that begin at the bytes `begin_R`, the end included; return (words, where each record begins, and the end)."""
+    """Unpack the blobs that begin at the bytes `begin_R`; return what `pack_words` took."""
     word_R = _first_words(blob_bytes.ctypes.data, begin_R)
     word_W = np.empty(word_R[-1], np.int32)
     _unpack_records(blob_bytes.ctypes.data, begin_R, word_R, word_W)

@@ -1,4 +1,4 @@
-"""The record: how one parsed line crosses Spark, as int32 words, packed, in a binary column instead of columns of lists.
+"""The record: one parsed line as it crosses Spark, as packed int32 words in a binary column, not as lists.
 
     word   0      1 2                  3 4                                    5 …
            words  id                   key of a context | offset, labels      ones, numbers, lengths, values, weights

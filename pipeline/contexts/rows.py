@@ -102,10 +102,10 @@ def _gather_fixed(word_W, position_R, header, fixed_words, lengths):  # type: ig
 
 
 @nb.njit(cache=True)
-def _gather_values(word_W, position_R, lengths, is_weighted, value_at, value_V, weight_bits_V):  # type: ignore[no-untyped-def]
+def _gather_values(word_W, position_R, begin, is_weighted, value_at, value_V, weight_V):  # type: ignore[no-untyped-def]
     num_many = len(is_weighted)
     for r in range(len(position_R)):
-        length = position_R[r] + lengths
+        length = position_R[r] + begin
         value = length + num_many
         weight = value
         for many in range(num_many):
@@ -118,7 +118,7 @@ def _gather_values(word_W, position_R, lengths, is_weighted, value_at, value_V, 
             value += count
             if is_weighted[many]:
                 for i in range(count):
-                    weight_bits_V[at + i] = word_W[weight + i]
+                    weight_V[at + i] = word_W[weight + i]
                 weight += count
             value_at[many] = at + count
 

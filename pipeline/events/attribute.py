@@ -2,10 +2,10 @@
 
     impressions ∪ actions of a (user, item), in order of time
         ─▶ a click goes to the latest impression before it, within the click's window
-        ─▶ any other action goes where the latest attributed click before it went, within its own window after that click
+        ─▶ any other action goes where the latest attributed click before it went, within its own window after the click
 
-Everything is a running "last value" over one sort. There is no range join, so a user with a million events costs a million
-steps. docs/events.md has the rules for ties, duplicates, clock skew and named impressions, with their reasons.
+Everything is a running "last value" over one sort. There is no range join, so a user with a million events costs a
+million steps. docs/events.md has the rules for ties, duplicates, clock skew and named impressions, with their reasons.
 tests/support/references/events.py is the slow twin.
 """
 
@@ -39,9 +39,9 @@ class Rules:
 def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
     """Attribute every action. One row an action: kind, at, outcome, and its impression (context_key, impression_id).
 
-    With rules.one_anywhere the rows also have user and item. `impressions` has user, item, at, impression_id, context_key,
-    clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one shuffle by
-    (user, item) and one sort; two more sorts where actions name impressions.
+    With rules.one_anywhere the rows also have user and item. `impressions` has user, item, at, impression_id,
+    context_key, clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one
+    shuffle by (user, item) and one sort; two more sorts where actions name impressions.
     """
     events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
     in_time = _until_now(Window.partitionBy("user", "item").orderBy("position", "rank", "own_id", "context_key"))
@@ -72,10 +72,10 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
 
 
 def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
-    """Select one row an attributed action: context_key, impression_id, user and item if `attribute` gave them, and times.
+    """Select one row an attributed action: context_key, impression_id, its time; user and item if they are there.
 
-    The times are click_at, daction_at (any of the kinds between click and purchase) and conversion_at, in milliseconds. The
-    one of the action's label is set, the others are null.
+    The time, in milliseconds, stands under the action's label: click_at, daction_at (any of the kinds between click and
+    purchase) or conversion_at. The other two are null.
     """
     dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
     kind, at = F.col("kind"), F.col("at")
@@ -110,8 +110,8 @@ def label_impressions(
     numbered from 1 by in_context, in the order (at, impression_id), and stand together in this order. This costs one
     shuffle of the full rows, and with `one_anywhere` another one.
 
-    The impression that stays also gets the labels of its later copies, but none beyond its own `reach_ms`. Otherwise a copy
-    in the next period would leak the future into training. A copy in another context has the same user and item.
+    The impression that stays also gets the labels of its later copies, but none beyond its own `reach_ms`. Otherwise a
+    copy in the next period would leak the future into training. A copy in another context has the same user and item.
     """
     times = tuple(reach_ms)
     shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
@@ -135,7 +135,7 @@ def label_impressions(
     ).where(~F.col("is_label"))
     rows = rows.repartition(num_partitions, "place") if one_anywhere else rows
     is_repeat = is_good & (F.col("number") > 1)
-    # A duplicate's quarantined line is what was read of it: carrying the text of every row would make the shuffle larger.
+    # A duplicate's line is made of what was read: carrying the text of every row would make the shuffle larger.
     as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
     rows = rows.withColumns(
         {
@@ -154,7 +154,7 @@ def label_impressions(
 
 
 def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFrame:
-    """Union both tables: `position` is the time of a row in the order, `own_id` the impression id that it has or names."""
+    """Union both tables: `position` is a row's time in the order, `own_id` the impression id that it has or names."""
     shown = impressions.select(
         "user", "item", F.col("at").alias("position"), F.lit(_IMPRESSION_RANK).alias("rank"), "at",
         F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
@@ -195,7 +195,8 @@ def _decision(rules: Rules, meant: Column, names: Column) -> list[Column]:
         .when(since > window, "outside_window")
         .otherwise(ATTRIBUTED)
     )
-    target = F.when(outcome == ATTRIBUTED, F.when(is_click, _without_time(meant)).otherwise(_without_time(F.col("click"))))  # fmt: skip
+    chosen = F.when(is_click, _without_time(meant)).otherwise(_without_time(F.col("click")))
+    target = F.when(outcome == ATTRIBUTED, chosen)
     return [
         outcome.alias("outcome"),
         target["context_key"].alias("context_key"),
@@ -208,5 +209,5 @@ def _without_time(target: Column) -> Column:
 
 
 def _until_now(window: WindowSpec) -> WindowSpec:
-    # Trap: the mirror image, current row to unbounded following, takes n² steps, because Spark computes it anew for each row.
+    # Trap: the mirror image, current row to unbounded following, takes n² steps: Spark computes it anew for each row.
     return window.rowsBetween(Window.unboundedPreceding, Window.currentRow)

@@ -1,6 +1,6 @@
 """Add the original strings of hashed ids to the vocabularies of an event log. Indices only know a hash of 63 bits.
 
-impressions ─texts_of()─▶ text columns ─FindTexts, in tasks─▶ each text whose id is in a vocabulary, once ─▶ vocabularies
+impressions ─texts_of()─▶ text columns ─FindTexts, in tasks─▶ each text whose id has an index, once ─▶ vocabularies
 
 This reads the text columns once more, after the vocabularies are known. A text is hashed once a batch, however often it
 stands there. An id whose text is the number itself gets no text.
@@ -66,7 +66,7 @@ def add_id_texts(
 
 
 def with_texts(vocabulary: Vocabulary, id_N: np.ndarray, texts: Sequence[str]) -> Vocabulary:
-    """Return the vocabulary with the text of each id. Of several texts of one hash it takes the base's or the first, and prints so."""
+    """Add the text of each id; of several texts of one hash, take the base's or the first, and print a line about it."""
     first = {raw_id: text for raw_id, text in zip(vocabulary.id_N.tolist(), vocabulary.texts, strict=False) if text}
     for raw_id, text in sorted(zip(id_N.tolist(), texts, strict=True)):
         if (known := first.get(raw_id)) is None:

@@ -2,8 +2,8 @@
 
     files ─▶ line, file ─LineParser, in tasks─▶ the needed columns as texts and lists of texts ─▶ staging/parsed-<table>
 
-Spark's own reader of JSON does not serve. It makes no row of `[]`, several rows of an array of objects, and one row of two
-objects without a line end between them, so the audit could not reconcile the lines. It also takes a list for an id.
+Spark's own reader of JSON does not serve. It makes no row of `[]`, several rows of an array of objects, and one row of
+two objects without a line end between them, so the audit could not reconcile the lines. It also takes a list for an id.
 """
 
 import json
@@ -100,7 +100,7 @@ class LineParser:
             yield pa.RecordBatch.from_arrays(arrays, names=[*self.columns, CORRUPT, FILE])
 
     def _texts(self, value: Any) -> list[str | None] | None:
-        """Return the texts of a list, or of one text with separators; TypeError where one is a list or an object itself."""
+        """Return the texts of a list, or of one text with separators; TypeError where one is a list or an object."""
         if type(value) is list:
             return [_text_of_value(entry) for entry in value]
         text = _text_of_value(value)

@@ -2,7 +2,7 @@
 
 JSON lines ─parse_json_lines()─▶ staging/parsed-…
 actions ─scan()─▶ the end of the actions log ─▶ attribute() ─▶ staging/attributed
-impressions ∪ labels ─label_impressions()─▶ staging/labelled ─▶ counts, and the rejected rows, sorted ─▶ staging/rejected
+impressions ∪ labels ─label_impressions()─▶ staging/labelled ─▶ counts, and rejected rows, sorted ─▶ staging/rejected
 """
 
 import re
@@ -160,13 +160,14 @@ def _stop_at_failing_rows(
     for reason in sorted(reason for reason in present if getattr(checks, reason) == FAIL):
         line = rejected.where(F.col("status") == reason).agg(F.min("line")).collect()[0][0]
         raise InputError(
-            f"{_file_with(impressions, reason, line)} has {reason} ({rules_of('events')[reason]}) in the row {line[:_CHARACTERS_QUOTED]}, and "
-            f"checks.{reason}=fail stops there; fix the row, or set checks.{reason}=quarantine."
+            f"{_file_with(impressions, reason, line)} has {reason} ({rules_of('events')[reason]}) in the row "
+            f"{line[:_CHARACTERS_QUOTED]}, and checks.{reason}=fail stops there; fix the row, or set "
+            f"checks.{reason}=quarantine."
         )
 
 
 def _file_with(impressions: DataFrame, reason: str, line: str) -> str:
-    """Find the file of a rejected row; a duplicate, whose file the shuffle does not carry, has the name of the table."""
+    """Find the file of a rejected row; of a duplicate, whose file the shuffle does not carry, the table's name."""
     if reason == _DUPLICATE:
         return "impressions"
     rows = impressions.where((F.col("status") == reason) & (F.col("line") == line))

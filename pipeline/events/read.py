@@ -1,9 +1,9 @@
-"""The tables of an event log as DataFrames of one shape, whatever their format and names: ids, times, features, defects.
+"""Read the tables of an event log as DataFrames of one shape, for any format and names: ids, times, features, defects.
 
     source files ─read()─▶ columns as they are ─impressions_of() / actions_of()─▶ the columns listed there
 
-One rule makes the ids of every column. The text of a whole number from 0 to 2^63 - 1, without leading zeros, is that number.
-Any other text becomes the lower 63 bits of its XXH64 with seed 42, which Spark calls xxhash64.
+One rule makes the ids of every column. The text of a whole number from 0 to 2^63 - 1, without leading zeros, is that
+number. Any other text becomes the lower 63 bits of its XXH64 with seed 42, which Spark calls xxhash64.
 """
 
 import re
@@ -63,7 +63,7 @@ class Periods:
 
 
 def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFrame:
-    """Read one row a row of the files: the `needed` columns that the table has, CORRUPT (null where readable) and FILE."""
+    """Read one row a row of the files: the `needed` columns that the table has, CORRUPT (null if readable) and FILE."""
     if table.parsed:
         frame = spark.read.parquet(table.parsed)
     elif table.format == PARQUET:
@@ -131,9 +131,9 @@ def impressions_of(
 def texts_of(
     spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue
 ) -> tuple[DataFrame, list[int]]:
-    """Read the texts of the fields that have a vocabulary and text ids; return also the numbers of these fields, maybe none.
+    """Read the texts of the fields that have a vocabulary and text ids; return also the numbers of these fields.
 
-    One row an impression of the files: t<number>, the text or the texts of the field.
+    One row an impression of the files: t<number>, the text or the texts of the field. There may be no such field.
     """
     columns: dict[str, pa.DataType] = {}
     for table in (log.impressions, *log.joins):
@@ -289,7 +289,10 @@ def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields
         keys = {f"_key{place}": F.col(_backquoted(name)).cast("string") for place, name in enumerate(join_key(join))}
         wanted = {name: many for name, many in needed.items() if name not in frame.columns}
         joined = read(spark, table, wanted | dict.fromkeys(join_key(join), "one"))
-        joined = joined.select(*(column.alias(name) for name, column in keys.items()), *(F.col(_backquoted(name)) for name in wanted if name in table.columns))  # fmt: skip
+        joined = joined.select(
+            *(column.alias(name) for name, column in keys.items()),
+            *(F.col(_backquoted(name)) for name in wanted if name in table.columns),
+        )
         twice = joined.groupBy(*keys).count().where("count > 1").orderBy(*keys).limit(1).collect()
         if twice:
             values = ", ".join(str(twice[0][key]) for key in keys)

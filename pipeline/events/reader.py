@@ -52,7 +52,7 @@ class EventReader:
             if split.source.table == CONTEXT:
                 chosen = pc.and_(chosen, pc.equal(batch.column("in_context"), 1))
             rows = batch.filter(chosen)
-            # One chunk a split: a context may have impressions in two splits, and encode() takes a run's split from its first line.
+            # One chunk a split: a context may be in two splits, and encode() takes a run's split from its first line.
             for place in range(len(SPLITS)):
                 if (mine := rows.filter(pc.equal(rows.column("split"), place))).num_rows:
                     yield self._chunk(split.source, place, mine, numbers)
@@ -75,7 +75,7 @@ class EventReader:
 def values_of(
     rows: pa.RecordBatch, fields: Sequence[Field], numbers: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (field, id, weight) of every value of the fields `numbers`, row by row, and where the values of each row end."""
+    """Return (field, id, weight) of every value of the fields `numbers`, row by row, and the end of each row."""
     columns = [_column(rows, number, fields[number]) for number in numbers]
     total_L = np.zeros(rows.num_rows, np.int64)
     for length_L, _, _ in columns:

@@ -65,7 +65,7 @@ def weights_of(column: str) -> str:
 
 
 def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog:
-    """Find the tables below `path`. Raises InputError for a missing file or column, or for a column of the wrong type."""
+    """Find the tables below `path`. Raises InputError for a missing file or column, or a column of the wrong type."""
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
@@ -90,7 +90,7 @@ def join_key(join: JoinSettings) -> list[str]:
 
 
 def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
-    """Return column → ONE or MANY values, for every column that is read of the impressions or a table joined to them."""
+    """Return column → ONE or MANY values, for every column that is read of the impressions or a joined table."""
     entry = settings.impressions
     singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context]
     singles += [entry.click] if entry.click else []
@@ -139,7 +139,10 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
                 )
             owner.setdefault(column, table)
     owners = {field.raw_id: f"features.fields.{field.name}.raw_id" for field in fields.fields}
-    owners |= {weights_of(field.raw_id): f"features.fields.{field.name} is weighted, and its weights" for field in fields.fields}  # fmt: skip
+    owners |= {
+        weights_of(field.raw_id): f"features.fields.{field.name} is weighted, and its weights"
+        for field in fields.fields
+    }
     many = [(field.raw_id, MANY) for field in fields.fields if field.arity == "many"]
     for column, number_of_values in (*needed_columns(settings, fields).items(), *many):
         if column not in owner:
@@ -229,7 +232,7 @@ def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: 
 
 
 def _parts(directory: Path) -> Iterator[Path]:
-    """Yield the files of a directory but Hadoop's hidden ones. Raises InputError for a directory in it, as partitionBy makes them."""
+    """Yield the files of a directory but Hadoop's hidden ones. Raises InputError for a folder, as partitionBy makes."""
     for path in directory.iterdir():
         if path.name.startswith(("_", ".")):
             continue
@@ -265,7 +268,7 @@ def _header(file: SourceFile) -> list[str]:
 
 
 def _json_columns(file: SourceFile) -> dict[str, pa.DataType]:
-    """Return every column of the first lines with the simplest type that a line has there; other lines are rejected later."""
+    """Return every column of the first lines with its simplest type there; lines of another type are rejected later."""
     kinds: dict[str, set[type]] = {}
     with _open_text(file, errors="replace") as stream:
         for _, line in zip(range(_LINES_READ), stream, strict=False):

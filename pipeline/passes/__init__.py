@@ -1,1 +1,1 @@
-"""One file a pass over the log. Read job, input, count (duplicates), write, quarantine, publish; reports is what tasks return."""
+"""One file a pass over the log. Read job, input, count (duplicates), write, quarantine, publish; reports of tasks."""

@@ -1,6 +1,6 @@
 """The first pass over the log: count lines and ids, sum the moments of numeric fields, find ids of several contexts.
 
-Every task counts its input splits. A shuffle by hash brings the counts of an id together. The driver gets the frequent ids.
+Every task counts its input splits. A shuffle by hash brings the counts of an id together. The driver gets frequent ids.
 """
 
 import json
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 #: Rows of the first pass. `part` says what `blob` holds:
-#: the key of a vocabulary partition: pairs of ids and counts; a key of `duplicates.Partitions`: occurrences of impression
-#: ids; NO_PART: the tally of a task as JSON; NUMBERS_PART: the moments of its numeric fields.
+#: the key of a vocabulary partition: pairs of ids and counts; a key of `duplicates.Partitions`: occurrences of
+#: impression ids; NO_PART: the tally of a task as JSON; NUMBERS_PART: the moments of its numeric fields.
 COUNTS = "part int, blob binary"
 _COUNTS_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART, NUMBERS_PART = -1, -2
@@ -93,7 +93,7 @@ class CountTasks:
             yield _counts_row(NUMBERS_PART, moments.to_bytes())
 
     def merge(self, batches: Batches) -> Batches:
-        """Merge COUNTS of one partition → its frequent pairs and those of the base's ids, or its repeated impression ids.
+        """Merge COUNTS of a partition → its frequent pairs and those of the base's ids, or its repeated impression ids.
 
         Tallies and moments pass through.
         """

@@ -11,9 +11,9 @@
                    7      B      20                       rejected here
                    8      B      40                       kept: one context only
 
-Grouping finds an id that repeats within its context, whatever the setting (contexts/group.py). Train and test files number
-their impressions separately, so ids are compared within a period. A line that is rejected for another reason, a missing
-context included, does not make a later good line a repeat.
+Grouping finds an id that repeats within its context, with either setting (contexts/group.py). Train and test files
+number their impressions separately, so ids are compared within a period. A line that is rejected for another reason, a
+missing context included, does not make a later good line a repeat.
 """
 
 # Shapes: L lines of a chunk, N occurrences, X repeated impressions.
@@ -66,7 +66,7 @@ def num_partitions(sources: Iterable[SourceFile]) -> int:
 
 
 class Occurrences:
-    """The occurrences that a task has not yet flushed: int64 [N, 3] of impressions (id, position, key), [N, 1] of contexts (key)."""
+    """The occurrences that a task has not flushed yet: int64 [N, 3] (id, position, key), of contexts [N, 1] (key)."""
 
     def __init__(self, partitions: Partitions) -> None:
         self._partitions = partitions

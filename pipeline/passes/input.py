@@ -1,4 +1,4 @@
-"""The log that the passes read, and how it comes into their tasks: as numbers of input splits, or as the lines themselves.
+"""The log that the passes read. It comes into their tasks as numbers of input splits, or as the lines themselves.
 
 Job ─open_log()─▶ InputLog    source=aliccp                      the raw files; tasks open them
                               source=aliccp, source.reader=spark lines that Spark reads; tasks get them as rows
@@ -80,7 +80,7 @@ class InputLog:
 
 
 def open_log(spark: "SparkSession", job: Job, staging: Staging) -> InputLog:
-    """Prepare the log for the passes: label an event log; with source.reader=spark, find where the lines of each block begin."""
+    """Prepare the log for the passes: label an event log; with source.reader=spark, find where blocks begin."""
     if job.settings.source.events:
         found = _label_events(spark, job, staging)
         return InputLog(found.sources, found.splits, SplitInput(found.splits, found.reader), found)

@@ -29,7 +29,7 @@ class Job:
 
     @classmethod
     def of(cls, settings: PreprocessSettings) -> "Job":
-        """Find the raw files that `settings` name and check their heads. Raises InputError for what is wrong with them or `settings`."""
+        """Find the raw files that `settings` name and check their heads. Raises InputError for what is wrong there."""
         out = store_of(settings.out)
         if settings.source.events and not settings.staging and not isinstance(out, LocalStore):
             raise InputError(

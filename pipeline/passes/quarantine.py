@@ -33,8 +33,14 @@ if TYPE_CHECKING:
 REJECTED_LINES = "slice int, ordinal int, offset bigint, reason int, line binary"
 
 _REJECTED_LINES_SCHEMA = pa.schema(
-    [("slice", pa.int32()), ("ordinal", pa.int32()), ("offset", pa.int64()), ("reason", pa.int32()), ("line", pa.binary())]
-)  # fmt: skip
+    [
+        ("slice", pa.int32()),
+        ("ordinal", pa.int32()),
+        ("offset", pa.int64()),
+        ("reason", pa.int32()),
+        ("line", pa.binary()),
+    ]
+)
 
 _REJECTS_PER_SLICE = 1_000_000
 
@@ -95,7 +101,7 @@ class RereadTasks:
 
 @dataclass(frozen=True)
 class PickTasks:
-    """The tasks of this pass if Spark reads the log: pick the lines out of all lines; write them in the order of the log."""
+    """The tasks of this pass if Spark reads the log: pick the rejected lines of all; write them in order."""
 
     reader: LineReader
     slices: tuple[tuple[int, int, int], ...]  # (ordinal, begin, end) in that source's rejected lines, sorted
@@ -116,8 +122,9 @@ class PickTasks:
                 for number, (_, offset, reason) in enumerate(mine[first:last].tolist())
             ]  # fmt: skip
             if found:
-                columns = [pa.array(column, kind) for column, kind in zip(zip(*found, strict=True), _REJECTED_LINES_SCHEMA.types, strict=True)]  # fmt: skip
-                yield pa.RecordBatch.from_arrays(columns, schema=_REJECTED_LINES_SCHEMA)
+                columns = zip(zip(*found, strict=True), _REJECTED_LINES_SCHEMA.types, strict=True)
+                arrays = [pa.array(column, kind) for column, kind in columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=_REJECTED_LINES_SCHEMA)
 
     def write(self, batches: Batches) -> Batches:
         """Write REJECTED_LINES of one partition, sorted → the report of its file."""

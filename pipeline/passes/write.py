@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def write_files(
     spark: "SparkSession", job: Job, log: InputLog, scanned: Tally, tables: Callable[[], Path], staging: Staging
 ) -> tuple[list[DataReport], list[QuarantineReport]]:
-    """Run the second pass; return the report of each partition, and of each file of lines that the first pass rejected."""
+    """Run the second pass; return the reports of the partitions, and of the files of lines rejected before grouping."""
     rows = job.settings.rows
     writing = WriteTasks(
         log.input, job.catalogue, _buckets(job, scanned), log.sources, tables, staging,
@@ -168,7 +168,7 @@ class GroupFindings:
 
 
 def records_of(begin: "DataFrame", writing: WriteTasks) -> "DataFrame":
-    """Encode the log: one row a record (records.RECORD_SCHEMA), one partition an output file, sorted in the order of contexts.
+    """Encode the log: one row a record (RECORD_SCHEMA), one partition an output file, sorted in the order of contexts.
 
     The order ends in (ordinal, offset), because ties would otherwise come in the order of arrival.
     """
