@@ -23,9 +23,9 @@ from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import MANIFEST, load_manifest
 from training.distributed.world import join
 from training.planning.feasibility import with_rows
-from training.planning.memory_estimate import needs, table_plans
+from training.planning.memory_estimate import memory_needs, table_plans
 from training.run.malloc import keep_freed_memory
-from training.run.trainer import Agreed, Trainer
+from training.run.trainer import StepOutcome, Trainer
 
 MOMENTS = ("built", "last step", "checkpoint", "peak")
 
@@ -41,7 +41,7 @@ class Weighed(Trainer):
 
     last_step_mb = 0.0
 
-    def _count(self, step: int, agreed: Agreed) -> None:
+    def _count(self, step: int, agreed: StepOutcome) -> None:
         super()._count(step, agreed)
         self.last_step_mb = resident_mb()
 
@@ -86,7 +86,7 @@ def planned(data: Path, ranks: int, overrides: list[str]) -> list[float]:
     """rank → MB that jobs.plan says."""
     settings, manifest = configured(str(data), "", "esmm", overrides), load_manifest(data)
     tables = table_plans(manifest.fields_of(stored=INDEX), settings, ranks)
-    return [number / 2**20 for number in needs(tables, manifest, settings, ranks, on_cpu=True).ranks]
+    return [number / 2**20 for number in memory_needs(tables, manifest, settings, ranks, on_cpu=True).ranks]
 
 
 def main() -> None:

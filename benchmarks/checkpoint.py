@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.entry import composed
+from jobs.entry import compose
 from training.checkpoint.files import newest
 from training.distributed.world import join
 from training.run.settings import TrainSettings
@@ -65,7 +65,7 @@ def main() -> None:
         for asynchronous in (True, False):
             with tempfile.TemporaryDirectory(dir=Path.cwd()) as out:
                 overrides = [f"data={options.data}", f"out={out}/run", "validation.split=null"]
-                settings = composed("train", TrainSettings, overrides)
+                settings = compose("train", TrainSettings, overrides)
                 settings.checkpoint.asynchronous = asynchronous
                 seconds, size = measure(settings, options.every_steps)
             first, *others = seconds["pause"]

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.aliccp.byte_ranges import input_splits
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import SKELETON, SourceFile
@@ -37,7 +37,7 @@ _REJECT_ALL = ("feature_count_mismatch=quarantine", "conversion_without_click=qu
 
 
 def settings_of(raw: Path, out: Path, *overrides: str) -> PreprocessSettings:
-    return composed("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
+    return compose("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
 def parsed(directory: Path, num_lines: int, seed: int) -> Counter[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.runs import CONTEXTS, CPU_S, run
 from benchmarks.train import processor
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import load_manifest
 from pipeline.preprocess import preprocess
@@ -28,7 +28,7 @@ BYTES = "bytes_an_impression"
 def dataset_of(raw: str, out: Path, max_impressions: int) -> float:
     """Preprocess `raw` with K = `max_impressions`; the bytes of the train files an impression."""
     preprocess(
-        composed(
+        compose(
             "preprocess",
             PreprocessSettings,
             [f"source.path={raw}", f"out={out}", f"rows.max_impressions={max_impressions}"],

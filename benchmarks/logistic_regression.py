@@ -28,7 +28,7 @@ from pipeline.dataset.kinds import NUMBER
 from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from pipeline.locations import open_location
-from training.evaluation.calibration import log_loss
+from training.evaluation.calibration import mean_log_loss
 from training.evaluation.metrics import evaluate
 from training.feed.numeric import squash
 
@@ -151,7 +151,7 @@ def fit_best(train: Design, validation: Design, label: str) -> tuple[Array, floa
     best, weight = (np.inf, np.empty(0), 0.0), None
     for penalty in PENALTIES:
         weight = fit(train, getattr(train, label), penalty, weight)
-        loss = log_loss(getattr(validation, label), expit(validation.logit(weight)))
+        loss = mean_log_loss(getattr(validation, label), expit(validation.logit(weight)))
         if loss is not None and loss < best[0]:
             best = (loss, weight, penalty)
     return best[1], best[2]

@@ -15,17 +15,17 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from jobs.entry import composed
+from jobs.entry import compose
 from training.distributed.world import join
 from training.run.malloc import keep_freed_memory
 from training.run.settings import TrainSettings
-from training.run.trainer import Agreed, Trainer
+from training.run.trainer import StepOutcome, Trainer
 
 
 class Weighed(Trainer):
     """Prints a line as each epoch begins."""
 
-    def _count(self, step: int, agreed: Agreed) -> None:
+    def _count(self, step: int, agreed: StepOutcome) -> None:
         super()._count(step, agreed)
         if step == 0:
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as out:
         overrides = [f"data={options.data}", f"out={out}/run", f"epochs={options.epochs + 1}"]
         overrides += [f"plan.batch_size={options.batch_size}"]
-        settings = composed("train", TrainSettings, overrides)
+        settings = compose("train", TrainSettings, overrides)
         with join(settings.world) as world:
             Weighed(settings, world).fit()
 

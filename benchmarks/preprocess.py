@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.preprocess_peers.contents import contents
 from benchmarks.preprocess_stages import stages
 from benchmarks.processes import Spent, spent
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.preprocess import preprocess
@@ -50,7 +50,7 @@ def raw_mb(raw: Path) -> float:
 
 def settings_of(raw: Path, out: Path, overrides: list[str]) -> PreprocessSettings:
     """As on the command line of jobs.preprocess."""
-    return composed("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
+    return compose("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
 def ours(raw: Path, out: Path, overrides: list[str]) -> tuple[Manifest, Spent]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from jobs.entry import composed
+from jobs.entry import compose
 from training.checkpoint.files import Position
 from training.distributed.world import join
 from training.evaluation import metrics
@@ -34,7 +34,7 @@ def run(data: str, overrides: Sequence[str], split: str, truth: str | None = Non
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as out:
-        settings = composed("train", TrainSettings, [f"data={data}", f"out={out}/run", *overrides])
+        settings = compose("train", TrainSettings, [f"data={data}", f"out={out}/run", *overrides])
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             figures = train(trainer)
@@ -77,5 +77,5 @@ def judged(columns: dict[str, np.ndarray], truth: str | None) -> dict[str, float
     if truth is not None:
         table = pq.read_table(Path(truth), columns=["impression_id", "p_ctr", "p_cvr"])
         true = {name: table.column(name).to_numpy() for name in table.column_names}
-        figures["cvr_all_auc"] = metrics.truth_metrics(columns, true).get("cvr_all_auc")
+        figures["cvr_all_auc"] = metrics.oracle_metrics(columns, true).get("cvr_all_auc")
     return {name: float(value) for name, value in figures.items() if value is not None}

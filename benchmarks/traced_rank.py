@@ -14,7 +14,7 @@ from training.distributed.rank_batches import RankBatch
 from training.distributed.torchrun import speaks
 from training.distributed.world import World, join
 from training.run.settings import TrainSettings
-from training.run.trainer import Agreed, Trainer
+from training.run.trainer import StepOutcome, Trainer
 
 
 class Traced(Trainer):
@@ -26,7 +26,7 @@ class Traced(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self._trace = folder / f"rank-{world.rank}.txt"
 
-    def step(self, rank_batch: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> StepOutcome:
         """As any trainer's."""
         ids = " ".join(map(str, rank_batch.batch.impression_id[: rank_batch.num_impressions].tolist()))
         with self._trace.open("ab", buffering=0) as trace:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jobs.entry import composed
+from jobs.entry import compose
 from training.distributed.rank_batches import RankBatch
 from training.distributed.world import World, join
 from training.feed.batch import Batch
@@ -145,7 +145,7 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
 def configured(data: str, out: str, model: str, overrides: list[str]) -> TrainSettings:
     """The configuration of jobs.train with these."""
     given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
-    return composed("train", TrainSettings, given)
+    return compose("train", TrainSettings, given)
 
 
 def main() -> None:

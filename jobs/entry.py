@@ -53,7 +53,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
 
     def main(config: DictConfig) -> None:
         try:
-            run(typed(schema, config))
+            run(to_settings(schema, config))
         except InputError as error:
             _stop(str(error), speaks)
 
@@ -79,12 +79,12 @@ def imports_not_collected() -> Iterator[None]:
         gc.enable()
 
 
-def composed(name: str, schema: type[Settings], overrides: Sequence[str]) -> Settings:
+def compose(name: str, schema: type[Settings], overrides: Sequence[str]) -> Settings:
     """Compose conf/<name>.yaml with `overrides` as `launch` does, for those who call a job from Python."""
     _register(name, schema)
     try:
         with hydra.initialize_config_module("conf", version_base="1.3"):
-            return typed(schema, hydra.compose(name, with_new_keys(overrides, schema)))
+            return to_settings(schema, hydra.compose(name, with_new_keys(overrides, schema)))
     except HydraException as error:
         raise InputError(_sentence(error, schema)) from error
 
@@ -166,10 +166,10 @@ def _comments_in_help(schema: type[Any]) -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        print(commented(printed.getvalue(), schema))
+        print(with_comments(printed.getvalue(), schema))
 
 
-def commented(text: str, schema: type[Any]) -> str:
+def with_comments(text: str, schema: type[Any]) -> str:
     """Put the comment of each setting behind its line in `text`, which has YAML with two blanks a level."""
     comments = {setting.key: setting.comment for setting in settings_of(schema)}
     path: list[str] = []
@@ -183,7 +183,7 @@ def commented(text: str, schema: type[Any]) -> str:
     return "\n".join(lines)
 
 
-def typed(schema: type[Settings], config: DictConfig) -> Settings:
+def to_settings(schema: type[Settings], config: DictConfig) -> Settings:
     """`config` as an instance of the dataclass `schema`; InputError for an unknown key, a wrong type, a missing value."""
     try:
         # As plain values: `++` has added keys to typed nodes that a merge of these would not look at.

@@ -26,17 +26,17 @@ def run(settings: EvaluateSettings) -> None:
     with imports_not_collected():
         from training.distributed.world import join
         from training.run import run_folder
-        from training.run.evaluate import evaluate
+        from training.run.evaluate import evaluate_split
         from training.run.journal import say
         from training.run.malloc import keep_freed_memory
 
     keep_freed_memory()
     folder = Path(settings.run)
-    trained = run_folder.load(folder)
+    trained = run_folder.load_settings(folder)
     trained.data = settings.data or trained.data
     truth = Path(settings.truth) if settings.truth else None
     with join(trained.world) as world:
-        figures = evaluate(folder, trained, settings.split, truth, world, settings.checkpoint)
+        figures = evaluate_split(folder, trained, settings.split, truth, world, settings.checkpoint)
     if figures is not None:
         shown = {
             name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings, SparkSettings
 
 if TYPE_CHECKING:
@@ -67,6 +67,6 @@ def preprocess_settings() -> Callable[..., PreprocessSettings]:
     """Settings of jobs.preprocess from conf/, with overrides as on the command line."""
 
     def settings(source: Path, out: Path, *overrides: str) -> PreprocessSettings:
-        return composed("preprocess", PreprocessSettings, [f"source.path={source}", f"out={out}", *overrides])
+        return compose("preprocess", PreprocessSettings, [f"source.path={source}", f"out={out}", *overrides])
 
     return settings

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.runs import CPU_S, predict, train
-from jobs.entry import composed
+from jobs.entry import compose
 from training.distributed.world import join
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -27,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as run:
         overrides = [f"data={dataset}", f"out={run}/run", "model=esmm", f"plan.batch_size={batch_size}"]
-        settings = composed("train", TrainSettings, [*overrides, "world.device=cpu"])
+        settings = compose("train", TrainSettings, [*overrides, "world.device=cpu"])
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             cpu_s = train(trainer)[CPU_S]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.demo import DemoSettings
-from jobs.entry import commented, composed, settings_of
+from jobs.entry import compose, settings_of, with_comments
 from jobs.evaluate import EvaluateSettings
 from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
@@ -65,7 +65,7 @@ def words_of(command: str) -> list[str]:
 @pytest.mark.parametrize("command", RECORDED)
 def test_a_command_composes_to_the_settings_that_were_recorded(command: str) -> None:
     job, *overrides = words_of(command)
-    found = without_newer(asdict(composed(job, SCHEMAS[job], overrides)))
+    found = without_newer(asdict(compose(job, SCHEMAS[job], overrides)))
     assert json.dumps(found) == json.dumps(RECORDED[command])  # the order of the keys included: config.yaml has it
 
 
@@ -80,12 +80,12 @@ def test_every_job_and_every_choice_of_every_group_is_recorded() -> None:
 def test_a_newer_choice_composes_to_settings_other_than_the_defaults(choice: str) -> None:
     job = NEWER_CHOICES[choice]
     required = {"preprocess": ["out=OUT", "source.path=RAW"], "train": ["data=DATA", "out=OUT"]}[job]
-    assert composed(job, SCHEMAS[job], [*required, choice]) != composed(job, SCHEMAS[job], required)
+    assert compose(job, SCHEMAS[job], [*required, choice]) != compose(job, SCHEMAS[job], required)
 
 
 def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
     text = "jobs.train: trains\n\nout: ???\nembedding:\n  dim: 18\n  dims: {}\nlog:\n  dim: 3\nGroups: model"
-    assert commented(text, TrainSettings).splitlines() == [
+    assert with_comments(text, TrainSettings).splitlines() == [
         "jobs.train: trains",
         "",
         "out: ???  # the folder of the run; the same command resumes there",

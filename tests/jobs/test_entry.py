@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from raw_log import small_log
 
-from jobs.entry import composed, imports_not_collected, with_new_keys
+from jobs.entry import compose, imports_not_collected, with_new_keys
 from jobs.preprocess import quoted
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
@@ -101,19 +101,19 @@ def test_a_setting_by_name_may_name_what_no_file_names() -> None:
 
 def test_a_field_that_no_yaml_file_has_is_added_as_one_mapping() -> None:
     field = "+features.fields.price={raw_id: '9', scope: impression, kind: bucketized, boundaries: [1, 5]}"
-    found = composed("preprocess", PreprocessSettings, ["source.path=x", "out=y", field]).features.fields["price"]
+    found = compose("preprocess", PreprocessSettings, ["source.path=x", "out=y", field]).features.fields["price"]
     assert (found.raw_id, found.kind, found.boundaries) == ("9", "bucketized", [1.0, 5.0])
 
 
 def test_settings_of_a_group_that_may_be_left_out_are_settings_where_it_is_chosen() -> None:
     command = ["source=events", "source.path=x", "out=y", "features=shop", "source.events.boundaries=[0,1,2,3]"]
-    found = composed("preprocess", PreprocessSettings, [*command, "source.events.actions_end=7"]).source.events
+    found = compose("preprocess", PreprocessSettings, [*command, "source.events.actions_end=7"]).source.events
     assert found is not None
     assert (found.actions_end, found.context_window_s, found.actions.path) == ("7", 1800, "actions")
     with pytest.raises(
         InputError, match=r"is a setting of source\.events, which this command does not choose; give source=events too"
     ):
-        composed("preprocess", PreprocessSettings, ["source.path=x", "out=y", "source.events.actions_end=7"])
+        compose("preprocess", PreprocessSettings, ["source.path=x", "out=y", "source.events.actions_end=7"])
 
 
 def test_no_collection_scans_what_is_imported() -> None:

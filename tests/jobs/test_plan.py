@@ -12,7 +12,7 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
@@ -23,7 +23,7 @@ from training.model.graph import Graph
 from training.planning.cluster import cluster_of
 from training.planning.feasibility import assess
 from training.planning.feasibility_page import feasibility_lines
-from training.planning.memory_estimate import needs, table_plans, tower_parameters
+from training.planning.memory_estimate import memory_needs, table_plans, tower_parameters
 from training.planning.settings import FeasibilitySettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(data: Path, *overrides: str) -> FeasibilitySettings:
-    return composed("plan", FeasibilitySettings, [f"data={data}", *overrides])
+    return compose("plan", FeasibilitySettings, [f"data={data}", *overrides])
 
 
 def said(data: Path, *overrides: str) -> tuple[str, bool]:
@@ -78,14 +78,14 @@ def test_a_checkpoints_copy_is_as_large_as_what_the_rank_saves_and_counts_where_
     settings.sharding = replace(settings.sharding, tables={"user_brands": "data_parallel"})
     tables = table_plans(manifest.fields_of(stored=INDEX), settings, 2)
     whole = sum(table.weight_bytes + table.state_bytes for table in tables)
-    on_cpu, on_gpu = (needs(tables, manifest, settings, 2, on_cpu) for on_cpu in (True, False))
+    on_cpu, on_gpu = (memory_needs(tables, manifest, settings, 2, on_cpu) for on_cpu in (True, False))
     assert sum(on_cpu.checkpoint) == whole + 3 * 4 * tower_parameters(manifest, settings)
     assert on_gpu.checkpoint == on_cpu.checkpoint
     assert [more - less for more, less in zip(on_cpu.ranks, on_gpu.ranks, strict=True)] == pytest.approx(
         on_cpu.checkpoint
     )
     settings.checkpoint.asynchronous = False
-    assert sum(needs(tables, manifest, settings, 2, on_cpu=True).checkpoint) == 0
+    assert sum(memory_needs(tables, manifest, settings, 2, on_cpu=True).checkpoint) == 0
 
 
 def test_towers_are_counted_as_they_are_built(data: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_more_of_anything_needs_more(data: Path, tmp_path: Path) -> None:
     def step(batch_size: int, precision: str = "fp32") -> float:
         settings = tiny_settings(data, tmp_path, batch_size=batch_size)
         settings.precision = precision
-        return needs([], manifest, settings, 2, on_cpu=True).step
+        return memory_needs([], manifest, settings, 2, on_cpu=True).step
 
     assert step(128) == pytest.approx(2 * step(64))
     assert step(64, "bf16") < step(64)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from tiny_dataset import write_tiny_dataset
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.errors import InputError
 from training.distributed.settings import EMBEDDING_OPTIMIZERS
 from training.model.graph import Graph
-from training.run.run_folder import load
+from training.run.run_folder import load_settings
 from training.run.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ CONF = ROOT / "conf"
 
 
 def train_settings(*overrides: str) -> TrainSettings:
-    return composed("train", TrainSettings, ["data=d", "out=o", *overrides])
+    return compose("train", TrainSettings, ["data=d", "out=o", *overrides])
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -35,7 +35,7 @@ def test_two_ranks_under_torchrun_train_and_one_evaluates(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "is trained; evaluate it with" in done.stderr
     assert "Warning" not in done.stderr, done.stderr
-    assert load(out).plan.batch_size == 64
+    assert load_settings(out).plan.batch_size == 64
     done = run(sys.executable, "-m", "jobs.evaluate", f"run={out}")
     assert done.returncode == 0, done.stderr
     assert "ctcvr_auc" in done.stderr

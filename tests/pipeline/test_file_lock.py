@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.file_lock import Holder, LockHeld, exclusive_lock, parse_holder
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.lock import locked
-from training.run.run_folder import held
+from training.run.run_folder import lock_run
 
 _HOLD = """
 import sys; from pathlib import Path; from pipeline.file_lock import exclusive_lock
@@ -55,10 +55,13 @@ def test_a_lock_of_another_process_is_refused_by_name_and_free_when_that_process
 
 def test_a_run_that_another_process_trains_is_refused_by_name(tmp_path: Path) -> None:
     with holder_of(tmp_path / ".lock") as process:
-        with pytest.raises(InputError, match=rf"is being trained already, by process {process.pid} on"), held(tmp_path):
+        with (
+            pytest.raises(InputError, match=rf"is being trained already, by process {process.pid} on"),
+            lock_run(tmp_path),
+        ):
             pass
         process.communicate(b"\n")
-    with held(tmp_path):
+    with lock_run(tmp_path):
         holder = parse_holder((tmp_path / ".lock").read_bytes())
         assert holder is not None
         assert holder.pid == os.getpid()
@@ -102,7 +105,7 @@ def test_a_file_system_without_locks_is_used_unlocked_and_a_dataset_there_says_s
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
-    with held(tmp_path):
+    with lock_run(tmp_path):
         assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
     with locked(LocalStore(tmp_path)):
         assert "is not locked (its file system has no locks)" in capsys.readouterr().err

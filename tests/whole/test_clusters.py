@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from training.run.settings import TrainSettings
 
@@ -153,13 +153,13 @@ def test_arguments_with_spaces_and_brackets_arrive_as_they_were_given(slurm):
 
 def test_the_arguments_of_both_scripts_compose_into_settings(slurm):
     submit("train.sbatch", slurm, "data=/shared/dataset", "model=esmm", "out=/shared/run")
-    settings = composed("train", TrainSettings, torchrun_of(slurm).training_script_args)
+    settings = compose("train", TrainSettings, torchrun_of(slurm).training_script_args)
     assert (settings.data, settings.out) == ("/shared/dataset", "/shared/run")
     assert submit("preprocess.sbatch", slurm, "source.path=/shared/aliccp", "out=/shared/dataset").returncode == 0
     own, command, passed = recorded(slurm)
     assert {option.removeprefix("--").split("=")[0] for option in own} <= SRUN_OPTIONS
     assert command[:3] == [str(ROOT / ".venv/bin/python"), "-m", "jobs.preprocess"]
-    preprocess = composed("preprocess", PreprocessSettings, command[3:])
+    preprocess = compose("preprocess", PreprocessSettings, command[3:])
     assert (preprocess.spark.master, preprocess.source.path) == ("local[16]", "/shared/aliccp")
     assert passed["SPARK_LOCAL_DIRS"] == "/tmp"
 

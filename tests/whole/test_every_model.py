@@ -9,7 +9,7 @@ from ranks import run_ranks
 from tiny_dataset import write_tiny_dataset
 from tiny_run import weights
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(data: Path, out: Path, model: str, *overrides: str) -> TrainSettings:
     given = [f"data={data}", f"out={out}", f"model={model}", "plan.batch_size=64", "world.device=cpu"]
-    return composed("train", TrainSettings, [*given, *overrides])
+    return compose("train", TrainSettings, [*given, *overrides])
 
 
 def trained(*runs: TrainSettings) -> dict[str, np.ndarray]:

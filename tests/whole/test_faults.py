@@ -10,7 +10,7 @@ from benchmarks.faults import kill_at
 from benchmarks.torchrun_runs import Run
 from training.distributed.world import join
 from training.run.interrupts import REQUEUE
-from training.run.run_folder import load
+from training.run.run_folder import load_settings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -33,6 +33,6 @@ def test_a_run_killed_under_torchrun_goes_on_to_the_files_of_an_undisturbed_one(
     assert done.status == 0, done.told
     assert not (run.out / REQUEUE).exists()
     whole = Run(tmp_path / "whole", tmp_path / "data")
-    run_ranks(fit, 2, tmp_path / "ranks", replace(load(run.out), out=str(whole.out)))
+    run_ranks(fit, 2, tmp_path / "ranks", replace(load_settings(run.out), out=str(whole.out)))
     assert run.files() == whole.files()
     assert len(run.batches()) == int(run.files()["step"].removeprefix("step-"))

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_dataset import write_tiny_dataset
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.model.graph import Graph
 from training.model.settings import GraphSettings
-from training.run.evaluate import evaluate
+from training.run.evaluate import evaluate_split
 from training.run.journal import LOG
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -21,7 +21,7 @@ from training.run.trainer import Trainer
 
 def loan(data: Path, out: Path, *overrides: str) -> TrainSettings:
     settings = ["model=loan", f"data={data}", f"out={out}", "world.device=cpu", "plan.batch_size=32", "epochs=3"]
-    return composed("train", TrainSettings, [*settings, "log.every_steps=1", *overrides])
+    return compose("train", TrainSettings, [*settings, "log.every_steps=1", *overrides])
 
 
 def test_impression_click_application_approval_is_a_yaml_file(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_impression_click_application_approval_is_a_yaml_file(tmp_path: Path) ->
     settings = loan(tmp_path / "data", tmp_path / "run")
     with join(settings.world) as world:
         Trainer(settings, world).fit()
-        evaluate(tmp_path / "run", settings, "test", None, world)
+        evaluate_split(tmp_path / "run", settings, "test", None, world)
     first = json.loads((tmp_path / "run" / LOG).read_text().splitlines()[0])
     assert first.keys() >= {"loss_click", "loss_application", "loss_approval"}
     table = pq.read_table(tmp_path / "run" / "predictions" / "test").to_pydict()

@@ -22,9 +22,9 @@ from training.evaluation.run_files import read_predictions
 from training.run.evaluate import predict_split
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.run.journal import LOG
-from training.run.run_folder import held
+from training.run.run_folder import lock_run
 from training.run.settings import TrainSettings
-from training.run.trainer import Agreed, Trainer
+from training.run.trainer import StepOutcome, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ class Signalled(Trainer):
 
     at, signal = -1, signal.SIGTERM
 
-    def step(self, rank_batch: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> StepOutcome:
         self.seen.append(np.sort(rank_batch.batch.impression_id[: rank_batch.num_impressions].numpy()))
         if self.steps_done == self.at and self.world.rank == self.world.size - 1:
             os.kill(os.getpid(), self.signal)
@@ -258,11 +258,11 @@ def test_a_run_that_is_being_trained_is_not_begun_a_second_time(data: Path, tmp_
     with join(settings.world) as world:
         first = Trainer(settings, world)
         with (
-            held(first.run),
+            lock_run(first.run),
             pytest.raises(InputError, match=rf"is being trained already, by process {os.getpid()} on"),
         ):
             first.fit()
-        with held(first.run), pytest.raises(InputError, match="is being trained already"):
+        with lock_run(first.run), pytest.raises(InputError, match="is being trained already"):
             Trainer(settings, world)  # before it reads a checkpoint that the other may delete
         assert Trainer(settings, world).fit() == 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.preprocess import preprocess
 from pipeline.simulate.run import SimulateSettings, simulate
@@ -24,7 +24,7 @@ def test_the_quarantine_holds_exactly_the_planted_lines_and_the_dataset_every_si
 ) -> None:
     raw = tmp_path / "raw"
     overrides = [f"out={raw}", "impressions=20000", "seed=3", "rates=demo", "dirt=0.01", "actions=true"]
-    simulate(composed("simulate", SimulateSettings, overrides))
+    simulate(compose("simulate", SimulateSettings, overrides))
     manifest = preprocess(preprocess_settings(raw, tmp_path / "out", "labels=cart_wish"))
 
     planted = [row for split in ("train", "test") for row in pq.read_table(raw / f"dirt_{split}.parquet").to_pylist()]
@@ -54,7 +54,7 @@ def test_at_published_rates_the_audit_reproduces_the_planted_funnel_the_dirt_and
 ) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     overrides = [f"out={raw}", "impressions=60000", "seed=5", "rates=published", "dirt=0.005", "actions=true"]
-    simulate(composed("simulate", SimulateSettings, overrides))
+    simulate(compose("simulate", SimulateSettings, overrides))
     preprocess(preprocess_settings(raw, out, "labels=cart_wish", "split.validation=0"))
     audit = json.loads((out / "audit.json").read_text())
     simulated = json.loads((raw / "simulation.json").read_text())["splits"]

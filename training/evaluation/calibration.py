@@ -20,7 +20,7 @@ ECE_BINS = 20
 _PIECE = 1 << 20
 
 
-def log_loss(target_N: Array, probability_N: Array) -> float | None:
+def mean_log_loss(target_N: Array, probability_N: Array) -> float | None:
     """Mean of −t ln p − (1 − t) ln(1 − p), p kept within [1e-15, 1 − 1e-15]; None where there are no impressions.
 
     `target_N` may be a label or a true probability (the cross entropy of `probability_N` against it).

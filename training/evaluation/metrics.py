@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
-from training.evaluation.calibration import calibration, expected_calibration_error, log_loss
+from training.evaluation.calibration import calibration, expected_calibration_error, mean_log_loss
 from training.evaluation.ranking import Array, auc, check_finite, expected_auc, group_numbers, grouped_auc, top_share
 from training.feed.batch import UNKNOWN_GROUP
 
@@ -84,7 +84,7 @@ def _ranking_and_calibration(name: str, label_N: Array, score_N: Array) -> Metri
     ascending_N = np.sort(score_N)
     metrics: Metrics = {
         f"{name}_auc": auc(label_N, score_N, ascending_N),
-        f"{name}_log_loss": log_loss(label_N, score_N),
+        f"{name}_log_loss": mean_log_loss(label_N, score_N),
         f"{name}_calibration": calibration(label_N, score_N),
         f"{name}_ece": expected_calibration_error(label_N, score_N, ascending_N),
     }
@@ -125,7 +125,7 @@ def true_probabilities(predictions: Mapping[str, Array], truth: Mapping[str, Arr
     return aligned
 
 
-def truth_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> Metrics:
+def oracle_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> Metrics:
     """Measure how near `predictions` come to the true probabilities that a simulated log's labels were drawn from.
 
     Per task, true_<task>_auc is the AUC of the true probabilities against the realised labels, the ceiling that only luck
@@ -147,8 +147,8 @@ def truth_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array]) 
     if "p_cvr" in predictions:
         true_cvr_N, p_cvr_N = true["p_cvr"], predictions["p_cvr"]
         check_finite("p_cvr", p_cvr_N)
-        metrics["cvr_all_log_loss"] = log_loss(true_cvr_N, p_cvr_N)
-        metrics["true_cvr_all_log_loss"] = log_loss(true_cvr_N, true_cvr_N)
+        metrics["cvr_all_log_loss"] = mean_log_loss(true_cvr_N, p_cvr_N)
+        metrics["true_cvr_all_log_loss"] = mean_log_loss(true_cvr_N, true_cvr_N)
         metrics["cvr_all_bias"] = float(p_cvr_N.mean(dtype=np.float64) - true_cvr_N.mean(dtype=np.float64))
         metrics["cvr_all_auc"] = expected_auc(true_cvr_N, p_cvr_N)
         metrics["true_cvr_all_auc"] = expected_auc(true_cvr_N, true_cvr_N)

@@ -30,7 +30,7 @@ TASK_TITLES = {
 
 _SHARE = "share of the attainable AUC"
 #: Column of the first table → the key of metrics.json, by task, and how the number is written.
-_COLUMNS = {
+_HEADLINE_COLUMNS = {
     "AUC": ("{}_auc", ".4f"),
     "oracle AUC": ("true_{}_auc", ".4f"),
     _SHARE: ("{}_auc_share", ".1%"),
@@ -132,11 +132,13 @@ def headline(metrics: Metrics) -> Headline:
     if "cvr_all_auc" in metrics:
         named.append(("cvr_all", "CVR, all impressions", "expected under the true probabilities, clicked or not"))
     columns = [
-        column for column, (key, _) in _COLUMNS.items() if any(key.format(name) in metrics for name, *_ in named)
+        column
+        for column, (key, _) in _HEADLINE_COLUMNS.items()
+        if any(key.format(name) in metrics for name, *_ in named)
     ]
 
     def cell(name: str, column: str) -> HeadlineCell:
-        key, form = _COLUMNS[column]
+        key, form = _HEADLINE_COLUMNS[column]
         value = metrics.get(key.format(name))
         if value is None:
             return HeadlineCell(None, None)

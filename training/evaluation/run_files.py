@@ -21,10 +21,10 @@ def read_metrics(run: Path, split: str) -> Metrics:
             try:
                 metrics = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise InputError(f"{path} is not JSON ({error}); {_remedy(run, split)}") from error
+                raise InputError(f"{path} is not JSON ({error}); {_evaluate_command(run, split)}") from error
             if metrics.pop("split", split) == split:
                 return metrics
-    raise InputError(f"run={run} has no metrics of split={split}; {_remedy(run, split)}")
+    raise InputError(f"run={run} has no metrics of split={split}; {_evaluate_command(run, split)}")
 
 
 def read_predictions(run: Path, split: str) -> dict[str, Array]:
@@ -35,12 +35,14 @@ def read_predictions(run: Path, split: str) -> dict[str, Array]:
     folder = run / "predictions" / split
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise InputError(f"run={run} has no predictions of split={split}; {_remedy(run, split)}")
+        raise InputError(f"run={run} has no predictions of split={split}; {_evaluate_command(run, split)}")
     try:
         names = [name for name in pq.read_schema(files[0]).names if name != "context_id"]
         table = pa.concat_tables([pq.read_table(file, columns=names) for file in files])
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"The predictions in {folder} cannot be read ({error}); {_remedy(run, split)}") from error
+        raise InputError(
+            f"The predictions in {folder} cannot be read ({error}); {_evaluate_command(run, split)}"
+        ) from error
     columns = {name: table.column(name) for name in names}
     if "group_id" in columns:
         columns["group_id"] = columns["group_id"].fill_null(UNKNOWN_GROUP)
@@ -64,5 +66,5 @@ def read_log(path: Path) -> tuple[list[LogEntry], int]:
     return [steps[step] for step in sorted(steps)], num_broken
 
 
-def _remedy(run: Path, split: str) -> str:
+def _evaluate_command(run: Path, split: str) -> str:
     return f"write them with: python -m jobs.evaluate run={run} split={split}"

@@ -13,10 +13,10 @@ from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.planning.cluster import Cluster, cluster_of
-from training.planning.memory_estimate import Needs, TablePlan, needs, table_plans
+from training.planning.memory_estimate import Needs, TablePlan, memory_needs, table_plans
 from training.planning.settings import FeasibilitySettings
-from training.planning.torchrec_planner import adopting, propose
-from training.run.build import check
+from training.planning.torchrec_planner import propose, settings_to_adopt
+from training.run.build import check_settings
 
 #: Hosts that a remedy may ask for.
 _MOST_HOSTS = 1024
@@ -48,10 +48,10 @@ def assess(settings: FeasibilitySettings) -> Feasibility:
     cluster = cluster_of(settings.cluster, settings.host_memory_gb, settings.network_gbit_per_s)
     manifest = with_rows(load_manifest(settings.data), settings.rows)
     manifest.files_of("train")
-    graph = check(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
+    graph = check_settings(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
     settings, changed = for_ranks(settings, cluster.num_ranks)
     tables = table_plans(manifest.fields_of(stored=INDEX), settings, cluster.num_ranks)
-    need = needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
+    need = memory_needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
     usable = cluster.memory_bytes * (1.0 - settings.keep_free)
     free = usable - need.towers - need.step
     if need.on_cpu and settings.checkpoint.asynchronous:
@@ -69,7 +69,7 @@ def assess(settings: FeasibilitySettings) -> Feasibility:
         units,
         math.ceil(math.ceil(units / settings.plan.lanes) / (settings.plan.batch_size // settings.plan.lanes)),
         proposed,
-        remedy(settings, manifest, cluster, tables, proposed, usable) if too_small else "",
+        find_remedy(settings, manifest, cluster, tables, proposed, usable) if too_small else "",
     )
 
 
@@ -105,7 +105,7 @@ def units_of_an_epoch(settings: FeasibilitySettings, manifest: Manifest) -> int:
     return round(units * settings.impressions / total["impressions"])
 
 
-def remedy(
+def find_remedy(
     settings: FeasibilitySettings,
     manifest: Manifest,
     cluster: Cluster,
@@ -119,7 +119,7 @@ def remedy(
         sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})
         other = replace(settings, sharding=sharding)
         found = table_plans(manifest.fields_of(stored=INDEX), other, num_ranks)
-        return max(needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
+        return max(memory_needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
 
     cut: dict[str, str] = {}
     for table in sorted(tables, key=lambda table: -table.weight_bytes):
@@ -127,7 +127,7 @@ def remedy(
         if fits(cut, cluster.num_ranks):
             return " ".join(f"sharding.tables.{name}={kind}" for name, kind in cut.items())
     if proposed and fits(proposed, cluster.num_ranks):
-        return " ".join(adopting(proposed, tables))
+        return " ".join(settings_to_adopt(proposed, tables))
     for hosts in range(cluster.hosts + 1, _MOST_HOSTS + 1):
         if fits(cut, hosts * cluster.per_host):
             bigger = replace(cluster, hosts=hosts)

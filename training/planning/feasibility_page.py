@@ -8,7 +8,7 @@ from training.planning.cluster import Cluster
 from training.planning.feasibility import Feasibility
 from training.planning.memory_estimate import Needs, TablePlan
 from training.planning.settings import FeasibilitySettings
-from training.planning.torchrec_planner import adopting
+from training.planning.torchrec_planner import settings_to_adopt
 from training.run.settings import TrainSettings
 
 #: Settings that a launch does not repeat as they were given: those of the planning alone, and those it states itself.
@@ -33,12 +33,12 @@ def feasibility_lines(feasibility: Feasibility, given: Sequence[str] = ()) -> li
         "",
     ]
     if feasibility.fits:
-        return [*lines, "It fits. Launch it on every host with:", f"  {command(feasibility, given)}"]
+        return [*lines, "It fits. Launch it on every host with:", f"  {launch_command(feasibility, given)}"]
     ranks = feasibility.need.ranks
     worst = max(range(cluster.num_ranks), key=ranks.__getitem__)
     return [
         *lines,
-        f"It does not fit: rank {worst} needs {size(ranks[worst])} and has {size(feasibility.usable_bytes)}.",
+        f"It does not fit: rank {worst} needs {size_text(ranks[worst])} and has {size_text(feasibility.usable_bytes)}.",
         f"Remedy: {feasibility.remedy}",
     ]
 
@@ -50,8 +50,8 @@ def table_lines(tables: Sequence[TablePlan]) -> list[str]:
         ranks = table.ranks
         where = f"on rank {ranks[0]}" if len(ranks) == 1 else f"on {len(ranks)} ranks"
         lines.append(
-            f"{table.field.name:<24}{table.field.num_rows:>14,}{table.columns:>9}{size(table.weight_bytes):>11}"
-            f"{size(table.state_bytes):>11}  {table.kind}, {where}"
+            f"{table.field.name:<24}{table.field.num_rows:>14,}{table.columns:>9}{size_text(table.weight_bytes):>11}"
+            f"{size_text(table.state_bytes):>11}  {table.kind}, {where}"
         )
     return lines
 
@@ -68,11 +68,11 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
     parts.append(("all", min(need.ranks), max(need.ranks)))
     lines = [
         f"{'memory of a rank':<24}{'least':>11}{'most':>11}",
-        *(f"{name:<24}{size(least):>11}{size(most):>11}" for name, least, most in parts),
-        f"{'it has':<24}{'':>11}{size(usable):>11}",
+        *(f"{name:<24}{size_text(least):>11}{size_text(most):>11}" for name, least, most in parts),
+        f"{'it has':<24}{'':>11}{size_text(usable):>11}",
     ]
     if not need.on_cpu:
-        lines.append(f"On the host besides, for each rank: {copy[0]}, {size(copy[1])} to {size(copy[2])}.")
+        lines.append(f"On the host besides, for each rank: {copy[0]}, {size_text(copy[1])} to {size_text(copy[2])}.")
     return lines
 
 
@@ -80,7 +80,7 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
     """Say what TorchRec's planner thinks of the placement."""
     if proposed is None:
         return ["TorchRec's planner finds no placement that fits."]
-    adopt = adopting(proposed, tables)
+    adopt = settings_to_adopt(proposed, tables)
     if not adopt:
         return ["TorchRec's planner would place every table in the same way (the ranks may be others)."]
     limit = " (it knows no row_wise on CPU)" if cluster.is_cpu else ""
@@ -90,7 +90,7 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
     ]
 
 
-def command(feasibility: Feasibility, given: Sequence[str]) -> str:
+def launch_command(feasibility: Feasibility, given: Sequence[str]) -> str:
     """Write the command that launches the run, on every host."""
     cluster, settings = feasibility.cluster, feasibility.settings
     nodes = (
@@ -99,11 +99,11 @@ def command(feasibility: Feasibility, given: Sequence[str]) -> str:
         else "--local-addr 127.0.0.1 "
     )
     chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
-    words = [f"data={settings.data}", *chosen, *repeated(given, feasibility.changed)]
+    words = [f"data={settings.data}", *chosen, *arguments_to_repeat(given, feasibility.changed)]
     return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
 
 
-def repeated(given: Sequence[str], changed: Sequence[str]) -> list[str]:
+def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[str]:
     """Those of `given` that a training takes too, and `changed` in place of what it changes."""
     keys = {text.partition("=")[0] for text in changed}
     plain = [text.lstrip("+") for text in given]
@@ -111,7 +111,7 @@ def repeated(given: Sequence[str], changed: Sequence[str]) -> list[str]:
     return [*(text for text in kept if text.partition("=")[0].partition(".")[0] not in _NOT_REPEATED), *changed]
 
 
-def size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
     """Bytes, in the unit that suits them."""
     for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= divisor:

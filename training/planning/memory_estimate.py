@@ -115,7 +115,7 @@ def _rows_of_rank(entry: ManifestField, kind: str, owner: int | None, num_ranks:
     return tuple(max(0, min(block, entry.num_rows - rank * block)) for rank in range(num_ranks))
 
 
-def needs(
+def memory_needs(
     tables: Sequence[TablePlan], manifest: Manifest, settings: TrainSettings, num_ranks: int, on_cpu: bool
 ) -> Needs:
     """Bytes of each rank at the settings' batch size."""

@@ -81,7 +81,7 @@ def propose(
     return {name: table.sharding_type for module in modules for name, table in module.items()}
 
 
-def adopting(proposed: Mapping[str, str], tables: Sequence[TablePlan]) -> list[str]:
+def settings_to_adopt(proposed: Mapping[str, str], tables: Sequence[TablePlan]) -> list[str]:
     """List the settings that make the trainer place every table as `proposed`, where its own `tables` differ."""
     planned = {table.field.name: table.kind for table in tables}
     return [f"sharding.tables.{name}={kind}" for name, kind in proposed.items() if kind != planned[name]]

@@ -21,11 +21,11 @@ from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.model.losses import check_losses
 from training.run.journal import say
-from training.run.run_folder import load
+from training.run.run_folder import load_settings
 from training.run.settings import TrainSettings
 
 
-def check(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
+def check_settings(settings: TrainSettings, manifest: Manifest, device: torch.device) -> Graph:
     """Check the settings against the dataset and the device, and return the behaviour graph; InputError where they do not fit."""
     settings.optimizer.check_device(device.type)
     settings.embedding.check_fields(manifest.fields)
@@ -51,21 +51,21 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
     )
 
 
-def build(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> ShardedModel:
+def build_model(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> ShardedModel:
     """Build the model at its initial values, sharded over the ranks."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
     tables = manifest.fields_of(stored=INDEX)
     return shard_model(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 
-def xxh3_of(manifest: Manifest) -> str:
+def manifest_xxh3(manifest: Manifest) -> str:
     """Hash the manifest: it tells two datasets apart."""
     return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
 
 
 def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
     """InputError where `manifest` is not that of the dataset which `found` was trained on."""
-    if found.manifest_xxh3 != xxh3_of(manifest):
+    if found.manifest_xxh3 != manifest_xxh3(manifest):
         raise InputError(
             f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
             "indices may mean other ids. Give that dataset, or train a new run (out=…)."
@@ -76,7 +76,7 @@ def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, model:
     """Fill `model` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
     does not fit."""
     with world.agreeing():
-        before = load(run, "init_from")
+        before = load_settings(run, "init_from")
         old = load_manifest(before.data)
     found = checkpoint.find_on_all_ranks(run, world, say)
     with world.agreeing():

@@ -21,14 +21,14 @@ from training.evaluation import metrics, report
 from training.evaluation.run_files import read_predictions
 from training.feed.batch import UNKNOWN_GROUP, Batch
 from training.feed.plan import Plan
-from training.run.build import build, check, check_dataset, open_feed
+from training.run.build import build_model, check_dataset, check_settings, open_feed
 from training.run.journal import say
 from training.run.settings import TrainSettings
 
 _ROWS_PER_GROUP = 1 << 19
 
 
-def evaluate(
+def evaluate_split(
     run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
 ) -> metrics.Metrics | None:
     """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
@@ -44,7 +44,7 @@ def evaluate(
     figures = metrics.evaluate(columns)
     if truth is not None:
         true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
-        figures |= metrics.truth_metrics(columns, true)
+        figures |= metrics.oracle_metrics(columns, true)
     for name in (f"metrics.{split}.json", "metrics.json"):
         write_whole(run / name, json.dumps({"split": split, **figures}, indent=1) + "\n")
     report.write_report(run, split, columns)
@@ -57,14 +57,14 @@ def predict_split(
     """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; they appear together or not at all."""
     manifest = load_manifest(settings.data)
     files = manifest.files_of(split)
-    graph = check(settings, manifest, world.device)
+    graph = check_settings(settings, manifest, world.device)
     found = checkpoint.find_on_all_ranks(run, world, say, which)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, settings.data)
     with world.agreeing():
-        true = _read_truth(truth) if truth is not None else None
-    model = build(settings, manifest, graph, world)
+        true = _read_oracle(truth) if truth is not None else None
+    model = build_model(settings, manifest, graph, world)
     with world.agreeing():
         checkpoint.restore(found, model)
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
@@ -78,15 +78,15 @@ def predict_split(
             rank_batch.send_next()
             rank_batch.agreed(agreeing, world)
             if rank_batch.num_impressions:
-                yield _table(rank_batch.batch, columns)
+                yield _prediction_table(rank_batch.batch, columns)
 
     if world.rank == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     world.barrier()
     predicted = tables()
-    whole = (_with_truth(table, true) for table in predicted)
-    failure = _failure(lambda: _write(staging / f"part-{world.rank:05d}.parquet", whole))
+    whole = (_with_oracle(table, true) for table in predicted)
+    failure = _error_of(lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole))
     for _ in predicted:  # where this rank cannot write: the others wait for it at every step
         pass
     world.agree(failure)
@@ -96,7 +96,7 @@ def predict_split(
     world.barrier()
 
 
-def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
+def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
     """Make one row per impression of `batch`."""
     index = batch.context_of_impression.cpu().numpy()
     group = batch.group_id.cpu().numpy()[index]
@@ -113,7 +113,7 @@ def _table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
     return pa.table(columns)
 
 
-def _read_truth(path: Path) -> dict[str, np.ndarray]:
+def _read_oracle(path: Path) -> dict[str, np.ndarray]:
     """Read the simulator's true probabilities, sorted by impression_id."""
     try:
         names = pq.read_schema(path).names
@@ -129,7 +129,7 @@ def _read_truth(path: Path) -> dict[str, np.ndarray]:
     return {name: table.column(name).to_numpy()[order] for name in wanted}
 
 
-def _with_truth(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table:
+def _with_oracle(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table:
     """`table` with the true probabilities of its impressions beside, as true_p_ctr, …."""
     if true is None:
         return table
@@ -146,7 +146,7 @@ def _with_truth(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table
     return table
 
 
-def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+def _write_predictions(path: Path, tables: Iterator[pa.Table]) -> None:
     """Stream `tables` into one Parquet file of large row groups; none where there is no table."""
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
@@ -170,7 +170,7 @@ def _write(path: Path, tables: Iterator[pa.Table]) -> None:
             writer.close()
 
 
-def _failure(action: Callable[[], None]) -> InputError | None:
+def _error_of(action: Callable[[], None]) -> InputError | None:
     """Run `action` and return the error that a user can fix, if there is one."""
     try:
         action()

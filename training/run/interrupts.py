@@ -53,11 +53,11 @@ class Interrupts:
             self.requeue = True
 
 
-def ask_to_go_on(run: Path, line: str) -> None:
+def write_requeue(run: Path, line: str) -> None:
     """Leave RUN/REQUEUE behind, saying `line`."""
     (run / REQUEUE).write_text(line + "\n", encoding="utf-8")
 
 
-def nothing_asked(run: Path) -> None:
+def remove_requeue(run: Path) -> None:
     """Remove RUN/REQUEUE: the run has started again, or has ended."""
     (run / REQUEUE).unlink(missing_ok=True)

@@ -37,14 +37,14 @@ _MAY_DIFFER = (
 )
 
 
-def claim(run: Path, settings: TrainSettings) -> None:
+def write_config(run: Path, settings: TrainSettings) -> None:
     """Write RUN/config.yaml, or find there the settings of the same run.
 
     Raises InputError where `run` has come to a checkpoint with settings that would give other weights.
     """
     wanted = asdict(settings)
     if (run / CONFIG).exists() and any((run / CHECKPOINTS).glob("step-*")):
-        before = asdict(load(run))
+        before = asdict(load_settings(run))
         for key in _differences(before, wanted):
             raise InputError(
                 f"out={run} was started with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
@@ -58,7 +58,7 @@ def claim(run: Path, settings: TrainSettings) -> None:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Keep other processes from training `run` for the length of the block.
 
     Raises InputError where one does: ranks outlive a torchrun that was killed alone.
@@ -74,7 +74,7 @@ def held(run: Path) -> Iterator[None]:
         ) from None
 
 
-def load(run: Path, key: str = "run") -> TrainSettings:
+def load_settings(run: Path, key: str = "run") -> TrainSettings:
     """Read the settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
 
     `key` is the setting that named it, for the sentence where nothing is there.

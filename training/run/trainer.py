@@ -19,16 +19,16 @@ from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
-from training.run.build import build, check, check_dataset, continue_from, open_feed, xxh3_of
-from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, ask_to_go_on, nothing_asked
+from training.run.build import build_model, check_dataset, check_settings, continue_from, manifest_xxh3, open_feed
+from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import Journal, say
-from training.run.run_folder import claim, held
+from training.run.run_folder import lock_run, write_config
 from training.run.settings import TrainSettings
 from training.run.validation import Validation
 
 
 @dataclass(frozen=True)
-class Agreed:
+class StepOutcome:
     """What the ranks found together in a step."""
 
     losses: list[float]  # the mean of each over the global batch
@@ -54,7 +54,7 @@ class Trainer:
         self.settings, self.world, self.run = settings, world, Path(settings.out)
         with world.agreeing():
             self.manifest = load_manifest(settings.data)
-            self.graph = check(settings, self.manifest, world.device)
+            self.graph = check_settings(settings, self.manifest, world.device)
             self.plan = Plan(
                 self.manifest.files_of("train"),
                 batch_size=settings.plan.batch_size,
@@ -66,8 +66,8 @@ class Trainer:
             self.validation = self._open_validation()
         with world.agreeing():
             if world.rank == 0:
-                claim(self.run, settings)
-                with held(self.run):  # whoever trains it may delete the checkpoint that would be read here
+                write_config(self.run, settings)
+                with lock_run(self.run):  # whoever trains it may delete the checkpoint that would be read here
                     pass
         found = checkpoint.find_on_all_ranks(self.run, world, say)
         self.position, self.validation_state = (found.position, found.validation) if found else (Position(), None)
@@ -78,13 +78,15 @@ class Trainer:
             with world.agreeing():
                 if found:
                     check_dataset(found, self.manifest, settings.data)
-            self.model = build(settings, self.manifest, self.graph, world)
+            self.model = build_model(settings, self.manifest, self.graph, world)
             if found:
                 with world.agreeing():
                     checkpoint.restore(found, self.model)
             elif settings.init_from:
                 continue_from(Path(settings.init_from), settings, self.manifest, self.model, world)
-            self._writer = CheckpointWriter(self.run, self.model, xxh3_of(self.manifest), world, settings.checkpoint)
+            self._writer = CheckpointWriter(
+                self.run, self.model, manifest_xxh3(self.manifest), world, settings.checkpoint
+            )
 
     @property
     def steps_done(self) -> int:
@@ -111,7 +113,7 @@ class Trainer:
         self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
         return 0
 
-    def _train(self) -> Agreed | None:
+    def _train(self) -> StepOutcome | None:
         """Step by step to the end; or to the step at which a signal ends the run, saved: what was agreed there."""
         if not self._validate():  # what a signal kept the last start from
             return self._signals()
@@ -146,7 +148,7 @@ class Trainer:
         steps = range(self.position.step, self.plan.num_steps)
         return rank_batches(self.feed, self.position.epoch, steps, self.model.exchange, self.world.device)
 
-    def step(self, rank_batch: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> StepOutcome:
         """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
         changed, where one failed or a loss is not finite."""
         run_step = self.position.epoch * self.plan.num_steps + rank_batch.step
@@ -175,7 +177,7 @@ class Trainer:
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
         return self.world.start_sum(table.to(self.world.device))
 
-    def _agreed(self, agreeing: Pending, rank_batch: RankBatch) -> Agreed:
+    def _agreed(self, agreeing: Pending, rank_batch: RankBatch) -> StepOutcome:
         *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
         if num_failed:
             self.world.agree(rank_batch.error or (self._journal.error if self._journal else None))
@@ -189,9 +191,9 @@ class Trainer:
                 "optimizer.towers.lr, and start again in another out=…."
             )
         means = [total / self.plan.step_size(rank_batch.step) for total in totals]
-        return Agreed(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
+        return StepOutcome(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
 
-    def _count(self, step: int, agreed: Agreed) -> None:
+    def _count(self, step: int, agreed: StepOutcome) -> None:
         """`step` of the epoch is done."""
         epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
         self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
@@ -218,16 +220,16 @@ class Trainer:
             self._save()
         return True
 
-    def _signals(self) -> Agreed:
+    def _signals(self) -> StepOutcome:
         """Agree on signals where there is no step to agree on them with."""
         requeue, ctrl_c = self.world.max([int(self._interrupts.requeue), int(self._interrupts.ctrl_c)])
-        return Agreed([], False, False, bool(requeue), bool(ctrl_c))
+        return StepOutcome([], False, False, bool(requeue), bool(ctrl_c))
 
     def _clock_is_due(self) -> bool:
         every_s = self.settings.checkpoint.every_minutes * 60.0
         return self.world.rank == 0 and 0.0 < every_s <= time.monotonic() - self._saved_s
 
-    def _save_is_due(self, agreed: Agreed) -> bool:
+    def _save_is_due(self, agreed: StepOutcome) -> bool:
         every = self.settings.checkpoint.every_steps
         by_steps = every > 0 and self.steps_done % every == 0
         return agreed.save or by_steps or self.position.step == 0 or self.finished
@@ -238,11 +240,11 @@ class Trainer:
         self._writer.save(self.position, self.steps_done, self.validation_state)
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
 
-    def _stop(self, agreed: Agreed) -> int:
+    def _stop(self, agreed: StepOutcome) -> int:
         """Leave word for the scheduler, and give the exit status."""
         line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command goes on from there."
         if agreed.requeue and self.world.rank == 0:
-            ask_to_go_on(self.run, line)
+            write_requeue(self.run, line)
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
 
@@ -252,7 +254,7 @@ class Trainer:
         with ExitStack() as stack:
             with self.world.agreeing():
                 if self.world.rank == 0:
-                    stack.enter_context(held(self.run))
+                    stack.enter_context(lock_run(self.run))
             yield
 
     @contextmanager
@@ -261,7 +263,7 @@ class Trainer:
         if self.world.rank:
             yield
             return
-        nothing_asked(self.run)
+        remove_requeue(self.run)
         num_steps = self.settings.epochs * self.plan.num_steps
         if self.steps_done:
             say(f"{self.run} goes on at step {self.steps_done} of {num_steps}.")

@@ -16,7 +16,7 @@ import pytest
 from simulated_log import Line, fault, read_lines
 from sklearn.metrics import roc_auc_score
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.errors import InputError
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.lines import weight_text
@@ -33,7 +33,7 @@ LISTS, CROSSES, OWN = (
 
 def settings(out: Path, *overrides: str) -> SimulateSettings:
     """conf/simulate.yaml with overrides, as the command line would have it."""
-    return composed("simulate", SimulateSettings, [f"out={out}", *overrides])
+    return compose("simulate", SimulateSettings, [f"out={out}", *overrides])
 
 
 @dataclass
@@ -338,7 +338,7 @@ def test_demo_rates_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_log_written_before_a_setting_existed_is_still_this_log() -> None:
     # simulation.json is compared with the settings of a second start: one that came later is there only where it is given.
-    settings = composed("simulate", SimulateSettings, ["out=RAW"])
+    settings = compose("simulate", SimulateSettings, ["out=RAW"])
     assert {key for entry in settings.determining()["features"]["fields"].values() for key in entry} == {
         "raw_id", "scope", "arity", "weighted", "min_count", "max_ids", "kind", "hash_buckets",
     }  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.kernels.auc_histogram import RankHistogram
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.draw import draw_chunk
@@ -18,7 +18,7 @@ from pipeline.simulate.world import build_world
 
 def rates_of(name: str) -> RatesSettings:
     """conf/rates/<name>.yaml."""
-    return composed("simulate", SimulateSettings, ["out=nowhere", f"rates={name}"]).rates
+    return compose("simulate", SimulateSettings, ["out=nowhere", f"rates={name}"]).rates
 
 
 def test_the_knots_have_the_published_shares_and_means() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.entry import composed
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.spark.exceptions import plain_errors
@@ -55,9 +55,9 @@ def test_the_configuration_of_each_cluster_asks_for_second_attempts_and_for_its_
     given = ["out=/out", "source.path=/raw", f"spark={group}"]
     if group != "yarn":
         with pytest.raises(InputError, match=r"spark\.master is not set"):
-            composed("preprocess", PreprocessSettings, given)
+            compose("preprocess", PreprocessSettings, given)
         given.append(f"spark.master={master}")
-    settings = composed("preprocess", PreprocessSettings, given).spark
+    settings = compose("preprocess", PreprocessSettings, given).spark
     assert settings.master == master
     wanted = ("spark.speculation", "spark.dynamicAllocation.enabled", "spark.dynamicAllocation.shuffleTracking.enabled")
     assert all(settings.conf[name] for name in wanted)

@@ -22,7 +22,7 @@ from training.model.entire_space import EntireSpaceModel
 from training.model.losses import loss_sums
 from training.model.settings import EmbeddingSettings
 from training.run.evaluate import predict_split
-from training.run.run_folder import claim
+from training.run.run_folder import write_config
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -150,7 +150,7 @@ def settings_of(data: Path, out: Path, sharding: str) -> TrainSettings:
 def test_two_ranks_compute_what_one_unsharded_model_does(data: Path, tmp_path: Path, sharding: str) -> None:
     settings, sgd = (settings_of(data, tmp_path / name, sharding) for name in ("run", "sgd"))
     sgd.optimizer.embeddings = EmbeddingOptimizerSettings("sgd", lr=1.0)
-    claim(tmp_path / "run", settings)
+    write_config(tmp_path / "run", settings)
     ranks = run_ranks(trained, 2, tmp_path / "ranks", sgd, settings)
 
     plain = Plain(tiny_settings(data, tmp_path / "plain", batch_size=48))

@@ -12,8 +12,8 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from pipeline.errors import InputError
-from training.evaluation.calibration import calibration, calibration_curve, expected_calibration_error, log_loss
-from training.evaluation.metrics import evaluate, truth_metrics
+from training.evaluation.calibration import calibration, calibration_curve, expected_calibration_error, mean_log_loss
+from training.evaluation.metrics import evaluate, oracle_metrics
 from training.evaluation.ranking import auc, expected_auc, group_numbers, grouped_auc, roc_curve, top_share
 from training.feed.batch import UNKNOWN_GROUP
 
@@ -155,18 +155,20 @@ def test_precision_recall_and_f1_equal_scikit_learn_without_ties():
 def test_log_loss_equals_scikit_learn_and_survives_certainty():
     rng = np.random.default_rng(4)
     probability, label = rng.random(5000).astype(np.float32), rng.integers(0, 2, 5000)
-    assert log_loss(label, probability) == pytest.approx(sklearn_log_loss(label, probability.astype(float)), rel=1e-12)
-    certain_and_wrong = log_loss(np.array([1]), np.array([0.0], np.float32))
+    assert mean_log_loss(label, probability) == pytest.approx(
+        sklearn_log_loss(label, probability.astype(float)), rel=1e-12
+    )
+    certain_and_wrong = mean_log_loss(np.array([1]), np.array([0.0], np.float32))
     assert certain_and_wrong == pytest.approx(-math.log(1e-15))
     # 1 − 1e-15 is not a float64, hence the looser bound.
-    assert log_loss(np.array([0]), np.array([1.0], np.float32)) == pytest.approx(-math.log(1e-15), rel=0.01)
+    assert mean_log_loss(np.array([0]), np.array([1.0], np.float32)) == pytest.approx(-math.log(1e-15), rel=0.01)
 
 
 def test_pieces_of_a_long_column_add_up():
     label = np.zeros(2_500_000, np.int8)
     label[::2] = 1
     probability = np.full(2_500_000, 0.25, np.float32)
-    assert log_loss(label, probability) == pytest.approx(-0.5 * (math.log(0.25) + math.log(0.75)), rel=1e-12)
+    assert mean_log_loss(label, probability) == pytest.approx(-0.5 * (math.log(0.25) + math.log(0.75)), rel=1e-12)
     assert calibration(label, probability) == pytest.approx(0.5)
     assert expected_calibration_error(label, probability) == pytest.approx(0.25)
 
@@ -249,7 +251,7 @@ def test_a_float64_column_gives_the_figures_of_its_float32_twin():
 def test_a_model_of_cvr_alone_is_judged_by_what_it_says():
     predictions, truth = logs()
     base = {name: predictions[name] for name in ("click", "conversion", "group_id", "impression_id", "p_cvr")}
-    metrics = evaluate(base) | truth_metrics(base, truth)
+    metrics = evaluate(base) | oracle_metrics(base, truth)
     assert "cvr_auc" in metrics
     assert "cvr_all_auc" in metrics
     assert not [name for name in metrics if name.startswith(("ctr_", "ctcvr_"))]
@@ -298,7 +300,7 @@ def test_the_truth_covers_all_of_its_own_distance_and_has_no_bias():
     perfect = {**predictions, "p_ctr": truth["p_ctr"], "p_cvr": truth["p_cvr"]}
     perfect["p_ctcvr"] = truth["p_ctr"] * truth["p_cvr"]
     perfect["p_ctavr"] = truth["p_ctr"] * truth["p_daction"]
-    metrics = truth_metrics(perfect, truth)
+    metrics = oracle_metrics(perfect, truth)
     for name in ("ctr", "cvr", "ctcvr", "ctavr", "cvr_all"):
         assert metrics[f"{name}_auc_share"] == pytest.approx(1.0)
     assert metrics["cvr_all_bias"] == pytest.approx(0.0)
@@ -310,8 +312,8 @@ def test_the_truth_is_matched_by_impression_id_in_whatever_order_it_comes():
     order = np.random.default_rng(8).permutation(4000)
     shuffled = {name: value[order] for name, value in truth.items()}
     aligned = {name: value for name, value in truth.items() if name != "impression_id"}
-    metrics = truth_metrics(predictions, shuffled)
-    assert metrics == truth_metrics(predictions, aligned)
+    metrics = oracle_metrics(predictions, shuffled)
+    assert metrics == oracle_metrics(predictions, aligned)
     click, p_cvr, t = predictions["click"].astype(bool), predictions["p_cvr"].astype(float), truth["p_cvr"]
     expected = roc_auc_score(predictions["conversion"][click], t[click])
     assert metrics["true_cvr_auc"] == pytest.approx(expected)
@@ -329,4 +331,4 @@ def test_an_impression_that_the_truth_lacks_is_named():
     lost = predictions["impression_id"][1234]
     partial = {name: value[truth["impression_id"] != lost] for name, value in truth.items()}
     with pytest.raises(InputError, match=rf"lacks 1 of 4000 impressions.*impression_id={lost};"):
-        truth_metrics(predictions, partial)
+        oracle_metrics(predictions, partial)

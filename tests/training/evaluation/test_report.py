@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from training.evaluation.metrics import evaluate, truth_metrics
+from training.evaluation.metrics import evaluate, oracle_metrics
 from training.evaluation.report import headline, write_report
 from training.evaluation.report_charts import LOSS_POINTS, calibration_chart, histogram_chart, roc_chart
 from training.evaluation.run_files import read_log, read_predictions
@@ -58,7 +58,7 @@ def a_run(folder: Path, rows=3000, columns=("p_ctr", "p_cvr", "p_ctcvr"), truth=
         "conversion": (click & (rng.random(rows) < true["p_cvr"])).astype(np.int8),
         **{name: model[name].astype(np.float32) for name in columns},
     }
-    metrics = evaluate(predictions) | (truth_metrics(predictions, true) if truth else {})
+    metrics = evaluate(predictions) | (oracle_metrics(predictions, true) if truth else {})
     (folder / "predictions" / "test").mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     written = {**predictions, **({f"true_{name}": value for name, value in true.items()} if truth else {})}

@@ -25,7 +25,7 @@ from training.distributed.world import join
 from training.feed.numeric import squash
 from training.model.settings import EmbeddingSettings
 from training.run.build import check_same_schema
-from training.run.evaluate import evaluate
+from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -173,7 +173,7 @@ def fit_and_evaluate(settings: TrainSettings) -> Arrays:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         trainer.fit()
-        evaluate(Path(settings.out), settings, "test", None, world)
+        evaluate_split(Path(settings.out), settings, "test", None, world)
         return weights(trainer)
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from training.distributed.world import join
 from training.evaluation import metrics
 from training.model.settings import GraphSettings
-from training.run.evaluate import evaluate
+from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSettings, Ma
 
 def judged(settings: TrainSettings, split: str = "test", truth: Path | None = None) -> metrics.Metrics | None:
     with join(settings.world) as world:
-        return evaluate(Path(settings.out), settings, split, truth, world)
+        return evaluate_split(Path(settings.out), settings, split, truth, world)
 
 
 def judged_by_many(settings: TrainSettings) -> Arrays:

@@ -18,7 +18,7 @@ from training.checkpoint.files import Position, newest
 from training.distributed.world import join
 from training.model.settings import GraphSettings
 from training.run.journal import LOG
-from training.run.run_folder import CONFIG, load
+from training.run.run_folder import CONFIG, load_settings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -194,7 +194,7 @@ def test_settings_may_change_as_long_as_there_is_no_checkpoint(data: Path, tmp_p
         settings.model.towers.hidden = [width]
         with join(settings.world) as world:
             Trainer(settings, world)
-        assert load(tmp_path / "run") == settings
+        assert load_settings(tmp_path / "run") == settings
 
 
 def test_a_run_begun_on_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_model_that_needs_daction_is_refused_where_there_is_none(data: Path, t
 def test_the_saved_settings_are_read_as_values_only(data: Path, tmp_path: Path) -> None:
     settings = tiny_settings(data, tmp_path / "run")
     fit(settings)
-    assert load(tmp_path / "run") == settings
+    assert load_settings(tmp_path / "run") == settings
     path = tmp_path / "run" / CONFIG
     text = path.read_text()
     for planted, told in (
@@ -227,9 +227,9 @@ def test_the_saved_settings_are_read_as_values_only(data: Path, tmp_path: Path) 
     ):
         path.write_text(planted)
         with pytest.raises(InputError, match=told):
-            load(tmp_path / "run")
+            load_settings(tmp_path / "run")
     with pytest.raises(InputError, match=r"has no config\.yaml"):
-        load(tmp_path / "nothing")
+        load_settings(tmp_path / "nothing")
 
 
 def test_a_dataset_without_the_split_or_the_field_is_refused(data: Path, tmp_path: Path) -> None:
