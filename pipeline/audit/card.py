@@ -65,11 +65,11 @@ def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str])
     rows = [["field", "raw id", "of each", "values", "table", *(f"unknown, {split}" for split in splits)]]
     for field in manifest.fields:
         unknown = [_unknown(audit.get("fields", {}).get(field.name, {}).get(split, {})) for split in splits]
-        rows.append([field.name, field.raw_id, field.scope, _values_text(field), _table_text(field), *unknown])
+        rows.append([field.name, field.raw_id, field.scope, _shape_text(field), _table_text(field), *unknown])
     return _aligned(rows)
 
 
-def _values_text(field: ManifestField) -> str:
+def _shape_text(field: ManifestField) -> str:
     if STORED_KINDS[field.kind].of_number:
         return "a number"
     return field.arity + (", weighted" if field.weighted else "")

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.html.charts import Axis, Chart, Series, chart
 
 _COLORS = {"train": 0, "validation": 2, "test": 1}
-_MIN_IMPRESSIONS = 100  # behind a rate that is drawn
+_MIN_IMPRESSIONS_OF_RATE = 100  # behind a rate that is drawn
 
 
 def context_charts(audit: Mapping[str, Any], splits: Sequence[str]) -> list[Chart]:
@@ -21,7 +21,7 @@ def context_charts(audit: Mapping[str, Any], splits: Sequence[str]) -> list[Char
         for bin in bins:
             shares[bin["from"].bit_length() - 1] = bin["contexts"] / audit["contexts"][split]["contexts"]
         sizes.append(Series(split, 2.0 ** np.arange(last + 1), shares, "steps", _COLORS[split]))
-        seen = [bin for bin in bins if bin["impressions"] >= _MIN_IMPRESSIONS]
+        seen = [bin for bin in bins if bin["impressions"] >= _MIN_IMPRESSIONS_OF_RATE]
         middles = [np.sqrt(bin["from"] * (bin["to"] + 1)) for bin in seen]
         rates_of_bins = [bin["clicks"] / bin["impressions"] for bin in seen]
         if seen:

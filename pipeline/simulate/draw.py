@@ -1,7 +1,7 @@
 """One chunk of a simulated log: contexts, what each user did before, and which items she is shown.
 
-A chunk is drawn from its own stream of random numbers, (seed, split, number of the chunk), so it is the same whoever
-draws it and whatever was drawn before.
+Each chunk has its own stream of random numbers, (seed, split, number of the chunk). It is therefore the same in any
+process and any order of chunks.
 """
 
 # Shapes: B impressions, C contexts, D dimensions of a taste, E entries of the users' lists, G categories,

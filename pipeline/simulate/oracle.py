@@ -73,7 +73,7 @@ class OracleProbabilities:
 
     @property
     def p_cvr(self) -> np.ndarray:
-        """P(conversion | click), whatever the action."""
+        """P(conversion | click), float64 [B], the mean over actions."""
         cart = (1 - self.p_wish) * self.conversion_by_action[1] + self.p_wish * self.conversion_by_action[2]
         return (1 - self.p_daction) * self.conversion_by_action[0] + self.p_daction * cart
 

@@ -33,7 +33,7 @@ LOG_FORMAT_VERSION = 1
 SIMULATION = "simulation.json"
 _SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
-_MIN_IMPRESSIONS = 100  # of a split
+_MIN_SPLIT_IMPRESSIONS = 100  # of a split
 
 
 @dataclass
@@ -56,10 +56,10 @@ class SimulateSettings:
             raise InputError(f"train_share={self.train_share} leaves a split empty; give a share between 0 and 1.")
         if not 0 <= self.dirt <= 0.1:
             raise InputError(f"dirt={self.dirt} is not a share of at most 0.1; dirt=0 plants no dirty line.")
-        if min(self.split_impressions) < _MIN_IMPRESSIONS:
+        if min(self.split_impressions) < _MIN_SPLIT_IMPRESSIONS:
             raise InputError(
                 f"impressions={self.impressions} with train_share={self.train_share} leaves a split of "
-                f"{min(self.split_impressions)}; each needs at least {_MIN_IMPRESSIONS}."
+                f"{min(self.split_impressions)}; each needs at least {_MIN_SPLIT_IMPRESSIONS}."
             )
 
     @property

@@ -121,7 +121,7 @@ def test_a_planted_leak_is_named_with_its_label_and_its_kind_and_no_innocent_fie
     assert sentence.startswith(f"leak alone predicts {label} with an AUC of ")
 
 
-def test_without_validation_one_half_of_the_contexts_judges_the_other(tmp_path: Path) -> None:
+def test_without_validation_one_half_of_the_contexts_scores_the_other(tmp_path: Path) -> None:
     files = written(tmp_path, train=split(1, leak=missing_where_not_clicked))
     found = leakage(tmp_path, files, [*INNOCENT, field("leak")], AuditSettings(leakage_impressions=3000))
     assert found["named"] == [{"field": "leak", "label": "click"}]
@@ -143,7 +143,7 @@ def test_an_auc_of_single_values_is_that_of_the_rates_learned_on_train_ties_at_o
     assert result.auc == pytest.approx(roc_auc_score(flat["click"], flat["hint"]), abs=1e-9)
 
 
-def test_a_label_with_a_handful_of_positives_is_not_judged(tmp_path: Path) -> None:
+def test_a_label_with_a_handful_of_positives_is_not_evaluated(tmp_path: Path) -> None:
     table = split(1)
     never = pa.array(np.zeros((NUM_CONTEXTS, PER_CONTEXT), np.int8).tolist(), pa.list_(pa.int8()))
     table = table.set_column(table.column_names.index("conversion"), "conversion", never)

@@ -1,4 +1,4 @@
-"""The tallies of the writing tasks against plain counting, whatever the batches and the order of merging."""
+"""The tallies of the writing tasks against plain counting, for any batches and any order of merging."""
 
 import random
 from typing import Any
