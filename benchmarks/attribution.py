@@ -26,7 +26,7 @@ RULES = Rules({"click": 3_600_000, "cart": 86_400_000, "purchase": 259_200_000})
 
 
 def log_of(spark: SparkSession, num_rows: int, hot_share: float) -> tuple[DataFrame, DataFrame]:
-    """Impressions and actions of one user to 50 rows, over 20 items each; a share of both is one user's with one item."""
+    """Make impressions and actions: one user to 50 rows and 20 items; `hot_share` of the rows are one user's with one item."""
     is_hot = F.rand(1) < hot_share
     user = F.when(is_hot, "hot").otherwise(F.concat(F.lit("u"), (F.rand(2) * (num_rows // 50)).cast("long")))
     item = F.when(F.col("user") == "hot", "i0").otherwise(F.concat(F.lit("i"), (F.rand(3) * 20).cast("int")))
@@ -45,14 +45,14 @@ def log_of(spark: SparkSession, num_rows: int, hot_share: float) -> tuple[DataFr
 
 
 def jvm_seconds(spark: SparkSession) -> float:
-    """CPU seconds of the JVM so far."""
+    """Read the CPU seconds of the JVM so far."""
     pid = spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid()
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measured(spark: SparkSession, num_rows: int, hot_share: float) -> tuple[float, float, int]:
-    """(CPU seconds, wall seconds, actions attributed) of attributing a log that lies in memory."""
+def measure(spark: SparkSession, num_rows: int, hot_share: float) -> tuple[float, float, int]:
+    """Attribute a log in memory; return CPU seconds, wall seconds, and the number of attributed actions."""
     impressions, actions = log_of(spark, num_rows, hot_share)
     for frame in (impressions, actions):
         frame.count()
@@ -72,9 +72,9 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Spark {spark.version}, {PARTITIONS} partitions")
     print(f"{'rows':>12} {'one user':>9} {'CPU s':>8} {'wall s':>8} {'CPU us/row':>11} {'attributed':>11}")
     for _ in range(2):
-        measured(spark, num_events, 0.0)
+        measure(spark, num_events, 0.0)
     for num_rows, hot_share in ((num_events // 2, 0.0), (num_events, 0.0), (2 * num_events, 0.0), (num_events, 0.25)):
-        cpu, wall, attributed = measured(spark, num_rows, hot_share)
+        cpu, wall, attributed = measure(spark, num_rows, hot_share)
         print(
             f"{num_rows:>12,} {hot_share:>9.0%} {cpu:>8.1f} {wall:>8.1f} {cpu / num_rows * 1e6:>11.2f} {attributed:>11,}"
         )

@@ -1,7 +1,7 @@
-"""What the audit costs beside what it audits: python -m benchmarks.audit data=DATASET.
+"""The cost of the audit, beside that of the steps it audits: python -m benchmarks.audit data=DATASET.
 
-The tallies of the writing tasks against the writing of the same rows to Parquet, which is only a part of the write; and the
-leakage check, whose cost does not grow with the dataset.
+The tallies of the writing tasks against the writing of the same rows to Parquet, which is only a part of the write; and
+the leakage check, whose cost does not grow with the dataset.
 """
 
 import os
@@ -32,7 +32,7 @@ _ROUNDS = 3
 
 
 def main(dataset: str) -> None:
-    """Print both sides and their ratio, the least CPU of three rounds."""
+    """Print both sides and their ratio: the lowest CPU seconds of three rounds."""
     manifest = load_manifest(dataset)
     fields = tuple(
         Field(

@@ -5,10 +5,11 @@
     python -m benchmarks.before_after before=../before pairs=5 impressions=1000000 only=preprocess,train
     python -m benchmarks.before_after before=../before after=../other work=FOLDER   # keeps log and dataset for the next time
 
-Each pair runs both checkouts one after the other, and they take turns in who runs first. Every command runs in its checkout,
-with that as PYTHONPATH and one thread a rank. Before the first pair each checkout runs everything once on a small log, which
-compiles the kernels. The log, and the dataset that both train on, are the older checkout's. A ratio above 1 says that the
-change made it cheaper. On a busy machine CPU seconds rise too and wall seconds mean nothing: look at the load.
+Each pair runs both checkouts one after the other, and they take turns in who runs first. Every command runs in its
+checkout, with that as PYTHONPATH and one thread a rank. Before the first pair each checkout runs everything once on a
+small log, which compiles the kernels. The log, and the dataset that both train on, are the older checkout's. A ratio
+above 1 says that the change made it cheaper. On a busy machine CPU seconds rise too and wall seconds mean nothing: look
+at the load.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""Is the memory that jobs.plan says the memory that training takes? Resident growth from small tables to large ones, on CPU.
+"""Does training take the memory that jobs.plan predicts? Resident growth from small tables to large ones, on CPU.
 
     OMP_NUM_THREADS=1 python -m benchmarks.capacity --data DATASET [--ranks 2] [--rows user_id=1000000,8000000] [--set …]
 
-One epoch of jobs.train's own loop under torchrun, for each size of the table: the same dataset, whose manifest claims more
-rows. Of each rank its resident memory once the model is built, after the last step, and once the checkpoint is whole, and
-the peak; then by how much each grew from the first size to the last, beside what jobs.plan says of that growth. What stands
-beside it is training.planning.memory_estimate's, for the rank that grows most.
+One epoch of jobs.train's own loop under torchrun, for each size of the table: the same dataset, whose manifest says
+more rows. Of each rank its resident memory once the model is built, after the last step, and once the checkpoint is
+whole, and the peak; then by how much each grew from the first size to the last, beside what jobs.plan says of that
+growth. What stands beside it is training.planning.memory_estimate's, for the rank that grows most.
 """
 
 import argparse
@@ -31,13 +31,13 @@ MOMENTS = ("built", "last step", "checkpoint", "peak")
 
 
 def resident_mb(name: str = "VmRSS") -> float:
-    """Of this process."""
+    """Read a memory size of this process, in MB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[name].split()[0]) / 1024
 
 
-class Weighed(Trainer):
-    """Notes what is resident after each step."""
+class MemoryTrainer(Trainer):
+    """A trainer that keeps the resident memory of its last step."""
 
     last_step_mb = 0.0
 
@@ -47,21 +47,21 @@ class Weighed(Trainer):
 
 
 def rank(data: str, overrides: list[str]) -> None:
-    """In each rank: train one epoch, and leave the figures beside the run."""
+    """Train one epoch in each rank, and write its figures beside the run."""
     torch.set_num_threads(1)
     keep_freed_memory()
     out = Path(os.environ["BENCHMARK_OUT"])
     settings = configured(data, str(out), "esmm", ["validation.split=null", *overrides])
     with join(settings.world) as world:
-        trainer = Weighed(settings, world)
+        trainer = MemoryTrainer(settings, world)
         built_mb = resident_mb()
         trainer.fit()
         figures = [built_mb, trainer.last_step_mb, resident_mb(), resident_mb("VmHWM")]
         (out.parent / f"rank-{world.rank}.json").write_text(json.dumps(figures))
 
 
-def claiming(data: Path, out: Path, field: str, rows: int) -> Path:
-    """`data` at `out`, with `rows` rows in the table of `field`."""
+def with_table_rows(data: Path, out: Path, field: str, rows: int) -> Path:
+    """Link the dataset `data` at `out` with a manifest that says `rows` rows for the table of `field`."""
     manifest = with_rows(load_manifest(data), {field: rows})
     out.mkdir()
     for entry in data.iterdir():
@@ -71,8 +71,8 @@ def claiming(data: Path, out: Path, field: str, rows: int) -> Path:
     return out
 
 
-def measured(data: Path, ranks: int, overrides: list[str]) -> list[list[float]]:
-    """rank → MOMENTS, in MB."""
+def measure(data: Path, ranks: int, overrides: list[str]) -> list[list[float]]:
+    """Train under torchrun; return the MB of every moment of MOMENTS, for each rank."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1", "--rdzv-backend", "c10d"]
         command += ["--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(ranks), "-m", "benchmarks.capacity"]
@@ -82,8 +82,8 @@ def measured(data: Path, ranks: int, overrides: list[str]) -> list[list[float]]:
         return [json.loads(Path(folder, f"rank-{number}.json").read_text()) for number in range(ranks)]
 
 
-def planned(data: Path, ranks: int, overrides: list[str]) -> list[float]:
-    """rank → MB that jobs.plan says."""
+def plan_mb(data: Path, ranks: int, overrides: list[str]) -> list[float]:
+    """Return the MB of each rank that jobs.plan predicts."""
     settings, manifest = configured(str(data), "", "esmm", overrides), load_manifest(data)
     tables = table_plans(manifest.fields_of(stored=INDEX), settings, ranks)
     return [number / 2**20 for number in memory_needs(tables, manifest, settings, ranks, on_cpu=True).ranks]
@@ -107,9 +107,9 @@ def main() -> None:
     lines = []
     for rows in map(int, sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            data = claiming(arguments.data, Path(folder) / "data", field, rows)
-            said = planned(data, arguments.ranks, arguments.set)
-            found = measured(data, arguments.ranks, arguments.set)
+            data = with_table_rows(arguments.data, Path(folder) / "data", field, rows)
+            said = plan_mb(data, arguments.ranks, arguments.set)
+            found = measure(data, arguments.ranks, arguments.set)
         largest = max(range(arguments.ranks), key=said.__getitem__)
         lines.append([said[largest], *found[largest]])
         print(f"| {rows:,} | {' | '.join(f'{number:,.0f}' for number in lines[-1])} |", flush=True)

@@ -1,9 +1,9 @@
-"""What a checkpoint costs the steps of training: written beside it, or waited for.
+"""The cost of a checkpoint to the steps of training: written in the background, or waited for.
 
     OMP_NUM_THREADS=1 python -m benchmarks.checkpoint --data DATASET
 
-One rank, ESMM as configured, one epoch with a checkpoint every few steps, each way in turn. The pause is what a save adds
-between two steps; "step meanwhile" are the steps taken while a thread was writing.
+One rank, ESMM as configured, one epoch with a checkpoint every few steps, both ways alternating. The pause is what a
+save adds between two steps; "step meanwhile" are the steps taken while a thread was writing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from training.run.trainer import Trainer
 
 
 def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each kind over an epoch, and the bytes of a checkpoint."""
+    """Train an epoch; return the seconds of each kind of step, and the bytes of a checkpoint."""
     seconds: dict[str, list[float]] = {"step alone": [], "step meanwhile": [], "pause": []}
     with join(settings.world) as world:
         trainer = Trainer(settings, world)

@@ -1,8 +1,9 @@
 """CPU and wall seconds of one command and of every process that it starts, those it leaves behind included.
 
 Two kinds of processes escape a parent that waits for its children. Spark's JVM outlives its driver by a moment: as a
-subreaper, this process inherits the JVM and waits for it. Spark's Python workers are waited for by nobody, since their daemon
-ignores SIGCHLD: they are read ten times a second, and what a worker uses after the last reading is lost. Linux only.
+subreaper, this process inherits the JVM and waits for it. Spark's Python workers are waited for by nobody, since their
+daemon ignores SIGCHLD: they are read ten times a second, and what a worker uses after the last reading is lost. Linux
+only.
 """
 
 import ctypes

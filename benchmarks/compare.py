@@ -3,9 +3,10 @@
     python -m benchmarks.compare --data DATASET --split validation --seeds 1 2 3 -- \\
         "model=esmm optimizer.towers.lr=1e-3,1e-2 embedding.pooling=mean,sum" "model=base plan.batch_size=600"
 
-Each argument is a set of settings; values with commas between are crossed, as in Hydra's multirun. A seed is that of the
-initial values and of the order of the data. With --results FILE every run is appended to it and none is repeated, so that
-a study can be cut short and go on; a run is known by the settings given here alone, so begin a new FILE when defaults change.
+Each argument is a set of settings; values with commas between are crossed, as in Hydra's multirun. A seed is that of
+the initial values and of the order of the data. With --results FILE every run is appended to it and none is repeated,
+so a study can be interrupted and resumed. A run is known by the settings given here alone: use a new FILE when defaults
+change.
 """
 
 import argparse
@@ -21,7 +22,7 @@ AUCS = ("ctr_auc", "cvr_auc", "cvr_all_auc", "ctavr_auc", "ctcvr_auc")
 
 
 def crossed(text: str) -> list[list[str]]:
-    """Every choice that `text`, such as "a=1,2 b=[3,4]", stands for."""
+    """Expand a text such as "a=1,2 b=[3,4]" into all its combinations of settings."""
     keys = [part.partition("=") for part in text.split()]
     values = [[value] if value.startswith(("[", "{", "'", '"')) else value.split(",") for _, _, value in keys]
     return [
@@ -37,7 +38,7 @@ def study(
     seeds: list[int],
     results: Path | None,
 ) -> dict[str, list[dict[str, float]]]:
-    """configuration → the figures of each of its runs, over `data` and `seeds`."""
+    """Run every configuration over `data` and `seeds`; return the figures of its runs by configuration."""
     lines = results.read_text().splitlines() if results is not None and results.exists() else []
     known = {tuple(entry["run"]): entry["figures"] for entry in map(json.loads, lines)}
     found: dict[str, list[dict[str, float]]] = {}
@@ -56,7 +57,7 @@ def study(
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row for each configuration, mean ± standard deviation over its runs."""
+    """Make the Markdown table: a row for each configuration, mean ± standard deviation over its runs."""
     names = [name for name in AUCS if any(name in figures for runs in found.values() for figures in runs)]
     lines = ["| settings | " + " | ".join([*names, "contexts a batch", "CPU s a run"]) + " |"]
     lines.append("|---" * (len(names) + 3) + "|")
@@ -75,7 +76,9 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--truth", nargs="+", default=[], help="for each dataset, the simulator's truth of the split")
+    parser.add_argument(
+        "--truth", nargs="+", default=[], help="for each dataset, the simulator's true probabilities of the split"
+    )
     parser.add_argument("--split", default="validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--results", type=Path)

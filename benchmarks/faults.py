@@ -1,11 +1,12 @@
-"""Kill a training run in every way that a cluster does, and look at what it comes to.
+"""Kill a training run in every way that a cluster does, and check what becomes of it.
 
     python -m benchmarks.faults --data DATASET [--kills 20] [--seed 1]
 
-A shuffled run under the real torchrun is killed at random steps (SIGKILL of a rank, of torchrun and all its ranks, SIGTERM to
-torchrun), started again with the same command until it is done, and compared with an undisturbed one: the checksums of
-the final checkpoint, the predictions, and the impressions of every step. Then the number of ranks changes on the way,
-and what cannot go on must say so in one sentence (`benchmarks.told_faults`).
+A shuffled run under the real torchrun is killed at random steps (SIGKILL of a rank, of torchrun and all its ranks,
+SIGTERM to torchrun), started again with the same command until it is done, and compared with an undisturbed one: the
+checksums of the final checkpoint, the predictions, and the impressions of every step. Then the number of ranks changes
+on the way. Last come faults that a run cannot survive: each must end it with one error message
+(`benchmarks.reported_faults`).
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.told_faults import FAULTS
+from benchmarks.reported_faults import FAULTS
 from benchmarks.torchrun_runs import Ended, Run, kill_all, ranks_of
 from pipeline.dataset.manifest import load_manifest
 from training.feed.plan import Plan
@@ -43,12 +44,12 @@ class Bench:
 
     @property
     def num_steps(self) -> int:
-        """Of an epoch."""
+        """Steps of an epoch."""
         files = load_manifest(str(self.data)).files_of("train")
         return Plan(files, batch_size=self.batch_size, lanes=LANES, seed=None).num_steps
 
     def run(self, name: str, *overrides: str, data: Path | None = None) -> Run:
-        """A run of its own, not started yet."""
+        """Make a run that is not started yet."""
         settings = [f"epochs={EPOCHS}", f"plan.batch_size={self.batch_size}", f"plan.lanes={LANES}"]
         settings += ["model.towers.hidden=[64,32]", "model.towers.dropout=0.2", "log.every_steps=1"]
         settings += [f"checkpoint.every_steps={EVERY_STEPS}", f"world.timeout_s={TIMEOUT_S}"]
@@ -56,7 +57,7 @@ class Bench:
 
 
 def main() -> None:
-    """Run all of it; the exit status says whether everything held."""
+    """Run all of it; exit with status 1 if anything does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
@@ -68,37 +69,38 @@ def main() -> None:
         print(f"{EPOCHS} epochs of {bench.num_steps} steps, a checkpoint every {EVERY_STEPS}, 2 ranks", flush=True)
         whole = bench.run("undisturbed")
         done = whole.finish(whole.start(2))
-        assert done.status == 0, done.told
-        held = killed(bench, whole, options.kills, options.seed)
-        held = resized(bench, whole) and held
-        print("\n| fault | told after | told | last whole checkpoint |  |\n|---|---|---|---|---|", flush=True)
+        assert done.status == 0, done.stderr
+        all_hold = check_kills(bench, whole, options.kills, options.seed)
+        all_hold = check_resizes(bench, whole) and all_hold
+        print("\n| fault | message after | message | last whole checkpoint |  |\n|---|---|---|---|---|", flush=True)
         for name, fault in FAULTS.items():
             found = fault(bench.run, EPOCHS * bench.num_steps // 2, bench.data)
-            shown = " ".join(found.told.split()).replace(str(bench.work), "…")
+            shown = " ".join(found.message.split()).replace(str(bench.work), "…")
             print(
-                f"| {name} | {found.told_s:.0f} s | {shown} | {found.checkpoint} | {held_or(found.holds)} |", flush=True
+                f"| {name} | {found.message_s:.0f} s | {shown} | {found.checkpoint} | {verdict(found.holds)} |",
+                flush=True,
             )
-            held = held and found.holds
-    sys.exit(0 if held else 1)
+            all_hold = all_hold and found.holds
+    sys.exit(0 if all_hold else 1)
 
 
-def held_or(holds: bool) -> str:
-    """How a table says it."""
+def verdict(holds: bool) -> str:
+    """Return the words of a table."""
     return "holds" if holds else "DOES NOT HOLD"
 
 
-def killed(bench: Bench, whole: Run, kills: int, seed: int) -> bool:
-    """Whether a run that is killed `kills` times comes to the very same end as the `whole` one."""
+def check_kills(bench: Bench, whole: Run, kills: int, seed: int) -> bool:
+    """Check that a run killed `kills` times ends with the same bits as the `whole` one."""
     run = bench.run("killed")
     targets = sorted(random.Random(seed).sample(range(1, EPOCHS * bench.num_steps), kills))
-    print("\n| kill | at step | torchrun's status | REQUEUE | goes on at step |\n|---|---|---|---|---|", flush=True)
+    print("\n| kill | at step | torchrun's status | REQUEUE | resumes at step |\n|---|---|---|---|---|", flush=True)
     for number, target in enumerate(targets):
         kind = KILLS[number % len(KILLS)]
         ended = kill_at(run, target, kind)
         asked = "yes" if (run.out / REQUEUE).exists() else "no"
         print(f"| {kind} | {target} | {ended.status} | {asked} | {run.last_step()} |", flush=True)
     done = run.finish(run.start(2))
-    assert done.status == 0, done.told
+    assert done.status == 0, done.stderr
     batches = run.batches()
     return table(
         f"{kills} kills, {len(run.started)} starts, beside the undisturbed run",
@@ -112,10 +114,10 @@ def killed(bench: Bench, whole: Run, kills: int, seed: int) -> bool:
 
 
 def table(title: str, checks: dict[str, bool]) -> bool:
-    """Print what holds; whether all does."""
+    """Print what holds, and return whether all does."""
     print(f"\n| {title} | |\n|---|---|")
     for name, holds in checks.items():
-        print(f"| {name} | {held_or(holds)} |", flush=True)
+        print(f"| {name} | {verdict(holds)} |", flush=True)
     return all(checks.values())
 
 
@@ -133,14 +135,14 @@ def kill_at(run: Run, step: int, kind: str) -> Ended:
 
 
 def predictions(run: Run) -> pa.Table:
-    """Of the test split, by jobs.evaluate."""
+    """Predict the test split by jobs.evaluate."""
     command = [sys.executable, "-m", "jobs.evaluate", f"run={run.out}", "split=test"]
     subprocess.run(command, check=True, capture_output=True)
     return pq.read_table(run.out / "predictions" / "test")
 
 
 def once_per_epoch(batches: list[list[int]], bench: Bench) -> bool:
-    """Whether the steps of every epoch hold the impressions of the training split, each once."""
+    """Check that the steps of every epoch hold the impressions of the training split, each once."""
     wanted: list[int] = []
     for file in load_manifest(str(bench.data)).files_of("train"):
         column = pq.read_table(bench.data / file.path, columns=["impression_id"]).column(0)
@@ -150,12 +152,12 @@ def once_per_epoch(batches: list[list[int]], bench: Bench) -> bool:
     return fed == [sorted(wanted)] * EPOCHS
 
 
-def resized(bench: Bench, whole: Run) -> bool:
-    """2 → 1 → 4 → 2 ranks: whether the global batches are the same, and the losses while rounding alone tells the runs apart.
+def check_resizes(bench: Bench, whole: Run) -> bool:
+    """Check 2 → 1 → 4 → 2 ranks: the same global batches, and the same losses while the runs differ by rounding alone.
 
-    Sums over another number of ranks round differently, by 1e-8 of a loss, until the optimizers, which divide by the size of
-    a gradient, have made steps of it: two runs part after some 70 steps, or never. So the steps after the first change are
-    compared, which are far from exact if anything of the state was lost, and the last validation is only printed.
+    Sums over another number of ranks round differently, by 1e-8 of a loss. The optimizers divide by the size of a
+    gradient, so they turn rounding into steps: two runs diverge after some 70 steps, or never. So the steps right after
+    the first change are compared: a lost piece of state shows there. The last validation is only printed.
     """
     run, total = bench.run("resized"), EPOCHS * bench.num_steps
     changed_at = 0
@@ -166,11 +168,11 @@ def resized(bench: Bench, whole: Run) -> bool:
             process.terminate()
         run.finish(process)
         changed_at = changed_at or run.last_step()
-    assert run.started[-1].status == 0, run.started[-1].told
+    assert run.started[-1].status == 0, run.started[-1].stderr
     found, expected = losses(run.out, "loss"), losses(whole.out, "loss")
     after = range(changed_at + 1, changed_at + 1 + COMPARED_STEPS)
     most = max(abs(found[step] - expected[step]) for step in after)
-    held = table(
+    all_hold = table(
         "2 → 1 → 4 → 2 ranks, beside 2",
         {
             "impressions of each step": run.batches() == whole.batches(),
@@ -179,11 +181,11 @@ def resized(bench: Bench, whole: Run) -> bool:
     )
     ends = " and ".join(f"{losses(out, 'validation_loss')[total]:.6f}" for out in (run.out, whole.out))
     print(f"\nvalidation loss at the end: {ends}", flush=True)
-    return held
+    return all_hold
 
 
 def losses(out: Path, name: str) -> dict[int, float]:
-    """step → the figure `name` of the journal."""
+    """Read the figure `name` of each step in the journal."""
     entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     return {entry["step"]: entry[name] for entry in entries if name in entry}
 

@@ -4,8 +4,9 @@
     python -m benchmarks.feed data=DATASET        # a dataset of jobs.preprocess
     python -m benchmarks.feed pooling=mean lanes=1
 
-Both sides run in this process, interleaved, in CPU seconds of all threads (time.process_time); the median counts, of the
-ratio too, which is that of a round. Then where the feed's time goes: medians of what each stage took in its own thread.
+Both sides run in this process, interleaved, in CPU seconds of all threads (time.process_time); the median counts, of
+the ratio too, which is that of a round. Then where the feed's time goes: medians of what each stage took in its own
+thread.
 """
 
 import platform
@@ -51,7 +52,7 @@ ALICCP = {
 
 
 def generate(path: Path, num_row_groups: int = 96, contexts_per_row_group: int = 280, seed: int = 1) -> None:
-    """One file of `num_row_groups` row groups of about 16,000 impressions."""
+    """Write a dataset: one file of `num_row_groups` row groups of about 16,000 impressions."""
     random = np.random.default_rng(seed)
     (path / "train").mkdir(parents=True)
     staged = path / "train" / "staged"
@@ -118,7 +119,7 @@ def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table
     return pa.table(columns, schema=schema), group
 
 
-def bare(dataset: str, manifest: Manifest, split: str) -> int:
+def read_with_pyarrow(dataset: str, manifest: Manifest, split: str) -> int:
     """Read every row group of `split` into an Arrow table, in one thread, and drop it."""
     filesystem, root = open_location(dataset)
     num_impressions = 0
@@ -130,8 +131,8 @@ def bare(dataset: str, manifest: Manifest, split: str) -> int:
     return num_impressions
 
 
-def fed(feed: Feed, epoch: int) -> int:
-    """One epoch of batches, dropped as they come."""
+def run_epoch(feed: Feed, epoch: int) -> int:
+    """Iterate over the batches of one epoch, keeping none; return the number of impressions."""
     return sum(batch.num_impressions for batch in feed.batches(epoch))
 
 
@@ -150,15 +151,15 @@ def main() -> None:
         poolings = {entry.name: pooling for entry in manifest.fields if entry.arity == "many"}
         feed = Feed(dataset, manifest, "train", plan, rank=0, world_size=1, pooling=poolings)
         clock = FeedClock(feed._files)
-        fed(feed, 0)  # compiles, and verifies the checksums
+        run_epoch(feed, 0)  # compiles, and verifies the checksums
         rounds: list[dict[str, float]] = []
         for epoch in range(int(settings.get("runs", 5))):
             start_s = time.process_time()
-            num_impressions = bare(dataset, manifest, "train")
+            num_impressions = read_with_pyarrow(dataset, manifest, "train")
             bare_s = time.process_time() - start_s
             clock.spent_s.clear()
             start_s = time.process_time()
-            fed(feed, epoch)
+            run_epoch(feed, epoch)
             feed_s = time.process_time() - start_s
             stages_s = clock.spent_s | {"feed: queues, threads": feed_s - sum(clock.spent_s.values())}
             rounds.append({"bare pyarrow": bare_s, "feed": feed_s} | stages_s)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.fuzz [lines=20000] [seed=1]
 
-First `lines` lines (bit flips, cut lines, numbers too large, 17 digits, NaN, NUL bytes, invalid UTF-8, lines of a megabyte:
-tests/support/mutations.py) are parsed in chunks cut anywhere, and each line's fields, ids, weights (bit for bit), counts and
-reason are held against tests/support/references/aliccp.py. Then two logs of a quarter as many lines each are preprocessed, with
-the default checks and with those that reject all they may, and every row, vocabulary, quarantined line and sum of the
-audit is held against what the reference makes of the log. Stops at the first difference; else says how many lines
-ended with each reason.
+First `lines` lines (bit flips, cut lines, numbers too large, 17 digits, NaN, NUL bytes, invalid UTF-8, lines of a
+megabyte: tests/support/mutations.py) are parsed in chunks cut anywhere, and each line's fields, ids, weights (bit for
+bit), counts and reason are compared with tests/support/references/aliccp.py. Then two logs of a quarter as many lines
+each are preprocessed, with the default checks and with those that reject all they may, and every row, vocabulary,
+quarantined line and sum of the audit is compared with what the reference makes of the log. Stops at the first
+difference; otherwise prints how many lines ended with each reason.
 """
 
 import random
@@ -40,8 +40,8 @@ def settings_of(raw: Path, out: Path, *overrides: str) -> PreprocessSettings:
     return compose("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
-def parsed(directory: Path, num_lines: int, seed: int) -> Counter[str]:
-    """How many of `num_lines` mutated lines the kernel read, and why not."""
+def fuzz_kernel(directory: Path, num_lines: int, seed: int) -> Counter[str]:
+    """Parse `num_lines` mutated lines with the kernel; count them by reason of rejection."""
     fields = catalogue(settings_of(directory, directory).features, 1)
     draw = random.Random(seed)
     reasons: Counter[str] = Counter()
@@ -63,8 +63,8 @@ def parsed(directory: Path, num_lines: int, seed: int) -> Counter[str]:
     return reasons
 
 
-def preprocessed(directory: Path, num_lines: int, seed: int, *checks: str) -> Counter[str]:
-    """How many lines of a mutated log went into the dataset, and why not."""
+def fuzz_job(directory: Path, num_lines: int, seed: int, *checks: str) -> Counter[str]:
+    """Preprocess a mutated log; count its lines by reason of rejection."""
     draw = random.Random(seed)
     num_parts, compressed = draw.choice(((0, False), (0, True), (3, False)))
     raw = mutated_log(seed, num_lines, share=0.3).write(directory / "raw", compressed, num_parts)
@@ -93,9 +93,9 @@ def main() -> None:
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="entirespace-fuzz-") as name:
         for column, work in {
-            "kernel": lambda directory: parsed(directory, num_lines, seed),
-            "default checks": lambda directory: preprocessed(directory, num_lines // 4, seed),
-            "all rejected": lambda directory: preprocessed(directory, num_lines // 4, seed + 1, *_REJECT_ALL),
+            "kernel": lambda directory: fuzz_kernel(directory, num_lines, seed),
+            "default checks": lambda directory: fuzz_job(directory, num_lines // 4, seed),
+            "all rejected": lambda directory: fuzz_job(directory, num_lines // 4, seed + 1, *_REJECT_ALL),
         }.items():
             started = time.monotonic()
             directory = Path(name) / column.replace(" ", "-")

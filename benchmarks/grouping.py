@@ -3,8 +3,9 @@
     python -m jobs.simulate out=RAW impressions=500000 train_share=0.8 rates=demo seed=1
     python -m benchmarks.grouping --raw RAW
 
-For each K (rows.max_impressions) in turn: preprocess, train one epoch for each seed, evaluate on the test split. With --results FILE every run is appended to it and none
-is repeated; it is known by its settings here alone, so begin a new FILE when defaults change.
+For each K (rows.max_impressions): preprocess, train one epoch for each seed, evaluate on the test split. With --results
+FILE every run is appended to it and none is repeated; it is known by its settings here alone, so begin a new FILE when
+defaults change.
 """
 
 import argparse
@@ -26,7 +27,7 @@ BYTES = "bytes_an_impression"
 
 
 def dataset_of(raw: str, out: Path, max_impressions: int) -> float:
-    """Preprocess `raw` with K = `max_impressions`; the bytes of the train files an impression."""
+    """Preprocess `raw` with K = `max_impressions`; return the train files' bytes an impression."""
     preprocess(
         compose(
             "preprocess",
@@ -41,7 +42,7 @@ def dataset_of(raw: str, out: Path, max_impressions: int) -> float:
 def study(
     raw: str, sizes: list[int], seeds: list[int], overrides: list[str], results: Path | None
 ) -> dict[int, list[dict[str, float]]]:
-    """K → the figures of each seed."""
+    """Train with every K and seed; return the figures of the seeds by K."""
     lines = results.read_text().splitlines() if results is not None and results.exists() else []
     known = {tuple(entry["run"]): entry["figures"] for entry in map(json.loads, lines)}
     found: dict[int, list[dict[str, float]]] = {}

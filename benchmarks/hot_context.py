@@ -1,4 +1,4 @@
-"""What one context with very many impressions costs: a log, and the same log that ends in such a context.
+"""The cost of one context with very many impressions: a log, and the same log that ends in such a context.
 
     python -m benchmarks.hot_context [impressions=300000] [hot=300000,1000000]
 
@@ -11,14 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.preprocess import ours, raw_mb, simulated, told
+from benchmarks.preprocess import print_cost, raw_mb, run_ours, simulated_log
 
 _KEY = b"ffffffffffffffff"
 _FIRST_ID = 1 << 40  # of the hot context's impressions
 
 
 def add_hot_context(raw: Path, hot: int) -> None:
-    """End the train files in one context with `hot` impressions, whose features are those of the log's impressions in turn."""
+    """Append one context with `hot` impressions to the train files; their features are those of the log's impressions."""
     contexts, skeleton = (raw / f"{table}_train.csv" for table in ("common_features", "sample_skeleton"))
     with contexts.open("rb") as stream:
         line = stream.readline()
@@ -34,14 +34,14 @@ def add_hot_context(raw: Path, hot: int) -> None:
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Measure each log in a process of its own."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     if raw := options.get("_raw"):
         with tempfile.TemporaryDirectory(prefix="entirespace-hot-") as folder:
-            told(Path(raw).name, raw_mb(Path(raw)), ours(Path(raw), Path(folder) / "dataset", [])[1])
+            print_cost(Path(raw).name, raw_mb(Path(raw)), run_ours(Path(raw), Path(folder) / "dataset", [])[1])
         return
     with tempfile.TemporaryDirectory(prefix="entirespace-hot-") as folder:
-        base = simulated(int(options.get("impressions", 300_000)), Path(folder), dirt=True)
+        base = simulated_log(int(options.get("impressions", 300_000)), Path(folder), dirt=True)
         for hot in [0, *(int(number) for number in options.get("hot", "300000,1000000").split(","))]:
             raw = Path(folder) / f"hot-{hot}"
             shutil.copytree(base, raw)

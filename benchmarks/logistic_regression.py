@@ -1,11 +1,11 @@
-"""What a linear model makes of the same fields: logistic regressions for CTR and CTCVR, beside which ESMM is judged.
+"""A linear baseline of the same fields: logistic regressions for CTR and CTCVR, to compare ESMM with.
 
     python -m benchmarks.logistic_regression DATASET
 
-It shares nothing with training/ but the manifest and the metrics: it reads the Parquet by itself, into sparse matrices, and
-fits by L-BFGS until the loss stands still, with the penalty that the validation split likes best. Contexts are not joined to their
-impressions here either: X w = (X_context w_context)[context_of_impression] + X_impression w_impression is the same product.
-The train split is held in memory, 12 bytes a feature value.
+It uses nothing of training/ but the metrics: it reads the Parquet by itself, into sparse matrices, and fits by L-BFGS
+until the loss stands still, with the penalty that is best on the validation split. Contexts are not joined to their
+impressions here either: X w = (X_context w_context)[context_of_impression] + X_impression w_impression is the same
+product. The train split is held in memory, 12 bytes a feature value.
 """
 
 # Shapes: N bags of a scope, C contexts, B impressions, V values, D columns (the rows of all tables of a scope).
@@ -55,18 +55,18 @@ class Design:
         return self.context.shape[1] + self.impression.shape[1] + 1
 
     def logit(self, weight: Array) -> Array:
-        """[B] from a weight for each context column, each impression column, and the intercept."""
+        """Return logits [B] from a weight for each context column, each impression column, and the intercept."""
         context, impression, intercept = np.split(weight, [self.context.shape[1], self.num_columns - 1])
         return (self.context @ context)[self.context_of_impression_B] + self.impression @ impression + intercept
 
     def gradient(self, residual_B: Array) -> Array:
-        """Xᵀ residual, in the order of `logit`'s weights."""
+        """Return Xᵀ residual, in the order of `logit`'s weights."""
         residual_C = np.bincount(self.context_of_impression_B, residual_B, minlength=self.context.shape[0])
         return np.concatenate((self.context.T @ residual_C, self.impression.T @ residual_B, [residual_B.sum()]))
 
 
 def read_design(dataset: str, manifest: Manifest, split: str) -> Design:
-    """Every row group of `split`, in manifest order."""
+    """Read every row group of `split`, in manifest order."""
     filesystem, root = open_location(dataset)
     blocks, num_contexts = [], 0
     for file in manifest.files_of(split):
@@ -86,7 +86,7 @@ def read_design(dataset: str, manifest: Manifest, split: str) -> Design:
 
 
 def design_of(table: pa.Table, manifest: Manifest, first_context: int = 0) -> Design:
-    """One row group; its contexts are numbered from `first_context`."""
+    """Convert one row group; its contexts are numbered from `first_context`."""
     impressions = table.column("impression_id").chunk(0)
     num_impressions_C = np.diff(impressions.offsets.to_numpy())
     click_B = _flat(table, "click").astype(bool)
@@ -107,8 +107,10 @@ def _flat(table: pa.Table, name: str) -> Array:
 
 
 def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.csr_matrix:
-    """[N, rows of the field's table]: one-hot for arity one, else each bag's weights divided by the sum of their sizes;
-    of a numeric field one column, as the towers take it."""
+    """Return [N, rows of the field's table]: one-hot, or each bag's weights divided by the sum of their sizes.
+
+    A numeric field has one column, scaled as for the towers.
+    """
     if field.stored == NUMBER:
         return sp.csr_matrix(np.nan_to_num(squash(_flat(table, field.name), field))[:, None])
     index_V = _flat(table, field.name)
@@ -127,7 +129,7 @@ def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.cs
 
 
 def fit(design: Design, label_B: Array, penalty: float, start: Array | None = None) -> Array:
-    """The weights that minimise Σ log loss + `penalty`/2 |w|² (the intercept goes free), from `start` or from the base rate."""
+    """Minimise Σ log loss + `penalty`/2 |w|², without the intercept's, from `start` or from the base rate; return w."""
     rate = np.clip(label_B.mean(), 1e-7, 1 - 1e-7)
     if start is None:
         start = np.zeros(design.num_columns)
@@ -147,7 +149,7 @@ def fit(design: Design, label_B: Array, penalty: float, start: Array | None = No
 
 
 def fit_best(train: Design, validation: Design, label: str) -> tuple[Array, float]:
-    """The fit whose penalty has the lowest log loss on `validation`, and that penalty; from strong to weak, each from the last."""
+    """Return the weights with the lowest log loss on `validation`, and their penalty. Each fit starts from the one before."""
     best, weight = (np.inf, np.empty(0), 0.0), None
     for penalty in PENALTIES:
         weight = fit(train, getattr(train, label), penalty, weight)
@@ -158,7 +160,7 @@ def fit_best(train: Design, validation: Design, label: str) -> tuple[Array, floa
 
 
 def baseline(dataset: str) -> dict[str, Any]:
-    """The metrics of both regressions on the test split, with the penalties chosen and the CPU seconds taken."""
+    """Fit both regressions; return their metrics on the test split, the chosen penalties and the CPU seconds."""
     begin = time.process_time()
     manifest = load_manifest(dataset)
     train, validation = read_design(dataset, manifest, "train"), read_design(dataset, manifest, "validation")
@@ -181,7 +183,7 @@ def baseline(dataset: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the two AUCs with what they rest on."""
+    """Print the two AUCs with their log losses and penalties."""
     parser = argparse.ArgumentParser(description="Logistic regressions for CTR and CTCVR on a dataset.")
     parser.add_argument("data", help="a dataset of jobs.preprocess, with train, validation and test")
     try:

@@ -1,4 +1,4 @@
-"""Whether a long run grows: memory, threads and open files after every epoch.
+"""Does a long run grow? Memory, threads and open files after every epoch.
 
     OMP_NUM_THREADS=1 python -m benchmarks.memory --data DATASET [--epochs 10]
 
@@ -22,8 +22,8 @@ from training.run.settings import TrainSettings
 from training.run.trainer import StepOutcome, Trainer
 
 
-class Weighed(Trainer):
-    """Prints a line as each epoch begins."""
+class MemoryTrainer(Trainer):
+    """A trainer that prints a line as each epoch begins."""
 
     def _count(self, step: int, agreed: StepOutcome) -> None:
         super()._count(step, agreed)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides += [f"plan.batch_size={options.batch_size}"]
         settings = compose("train", TrainSettings, overrides)
         with join(settings.world) as world:
-            Weighed(settings, world).fit()
+            MemoryTrainer(settings, world).fit()
 
 
 if __name__ == "__main__":

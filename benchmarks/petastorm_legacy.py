@@ -1,8 +1,8 @@
 """What Petastorm 0.13.1's own test-suite needs and today's packages have removed or this machine lacks.
 
-For the suite's own processes alone, which benchmarks/petastorm_suite.py starts: there these names are added to numpy and
-pyarrow themselves, since the test modules import them from there. The trainer needs none of them; what it needs is in
-training/feed/petastorm_reader.py, which touches neither package.
+For the suite's own processes alone, which benchmarks/petastorm_suite.py starts: there these names are added to numpy
+and pyarrow themselves, since the test modules import them from there. The trainer needs none of them; what it needs is
+in training/feed/petastorm_reader.py, which touches neither package.
 
 - `np.unicode_`, `np.string_`, `np.float`, `np.in1d` and Python's `inspect.getargspec`, renamed or removed;
 - pyarrow's file systems before pyarrow.fs, here over fsspec, whose methods have the same names;
@@ -79,7 +79,7 @@ class PartitionSet:
         self.keys = list(keys)
 
     def index(self, key: str) -> int:
-        """The number of `key`, which is added where it is new."""
+        """Return the number of `key`, adding it if it is new."""
         if key not in self.keys:
             self.keys.append(key)
         return self.keys.index(key)
@@ -105,7 +105,7 @@ class ParquetPartitions:
         return {level.name for level in self.levels}
 
     def level(self, depth: int, name: str) -> PartitionSet:
-        """The level at `depth`, made where it is new."""
+        """Return the level at `depth`, making it if it is new."""
         if depth == len(self.levels):
             self.levels.append(PartitionSet(name))
         return self.levels[depth]
@@ -133,12 +133,12 @@ class ParquetDatasetPiece:
         self._open = open_file_func
 
     def get_metadata(self) -> pq.FileMetaData:
-        """The footer of the file."""
+        """Read the footer of the file."""
         with self._open(self.path, mode="rb") as file:
             return pq.read_metadata(file)
 
     def read(self, columns: Iterable[str], partitions: ParquetPartitions | None) -> pa.Table:
-        """The columns asked for, and every partition's."""
+        """Read the columns asked for, and every partition's."""
         with self._open(self.path, mode="rb") as file, pq.ParquetFile(file) as parquet:
             table = parquet.read_row_group(self.row_group, columns=list(columns), use_threads=False)
         for depth, (name, number) in enumerate(self.partition_keys):
@@ -190,7 +190,7 @@ class ParquetDataset:
         return path if self.fs.exists(path) else None
 
     def _accepts(self, filters: Any, piece: ParquetDatasetPiece) -> bool:
-        """Whether a piece's partition passes filters in disjunctive normal form, or a single conjunction."""
+        """Test a piece's partition against filters in disjunctive normal form, or a single conjunction."""
         assert self.partitions is not None
         values = {
             name: self.partitions[depth].dictionary[number].as_py()
@@ -204,12 +204,12 @@ class ParquetDataset:
 
     @property
     def metadata(self) -> pq.FileMetaData | None:
-        """What _metadata holds, or None."""
+        """The content of _metadata, or None."""
         return self._footer(self.metadata_path)
 
     @property
     def common_metadata(self) -> pq.FileMetaData | None:
-        """What _common_metadata holds, or None."""
+        """The content of _common_metadata, or None."""
         return self._footer(self.common_metadata_path)
 
     def _footer(self, path: str | None) -> pq.FileMetaData | None:
@@ -256,7 +256,7 @@ class _AbsentModule(types.ModuleType):
 
 
 def absent() -> Iterator[str]:
-    """The packages of OPTIONAL that are not installed."""
+    """Return the packages of OPTIONAL that are not installed."""
     for package in OPTIONAL:
         module = sys.modules.get(package)
         if isinstance(module, _AbsentModule) or (module is None and importlib.util.find_spec(package) is None):
@@ -264,7 +264,7 @@ def absent() -> Iterator[str]:
 
 
 def install() -> None:
-    """Give this process the names."""
+    """Define the removed names in this process."""
     np.unicode_, np.string_, np.float, np.in1d = np.str_, np.bytes_, float, np.isin
     inspect.getargspec = inspect.getfullargspec
     pa.LocalFileSystem, pa.localfs = LocalFileSystem, LocalFileSystem()

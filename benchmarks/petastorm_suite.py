@@ -1,14 +1,14 @@
-"""Petastorm 0.13.1's own test-suite beside today's packages, and what its stock thread pool loses.
+"""Petastorm 0.13.1's own test-suite with today's packages, and the row groups that its stock thread pool loses.
 
     python benchmarks/petastorm_suite.py suite                # the suite with OrderedPool in place of ThreadPool; a table
     python benchmarks/petastorm_suite.py suite pool=stock     # the same with petastorm's own pool
     python benchmarks/petastorm_suite.py suite only=test_reader.py
     python benchmarks/petastorm_suite.py losses               # runs that lose row groups or disorder them, both pools
 
-`suite` needs, beside requirements.txt and requirements-dev.txt, the packages that the suite's images are made with: `pip
-install opencv-python-headless pillow`. Tests that call TensorFlow, torchvision, s3fs or gcsfs are skipped where those are
-missing (petastorm_legacy.py). `python=PATH` runs it in another interpreter. Everything is written below a temporary
-directory. This file is also the plugin of that pytest run.
+`suite` needs, beside requirements.txt and requirements-dev.txt, the packages that the suite's images are made with:
+`pip install opencv-python-headless pillow`. Tests that call TensorFlow, torchvision, s3fs or gcsfs are skipped where
+those are missing (petastorm_legacy.py). `python=PATH` runs it in another interpreter. Everything is written below a
+temporary directory. This file is also the plugin of that pytest run.
 """
 
 import collections
@@ -42,7 +42,7 @@ SUITE_TIMEOUT_S = 3600
 
 
 def run_suite(python: str = sys.executable, pool: str = "ordered", only: str = "") -> list[dict[str, Any]]:
-    """Run the suite in a pytest of its own; one record a test: module, test, outcome, seconds, reason."""
+    """Run the suite in a pytest of its own; return one record a test: module, test, outcome, seconds, reason."""
     from pipeline.spark.java import ensure_java
 
     suite = _suite_of(python)
@@ -71,7 +71,7 @@ def run_suite(python: str = sys.executable, pool: str = "ordered", only: str = "
 
 
 def _suite_of(python: str) -> Path:
-    """The folder of petastorm in `python`, which cannot import it here; ends the program where something is missing."""
+    """Find petastorm's folder in `python`, which cannot import it here; exit if a package is missing."""
     program = (
         "import importlib.util as u; print([m for m in ('petastorm','cv2','PIL','pytz','pytest_timeout') "
         "if not u.find_spec(m)] or u.find_spec('petastorm').submodule_search_locations[0])"
@@ -97,7 +97,7 @@ def _own_group(command: list[str], **options: Any) -> Iterator[subprocess.Popen]
 
 
 def table(records: Iterable[dict[str, Any]]) -> str:
-    """Outcomes by module as a Markdown table, then the reasons of what did not pass, most frequent first."""
+    """Make a Markdown table of outcomes by module, then list the reasons of what did not pass, most frequent first."""
     by_module: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     reasons: dict[str, dict[str, set[str]]] = {outcome: collections.defaultdict(set) for outcome in OUTCOMES[1:]}
     for record in records:
@@ -117,7 +117,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
 
 
 def pools() -> dict[str, type]:
-    """Petastorm's own pool and ours, under the same signature."""
+    """Return petastorm's own pool and ours, under the same signature."""
     from training.feed.petastorm_reader import OrderedPool
 
     from petastorm.workers_pool.thread_pool import ThreadPool  # isort: skip  (importable after the port alone)
@@ -134,7 +134,7 @@ def pools() -> dict[str, type]:
 def losses(runs: str = "60") -> str:
     """Read a file of 40 row groups with make_batch_reader `runs` times for each pool and number of workers.
 
-    Both pools run in this process, in turn: how many runs lost row groups, and how many gave them out of order.
+    Both pools run in this process, alternating: how many runs lost row groups, and how many gave them out of order.
     """
     import petastorm_legacy
 
@@ -166,7 +166,7 @@ def losses(runs: str = "60") -> str:
 
 
 def _join_after_a_failure(pool_class: type) -> str:
-    """What join does when a worker has failed while its queue of results was full."""
+    """Print what join does when a worker has failed while its queue of results was full."""
     from petastorm.workers_pool.worker_base import WorkerBase
 
     class FloodsThenFails(WorkerBase):
@@ -230,7 +230,7 @@ def _record(report: Any, test: str, outcome: str) -> None:
 
 
 def _reason(longrepr: Any) -> str:
-    """The exception in one line, without the numbers and addresses that would keep equal reasons apart."""
+    """Write the exception in one line, without the numbers and addresses that would keep equal reasons apart."""
     if longrepr is None:
         return ""
     if isinstance(longrepr, tuple):

@@ -5,11 +5,12 @@
     python -m benchmarks.preprocess impressions=1,2,4,8 runs=5                 # millions, interleaved: cost of each
     python -m benchmarks.preprocess raw=RAW                                    # a log that is there
 
-With logs=DIRECTORY simulated logs are kept there, and taken from there the next time. Further arguments are settings of jobs.preprocess. CPU seconds are user and system time of all processes: this driver,
-Spark's JVM and every Python worker; memory is the sum of their proportional set sizes, looked at four times a second. Cold
-is the first run of a process, with Spark's start and its JIT; warm is a later run in the same session. Logs come from
-jobs.simulate with seed 1, without dirt where peers read them, for they have no place for it; then validation is 0
-too, and the datasets must hold the same numbers, or this stops.
+With logs=DIRECTORY simulated logs are kept there for the next time. Further arguments are settings of jobs.preprocess.
+CPU seconds are user and system time of all processes: this driver, Spark's JVM and every Python worker. Memory is the
+sum of their proportional set sizes, read four times a second. Cold is the first run of a process, with Spark's start
+and its JIT; warm is a later run in the same session. Logs come from jobs.simulate with seed 1. For peers they are
+without dirt and without a validation split, which peers cannot handle, and all datasets must hold the same numbers, or
+this stops.
 """
 
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.preprocess_peers.contents import contents
 from benchmarks.preprocess_stages import stages
-from benchmarks.processes import Spent, spent
+from benchmarks.processes import ProcessCost, process_cost
 from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
@@ -33,8 +34,8 @@ BYTES_AN_IMPRESSION = 425  # of raw text that jobs.simulate writes
 PEERS = ("polars", "duckdb", "python")
 
 
-def simulated(impressions: int, directory: Path, dirt: bool) -> Path:
-    """The log of that size, made in a process of its own."""
+def simulated_log(impressions: int, directory: Path, dirt: bool) -> Path:
+    """Simulate a log of that size, in a process of its own."""
     out = directory / (f"raw-{impressions}" if dirt else f"raw-{impressions}-clean")
     if not out.exists():
         dirty = [] if dirt else ["dirt=0"]
@@ -44,25 +45,25 @@ def simulated(impressions: int, directory: Path, dirt: bool) -> Path:
 
 
 def raw_mb(raw: Path) -> float:
-    """What all sides read."""
+    """Return the MB of raw text that all sides read."""
     return sum(path.stat().st_size for path in raw.glob("[sc]*_*.csv*")) / 1e6
 
 
 def settings_of(raw: Path, out: Path, overrides: list[str]) -> PreprocessSettings:
-    """As on the command line of jobs.preprocess."""
+    """Compose the settings of jobs.preprocess as its command line does."""
     return compose("preprocess", PreprocessSettings, [f"source.path={raw}", f"out={out}", *overrides])
 
 
-def ours(raw: Path, out: Path, overrides: list[str]) -> tuple[Manifest, Spent]:
-    """One run, in the session that the first run started."""
+def run_ours(raw: Path, out: Path, overrides: list[str]) -> tuple[Manifest, ProcessCost]:
+    """Run jobs.preprocess once, in the session that the first run started."""
     settings = settings_of(raw, out, overrides)
-    with spent() as cost:
+    with process_cost() as cost:
         manifest = preprocess(settings)
     return manifest, cost
 
 
-def told(name: str, megabytes: float, cost: Spent) -> None:
-    """One line of the report."""
+def print_cost(name: str, megabytes: float, cost: ProcessCost) -> None:
+    """Print one line of the report."""
     parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in cost.cpu_s.items() if seconds >= 0.05)
     print(
         f"{name:>14}: {megabytes / cost.total_s:6.1f} MB/core-s ({megabytes:,.0f} MB in {cost.total_s:.1f} CPU s: {parts}; "
@@ -71,16 +72,16 @@ def told(name: str, megabytes: float, cost: Spent) -> None:
     )
 
 
-def one_size(raw: Path, directory: Path, peers: list[str], overrides: list[str]) -> None:
-    """Cold and warm runs of ours, the stages, and each peer once on the same log."""
+def compare_at_one_size(raw: Path, directory: Path, peers: list[str], overrides: list[str]) -> None:
+    """Measure cold and warm runs of ours, the stages, and each peer once, on one log."""
     megabytes = raw_mb(raw)
     if peers:
         overrides = ["split.validation=0", *overrides]
     for name in ("first", "warm", "warm"):
         out = directory / "ours"
         shutil.rmtree(out, ignore_errors=True)
-        manifest, cost = ours(raw, out, overrides)
-        told(name, megabytes, cost)
+        manifest, cost = run_ours(raw, out, overrides)
+        print_cost(name, megabytes, cost)
     impressions = sum(total["impressions"] for total in manifest.totals.values())
     num_bytes = sum(file.bytes for file in manifest.files)
     num_ids = sum(field.num_rows for field in manifest.fields)
@@ -91,7 +92,7 @@ def one_size(raw: Path, directory: Path, peers: list[str], overrides: list[str])
         peer_out = directory / peer
         peer_out.mkdir()
         other = run_peer(peer, raw, peer_out)
-        told(peer, megabytes, other)
+        print_cost(peer, megabytes, other)
         print(f"{'':>16}ours / {peer}: {other.total_s / cost.total_s:.2f}", flush=True)
         compare(peer, expected, contents(peer_out / f"{period}.parquet" for period in ("train", "test")))
         shutil.rmtree(peer_out)
@@ -99,9 +100,9 @@ def one_size(raw: Path, directory: Path, peers: list[str], overrides: list[str])
         stage_table(settings_of(raw, directory / "stages", overrides), megabytes, cost)
 
 
-def run_peer(peer: str, raw: Path, out: Path) -> Spent:
-    """One run of a peer in a process of its own."""
-    with spent(only_new=True) as cost:
+def run_peer(peer: str, raw: Path, out: Path) -> ProcessCost:
+    """Run a peer in a process of its own."""
+    with process_cost(only_new=True) as cost:
         module = f"benchmarks.preprocess_peers.{peer}_peer"
         subprocess.run([sys.executable, "-m", module, str(raw), str(out)], check=True)
     # It is gone by now, so its time is in that of the driver's children that were waited for.
@@ -109,7 +110,7 @@ def run_peer(peer: str, raw: Path, out: Path) -> Spent:
 
 
 def compare(peer: str, expected: dict[str, int], found: dict[str, int]) -> None:
-    """Stop where the datasets differ: then the work was not equal."""
+    """Stop if the datasets differ: then the work was not equal."""
     differ = {
         name: (expected.get(name), found.get(name))
         for name in expected | found
@@ -119,8 +120,8 @@ def compare(peer: str, expected: dict[str, int], found: dict[str, int]) -> None:
         sys.exit(f"{peer} wrote other numbers than ours (ours, {peer}): {differ}")
 
 
-def stage_table(settings: PreprocessSettings, megabytes: float, warm: Spent) -> None:
-    """The cost of each stage; what is left is Spark's."""
+def stage_table(settings: PreprocessSettings, megabytes: float, warm: ProcessCost) -> None:
+    """Print the cost of each stage; the rest is Spark's."""
     found = stages(settings)
     print("\n| stage | CPU s | MB a core-second |\n|---|---|---|")
     for name, seconds in sorted(found.items(), key=lambda item: -item[1]):
@@ -134,16 +135,16 @@ def stage_table(settings: PreprocessSettings, megabytes: float, warm: Spent) -> 
 
 
 def scaling(millions: list[float], runs: int, logs: Path, directory: Path, overrides: list[str]) -> None:
-    """CPU seconds a million impressions at each size: the median of interleaved warm runs."""
-    raws = {size: simulated(round(size * 1e6), logs, dirt=True) for size in millions}
-    ours(raws[min(millions)], directory / "warming", overrides)
-    costs: dict[float, list[Spent]] = {size: [] for size in millions}
+    """Measure CPU seconds a million impressions at each size: the median of interleaved warm runs."""
+    raws = {size: simulated_log(round(size * 1e6), logs, dirt=True) for size in millions}
+    run_ours(raws[min(millions)], directory / "warming", overrides)
+    costs: dict[float, list[ProcessCost]] = {size: [] for size in millions}
     for _ in range(runs):
         for size, raw in raws.items():
             shutil.rmtree(directory / "ours", ignore_errors=True)
-            _, cost = ours(raw, directory / "ours", overrides)
+            _, cost = run_ours(raw, directory / "ours", overrides)
             costs[size].append(cost)
-            told(f"{size:g}M", raw_mb(raw), cost)
+            print_cost(f"{size:g}M", raw_mb(raw), cost)
     print(
         "\n| impressions | CPU s a million, median | least, most | MB a core-second | peak memory, MB |\n|---|---|---|---|---|"
     )
@@ -155,7 +156,7 @@ def scaling(millions: list[float], runs: int, logs: Path, directory: Path, overr
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Parse the command line and run what it asks for."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     options = {
         name: given.pop(name) for name in ("scale", "raw", "peers", "impressions", "runs", "logs") if name in given
@@ -177,13 +178,13 @@ def main() -> None:
                 overrides,
             )
         elif "raw" in options:
-            one_size(Path(options["raw"]), directory, peers, overrides)
+            compare_at_one_size(Path(options["raw"]), directory, peers, overrides)
         else:
             for scale in map(float, options["scale"].split(",")):
                 impressions = round(scale * 1e9 / BYTES_AN_IMPRESSION, -4)
-                raw = simulated(int(impressions), logs, dirt=not peers)
+                raw = simulated_log(int(impressions), logs, dirt=not peers)
                 print(f"\n{scale:g} GB, {impressions:,.0f} impressions", flush=True)
-                one_size(raw, directory, peers, overrides)
+                compare_at_one_size(raw, directory, peers, overrides)
                 if "logs" not in options:
                     shutil.rmtree(raw)
     finally:

@@ -1,7 +1,7 @@
-"""python -m benchmarks.preprocess_faults [impressions=5000] [seed=1]: jobs.preprocess, disturbed in every way we know.
+"""python -m benchmarks.preprocess_faults [impressions=5000] [seed=1]: jobs.preprocess under every fault we know.
 
-Each row: a reader polls the dataset all the time, and verifies every file that its manifest names; then the job runs
-again, and its manifest must be that of the undisturbed run, byte for byte. Odd kills of the driver hit a job that replaces
+In each row a reader polls the dataset and verifies every file that its manifest names. Then the job runs again, and its
+manifest must be that of the undisturbed run, byte for byte. Odd kills of the driver hit a job that replaces
 an earlier dataset. In the end the sweep, its grace period over, must leave what the manifest names and nothing else.
 Needs root, for the full and the read-only disk.
 """
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.fault_support import Reader, remount, small_disk
 from benchmarks.standalone import ROOT, Standalone, python_workers
-from benchmarks.watched import Reader, remount, small_disk
 from pipeline.dataset.manifest import MANIFEST, load_manifest
 from pipeline.storage import commit
 from pipeline.storage.store import store_of
@@ -70,7 +70,7 @@ class Bench:
     commit_s: float = 0.0
 
     def start(self, out: Path, *overrides: str, **more: str) -> "subprocess.Popen[str]":
-        """A job on its way."""
+        """Start a job."""
         command = [sys.executable, "-m", "jobs.preprocess", f"source.path={self.raw}", f"out={out}",
                    "source.split_bytes=500000", "rows.impressions_per_file=1000", "overwrite=true", *overrides]  # fmt: skip
         environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", **more}
@@ -78,10 +78,10 @@ class Bench:
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
 
-    def undisturbed(self) -> None:
-        """The manifest to expect, an earlier generation to replace, and how long a job and its commit take."""
+    def run_undisturbed(self) -> None:
+        """Run without a fault: the expected manifest, an earlier generation to replace, and the seconds of a job and its commit."""
         self.earlier = self.directory / "earlier"
-        _ended(self.start(self.earlier, "rows.max_impressions=8"))
+        _finish(self.start(self.earlier, "rows.max_impressions=8"))
         out = self.directory / "undisturbed"
         started, begun_at = time.monotonic(), 0.0
         job = self.start(out)
@@ -90,13 +90,13 @@ class Bench:
                 begun_at = time.monotonic()
             time.sleep(0.005)
         self.run_s, self.commit_s = time.monotonic() - started, time.monotonic() - begun_at
-        _ended(job)
+        _finish(job)
         self.expected = (out / MANIFEST).read_bytes()
         print(f"undisturbed: {self.run_s:.1f} s, from the first file in its place {self.commit_s:.2f} s", flush=True)
 
-    def disturbed(self, fault: str, disturb: Callable[["subprocess.Popen[str]", Path], float | None], *overrides: str,
+    def run_disturbed(self, fault: str, disturb: Callable[["subprocess.Popen[str]", Path], float | None], *overrides: str,
                   replacing: bool = False, out: Path | None = None) -> None:  # fmt: skip
-        """One row: run, disturb, rerun, sweep."""
+        """Measure one row: run, disturb, run again, clean up."""
         out = out or self.directory / f"out{len(self.rows)}"
         if replacing:
             shutil.copytree(self.earlier, out)
@@ -105,7 +105,7 @@ class Bench:
             job = self.start(out, *overrides)
             row.moment_s = disturb(job, out)
             _, said = job.communicate(timeout=_WAIT_S)
-            row.status, row.said = _status(job.returncode), _sentence(said)
+            row.status, row.said = _status(job.returncode), _error_message(said)
             self.rerun(row, out)
         row.polls, row.generations, row.half = reader.polls, len(reader.generations), len(reader.faults)
         row.left_over = waste(out)
@@ -113,13 +113,13 @@ class Bench:
         print(row, flush=True)
 
     def rerun(self, row: Row, out: Path) -> None:
-        """The same job again, with nothing in its way."""
-        _ended(self.start(out))
+        """Run the same job again, without a fault."""
+        _finish(self.start(out))
         row.same = (out / MANIFEST).read_bytes() == self.expected
 
 
 def waste(out: Path) -> int:
-    """How many files a sweep leaves, its grace period over, that nothing names."""
+    """Clean up without a grace period; count the files left that nothing names."""
     store = store_of(str(out))
     commit.sweep(store, grace_hours=0)
     named = set(commit.files_named(load_manifest(out))) | _OURS
@@ -183,7 +183,7 @@ def full_disk(bench: Bench) -> None:
             job.wait(timeout=_WAIT_S)
             remount(disk, "size=64m")
 
-        bench.disturbed("full disk (400 KB)", disturb, out=disk / "out")
+        bench.run_disturbed("full disk (400 KB)", disturb, out=disk / "out")
 
 
 def read_only_disk(bench: Bench) -> None:
@@ -194,7 +194,7 @@ def read_only_disk(bench: Bench) -> None:
             job.wait(timeout=_WAIT_S)
             remount(disk, "rw")
 
-        bench.disturbed("read-only disk", disturb, out=disk / "out")
+        bench.run_disturbed("read-only disk", disturb, out=disk / "out")
 
 
 def foreign_lock(bench: Bench) -> None:
@@ -206,7 +206,7 @@ def foreign_lock(bench: Bench) -> None:
         job.wait(timeout=_WAIT_S)
         (out / "_lock").unlink()
 
-    bench.disturbed("lock of another host", disturb, out=out)
+    bench.run_disturbed("lock of another host", disturb, out=out)
 
 
 def two_at_once(bench: Bench) -> None:
@@ -220,9 +220,12 @@ def two_at_once(bench: Bench) -> None:
         second.append(subprocess.CompletedProcess([], other.returncode, "", said))
         return 0.0
 
-    bench.disturbed("a second job at once", disturb)
+    bench.run_disturbed("a second job at once", disturb)
     row = bench.rows[-1]
-    print(f"{'  the second':<34} {'':>7} {_status(second[0].returncode):>7}  {_sentence(second[0].stderr)}", flush=True)
+    print(
+        f"{'  the second':<34} {'':>7} {_status(second[0].returncode):>7}  {_error_message(second[0].stderr)}",
+        flush=True,
+    )
     row.same = row.same and second[0].returncode == 2
 
 
@@ -235,19 +238,19 @@ def main() -> None:
         simulate = [sys.executable, "-m", "jobs.simulate", f"out={raw}", f"impressions={impressions}", f"seed={seed}"]
         subprocess.run(simulate, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         bench = Bench(directory, random.Random(seed), raw)
-        bench.undisturbed()
+        bench.run_undisturbed()
         print(HEAD, flush=True)
         for _ in range(NUM_KILLS_OF_COMMIT):
             delay_s = bench.draw.uniform(0, bench.commit_s)
-            bench.disturbed("SIGKILL of the driver in its commit", kill_driver_in_commit(delay_s), replacing=True)
+            bench.run_disturbed("SIGKILL of the driver in its commit", kill_driver_in_commit(delay_s), replacing=True)
         for number in range(NUM_KILLS):
             moment_s = bench.run_s * (number + bench.draw.random()) / NUM_KILLS
             what = "driver, replacing a dataset" if number % 2 else "driver"
-            bench.disturbed(f"SIGKILL of the {what}", kill_driver_at(moment_s), replacing=bool(number % 2))
-        bench.disturbed("SIGKILL of a Python worker", kill_worker(bench.draw))
+            bench.run_disturbed(f"SIGKILL of the {what}", kill_driver_at(moment_s), replacing=bool(number % 2))
+        bench.run_disturbed("SIGKILL of a Python worker", kill_worker(bench.draw))
         with Standalone(directory / "cluster") as cluster:
             on_cluster = cluster.overrides(cluster.conf({}))
-            bench.disturbed("SIGKILL of an executor of two", kill_executor(cluster, bench.draw), *on_cluster)
+            bench.run_disturbed("SIGKILL of an executor of two", kill_executor(cluster, bench.draw), *on_cluster)
         for case in (full_disk, read_only_disk, foreign_lock, two_at_once):
             case(bench)
         bad = [row for row in bench.rows if row.half or not row.same or row.left_over]
@@ -258,7 +261,7 @@ def main() -> None:
     sys.exit(bool(bad))
 
 
-def _ended(job: "subprocess.Popen[str]") -> None:
+def _finish(job: "subprocess.Popen[str]") -> None:
     _, said = job.communicate(timeout=_WAIT_S)
     if job.returncode:
         raise RuntimeError(f"a job that nothing disturbed ended with {job.returncode}: {said}")
@@ -268,7 +271,7 @@ def _status(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else str(code)
 
 
-def _sentence(said: str) -> str:
+def _error_message(said: str) -> str:
     return next((line for line in said.splitlines() if line.startswith("error: ")), "")
 
 

@@ -1,7 +1,7 @@
 """Where preprocessing spends its CPU seconds: python -m benchmarks.preprocess prints the table.
 
-The job's own functions run once more in this process, without Spark, each under a clock that stops while another of them
-runs inside it. What the job spent under Spark beyond their sum is transport: Arrow between JVM and Python, the
+The job's own functions run once more in this process, without Spark, each under a clock that stops while another of
+them runs inside it. What the job spent under Spark beyond their sum is transport: Arrow between JVM and Python, the
 JVM's shuffle and sort, the planning of stages, the start of tasks.
 """
 
@@ -70,7 +70,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Inside, the time is that stage's."""
+        """Charge the time of the block to a stage."""
         self._switch()
         self._running.append(name)
         try:
@@ -80,7 +80,7 @@ class Clock:
             self._running.pop()
 
     def stop(self) -> None:
-        """The last stage ends here."""
+        """End the last stage."""
         self._switch()
 
     def _switch(self) -> None:
@@ -89,7 +89,7 @@ class Clock:
         self._since = now
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` under the clock."""
+        """Wrap `function` so that its time is charged to `name`."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             with self.stage(name):
@@ -109,18 +109,18 @@ class Clock:
 
 
 class Frame:
-    """What the chain asks of a DataFrame, on the partitions in memory."""
+    """The methods of a DataFrame that the chain uses, on partitions in memory."""
 
     def __init__(self, partitions: Iterable[Iterable[pa.RecordBatch]], clock: Clock) -> None:
         self.partitions = [list(partition) for partition in partitions]
         self._clock = clock
 
     def mapInArrow(self, function: Callable[..., Any], schema: str) -> "Frame":
-        """One output batch list a partition."""
+        """Apply `function` to each partition."""
         return Frame((function(iter(partition)) for partition in self.partitions), self._clock)
 
     def repartition(self, count: int, column: str) -> "Frame":
-        """By Spark's hash of an int column."""
+        """Partition by Spark's hash of an int column."""
         with self._clock.stage(_SHUFFLE):
             table = self.table()
             part_R = np.array([murmur3_of_int(value) % count for value in table[column].to_pylist()])
@@ -128,7 +128,7 @@ class Frame:
             return Frame((part.to_batches() for part in chosen), self._clock)
 
     def sortWithinPartitions(self, *columns: str) -> "Frame":
-        """Each partition by `columns`."""
+        """Sort each partition by `columns`."""
         with self._clock.stage(_SHUFFLE):
             order = [(column, "ascending") for column in columns]
             # As long as Spark's batches: 8 MB of records of some 5 KB.
@@ -137,12 +137,12 @@ class Frame:
             return Frame((part.to_batches(max_chunksize=1600) for part in parts), self._clock)
 
     def table(self) -> pa.Table:
-        """All rows."""
+        """Concatenate all rows."""
         return pa.Table.from_batches([batch for partition in self.partitions for batch in partition])
 
 
 def stages(settings: PreprocessSettings) -> dict[str, float]:
-    """stage → CPU seconds of the job without Spark; of the second run, for the first one loads the kernels."""
+    """Run the job without Spark twice; return CPU seconds by stage of the second run. The first loads the kernels."""
     for _ in range(2):
         clock = Clock()
         spark = SimpleNamespace(version="none", sparkContext=SimpleNamespace(master="local[1]"))

@@ -13,8 +13,8 @@ _EVERY_S = 0.25
 
 
 @dataclass
-class Spent:
-    """What a block of code cost: CPU seconds by kind of process, and the peak of their memory together."""
+class ProcessCost:
+    """The cost of a block of code: CPU seconds by kind of process, and the peak of their total memory."""
 
     cpu_s: dict[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
@@ -27,12 +27,12 @@ class Spent:
 
 
 @contextmanager
-def spent(only_new: bool = False) -> Iterator[Spent]:
-    """Fill a Spent: user and system time of the process tree, less that of the watching itself.
+def process_cost(only_new: bool = False) -> Iterator[ProcessCost]:
+    """Measure a block: user and system time of the process tree, less that of the measuring thread.
 
-    `only_new` counts the memory of processes started inside alone: Spark's stay, and are not a peer's.
+    `only_new` counts the memory of processes started inside alone: Spark's processes stay alive, and are not a peer's.
     """
-    found, watching, stop = Spent(), [0.0], threading.Event()
+    found, watching, stop = ProcessCost(), [0.0], threading.Event()
     old = set(_tree(os.getpid())) if only_new else set()
 
     def watch() -> None:
@@ -71,7 +71,7 @@ def _tree(root: int) -> list[int]:
 
 
 def _cpu_seconds(pids: list[int]) -> dict[str, float]:
-    """By kind of process, with the time of children that have ended and were waited for."""
+    """Sum CPU seconds by kind of process, with the time of children that have ended and were waited for."""
     total = {"driver": 0.0, "jvm": 0.0, "workers": 0.0}
     for pid in pids:
         try:
@@ -84,7 +84,7 @@ def _cpu_seconds(pids: list[int]) -> dict[str, float]:
 
 
 def _memory_mb(pids: list[int]) -> float:
-    """Proportional set size: what processes share counts once."""
+    """Sum the proportional set sizes: shared memory counts once."""
     total = 0
     for pid in pids:
         try:

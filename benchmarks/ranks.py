@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ranks --data DATASET [--ranks 2]
 
-One rank on one core, one rank on all cores, and several ranks on all, in turn, each under torchrun, over the same global
-batches; the first steps are not counted. One rank uses more than a core where there is one, for its feed runs beside it. The
-ratios mean something only where nothing else runs: the CPU share printed beside them says whether it did.
+One rank on one core, one rank on all cores, and several ranks on all, alternating, each under torchrun, over the same
+global batches; the first steps are not counted. One rank uses more than a core where there is one, for its feed runs
+beside it. The ratios mean something only where nothing else runs: the CPU share printed beside them says whether it
+did.
 """
 
 import argparse
@@ -28,7 +29,7 @@ WARM_UP_STEPS = 12
 
 
 def rank(data: str, model: str, num_steps: int, overrides: list[str]) -> None:
-    """In each rank: train, and print from the first what it took."""
+    """Train in each rank; the first prints the figures."""
     torch.set_num_threads(1)
     keep_freed_memory()
     out = os.environ["BENCHMARK_OUT"]
@@ -58,7 +59,7 @@ class Side:
     cores: int
 
     def run(self, arguments: list[str]) -> dict[str, float]:
-        """What `rank` printed, under torchrun."""
+        """Run `rank` under torchrun, and parse what it prints."""
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1"]
             command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(self.ranks)]

@@ -1,4 +1,4 @@
-"""One training run inside this process, judged by its AUCs: what the commands that compare configurations share.
+"""One training run inside this process, and its AUCs; used by the commands that compare configurations.
 
 The loop is the trainer's own, less its journal and its checkpoints.
 """
@@ -27,10 +27,11 @@ CPU_S, CONTEXTS = "cpu_s", "contexts_a_batch"
 
 
 def run(data: str, overrides: Sequence[str], split: str, truth: str | None = None) -> dict[str, float]:
-    """Train all epochs of `jobs.train data=… OVERRIDES` on one rank and thread; figures of `split` by name.
+    """Train all epochs of `jobs.train data=… OVERRIDES` on one rank and thread; return figures of `split` by name.
 
-    ctr_auc, cvr_auc (clicked impressions), ctcvr_auc, as far as the model has them; with the simulator's `truth` of the
-    split also cvr_all_auc (all impressions); cpu_s of training, all threads, reading included; contexts_a_batch.
+    ctr_auc, cvr_auc (clicked impressions), ctcvr_auc, as far as the model has them; with the simulator's true
+    probabilities (the file `truth`) also cvr_all_auc (all impressions); cpu_s of training, all threads, reading
+    included; contexts_a_batch.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as out:
@@ -38,11 +39,11 @@ def run(data: str, overrides: Sequence[str], split: str, truth: str | None = Non
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             figures = train(trainer)
-            return figures | judged(predict(trainer, split), truth)
+            return figures | auc_figures(predict(trainer, split), truth)
 
 
 def train(trainer: Trainer) -> dict[str, float]:
-    """All epochs: the CPU seconds, and the mean number of distinct contexts in a full batch."""
+    """Train all epochs; return the CPU seconds, and the mean number of distinct contexts in a full batch."""
     next(iter(trainer.feed.batches(0)))  # loads the compiled kernels
     trainer.feed.close()
     contexts: list[int] = []
@@ -57,7 +58,7 @@ def train(trainer: Trainer) -> dict[str, float]:
 
 
 def predict(trainer: Trainer, split: str) -> dict[str, np.ndarray]:
-    """impression_id, the labels and the model's outputs over `split`: the columns that training.evaluation.metrics wants."""
+    """Predict `split`: impression_id, labels and the model's outputs, the columns of training.evaluation.metrics."""
     plan = trainer.settings.plan
     in_order = Plan(trainer.manifest.files_of(split), batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
     feed = open_feed(trainer.settings, trainer.manifest, split, in_order, trainer.world)
@@ -68,8 +69,8 @@ def predict(trainer: Trainer, split: str) -> dict[str, np.ndarray]:
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
-def judged(columns: dict[str, np.ndarray], truth: str | None) -> dict[str, float]:
-    """The AUCs, by name; those without both classes are left out."""
+def auc_figures(columns: dict[str, np.ndarray], truth: str | None) -> dict[str, float]:
+    """Return the AUCs by name, without those that lack one of the two classes."""
     figures = {}
     for task in metrics.tasks(columns):
         chosen = columns["click"].astype(bool) if task.clicked_only else slice(None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def measure(impressions: int, out: Path) -> tuple[float, float, float]:
-    """(CPU seconds, MB written, peak resident MB) of one simulation."""
+    """Simulate once; return CPU seconds, MB written, and peak resident MB."""
     command = [sys.executable, "-m", "jobs.simulate", f"out={out}", f"impressions={impressions}", "seed=1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -55,17 +55,17 @@ class Standalone:
             process.wait(timeout=30)
 
     def conf(self, more: Mapping[str, str]) -> dict[str, str]:
-        """Settings of Spark for a job that runs here: its driver listens on loopback."""
+        """Return Spark settings for a job on this cluster: its driver listens on loopback."""
         small = {"spark.driver.host": "127.0.0.1", "spark.driver.memory": "512m", "spark.executor.memory": "512m"}
         return small | dict(more)
 
     def overrides(self, conf: Mapping[str, str]) -> list[str]:
-        """The same on the command line of a job."""
+        """Return the same settings as arguments of a job."""
         settings = ", ".join(f"{name}: {value}" for name, value in conf.items())
         return [f"spark.master={self.master}", f"+spark.conf={{{settings}}}"]
 
     def executors(self) -> list[int]:
-        """The process ids of the executors."""
+        """List the process ids of the executors."""
         workers = {process.pid for process in self._processes[1:]}
         return [pid for pid, (parent, line) in processes().items() if parent in workers and "CoarseGrained" in line]
 
@@ -81,7 +81,7 @@ class Standalone:
 
 
 def without_checkout() -> dict[str, str]:
-    """This process's environment, with a Java and no way to the checkout: what a worker is started with, its executors inherit."""
+    """Return this process's environment with Java and without PYTHONPATH: executors inherit what a worker is started with."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
     ensure_java(variables)
@@ -89,7 +89,7 @@ def without_checkout() -> dict[str, str]:
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """Process id → (parent, command line), of all that can be seen."""
+    """Map every visible process id to (parent, command line)."""
     found: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -103,7 +103,7 @@ def processes() -> dict[int, tuple[int, str]]:
 
 
 def descendants(root: int) -> list[int]:
-    """The processes below one, nearest first."""
+    """List the processes below one, nearest first."""
     table = processes()
     found = [root]
     for pid in found:
@@ -112,14 +112,14 @@ def descendants(root: int) -> list[int]:
 
 
 def python_workers(root: int) -> list[int]:
-    """The processes below `root` in which Spark's tasks run Python: what PySpark's daemon has forked."""
+    """List the processes below `root` in which Spark's tasks run Python: PySpark's daemon forks them."""
     table = processes()
     daemons = {pid for pid, (_, line) in table.items() if "pyspark.daemon" in line}
     return [pid for pid in descendants(root) if pid in daemons and table[pid][0] in daemons]
 
 
 def free_port() -> int:
-    """A port that nothing listens on at the moment."""
+    """Find a port that nothing listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

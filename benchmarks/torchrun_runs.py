@@ -23,32 +23,32 @@ class Ended:
     """How a start of a run ended."""
 
     status: int
-    told: str  # the ranks' and torchrun's stderr
+    stderr: str  # the ranks' and torchrun's stderr
 
     @property
     def errors(self) -> list[str]:
-        """What the ranks said was wrong."""
-        return [line for line in self.told.splitlines() if line.startswith("error: ")]
+        """Error messages of the ranks."""
+        return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
 @dataclass
 class Run:
-    """One training run, started as often as it takes; its trace lies beside it."""
+    """One training run, started as often as needed; its trace is beside it."""
 
     out: Path
     data: Path
     overrides: Sequence[str] = ()
-    within: Sequence[str] = ()  # a command that torchrun is started by
+    within: Sequence[str] = ()  # a command that starts torchrun
     started: list[Ended] = field(default_factory=list)
     traced_before: int = 0  # bytes, at the latest start
 
     @property
     def trace(self) -> Path:
-        """Where benchmarks.traced_rank writes."""
+        """Folder that benchmarks.traced_rank writes to."""
         return self.out.with_name(f"{self.out.name}.trace")
 
     def start(self, ranks: int, *torchrun: str) -> "subprocess.Popen[bytes]":
-        """torchrun, with `ranks` ranks that meet on loopback; its stderr goes to <out>.stderr."""
+        """Start torchrun with `ranks` ranks that meet on loopback; its stderr goes to <out>.stderr."""
         self.trace.mkdir(parents=True, exist_ok=True)
         self.traced_before = self._traced_bytes()
         command = [*self.within, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def stderr(self) -> Path:
-        """Of the latest start."""
+        """Output of the latest start."""
         return self.out.with_name(f"{self.out.name}.stderr")
 
     def finish(self, process: "subprocess.Popen[bytes]", timeout_s: float = PATIENCE_S) -> Ended:
@@ -76,14 +76,14 @@ class Run:
         return ended
 
     def first_error_s(self, process: "subprocess.Popen[bytes]") -> float:
-        """Seconds until a rank says what is wrong, or torchrun ends."""
+        """Wait for the first error message, or the end of torchrun; return the seconds."""
         begun_s = time.monotonic()
         while process.poll() is None and b"\nerror: " not in b"\n" + self.stderr.read_bytes():
             time.sleep(LOOK_S)
         return time.monotonic() - begun_s
 
     def reach(self, step: int, process: "subprocess.Popen[bytes]") -> bool:
-        """Wait until rank 0 takes `step` of the run; False where the process ends before that."""
+        """Wait until rank 0 takes `step` of the run; return False if the process ends before that."""
         deadline_s = time.monotonic() + PATIENCE_S
         while process.poll() is None:
             if self._traced_bytes() > self.traced_before and self._latest_step() >= step:
@@ -102,19 +102,19 @@ class Run:
             return int(trace.read().splitlines()[-1].split()[0])
 
     def files(self) -> dict[str, str]:
-        """file → xxh3 of the newest whole checkpoint, and the step it stands at."""
+        """Return the xxh3 of each file of the newest whole checkpoint, and its step."""
         found = newest(self.out, print)
         assert found is not None
         entries = json.loads((found.path / META).read_text())["files"]
         return {name: entry["xxh3"] for name, entry in entries.items()} | {"step": found.path.name}
 
     def last_step(self) -> int:
-        """At which a start would go on."""
+        """Return the step at which the next start resumes."""
         found = newest(self.out, lambda line: None)
         return int(found.path.name.removeprefix("step-")) if found else 0
 
     def batches(self) -> list[list[int]]:
-        """The impressions of each step's global batch, sorted; a step taken twice must have had the same ones."""
+        """Return the sorted impressions of each step's global batch; a step taken twice must have had the same ones."""
         seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
         for path in sorted(self.trace.glob("rank-*.txt")):
             rank = int(path.stem.removeprefix("rank-"))
@@ -127,7 +127,7 @@ class Run:
 
 
 def ranks_of(process: "subprocess.Popen[bytes]") -> list[int]:
-    """The process ids below `process`, in the order of their start: torchrun's ranks."""
+    """List the process ids below `process`, in the order of their start: torchrun's ranks."""
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     except FileNotFoundError:

@@ -17,8 +17,8 @@ from training.run.settings import TrainSettings
 from training.run.trainer import StepOutcome, Trainer
 
 
-class Traced(Trainer):
-    """Writes down what it trains on."""
+class TracingTrainer(Trainer):
+    """A trainer that writes the impressions of every step to a file."""
 
     def __init__(self, settings: TrainSettings, world: World) -> None:
         super().__init__(settings, world)
@@ -27,7 +27,7 @@ class Traced(Trainer):
         self._trace = folder / f"rank-{world.rank}.txt"
 
     def step(self, rank_batch: RankBatch) -> StepOutcome:
-        """As any trainer's."""
+        """Write the impressions of the step to the trace, then take it."""
         ids = " ".join(map(str, rank_batch.batch.impression_id[: rank_batch.num_impressions].tolist()))
         with self._trace.open("ab", buffering=0) as trace:
             trace.write(f"{self.steps_done} {ids}\n".encode())
@@ -35,9 +35,9 @@ class Traced(Trainer):
 
 
 def run(settings: TrainSettings) -> None:
-    """As jobs.train."""
+    """Train as jobs.train does."""
     with join(settings.world) as world:
-        status = Traced(settings, world).fit()
+        status = TracingTrainer(settings, world).fit()
     sys.exit(status)
 
 

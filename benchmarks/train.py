@@ -4,8 +4,8 @@
 
 For each network, in one run and alternating, over one epoch: end to end (read, decode, collate, look up, towers, loss,
 backward, optimizers; every thread's CPU time counts) in fp32 and in bf16, and the validation AUC that each came to; and
-twice the floor, that is the same towers with Adam on random dense inputs of the same contexts and impressions and a plain
-sum as loss: with our towers, and with torch's own nn.Linear, its first layer split in the same way.
+twice the floor, that is the same towers with Adam on random dense inputs of the same contexts and impressions and a
+plain sum as loss: with our towers, and with torch's own nn.Linear, its first layer split in the same way.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STEPS_PER_ROUND = 8
 
 
 class PlainTower(nn.Module):
-    """What `Tower` computes, from nn.Linear."""
+    """The computation of `Tower`, by nn.Linear."""
 
     def __init__(self, context_width: int, impression_width: int, hidden: list[int]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class PlainTower(nn.Module):
         self.rest = nn.Sequential(*layers)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor, _key: None) -> Tensor:
-        """→ logit [B]."""
+        """Return logits [B]."""
         return self.rest(self.context(context_CD)[index_B] + self.impression(impression_BD)).squeeze(1)
 
 
@@ -99,7 +99,7 @@ class EndToEnd:
         return recent
 
     def finish(self, world: World) -> dict[str, float | None]:
-        """Take what is left of the epoch, and judge the model on the validation split."""
+        """Train the rest of the epoch, and validate."""
         for rank_batch in self.batches:
             self.trainer.step(rank_batch)
         assert self.trainer.validation is not None, "the dataset has no validation split"
@@ -107,7 +107,7 @@ class EndToEnd:
 
 
 def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
-    """Medians over the rounds of an epoch, and the figures of the validation after it, by precision."""
+    """Train an epoch in each precision; return medians over its rounds, and the validation figures by precision."""
     some = settings_of["fp32"]
     with join(some.world) as world, ExitStack() as stack:
         sides = {
@@ -143,7 +143,7 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
 
 
 def configured(data: str, out: str, model: str, overrides: list[str]) -> TrainSettings:
-    """The configuration of jobs.train with these."""
+    """Compose the settings of jobs.train."""
     given = [f"data={data}", f"out={out}", f"model={model}", *overrides]
     return compose("train", TrainSettings, given)
 
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 def aucs(figures: dict[str, float | None]) -> str:
-    """The AUCs among `figures`, in words."""
+    """Format the AUCs among `figures`."""
     return ", ".join(
         f"{name.removesuffix('_auc').upper()} {value:.4f}"
         for name, value in figures.items()
@@ -189,7 +189,7 @@ def aucs(figures: dict[str, float | None]) -> str:
 
 
 def processor() -> str:
-    """The machine, in words."""
+    """Return the name of the processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.train_profile --data DATASET
 
 One rank, one thread. The clock is the trainer's thread's own CPU time, so that what runs beside it counts for little; a
-part's time is exclusive of the parts inside it, and a median over the steps. The feed's threads run beside that one, and
-are listed below it.
+part's time is exclusive of the parts inside it, and a median over the steps. The feed's threads run beside that one,
+and are listed below it.
 """
 
 import argparse
@@ -41,12 +41,12 @@ class Stopwatch:
         self._since_s = 0.0
 
     def enter(self, part: str) -> None:
-        """`part` begins, inside the one that is going on."""
+        """Begin `part` inside the current one."""
         self._charge()
         self._inside.append(part)
 
     def leave(self) -> None:
-        """The part that began last is over."""
+        """End the part that began last."""
         self._charge()
         self._inside.pop()
 
@@ -57,7 +57,7 @@ class Stopwatch:
         self._since_s = now_s
 
     def around(self, owner: Any, name: str, part: str, roots: Callable[[Any], Sequence[Tensor]] | None = None) -> None:
-        """Take the time of the method `name` of `owner`, and of autograd's nodes behind the `roots` of its argument."""
+        """Time the method `name` of `owner`, and the autograd nodes behind the `roots` of its argument."""
         function = getattr(owner, name)
 
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -72,7 +72,7 @@ class Stopwatch:
         setattr(owner, name, timed)
 
     def _around_nodes(self, result: Tensor) -> None:
-        """Take the time of the nodes behind `result` that NODES names, when the gradient comes to them."""
+        """Time the autograd nodes behind `result` that NODES names, in the backward pass."""
         waiting, seen = [result.grad_fn], set()
         while waiting:
             node = waiting.pop()
@@ -86,8 +86,8 @@ class Stopwatch:
                     node.register_hook(lambda *_: self.leave())
 
 
-class Profiled:
-    """A trainer whose steps are taken apart."""
+class StepProfiler:
+    """A trainer with a stopwatch around the parts of its steps."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.watch = trainer, Stopwatch()
@@ -111,7 +111,7 @@ class Profiled:
         around(model.tower_optimizer, "step", "towers' Adam")
 
     def step(self) -> tuple[int, dict[str, float]]:
-        """One training step: its impressions, and the CPU seconds of its parts."""
+        """Take one training step; return its impressions, and the CPU seconds of its parts."""
         watch = self.watch
         watch.spent_s = defaultdict(float)
         watch.enter("the feed's hand-over")
@@ -124,7 +124,7 @@ class Profiled:
 
 
 class FeedClock:
-    """CPU seconds of what the feed does in its own threads."""
+    """CPU seconds that the feed spends in its own threads, by stage."""
 
     def __init__(self, shards: Any) -> None:
         self.spent_s: dict[str, float] = defaultdict(float)
@@ -136,7 +136,7 @@ class FeedClock:
         feed.collate = self._timed(feed.collate, "feed: collate")
 
     def _timed(self, function: Callable[..., Any], name: str, but: str | None = None) -> Callable[..., Any]:
-        """`function`, whose time goes to `name`, without that of the part `but` inside it."""
+        """Wrap `function`: its time goes to `name`, without that of the part `but` inside it."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
             start_s, inside_s = time.thread_time(), self.spent_s[but] if but else 0.0
@@ -154,14 +154,14 @@ def measure(settings: TrainSettings, num_steps: int) -> None:
     """Print the table of one network."""
     with join(settings.world) as world, closing(Trainer(settings, world)) as trainer:
         clock = FeedClock(trainer.feed._files)
-        profiled = Profiled(trainer)
+        profiler = StepProfiler(trainer)
         for _ in range(WARM_UP_STEPS):
-            profiled.step()
+            profiler.step()
         clock.spent_s.clear()
         all_s, own_s, num_impressions = time.process_time(), time.thread_time(), 0
         steps: list[dict[str, float]] = []
         for _ in range(num_steps):
-            count, spent_s = profiled.step()
+            count, spent_s = profiler.step()
             num_impressions += count
             steps.append({part: seconds / count * 1e6 for part, seconds in spent_s.items()})
         own_s, all_s = time.thread_time() - own_s, time.process_time() - all_s

@@ -1,7 +1,7 @@
-"""What large vocabularies cost the driver and each host: seconds, the driver's memory, bytes of the lookup tables.
+"""The cost of large vocabularies to the driver and to each host: seconds, the driver's memory, bytes of the lookup tables.
 
     python -m benchmarks.vocabulary ids=48000000,23500000          # users, items: the product dataset of ESMM
-    python -m benchmarks.vocabulary ids=48000000,23500000 sparse=1 # ids of 62 bits, which want a hash table
+    python -m benchmarks.vocabulary ids=48000000,23500000 sparse=1 # ids of 62 bits, which need a hash table
 
 Random ids and counts stand for what the first pass hands to the driver: 16 bytes for each id that is kept.
 """
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def drawn_pairs(numbers: list[int], sparse: bool) -> np.ndarray:
-    """int64 [P, 2] as a Counter gives them: distinct ids of each field in no order, and count · 2^16 + field."""
+    """Return int64 [ids, 2] as a Counter does: distinct ids of each field in no order, and count · 2^16 + field."""
     draw = np.random.default_rng(1)
     pairs = np.empty((sum(numbers), 2), np.int64)
     at = 0
@@ -38,8 +38,8 @@ def drawn_pairs(numbers: list[int], sparse: bool) -> np.ndarray:
     return pairs
 
 
-def clocked(what: str, num_ids: int, work: Callable[[], Result]) -> Result:
-    """Run `work`; one row of the table."""
+def measure(what: str, num_ids: int, work: Callable[[], Result]) -> Result:
+    """Run `work` and print a row of the table."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     started = time.process_time()
     result = work()
@@ -57,11 +57,11 @@ def main() -> None:
     print(f"{processor()} · {num_ids:,} ids, {'sparse' if sparse else 'dense'}")
     print("| on the driver | CPU s | peak memory, GB | bytes an id |\n|---|---|---|---|")
     pairs = drawn_pairs(numbers, sparse)
-    found = clocked("vocabularies: ranked", num_ids, partial(vocabularies, pairs, fields))
+    found = measure("vocabularies: ranked", num_ids, partial(vocabularies, pairs, fields))
     del pairs  # as the driver's goes, once it is ranked
-    lookup = clocked("lookup tables", num_ids, lambda: lookup_of(found))
+    lookup = measure("lookup tables", num_ids, lambda: lookup_of(found))
     with tempfile.TemporaryDirectory() as folder:
-        paths = clocked("written for the workers", num_ids, lambda: lookup.save(Path(folder)))
+        paths = measure("written for the workers", num_ids, lambda: lookup.save(Path(folder)))
         num_bytes = sum(path.stat().st_size for path in paths)
     print(f"\nlookup tables, mapped once a host: {num_bytes / 1e9:.2f} GB, {num_bytes / num_ids:.1f} bytes an id")
 

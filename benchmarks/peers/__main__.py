@@ -6,21 +6,23 @@
     PEERS/bin/pip install numpy pandas scikit-learn tqdm requests packaging pyarrow xxhash
     python -m benchmarks.peers --data DATASET --peer-python PEERS/bin/python
 
-DATASET comes from jobs.preprocess. All sides read the same impressions from its Parquet files, train one epoch in one thread with
-two towers of hidden layers 200 and 80 on embeddings of 18, and predict the same test impressions, three times:
+DATASET comes from jobs.preprocess. All sides read the same impressions from its Parquet files, train one epoch in one
+thread with two towers of hidden layers 200 and 80 on embeddings of 18, and predict the same test impressions, three
+times:
 
 - 18 fields: those with one value, and the four crosses of user and item, of which the peers take the first value;
 - 23 fields, each padded to 100 values: the peers drop what is longer;
 - 23 fields, each padded to 430 values, which keeps nearly all of them.
 
-The peers have no place for a value's weight, so they lose all weights; ours keeps every value with its weight in each of
-the three. A padded field is never wider than its longest bag. Measured is the CPU time of all threads of a process during
-the training loop: for the peers from arrays in memory, for ours from the Parquet files. The second figure is with a malloc that
-keeps what is freed (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
+The peers have no place for a value's weight, so they lose all weights; ours keeps every value with its weight in each
+of the three. A padded field is never wider than its longest bag. Measured is the CPU time of all threads of a process
+during the training loop: for the peers from arrays in memory, for ours from the Parquet files. The second figure is
+with a malloc that keeps what is freed (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
 
-Of the towers and the optimizer each side has what it offers: ours row-wise Adagrad for embeddings and Adam for towers; the peers
-one Adam for all; torch-rechub's towers also normalize each batch, and no setting turns that off. Ours has the trainer's default
-rates; the peers' is the best of three, chosen on validation impressions. At the default size this takes some ten minutes on two free cores.
+Of the towers and the optimizer each side has what it offers: ours row-wise Adagrad for embeddings and Adam for towers;
+the peers one Adam for all; torch-rechub's towers also normalize each batch, and no setting turns that off. Ours has the
+trainer's default rates; the peers' is the best of three, chosen on validation impressions. At the default size this
+takes some ten minutes on two free cores.
 """
 
 import argparse
@@ -87,7 +89,7 @@ def run(command: list[str], out: Path) -> Outcome:
 
 
 def median(runs: list[Outcome]) -> Outcome:
-    """The first of `runs`, with the medians of their CPU times."""
+    """Return the first of `runs` with the medians of their CPU times."""
     costs = {name: statistics.median(getattr(found, name) for found in runs) for name in ("cpu_us", "tuned_cpu_us")}
     return replace(runs[0], **costs)
 

@@ -3,7 +3,7 @@
 Imports NumPy, pyarrow and pipeline.dataset.manifest only, so that the peers' environment can run it.
 """
 
-# Shapes: I impressions, R context rows, N bags, V values, P the width to which a field is padded.
+# Shapes: B impressions, N bags, V values.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,24 +21,24 @@ from pipeline.dataset.manifest import MANIFEST, DatasetFile, Manifest, ManifestF
 class Inputs:
     """The arrays of one split."""
 
-    features: dict[str, np.ndarray]  # field → int32 [I], or [I, P] where it is padded with 0
-    click_I: np.ndarray
-    conversion_I: np.ndarray
-    impression_id_I: np.ndarray
+    features: dict[str, np.ndarray]  # field → int32 [B], or [B, width] padded with 0
+    click_B: np.ndarray
+    conversion_B: np.ndarray
+    impression_id_B: np.ndarray
 
 
 @dataclass(frozen=True)
 class Bags:
-    """One field of arity many, once for each impression or once for each context row."""
+    """One multi-valued field, once for each impression or once for each context row."""
 
     values_V: np.ndarray
     offsets_N: np.ndarray  # int64 [N + 1]
-    row_I: np.ndarray | None  # the context row of each impression; None for a field of the impression
+    context_of_impression_B: np.ndarray | None  # the context row of each impression; None for a field of the impression
 
-    def lengths_I(self) -> np.ndarray:
-        """How many values each impression has."""
+    def lengths_B(self) -> np.ndarray:
+        """Count the values of each impression."""
         lengths_N = np.diff(self.offsets_N)
-        return lengths_N if self.row_I is None else lengths_N[self.row_I]
+        return lengths_N if self.context_of_impression_B is None else lengths_N[self.context_of_impression_B]
 
 
 def subset(dataset: str, out: Path, fields: Sequence[str], num_impressions: dict[str, int]) -> Manifest:
@@ -82,22 +82,22 @@ def _first_row_groups(dataset: str, manifest: Manifest, out: Path, split: str, w
 
 
 def widths(dataset: str, pad: int) -> dict[str, int]:
-    """field of arity many → the width it is padded to: `pad`, or its longest bag of the train split where that is less."""
+    """Return the width of each multi-valued field: `pad`, or its longest bag in the train split if that is shorter."""
     manifest = load_manifest(dataset)
     table = _read(dataset, manifest, "train")
     many = [entry for entry in manifest.fields if entry.arity == "many"]
-    return {entry.name: min(pad, int(bags(table, entry).lengths_I().max())) for entry in many}
+    return {entry.name: min(pad, int(bags(table, entry).lengths_B().max())) for entry in many}
 
 
 def read(dataset: str, split: str, width: dict[str, int]) -> Inputs:
-    """The arrays of `split`; a field of `width` 1 is one number, its first value, and 0 where it has none."""
+    """Read the arrays of `split`. A field of `width` 1 is one number: its first value, or 0 if it has none."""
     manifest = load_manifest(dataset)
     table = _read(dataset, manifest, split)
     features: dict[str, np.ndarray] = {}
     for entry in manifest.fields:
         if entry.arity == "many":
-            array_IP = padded(bags(table, entry), width[entry.name])
-            features[entry.name] = array_IP[:, 0].copy() if width[entry.name] == 1 else array_IP
+            padded_array = padded(bags(table, entry), width[entry.name])
+            features[entry.name] = padded_array[:, 0].copy() if width[entry.name] == 1 else padded_array
         elif entry.scope == "impression":
             features[entry.name] = _flat(table, entry.name)
         else:
@@ -106,37 +106,37 @@ def read(dataset: str, split: str, width: dict[str, int]) -> Inputs:
 
 
 def kept_share(dataset: str, width: dict[str, int], all_fields: Sequence[ManifestField]) -> float:
-    """The share of the train split's feature values, of `all_fields`, that are left after padding and truncation."""
+    """Return the fraction of the train split's values in `all_fields` that padding and truncation keep."""
     manifest = load_manifest(dataset)
     table = _read(dataset, manifest, "train")
     present = {entry.name for entry in manifest.fields}
     num_impressions = len(_flat(table, "impression_id"))
     num_kept = num_values = 0
     for entry in all_fields:
-        lengths_I = bags(table, entry).lengths_I() if entry.arity == "many" else np.ones(num_impressions, np.int64)
-        num_values += int(lengths_I.sum())
+        lengths_B = bags(table, entry).lengths_B() if entry.arity == "many" else np.ones(num_impressions, np.int64)
+        num_values += int(lengths_B.sum())
         if entry.name in present:
-            num_kept += int(np.minimum(lengths_I, width.get(entry.name, 1)).sum())
+            num_kept += int(np.minimum(lengths_B, width.get(entry.name, 1)).sum())
     return num_kept / num_values
 
 
 def bags(table: pa.Table, entry: ManifestField) -> Bags:
-    """The bags of a field of arity many."""
+    """Return the bags of a multi-valued field."""
     values_V = _flat(table, entry.name)
     if entry.scope == "impression":
-        lengths_N, row_I = _flat(table, f"{entry.name}__length"), None
+        lengths_N, context_of_impression_B = _flat(table, f"{entry.name}__length"), None
     else:
-        lengths_N, row_I = _lengths(table, entry.name), _row_of_impression(table)
-    return Bags(values_V, np.concatenate([[0], np.cumsum(lengths_N, dtype=np.int64)]), row_I)
+        lengths_N, context_of_impression_B = _lengths(table, entry.name), _row_of_impression(table)
+    return Bags(values_V, np.concatenate([[0], np.cumsum(lengths_N, dtype=np.int64)]), context_of_impression_B)
 
 
 def padded(field: Bags, width: int) -> np.ndarray:
-    """int32 [I, width]: the first `width` values of each bag, then zeros. (With int64 both peers took longer.)"""
+    """Return int32 [B, width]: the first `width` values of each bag, then zeros. (With int64 both peers took longer.)"""
     starts_N, lengths_N = field.offsets_N[:-1], np.minimum(np.diff(field.offsets_N), width)
-    out_NP = np.zeros((len(starts_N), width), np.int32)
-    kept_NP = np.arange(width) < lengths_N[:, None]
-    out_NP[kept_NP] = field.values_V[(starts_N[:, None] + np.arange(width))[kept_NP]]
-    return out_NP if field.row_I is None else out_NP[field.row_I]
+    padded_bags = np.zeros((len(starts_N), width), np.int32)
+    is_kept = np.arange(width) < lengths_N[:, None]
+    padded_bags[is_kept] = field.values_V[(starts_N[:, None] + np.arange(width))[is_kept]]
+    return padded_bags if field.context_of_impression_B is None else padded_bags[field.context_of_impression_B]
 
 
 def _read(dataset: str, manifest: Manifest, split: str) -> pa.Table:

@@ -30,7 +30,7 @@ Predictions = dict[str, np.ndarray]
 def torch_rechub(
     fields: list[ManifestField], width: dict[str, int], train: Inputs, test: Inputs, batch_size: int
 ) -> tuple[float, Predictions]:
-    """→ CPU seconds of the epoch, and the predictions.
+    """Train one epoch; return its CPU seconds and the predictions.
 
     Its ESMM has batch normalization behind every hidden layer, and no switch for it.
     """
@@ -56,7 +56,7 @@ def torch_rechub(
     )
 
     def labels(split: Inputs) -> np.ndarray:  # conversion given a click, click, both: the order its ESMM wants
-        return np.stack([split.conversion_I, split.click_I, split.conversion_I], axis=1)
+        return np.stack([split.conversion_B, split.click_B, split.conversion_B], axis=1)
 
     generator = DataGenerator(train.features, labels(train))
     loader, _, test_loader = generator.generate_dataloader(
@@ -73,7 +73,7 @@ def torch_rechub(
 def deepctr_torch(
     fields: list[ManifestField], width: dict[str, int], train: Inputs, test: Inputs, batch_size: int
 ) -> tuple[float, Predictions]:
-    """→ CPU seconds of the epoch, and the predictions."""
+    """Train one epoch; return its CPU seconds and the predictions."""
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
     from deepctr_torch.models.multitask import ESMM
 
@@ -85,7 +85,7 @@ def deepctr_torch(
     ]
     model = ESMM(columns, tower_dnn_hidden_units=HIDDEN, l2_reg_embedding=0, l2_reg_linear=0, init_std=0.01, seed=SEED)
     model.compile(torch.optim.Adam(model.parameters(), LEARNING_RATE), loss="binary_crossentropy")
-    labels = np.stack([train.click_I, train.conversion_I], axis=1)
+    labels = np.stack([train.click_B, train.conversion_B], axis=1)
     start_s = time.process_time()
     model.fit(dict(train.features), labels, batch_size=batch_size, epochs=1, verbose=0)
     cpu_s = time.process_time() - start_s
@@ -105,9 +105,9 @@ def main() -> None:
     train, test = inputs.read(dataset, "train", width), inputs.read(dataset, "test", width)
     fields = list(load_manifest(dataset).fields)
     cpu_s, predictions = LIBRARIES[library](fields, width, train, test, int(batch_size))
-    np.savez(out, impression_id=test.impression_id_I, click=test.click_I, conversion=test.conversion_I, **predictions)
+    np.savez(out, impression_id=test.impression_id_B, click=test.click_B, conversion=test.conversion_B, **predictions)
     report = {
-        "cpu_us": 1e6 * cpu_s / len(train.click_I),
+        "cpu_us": 1e6 * cpu_s / len(train.click_B),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "version": f"{library} {version(library)}, torch {torch.__version__}",
     }

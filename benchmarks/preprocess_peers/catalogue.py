@@ -11,12 +11,12 @@ MIN_COUNT = 2
 
 
 def raw_ids(scope: str, arity: str) -> dict[str, str]:
-    """raw id → name of the fields of a scope and an arity, in the order of the catalogue."""
+    """Map raw id to name for the fields of a scope and an arity, in the order of the catalogue."""
     return {
         entry["raw_id"]: name for name, entry in _FIELDS.items() if (entry["scope"], entry["arity"]) == (scope, arity)
     }
 
 
 def is_weighted(name: str) -> bool:
-    """Whether a field of arity many keeps its weights."""
+    """Find out whether a multi-valued field keeps its weights."""
     return bool(_FIELDS[name].get("weighted"))

@@ -15,7 +15,7 @@ _CONTEXT = {*_ONES, *raw_ids("context", "many").values()}
 
 
 def contents(paths: Iterable[Path]) -> dict[str, int]:
-    """Number and sum of the values of every column; context columns count once an impression of theirs.
+    """Return number and sum of the values of every column; context columns count once for each of their impressions.
 
     A context that is cut into rows repeats its columns, so each is weighted with the impressions of its row.
     """

@@ -16,7 +16,7 @@ KEYS = {"sample_skeleton": "impression_id", "common_features": "context_id"}
 
 
 def lines(raw: Path, table: str, period: str) -> str:
-    """One row a line."""
+    """Define a query with one row a line."""
     named = [column.split() for column in COLUMNS[table].split(", ")]
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in named)
     return (
@@ -26,7 +26,7 @@ def lines(raw: Path, table: str, period: str) -> str:
 
 
 def values(raw: Path, table: str, period: str) -> str:
-    """One row a value: the key of its line, field, id, weight."""
+    """Define a query with one row a value: the key of its line, field, id, weight."""
     return f"""(
         SELECT {KEYS[table]} AS line, part[1] AS field, CAST(part[2] AS BIGINT) AS id, CAST(part[3] AS FLOAT) AS weight
         FROM (SELECT {KEYS[table]}, str_split(replace(feature, chr(3), chr(2)), chr(2)) AS part FROM (
@@ -34,7 +34,7 @@ def values(raw: Path, table: str, period: str) -> str:
 
 
 def vocabulary(raw: Path) -> str:
-    """field, id, index of the ids of the train period that are frequent enough."""
+    """Define a query of field, id, index: the ids of the train period that are frequent enough."""
     both = " UNION ALL ".join(f"SELECT field, id FROM {values(raw, table, 'train')}" for table in COLUMNS)
     return f"""CREATE TABLE vocabulary AS
         SELECT field, id, CAST(1 + row_number() OVER (PARTITION BY field ORDER BY n DESC, id) AS INT) AS index
@@ -42,7 +42,7 @@ def vocabulary(raw: Path) -> str:
 
 
 def encoded(raw: Path, table: str, period: str) -> str:
-    """One row a line: the index of each field of arity one, lists of those of arity many and of their weights."""
+    """Define a query with one row a line: an index for a single-valued field, lists of indices and weights for others."""
     columns = ["line"]
     for raw_id, name in raw_ids(SCOPES[table], "one").items():
         columns.append(f"coalesce(first(index) FILTER (field = '{raw_id}'), 0) AS {name}")
@@ -57,7 +57,7 @@ def encoded(raw: Path, table: str, period: str) -> str:
 
 
 def rows(raw: Path, period: str) -> str:
-    """One row a context, its impressions as lists."""
+    """Define a query with one row a context, its impressions as lists."""
     columns = ["list(impression_id) AS impression_id", "list(click) AS click"]
     columns += ["list(click * buy) AS conversion"]
     columns += [f"list({name}) AS {name}" for name in raw_ids("impression", "one").values()]

@@ -16,14 +16,14 @@ TEXT = {"context_id": pl.String, "features": pl.String}
 
 
 def lines(raw: Path, table: str, period: str) -> pl.LazyFrame:
-    """One row a line."""
+    """Read one row a line."""
     schema = {name: TEXT.get(name, pl.Int64) for name in COLUMNS[table]}
     path = raw / f"{table}_{period}.csv"
     return pl.scan_csv(path, has_header=False, quote_char=None, schema=schema).with_row_index("line")
 
 
 def values(raw: Path, table: str, period: str) -> pl.LazyFrame:
-    """One row a value: line, field, id, weight."""
+    """Explode into one row a value: line, field, id, weight."""
     scope = SCOPES[table]
     known = pl.Enum([*raw_ids(scope, "one"), *raw_ids(scope, "many")])
     feature = pl.col("features")
@@ -41,14 +41,14 @@ def values(raw: Path, table: str, period: str) -> pl.LazyFrame:
 
 
 def vocabulary(raw: Path, table: str) -> pl.DataFrame:
-    """field, id, index of the ids of the train period that are frequent enough."""
+    """Number the ids of the train period that are frequent enough: field, id, index."""
     counted = values(raw, table, "train").group_by("field", "id").len().filter(pl.col("len") >= MIN_COUNT)
     ordered = counted.collect(engine="streaming").sort(["field", "len", "id"], descending=[False, True, False])
     return ordered.select("field", "id", index=(pl.int_range(pl.len()).over("field") + 2).cast(pl.Int32))
 
 
 def encoded(raw: Path, table: str, period: str, vocabularies: dict[str, pl.DataFrame]) -> pl.LazyFrame:
-    """One row a line: the index of each field of arity one, lists of those of arity many and of their weights."""
+    """Encode one row a line: an index for a single-valued field, lists of indices and weights for others."""
     scope = SCOPES[table]
     index = values(raw, table, period).join(vocabularies[table].lazy(), on=["field", "id"], how="left")
     index = index.with_columns(pl.col("index").fill_null(1))
@@ -69,7 +69,7 @@ def encoded(raw: Path, table: str, period: str, vocabularies: dict[str, pl.DataF
 
 
 def rows(raw: Path, period: str, vocabularies: dict[str, pl.DataFrame]) -> pl.LazyFrame:
-    """One row a context, its impressions as lists."""
+    """Group into one row a context, its impressions as lists."""
     impressions = encoded(raw, "sample_skeleton", period, vocabularies)
     columns = [
         pl.col("impression_id"),

@@ -22,21 +22,21 @@ Index = dict[tuple[str, str], int]
 
 
 def features(text: str) -> Iterator[tuple[str, str, str]]:
-    """(field, id, weight) of each feature."""
+    """Yield (field, id, weight) of each feature."""
     for feature in text.split("\x01"):
         field, rest = feature.split("\x02")
         yield (field, *rest.split("\x03"))  # type: ignore[misc]
 
 
 def lines(path: Path) -> Iterator[list[str]]:
-    """The columns of each line."""
+    """Yield the columns of each line."""
     with path.open() as stream:
         for line in stream:
             yield line.rstrip("\n").split(",")
 
 
 def vocabulary(raw: Path) -> Index:
-    """(field, id) → index."""
+    """Number the ids of the train period that are frequent enough: (field, id) → index."""
     count: Counter[tuple[str, str]] = Counter()
     for table in ("common_features", "sample_skeleton"):
         for columns in lines(raw / f"{table}_train.csv"):
@@ -51,7 +51,7 @@ def vocabulary(raw: Path) -> Index:
 
 
 def encoded(text: str, scope: str, index: Index) -> dict[str, Any]:
-    """column → index, or list of indices or weights, of one line."""
+    """Encode one line: column → index, or list of indices or weights."""
     row: dict[str, Any] = dict.fromkeys(raw_ids(scope, "one").values(), 0)
     for name in raw_ids(scope, "many").values():
         row[name] = []
@@ -72,7 +72,7 @@ def encoded(text: str, scope: str, index: Index) -> dict[str, Any]:
 
 
 def rows(raw: Path, period: str, index: Index) -> Iterator[dict[str, Any]]:
-    """One row a context; the impressions of a context stand together in the log."""
+    """Yield one row a context; the impressions of a context stand together in the log."""
     contexts = {key: text for key, _, text in lines(raw / f"common_features_{period}.csv")}
     for key, group in groupby(lines(raw / f"sample_skeleton_{period}.csv"), lambda columns: columns[3]):
         row: dict[str, Any] = {"context_id": key, "group_id": None, "impression_id": [], "click": [], "conversion": []}
@@ -92,7 +92,7 @@ def rows(raw: Path, period: str, index: Index) -> Iterator[dict[str, Any]]:
 
 
 def schema() -> pa.Schema:
-    """The columns of our data files."""
+    """Build the schema of our data files."""
     columns = [("context_id", pa.string()), ("group_id", pa.int64())]
     columns += [(name, pa.int32()) for name in raw_ids("context", "one").values()]
     columns += [("impression_id", pa.list_(pa.int64())), ("click", pa.list_(pa.int8()))]

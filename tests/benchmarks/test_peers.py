@@ -43,7 +43,7 @@ def test_the_padded_arrays_are_those_of_a_loop_over_the_rows(tmp_path: Path, pad
     for split in ("train", "test"):
         found = inputs.read(str(tmp_path), split, width)
         wanted, ids = slow_reading(tmp_path, split, width)
-        assert found.impression_id_I.tolist() == ids
+        assert found.impression_id_B.tolist() == ids
         assert {name: array.tolist() for name, array in found.features.items()} == wanted
 
 
@@ -55,9 +55,9 @@ def test_a_field_is_padded_to_its_longest_bag_at_most(tmp_path: Path) -> None:
 
 
 def test_longer_bags_are_cut_and_shorter_ones_filled_with_zeros() -> None:
-    bags = inputs.Bags(np.array([5, 6, 7, 8]), np.array([0, 3, 3, 4]), row_I=np.array([0, 0, 2, 1]))
+    bags = inputs.Bags(np.array([5, 6, 7, 8]), np.array([0, 3, 3, 4]), context_of_impression_B=np.array([0, 0, 2, 1]))
     assert inputs.padded(bags, 2).tolist() == [[5, 6], [5, 6], [8, 0], [0, 0]]
-    assert bags.lengths_I().tolist() == [3, 3, 1, 0]
+    assert bags.lengths_B().tolist() == [3, 3, 1, 0]
 
 
 def test_the_share_of_values_kept_is_that_of_a_count(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_a_subset_is_a_dataset_of_the_first_row_groups_and_the_fields_asked_for(
     width = dict.fromkeys(("user_brands", "item_intention", "user_item_brands"), 3)
     whole = inputs.read(str(tmp_path / "whole"), "train", width)
     part = inputs.read(str(tmp_path / "part"), "train", width)
-    count = len(part.click_I)
-    assert part.impression_id_I.tolist() == whole.impression_id_I[:count].tolist()
+    count = len(part.click_B)
+    assert part.impression_id_B.tolist() == whole.impression_id_B[:count].tolist()
     for name, array in part.features.items():
         np.testing.assert_array_equal(array, whole.features[name][:count])
     # The trainer's own feed accepts it, checksums and counts included.
     plan = Plan(smaller.files_of("train"), batch_size=16, lanes=2, seed=1)
     feed = Feed(str(tmp_path / "part"), smaller, "train", plan, rank=0, world_size=1, pooling={"user_brands": "mean"})
     fed = [impression for batch in feed.batches(0) for impression in batch.impression_id.tolist()]
-    assert sorted(fed) == sorted(part.impression_id_I.tolist())
+    assert sorted(fed) == sorted(part.impression_id_B.tolist())
     assert manifest.totals["train"]["impressions"] > count

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from raw_log import random_log
 
+from benchmarks.fault_support import Reader, remount, small_disk
 from benchmarks.preprocess_faults import waste
 from benchmarks.standalone import python_workers
-from benchmarks.watched import Reader, remount, small_disk
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess

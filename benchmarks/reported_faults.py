@@ -1,4 +1,4 @@
-"""Faults that a run cannot go on from: each must end in one sentence on every rank, with the last checkpoint good."""
+"""Faults that a run cannot survive: each must end it with one error message on every rank, and leave a good checkpoint."""
 
 import contextlib
 import json
@@ -28,67 +28,67 @@ class NewRun(Protocol):
     """Bench.run."""
 
     def __call__(self, name: str, *overrides: str, data: Path | None = None) -> Run:
-        """A run that is not started."""
+        """Make a run that is not started."""
 
 
 @dataclass
-class Found:
-    """What a fault came to."""
+class Outcome:
+    """The outcome of a fault."""
 
     holds: bool
-    told: str
-    told_s: float  # from the fault, or else from the start, to the sentence
+    message: str
+    message_s: float  # from the fault, or from the start, to the message
     checkpoint: str
 
 
-def ends(run: Run, process: "subprocess.Popen[bytes]", sentence: str, checkpoint: bool | None = True) -> Found:
-    """Wait for the end, which must be one error that fits `sentence`, with a whole checkpoint left if there should be one."""
-    told_s = run.first_error_s(process)
+def expect_error(run: Run, process: "subprocess.Popen[bytes]", pattern: str, checkpoint: bool | None = True) -> Outcome:
+    """Wait for the end: one error message that matches `pattern`, and a whole checkpoint if `checkpoint` asks for one."""
+    message_s = run.first_error_s(process)
     ended = run.finish(process)
     errors = set(ended.errors)
-    told = errors.pop() if len(errors) == 1 else f"{len(errors)} errors: {ended.told[-500:]}"
+    message = errors.pop() if len(errors) == 1 else f"{len(errors)} errors: {ended.stderr[-500:]}"
     step = run.last_step()
-    holds = ended.status != 0 and re.search(sentence, told) is not None and checkpoint in (None, step > 0)
-    return Found(holds, told, told_s, f"step {step}" if step else "none yet")
+    holds = ended.status != 0 and re.search(pattern, message) is not None and checkpoint in (None, step > 0)
+    return Outcome(holds, message, message_s, f"step {step}" if step else "none yet")
 
 
-def goes_on(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Path], Found]:
-    """A signal that asks the run to stop: REQUEUE is there, and the next start goes on from the step after it."""
+def resumes_after(number: int, name: str, *torchrun: str) -> Callable[[NewRun, int, Path], Outcome]:
+    """Send a signal that asks the run to stop: it must leave REQUEUE, and the next start must resume and remove it."""
 
-    def fault(new: NewRun, step: int, _data: Path) -> Found:
+    def fault(new: NewRun, step: int, _data: Path) -> Outcome:
         run = new(name, "epochs=1")
         process = run.start(2, *torchrun)
         assert run.reach(step // 3, process)
         process.send_signal(number)
-        told_s = run.first_error_s(process)
+        message_s = run.first_error_s(process)
         ended, asked = run.finish(process), (run.out / REQUEUE).exists()
         stopped = run.last_step()
         done = run.finish(run.start(2))
-        told = (
+        message = (
             f"status {ended.status}, {'a REQUEUE file' if asked else 'no REQUEUE file'}; then status {done.status} and "
             f"{'no REQUEUE file' if not (run.out / REQUEUE).exists() else 'a REQUEUE file'}"
         )
         holds = asked and done.status == 0 and not (run.out / REQUEUE).exists() and stopped > 0
-        return Found(holds, told, told_s, f"step {stopped}")
+        return Outcome(holds, message, message_s, f"step {stopped}")
 
     return fault
 
 
-def stopped(rank: int) -> Callable[[NewRun, int, Path], Found]:
-    """SIGSTOP; torchrun itself waits 30 s more for what does not end at SIGTERM, unless told otherwise."""
+def stop_rank(rank: int) -> Callable[[NewRun, int, Path], Outcome]:
+    """Send SIGSTOP to a rank. By default torchrun waits 30 s more for a process that ignores SIGTERM."""
 
-    def fault(new: NewRun, step: int, _data: Path) -> Found:
+    def fault(new: NewRun, step: int, _data: Path) -> Outcome:
         run = new(f"stopped{rank}")
         process = run.start(2, "--shutdown-timeout", "2")
         assert run.reach(step, process)
         os.kill(ranks_of(process)[rank], signal.SIGSTOP)
-        return ends(run, process, "Another rank ended, or did not answer within world.timeout_s")
+        return expect_error(run, process, "Another rank ended, or did not answer within world.timeout_s")
 
     return fault
 
 
-def full_disk(new: NewRun, _step: int, _data: Path) -> Found:
-    """A tmpfs with room for one checkpoint and a half; what lies on it in the end is copied out of its namespace."""
+def full_disk(new: NewRun, _step: int, _data: Path) -> Outcome:
+    """Run on a tmpfs with room for one checkpoint and a half; its files are copied out of the namespace at the end."""
     sized = new("sized", "epochs=1")
     sized.finish(sized.start(2))
     newest = max(folder(sized.out).glob("step-*"))
@@ -99,33 +99,33 @@ def full_disk(new: NewRun, _step: int, _data: Path) -> Found:
     )
     run.within = ["unshare", "-rm", "sh", "-c", script, str(run.out), str(kib)]
     process = run.start(2)
-    told_s = run.first_error_s(process)
+    message_s = run.first_error_s(process)
     process.wait()
     shutil.rmtree(run.out, ignore_errors=True)
     Path(f"{run.out}.kept").rename(run.out)
     left = [path.name for path in folder(run.out).glob(".*")]
-    found = ends(run, process, "cannot be written .*No space left on device")
-    return Found(found.holds and not left, found.told, told_s, found.checkpoint)
+    found = expect_error(run, process, "cannot be written .*No space left on device")
+    return Outcome(found.holds and not left, found.message, message_s, found.checkpoint)
 
 
-def harmed(name: str, harm: Callable[[Path], None], sentence: str) -> Callable[[NewRun, int, Path], Found]:
-    """`harm` comes to every training shard while the run goes on."""
+def damage_shards(name: str, damage: Callable[[Path], None], pattern: str) -> Callable[[NewRun, int, Path], Outcome]:
+    """Apply `damage` to every training shard during the run."""
 
-    def fault(new: NewRun, step: int, data: Path) -> Found:
+    def fault(new: NewRun, step: int, data: Path) -> Outcome:
         copy = Path(f"{new(name).out}.data")
         shutil.copytree(data, copy)
         run = new(name, data=copy)
         process = run.start(2)
         assert run.reach(step, process)
         for file in load_manifest(str(copy)).files_of("train"):
-            harm(copy / file.path)
-        return ends(run, process, sentence)
+            damage(copy / file.path)
+        return expect_error(run, process, pattern)
 
     return fault
 
 
-def flip(path: Path) -> None:
-    """One bit in the middle of a file, in place."""
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of a file, in place."""
     with path.open("r+b") as stream:
         stream.seek(path.stat().st_size // 2)
         byte = stream.read(1)
@@ -133,8 +133,8 @@ def flip(path: Path) -> None:
         stream.write(bytes([byte[0] ^ 1]))
 
 
-def out_of_range(new: NewRun, _step: int, data: Path) -> Found:
-    """An index beyond its table in the last row group of a shard whose checksum is right."""
+def out_of_range(new: NewRun, _step: int, data: Path) -> Outcome:
+    """Write an index beyond its table into the last row group of a shard, with the right checksum."""
     copy = Path(f"{new('range').out}.data")
     shutil.copytree(data, copy)
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -154,38 +154,40 @@ def out_of_range(new: NewRun, _step: int, data: Path) -> Found:
     file |= {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
     (copy / MANIFEST).write_text(json.dumps(manifest))
     run = new("range", data=copy)
-    return ends(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", checkpoint=None)
+    return expect_error(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", checkpoint=None)
 
 
-def not_finite(new: NewRun, _step: int, _data: Path) -> Found:
-    """A rate that no weight survives."""
+def not_finite(new: NewRun, _step: int, _data: Path) -> Outcome:
+    """Train with a learning rate that makes the loss infinite."""
     run = new("nan", "optimizer.embeddings.lr=1e38", "optimizer.towers.lr=1e38")
-    return ends(run, run.start(2), "is not finite at step .* no weight was touched", checkpoint=False)
+    return expect_error(run, run.start(2), "is not finite at step .* no weight was touched", checkpoint=False)
 
 
-def orphaned(new: NewRun, step: int, _data: Path) -> Found:
-    """torchrun alone is killed, and its ranks train on: a second start must not write beside them."""
-    run = new("orphaned", "epochs=100000")  # that they do not end before the second start has come so far
+def orphaned(new: NewRun, step: int, _data: Path) -> Outcome:
+    """Kill torchrun alone, so that its ranks train on: a second start must not write beside them."""
+    run = new("orphaned", "epochs=100000")  # so that they do not end before the second start
     process = run.start(2)
     assert run.reach(step // 2, process)
     ranks = ranks_of(process)
     process.kill()
     process.wait()
-    found = ends(run, run.start(2), "is being trained already, by process")
+    found = expect_error(run, run.start(2), "is being trained already, by process")
     for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):  # it has noticed that the other one is gone
+        with contextlib.suppress(ProcessLookupError):  # it has noticed that the other one ended
             os.kill(pid, signal.SIGKILL)
     return found
 
 
-FAULTS: dict[str, Callable[[NewRun, int, Path], Found]] = {
-    "SIGTERM to torchrun": goes_on(signal.SIGTERM, "term"),
-    "SIGUSR1 to torchrun, which handles it": goes_on(signal.SIGUSR1, "usr1", *USR1),
-    "rank 1 stopped (SIGSTOP)": stopped(1),
-    "rank 0 stopped (SIGSTOP)": stopped(0),
+FAULTS: dict[str, Callable[[NewRun, int, Path], Outcome]] = {
+    "SIGTERM to torchrun": resumes_after(signal.SIGTERM, "term"),
+    "SIGUSR1 to torchrun, which handles it": resumes_after(signal.SIGUSR1, "usr1", *USR1),
+    "rank 1 stopped (SIGSTOP)": stop_rank(1),
+    "rank 0 stopped (SIGSTOP)": stop_rank(0),
     "disk full at a checkpoint": full_disk,
-    "shards deleted": harmed("deleted", Path.unlink, r"\.parquet is missing, though the manifest names it"),
-    "shards changed in place": harmed("changed", flip, r"\.parquet has the checksum .* its bytes have changed"),
+    "shards deleted": damage_shards("deleted", Path.unlink, r"\.parquet is missing, though the manifest names it"),
+    "shards changed in place": damage_shards(
+        "changed", flip_a_bit, r"\.parquet has the checksum .* its bytes have changed"
+    ),
     "index out of range in a shard": out_of_range,
     "loss not finite": not_finite,
     "torchrun alone killed, and the run started again": orphaned,

@@ -1,4 +1,4 @@
-"""What a test of faults needs: a reader that never trusts what it sees, and small file systems that fill up."""
+"""Support for tests of faults: a reader that verifies all that it sees, and small file systems that fill up."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ _POLL_S = 0.05
 
 
 class Reader:
-    """Reads a dataset again and again while the context lasts: its manifest, and every file that it names.
+    """A thread that reads a dataset again and again: its manifest, and every file that it names.
 
-    `generations` are the manifests that were seen, whole each time; `faults` what was not as the manifest said.
+    `generations` are the manifests that it saw. `faults` are the files that differed from their manifest.
     """
 
     def __init__(self, out: Path) -> None:
@@ -42,7 +42,7 @@ class Reader:
         self.look()
 
     def look(self) -> None:
-        """One reading."""
+        """Read the dataset once."""
         self.polls += 1
         if not (self.out / MANIFEST).exists():
             return
@@ -75,7 +75,7 @@ class Reader:
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """A file system in memory of `size` (as mount spells it); needs root."""
+    """Mount a file system in memory of `size` (as mount spells it); needs root."""
     path.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
     try:
