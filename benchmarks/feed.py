@@ -24,7 +24,7 @@ import xxhash
 from benchmarks.train_profile import FeedClock
 from pipeline.dataset.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, load_manifest, totals_of
 from pipeline.locations import open_location
-from pipeline.storage.parquet_files import PARQUET
+from pipeline.storage.parquet_files import PARQUET_OPTIONS
 from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.model.settings import EmbeddingSettings
@@ -60,7 +60,7 @@ def generate(path: Path, num_row_groups: int = 96, contexts_per_row_group: int =
     for _ in range(num_row_groups):
         table, group = _row_group(random, contexts_per_row_group)
         if writer is None:
-            writer = pq.ParquetWriter(staged, table.schema, **PARQUET)
+            writer = pq.ParquetWriter(staged, table.schema, **PARQUET_OPTIONS)
         writer.write_table(table, row_group_size=len(table))
         counts.append(group)
     writer.close()

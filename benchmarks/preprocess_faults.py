@@ -121,7 +121,7 @@ class Bench:
 def waste(out: Path) -> int:
     """Clean up without a grace period; count the files left that nothing names."""
     store = store_of(str(out))
-    commit.sweep(store, grace_hours=0)
+    commit.remove_unnamed_files(store, grace_hours=0)
     named = set(commit.files_named(load_manifest(out))) | _OURS
     return len({path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - named)
 

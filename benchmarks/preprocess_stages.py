@@ -151,7 +151,7 @@ def stages(settings: PreprocessSettings) -> dict[str, float]:
             return Frame(([pa.RecordBatch.from_pydict({"id": [number]})] for number in range(count)), clock)
 
         stand_ins: list[tuple[Any, str, Any]] = [(session, "start_spark", lambda _, spark=spark: spark)]
-        stand_ins += [(running, "numbers", numbers)]
+        stand_ins += [(running, "number_partitions", numbers)]
         stand_ins += [(running, "collect", lambda frame, *_: frame.table())]
         stand_ins += [(owner, name, clock.timed(stage, getattr(owner, name))) for stage, owner, name in _STAGES]
         with tempfile.TemporaryDirectory(prefix="entirespace-stages-") as directory:

@@ -16,7 +16,7 @@ from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import SPLITS, Manifest
 from pipeline.preprocess import preprocess
 from pipeline.spark.session import stop_spark
-from pipeline.storage.commit import AUDIT_PAGE, audit_of
+from pipeline.storage.commit import AUDIT_PAGE, read_audit
 from pipeline.storage.store import store_of
 
 _ORDER = ("rows", "impressions", "clicks", "dactions", "conversions")
@@ -37,7 +37,7 @@ def summary(manifest: Manifest) -> str:
 
 def warnings(out: str) -> list[str]:
     """List what audit.json says, or does not say, that nobody should overlook."""
-    audit, doubt = audit_of(store_of(out))
+    audit, doubt = read_audit(store_of(out))
     leaks = leak_warnings(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
     found = [f"{sentence} {out}/{AUDIT_PAGE} has the other fields." for sentence in leaks]
     return [*found, *([doubt] if doubt else [])]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import xxhash
 
-_BLOCK_BYTES = 4 << 20
+_HASHED_BYTES = 4 << 20
 
 
 class Readable(Protocol):
@@ -17,7 +17,7 @@ class Readable(Protocol):
 
 
 def write_whole(path: Path, content: bytes | str, partial: Path | None = None, mode: int | None = None) -> None:
-    """Make or replace `path` atomically: write `content` beside it, bring it to the disk, and rename it.
+    """Make or replace `path` atomically: write `content` beside it, flush it to disk, and rename it.
 
     `partial` is where it is written first; it lies on the same file system. Where several processes may write at
     once, give each a name of its own. `mode` is set before the file can be seen. After an OSError `path` is as before.
@@ -46,7 +46,7 @@ def move_whole(partial: Path, path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk: without this, a rename may be undone by a loss of power."""
+    """Flush the names in a directory to disk: without this, a loss of power may undo a rename."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -55,8 +55,8 @@ def sync_directory(path: Path) -> None:
 
 
 def xxh3_of(stream: Readable) -> str:
-    """Hash what is left of `stream`: the 16 hex digits that manifests and checkpoints name a file's content by."""
+    """Hash the rest of `stream` by XXH3 (64 bits): the 16 hex digits by which manifests and checkpoints name a content."""
     digest = xxhash.xxh3_64()
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(_HASHED_BYTES):
         digest.update(block)
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from pipeline.spark import running
 from pipeline.spark import session as sparks
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
-from pipeline.storage.lock import locked
+from pipeline.storage.lock import dataset_lock
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -38,12 +38,12 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
     """
     job = Job.of(settings)
     if done := _finished(job):
-        commit.tidy(job.out, settings.grace_hours)
+        commit.clean_up(job.out, settings.grace_hours)
         return done
-    with locked(job.out):
+    with dataset_lock(job.out):
         if done := _finished(job):
             return done
-        with commit.staging(job.out, settings.staging) as staging:
+        with commit.open_staging(job.out, settings.staging) as staging:
             return _run_passes(job, staging)
 
 
@@ -69,7 +69,7 @@ def _finished(job: Job) -> Manifest | None:
 def _existing(job: Job) -> Manifest | None:
     """Read the manifest that is there; with overwrite=true a damaged one counts as none."""
     try:
-        return commit.existing_manifest(job.out)
+        return commit.read_finished_manifest(job.out)
     except InputError:
         if job.settings.overwrite:
             return None
@@ -88,7 +88,7 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
         counted = count(spark, job, log)
     counted.repeats.recount(counted.tally)
     _stop_at_failures(job, log, counted.tally)
-    with _clocked(seconds, "write"), running.shared(spark, partial(save_tables, job, counted)) as tables:
+    with _clocked(seconds, "write"), running.share_files(spark, partial(save_tables, job, counted)) as tables:
         reports, rejected_early = write_files(spark, job, log, counted.tally, tables, staging)
         counted = replace(counted, vocabularies=_with_id_texts(spark, job, log, counted, tables))
     _stop_at_failures(job, log, merge_tallies(reports))
@@ -98,7 +98,7 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
     seconds["all"] = time.monotonic() - clock_start
     write_run(job, spark, manifest, started, seconds)
     commit.publish(job.out, manifest, _existing(job))
-    commit.sweep(job.out, job.settings.grace_hours)
+    commit.remove_unnamed_files(job.out, job.settings.grace_hours)
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""The action log: which impressions were followed by an action that counts as a daction (DESIGN §3.2)."""
+"""The action log: impressions that were followed by an action that counts as a daction (DESIGN §3.2)."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ import pyarrow.csv as pacsv
 from pipeline.chunks.sources import ACTIONS, SourceFile
 from pipeline.errors import InputError
 
-_COLUMNS = {"sample_id": pa.int64(), "action": pa.string(), "delay_seconds": pa.float64()}
+_ACTION_COLUMNS = {"sample_id": pa.int64(), "action": pa.string(), "delay_seconds": pa.float64()}
 
 
 def acted_ids(sources: Sequence[SourceFile], period: str, actions: Sequence[str]) -> np.ndarray:
-    """The sorted distinct sample ids of a period with one of `actions`.
+    """Read the sorted distinct sample ids of a period with one of `actions`.
 
     Raises InputError for a file that is no action log, and for an action that never occurs in the period.
     """
@@ -33,10 +33,10 @@ def acted_ids(sources: Sequence[SourceFile], period: str, actions: Sequence[str]
 
 
 def _ids_in(source: SourceFile, actions: pa.Array, names: set[str]) -> list[np.ndarray]:
-    """The sample ids of `actions` in one file; `names` gains every action that occurs in it."""
+    """Read the sample ids of `actions` in one file; add every action that occurs in it to `names`."""
     ids = []
-    read = pacsv.ReadOptions(column_names=list(_COLUMNS), block_size=8 << 20)
-    convert = pacsv.ConvertOptions(column_types=_COLUMNS)
+    read = pacsv.ReadOptions(column_names=list(_ACTION_COLUMNS), block_size=8 << 20)
+    convert = pacsv.ConvertOptions(column_types=_ACTION_COLUMNS)
     try:
         with source.open() as stream, pacsv.open_csv(stream, read_options=read, convert_options=convert) as batches:
             for batch in batches:

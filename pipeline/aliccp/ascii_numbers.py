@@ -1,10 +1,10 @@
-"""Numbers as the log writes them, read from its bytes: integers, keys and weights.
+"""Parse the numbers of a log from its bytes: integers, keys and weights.
 
-Two ways that agree. Short ones, nearly all, are read eight bytes at a time and without a branch (`first_byte`,
-`digits`); `integer` and `number` read any, byte by byte.
+There are two code paths that agree. Nearly all numbers are short, and are read eight bytes at a time without a branch
+(`first_byte`, `digits`). `integer` and `number` read any number, byte by byte.
 
-They take the text as an address, which the caller keeps alive: with arrays as arguments, numba counts references in
-every call, and that took more time than the numbers.
+The text is an address, and the caller keeps the memory alive. With arrays as arguments numba counts references in every
+call, which took more time than the numbers.
 
     "382143\\x03…" ─word_at─▶ one uint64, its first byte lowest ─first_byte(\\x03)─▶ 6 ─digits─▶ 382143
 """
@@ -17,7 +17,9 @@ from llvmlite import ir
 from pipeline.kernels.jit import nb
 from pipeline.kernels.raw_memory import WORD_BYTES, byte_at, word_at
 
-_MINUS, _PLUS, _DOT, _ZERO = 45, 43, 46, 48
+#: Bytes of the text.
+DOT, ZERO = 46, 48
+_MINUS, _PLUS = 45, 43
 _MAX_INT64 = np.iinfo(np.int64).max
 _MAX_FLOAT32 = float(np.finfo(np.float32).max) + 2.0**103  # rounds to infinity from here on (half a step above)
 _MAX_SHORT = 2**53 // 10 - 1  # one more digit stays below 2^53
@@ -26,10 +28,15 @@ POWERS = 10.0 ** np.arange(23)  # exact in a double up to 10^22
 # libc's correctly rounded parser, for the few weights that the exact short path below cannot do.
 _strtod = nb.types.ExternalFunction("strtod", nb.types.float64(nb.types.intp, nb.types.intp))
 
-_EACH = 0x0101010101010101  # times a byte: that byte in all eight
-_ONES, _TOPS = np.uint64(_EACH), np.uint64(0x80 * _EACH)
-_ZEROS, _OVER_NINE = np.uint64(_ZERO * _EACH), np.uint64(0x76 * _EACH)
-_LETTER_GAP, _SIX, _HIGH_NIBBLES = np.uint64(ord("a") - ord("9") - 1), np.uint64(6 * _EACH), np.uint64(0xF0 * _EACH)
+#: Times a byte: that byte in all eight of a word.
+IN_EACH_BYTE = 0x0101010101010101
+_ONES, _TOPS = np.uint64(IN_EACH_BYTE), np.uint64(0x80 * IN_EACH_BYTE)
+_ZEROS, _OVER_NINE = np.uint64(ZERO * IN_EACH_BYTE), np.uint64(0x76 * IN_EACH_BYTE)
+_LETTER_GAP, _SIX, _HIGH_NIBBLES = (
+    np.uint64(ord("a") - ord("9") - 1),
+    np.uint64(6 * IN_EACH_BYTE),
+    np.uint64(0xF0 * IN_EACH_BYTE),
+)
 _PAIRS, _QUADS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
 _TEN, _HUNDRED, _MYRIAD = np.uint64(1 + (10 << 8)), np.uint64(1 + (100 << 16)), np.uint64(1 + (10_000 << 32))
 
@@ -60,7 +67,7 @@ def first_below(word, bound):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def digits(word, length):  # type: ignore[no-untyped-def]
-    """(the number that the first `length` bytes write, a word that is 0 if all of them are digits); 1 ≤ length ≤ 8.
+    """Parse the first `length` bytes of a word, 1 to 8: return (number, a word that is 0 if all of them are digits).
 
     Pairs of digits, then pairs of pairs, in three multiplications (Langdale and Lemire, "Quickly parsing eight digits").
     """
@@ -76,7 +83,7 @@ def digits(word, length):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def hex_digits(word):  # type: ignore[no-untyped-def]
-    """(the 32 bits that eight lower-case hex digits write, a word that is 0 if all of them are)."""
+    """Parse eight lower-case hex digits: return (32 bits, a word that is 0 if all of them are hex digits)."""
     is_letter = (word >> np.uint64(6)) & _ONES
     digit = word - is_letter * _LETTER_GAP  # "0" to "9" and "a" to "f" become 0x30 to 0x3F
     wrong = (digit & _HIGH_NIBBLES) ^ _ZEROS
@@ -89,7 +96,7 @@ def hex_digits(word):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def short_integer(word, stop):  # type: ignore[no-untyped-def]
-    """(value, its length, whether this holds) of 1 to 7 digits at the head of `word` before the byte `stop`."""
+    """Parse 1 to 7 digits before the byte `stop`: return (value, length, whether `word` begins with that)."""
     length = first_byte(word, stop)
     value, wrong = digits(word, length)
     return np.int64(value), length, (wrong == 0) & (length >= 1) & (length <= 7)
@@ -97,14 +104,14 @@ def short_integer(word, stop):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def integer(text, position, signed):  # type: ignore[no-untyped-def]
-    """(value, position behind it) of decimal digits that fit int64, or (0, -1)."""
+    """Parse decimal digits that fit int64: return (value, position behind it), or (0, -1)."""
     negative = signed and byte_at(text, position) == _MINUS
     if negative:
         position += 1
     first = position
     value = 0
     while True:
-        digit = byte_at(text, position) - _ZERO
+        digit = byte_at(text, position) - ZERO
         if digit < 0 or digit > 9:
             break
         if position - first >= 18 and value > (_MAX_INT64 - digit) // 10:
@@ -118,7 +125,7 @@ def integer(text, position, signed):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, inline="always")
 def key(text, position):  # type: ignore[no-untyped-def]
-    """(the 64 bits of 16 lower-case hex digits, position behind them), or (0, -1); there must be 16 bytes."""
+    """Parse 16 lower-case hex digits: return (64 bits, position behind them), or (0, -1). 16 bytes must be there."""
     high, wrong = hex_digits(word_at(text, position))
     low, wrong_too = hex_digits(word_at(text, position + WORD_BYTES))
     if wrong | wrong_too:
@@ -128,7 +135,7 @@ def key(text, position):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def number(text, position):  # type: ignore[no-untyped-def]
-    """(float32 of a decimal number, position behind it), or (0, -1).
+    """Parse a decimal number: return (float32, position behind it), or (0, -1).
 
     The double nearest to the text, rounded to float32. Up to 2^53 with a power of ten up to 22 both operands are exact
     doubles, so one division or product rounds once (Clinger 1990); the rest is libc's.
@@ -140,7 +147,7 @@ def number(text, position):  # type: ignore[no-untyped-def]
     whole = position
     mantissa, is_short, position = _mantissa(text, position, 0, True)
     num_digits, exponent = position - whole, 0
-    if byte_at(text, position) == _DOT:
+    if byte_at(text, position) == DOT:
         whole = position + 1
         mantissa, is_short, position = _mantissa(text, whole, mantissa, is_short)
         num_digits += position - whole
@@ -164,9 +171,9 @@ def number(text, position):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _mantissa(text, position, mantissa, is_short):  # type: ignore[no-untyped-def]
-    """(`mantissa` with the digits from `position` on, whether it is still exact, position behind them)."""
+    """Append the digits from `position` on: return (mantissa, whether it is still exact, position behind them)."""
     while True:
-        digit = byte_at(text, position) - _ZERO
+        digit = byte_at(text, position) - ZERO
         if digit < 0 or digit > 9:
             return mantissa, is_short, position
         is_short &= mantissa <= _MAX_SHORT
@@ -176,14 +183,14 @@ def _mantissa(text, position, mantissa, is_short):  # type: ignore[no-untyped-de
 
 @nb.njit(cache=True)
 def _exponent(text, position):  # type: ignore[no-untyped-def]
-    """(signed exponent, cut at a size that decides nothing more, position behind it), or (0, -1)."""
+    """Parse a signed exponent: return (exponent, at most 100,000 in size, position behind it), or (0, -1)."""
     negative = byte_at(text, position) == _MINUS
     if negative or byte_at(text, position) == _PLUS:
         position += 1
     first = position
     value = 0
     while 48 <= byte_at(text, position) <= 57:
-        value = min(value * 10 + byte_at(text, position) - _ZERO, 100_000)
+        value = min(value * 10 + byte_at(text, position) - ZERO, 100_000)
         position += 1
     if position == first:
         return 0, -1

@@ -9,7 +9,7 @@ CHUNK_BYTES = 2 << 20
 
 
 def input_splits(sources: list[SourceFile], split_bytes: int) -> list[InputSplit]:
-    """Byte ranges of at most `split_bytes`; a gzip file cannot be entered in the middle and is one split."""
+    """Cut files into byte ranges of at most `split_bytes`; a gzip file can only be read from its beginning, and is one split."""
     splits = []
     for source in sources:
         step = max(source.bytes, 1) if source.compressed else split_bytes
@@ -18,14 +18,14 @@ def input_splits(sources: list[SourceFile], split_bytes: int) -> list[InputSplit
 
 
 def read_chunks(split: InputSplit, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """(offset, whole lines of about `chunk_bytes`) of a split; every chunk ends in a line feed, added if need be.
+    """Read a split: yield (offset, whole lines of about `chunk_bytes`). Every chunk ends in a line feed, added if need be.
 
-    Hadoop's rule: skip the line that the split before has begun, and finish the last line begun here.
+    Hadoop's rule: skip a line that begins in the split before, and finish the last line that begins in this one.
     """
     # A gzip split's length counts compressed bytes: it reads to the end of the stream.
     end = None if split.source.compressed else split.start + split.length
     with split.source.open() as stream:
-        offset = _skip_begun_line(stream, split.start, chunk_bytes)
+        offset = _skip_partial_line(stream, split.start, chunk_bytes)
         pending = b""
         while end is None or offset < end:
             # Read little beyond the end of the split: only its last line lies there.
@@ -51,8 +51,8 @@ def read_chunks(split: InputSplit, chunk_bytes: int = CHUNK_BYTES) -> Iterator[t
                 return
 
 
-def _skip_begun_line(stream: BinaryIO, start: int, chunk_bytes: int) -> int:
-    """Move `stream` to the first line that begins at `start` or later; its offset."""
+def _skip_partial_line(stream: BinaryIO, start: int, chunk_bytes: int) -> int:
+    """Move `stream` to the first line that begins at `start` or later; return its offset."""
     if start == 0:
         return 0
     offset = start - 1  # a line feed just before the start means that a line begins at it

@@ -1,4 +1,4 @@
-"""Find the raw files of an Ali-CCP log, and stop at a file of another kind."""
+"""Find the raw files of an Ali-CCP log; raise InputError for a file of another kind."""
 
 from pipeline.chunks.files import Entry, Files, files_of
 from pipeline.chunks.sources import ACTIONS, CONTEXT, PERIODS, SKELETON, SourceFile
@@ -7,19 +7,17 @@ from pipeline.spark.exceptions import is_java_error
 
 #: The columns that a line of each table has.
 NUM_COLUMNS = {SKELETON: 6, CONTEXT: 3}
-
-
-_BYTES_LOOKED_AT, _LINES_LOOKED_AT = 1 << 16, 100  # of each file, before Spark starts
+_HEAD_BYTES, _HEAD_LINES = 1 << 16, 100  # of each file, before Spark starts
 
 
 def find_sources(directory: str, with_actions: bool, by_spark: bool = False) -> list[SourceFile]:
-    """The files of the log below `directory`, a path or an address, in the order of the log.
+    """Find the files of the log below `directory`, a path or an address, in the order of the log.
 
     Raises InputError for a missing directory, a missing, doubled or empty table, or a first line that is no line of
     its table.
     """
     try:
-        return _found(directory, with_actions, by_spark)
+        return _find_tables(directory, with_actions, by_spark)
     except InputError:
         raise
     except Exception as error:
@@ -31,7 +29,7 @@ def find_sources(directory: str, with_actions: bool, by_spark: bool = False) -> 
         raise
 
 
-def _found(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFile]:
+def _find_tables(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFile]:
     files = files_of(directory, by_spark)
     root = files.entry(directory)
     if root is None or not root.is_directory:
@@ -58,7 +56,7 @@ def _found(directory: str, with_actions: bool, by_spark: bool) -> list[SourceFil
 
 
 def _parts_of(files: Files, root: str, table: str, period: str, with_actions: bool) -> list[tuple[str, Entry]]:
-    """(name below `root`, file) of each part of a table."""
+    """List the parts of a table: (name below `root`, file)."""
     stem = f"{table}_{period}"
     names = (f"{stem}.csv", f"{stem}.csv.gz", stem)
     present = [entry for name in names if (entry := files.entry(root, name))]
@@ -93,12 +91,14 @@ def _expected(with_actions: bool) -> str:
 
 
 def _check_shapes(parts: list[SourceFile]) -> None:
-    """Stop at a file of another kind: none of its first lines has the columns and separators of its table."""
+    """Raise InputError for a file of another kind: none of its first lines has the columns and separators of its table."""
     heads = [(source, _first_lines(source)) for source in parts if source.bytes]
-    wrong = [(source, lines) for source, lines in heads if lines is not None and not _is_of(source.table, lines)]
+    wrong = [
+        (source, lines) for source, lines in heads if lines is not None and not _any_line_fits(source.table, lines)
+    ]
     if len(wrong) < len(heads):
-        # Among parts that are as they should be, one of a few bad lines is for the quarantine.
-        wrong = [(source, lines) for source, lines in wrong if len(lines) >= _LINES_LOOKED_AT]
+        # A small part of bad lines only, among good parts, goes to the quarantine.
+        wrong = [(source, lines) for source, lines in wrong if len(lines) >= _HEAD_LINES]
     for source, lines in wrong:
         seen = repr(lines[0][:60].decode("latin-1")) if lines else "only empty lines"
         raise InputError(
@@ -109,20 +109,20 @@ def _check_shapes(parts: list[SourceFile]) -> None:
 
 
 def _first_lines(source: SourceFile) -> list[bytes] | None:
-    """Some lines that are not empty; None where the first line does not even end in what is looked at."""
+    """Read some lines that are not empty; None if the first line is longer than _HEAD_BYTES."""
     try:
         with source.open() as stream:
-            head = stream.read(_BYTES_LOOKED_AT)
+            head = stream.read(_HEAD_BYTES)
     except (OSError, EOFError) as error:
         raise InputError(f"{source.path} cannot be read ({reason_of(error)}); repair or replace the file.") from error
-    if len(head) == _BYTES_LOOKED_AT:
+    if len(head) == _HEAD_BYTES:
         if b"\n" not in head:
             return None
         head = head[: head.rindex(b"\n")]
-    return [line for line in head.split(b"\n") if line.strip()][:_LINES_LOOKED_AT]
+    return [line for line in head.split(b"\n") if line.strip()][:_HEAD_LINES]
 
 
-def _is_of(table: str, lines: list[bytes]) -> bool:
+def _any_line_fits(table: str, lines: list[bytes]) -> bool:
     commas = NUM_COLUMNS[table] - 1
     return any(line.count(b",") == commas and _has_features(line) for line in lines)
 

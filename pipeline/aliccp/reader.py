@@ -17,7 +17,7 @@ from pipeline.kernels.hashing import TEST, TRAIN, splits_of
 
 @dataclass(frozen=True)
 class ChunkReader:
-    """Reads chunks; everything that a task needs to know for it."""
+    """A reader of chunks: all that a task needs for it."""
 
     catalogue: Catalogue
     validation: float
@@ -27,7 +27,7 @@ class ChunkReader:
 
     @classmethod
     def of(cls, catalogue: Catalogue, settings: PreprocessSettings) -> "ChunkReader":
-        """The reader that `settings` describe."""
+        """Make the reader that `settings` describe."""
         checks = settings.checks
         return cls(
             catalogue,
@@ -38,18 +38,18 @@ class ChunkReader:
         )
 
     def read(self, split: InputSplit) -> Iterator[Chunk]:
-        """The chunks of a split; InputError where the file breaks off or went away."""
+        """Read the chunks of a split. Raises InputError if the file is cut off or gone."""
         names = names_of(self.catalogue, SCOPE_OF[split.source.table])
         try:
             for offset, text in read_chunks(split):
-                yield self.parsed(split.source, offset, text, names)
+                yield self.parse_chunk(split.source, offset, text, names)
         except (OSError, EOFError) as error:
             raise InputError(
                 f"{split.source.path} cannot be read to its end ({error}); repair or replace the file, then run again."
             ) from error
 
-    def parsed(self, source: SourceFile, offset: int, text: bytes, names: Names) -> Chunk:
-        """Whole lines that begin at `offset`, with `names` of the scope of their table."""
+    def parse_chunk(self, source: SourceFile, offset: int, text: bytes, names: Names) -> Chunk:
+        """Parse whole lines that begin at `offset` of `source`; `names` are those of its table's scope."""
         parsed = parse.parse(text, source.table == SKELETON, names)
         parse.apply_policies(parsed.line_table, self.reject_mismatch, self.reject_without_click)
         is_test = source.period == "test"

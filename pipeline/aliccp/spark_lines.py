@@ -1,12 +1,12 @@
-"""Raw logs that Python cannot open (source.reader=spark): Spark's text reader gives tasks the lines, as bytes.
+"""Read raw logs that Python cannot open (source.reader=spark): Spark's text reader gives tasks the lines, as bytes.
 
-Spark says of a line only in which block of which file it was read. Where the first line of each block begins, the driver
-finds by looking there; the lines of a block come in their order, so the place of each follows. A gzip file is one
-block, and places are counted in what it holds.
+Spark tells only the file and the block of a line, not its offset. The driver looks up where the first line of each block
+begins. The lines of a block come in their order, so the offset of each follows. A gzip file is one block, and its offsets
+are those of the uncompressed text.
 
-    lines()                      file | block | text   one row a line, its line feed behind it
-    LineReader.chunks()          the text buffer of an Arrow batch is a chunk as it stands
-    PickTasks.pick(), .write()   the lines that grouping rejected, found by their places in one more reading
+    lines()                      file | block | text   one row a line, which ends in its line feed
+    LineReader.chunks()          the text buffer of an Arrow batch is a chunk without a copy
+    PickTasks.pick(), .write()   the lines that grouping rejected, found by their offsets in one more reading
 """
 
 import re
@@ -30,79 +30,78 @@ from pipeline.spark.running import Batches
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-Place = tuple[int, int]  # (id of the file, first byte of the block)
+Block = tuple[int, int]  # (id of the file, first byte of the block)
 
-_BYTE_ORDER_MARK = (
-    b"\xef\xbb\xbf"  # Hadoop swallows it at the head of a file, where it would make the first line a bad one
-)
+# Hadoop drops it at the head of a file, where it makes the first line a bad one.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class LineReader:
-    """Makes chunks of the rows of `lines`, as ChunkReader does of files."""
+    """A reader of chunks from the rows of `lines`, as ChunkReader is of files."""
 
     reader: ChunkReader
     sources: Mapping[int, SourceFile]  # by the id of the file
-    starts: Mapping[Place, int]  # where the first line of each block begins
-    marked: frozenset[int] = field(default_factory=frozenset)  # files with a byte order mark
+    starts: Mapping[Block, int]  # offset of the first line of each block
+    with_mark: frozenset[int] = field(default_factory=frozenset)  # files with a byte order mark
 
     def chunks(self, batches: Batches) -> Iterator[Chunk]:
-        """Parsed chunks."""
+        """Parse the lines of `batches` as chunks."""
         names = {table: names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for source, offset, text in self.texts(batches):
-            yield self.reader.parsed(source, offset, text, names[source.table])
+            yield self.reader.parse_chunk(source, offset, text, names[source.table])
 
     def texts(self, batches: Batches) -> Iterator[tuple[SourceFile, int, bytes]]:
-        """(file, offset, whole lines), the lines of a block in their order."""
-        next_offset: dict[Place, int] = {}
+        """Yield (file, offset, whole lines), the lines of a block in their order."""
+        next_offset: dict[Block, int] = {}
         for batch in batches:
-            for piece in _one_block_each(batch):
-                place = (piece.column("file")[0].as_py(), piece.column("block")[0].as_py())
+            for piece in _split_by_block(batch):
+                block = (piece.column("file")[0].as_py(), piece.column("block")[0].as_py())
                 text = _text_of(piece.column("text"))
-                if place not in next_offset and place[1] == 0 and place[0] in self.marked:
+                if block not in next_offset and block[1] == 0 and block[0] in self.with_mark:
                     text = _BYTE_ORDER_MARK + text
-                offset = next_offset.get(place, self.starts[place])
-                next_offset[place] = offset + len(text)
-                yield self.sources[place[0]], offset, text
+                offset = next_offset.get(block, self.starts[block])
+                next_offset[block] = offset + len(text)
+                yield self.sources[block[0]], offset, text
 
 
 def lines(spark: "SparkSession", sources: Sequence[SourceFile], split_bytes: int) -> "DataFrame":
-    """One row a line of `sources`: file, block, text. Each block in a partition of its own, its lines in their order."""
+    """Read `sources` as a table of one row a line: file, block, text. Each block is a partition, its lines in their order."""
     from pyspark.sql import functions as F
 
-    # Blocks that the driver can foresee: no two files in a partition, and no other size than this.
+    # The driver foresees the blocks: no two files share a partition, and every block has this size.
     for name in ("maxPartitionBytes", "openCostInBytes"):
         spark.conf.set(f"spark.sql.files.{name}", str(split_bytes))
     frame = spark.read.option("lineSep", "\n").text([escape_glob(source.path) for source in sources])
     return frame.select(
         F.xxhash64("_metadata.file_path").alias("file"),
         F.col("_metadata.file_block_start").alias("block"),
-        # The text reader takes bytes as they are, and no cast looks at them.
+        # The text reader takes bytes as they are, and no cast validates them.
         F.concat(F.col("value").cast("binary"), F.lit(bytearray(b"\n"))).alias("text"),
     )
 
 
 def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputSplit]) -> LineReader:
-    """The reader of `frame`, which is `lines`; looks at the beginning of every block, on the driver."""
-    by_path = {_one_slash(split.source.path): split.source for split in splits}
+    """Make the reader of `frame`, the table of `lines`. The driver opens every block to find its first line."""
+    by_path = {_with_one_slash(split.source.path): split.source for split in splits}
     sources: dict[int, SourceFile] = {}
-    marked: set[int] = set()
-    starts: dict[Place, int] = {}
+    with_mark: set[int] = set()
+    starts: dict[Block, int] = {}
     for address in frame.inputFiles():
-        # Spark percent-encodes an address in its own way, so what it says is decoded, and not what we say encoded.
-        source = by_path[_one_slash(unquote(address))]
-        begins = _line_starts(source, [split.start for split in splits if split.source == source and split.start])
+        # Spark percent-encodes an address in its own way, so decode its address instead of encoding ours.
+        source = by_path[_with_one_slash(unquote(address))]
+        begins = _find_line_starts(source, [split.start for split in splits if split.source == source and split.start])
         # A row may spell its file with one slash where the list of files has three.
-        for number in map(xxhash64_of_text, {address, _one_slash(address)}):
+        for number in map(xxhash64_of_text, {address, _with_one_slash(address)}):
             sources[number] = source
             starts |= {(number, block): offset for block, offset in begins.items()}
-            if _head(source) == _BYTE_ORDER_MARK:
-                marked.add(number)
-    return LineReader(reader, sources, starts, frozenset(marked))
+            if _read_head(source) == _BYTE_ORDER_MARK:
+                with_mark.add(number)
+    return LineReader(reader, sources, starts, frozenset(with_mark))
 
 
-def _line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
-    """Find where the first line of each block begins. Hadoop's rule: a line that begins at its first byte is the one before's."""
+def _find_line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
+    """Find the offset of each block's first line. Hadoop's rule: a line that begins at its first byte belongs to the block before."""
     begins = {0: 0}
     if blocks:
         with source.open() as stream:
@@ -113,16 +112,16 @@ def _line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
     return begins
 
 
-def _one_slash(address: str) -> str:
+def _with_one_slash(address: str) -> str:
     return re.sub(r"\Afile:/+", "file:/", address)
 
 
-def _head(source: SourceFile) -> bytes:
+def _read_head(source: SourceFile) -> bytes:
     with source.open() as stream:
         return stream.read(len(_BYTE_ORDER_MARK))
 
 
-def _one_block_each(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _split_by_block(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     if not batch.num_rows:
         return
     file_R, block_R = batch.column("file").to_numpy(), batch.column("block").to_numpy()
@@ -133,7 +132,7 @@ def _one_block_each(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _text_of(column: pa.BinaryArray) -> bytes:
-    """The values one behind the other, which is how they lie in the buffer."""
+    """Return the values one after the other, as they lie in the buffer."""
     _, offsets, data = column.buffers()
     bound_R = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
     text: bytes = data[bound_R[0] : bound_R[-1]].to_pybytes()

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.dataset.kinds import NUMBER, STORED_KINDS
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
-from pipeline.storage.commit import audit_of
+from pipeline.storage.commit import read_audit
 from pipeline.storage.store import store_of
 
 _NONE = "–"
@@ -13,7 +13,7 @@ _NONE = "–"
 
 def card(dataset: str, manifest: Manifest) -> str:
     """Describe the origin, splits, labels and fields of a dataset."""
-    audit, doubt = audit_of(store_of(dataset))
+    audit, doubt = read_audit(store_of(dataset))
     splits = [split for split in SPLITS if split in manifest.totals]
     parts = [_origin(dataset, manifest), _splits(manifest, splits), _labels(manifest), _fields(manifest, audit, splits)]
     quarantined = ", ".join(

@@ -20,7 +20,7 @@ from pipeline.audit.figures import rounded
 from pipeline.config.preprocess import AuditSettings
 from pipeline.dataset.manifest import DatasetFile
 from pipeline.features.fields import Field
-from pipeline.kernels.auc_histogram import RankHistogram
+from pipeline.kernels.auc_histogram import AucHistogram
 
 _PRIOR_POSITIVES = 2.0  # weight of the overall rate in the rate of a key, in impressions of the rarer class
 _MIN_PER_CLASS = 20  # positives and negatives in both samples, or the label is not evaluated
@@ -162,7 +162,7 @@ def _scores(kind: str, weights_of_evidence: np.ndarray, scored_keys: KeyBags) ->
 def _field_auc(field: str, label: str, by: str, scores: np.ndarray, scored: Sample) -> FieldAuc:
     """Compute the AUC, ties at one half, and its standard error (Hanley and McNeil 1982)."""
     population = _population(scored, label)
-    ranks = RankHistogram()
+    ranks = AucHistogram()
     ranks.add(1 / (1 + np.exp(-scores[population])), scored.labels[label][population])
     auc = ranks.auc()
     assert auc is not None  # both classes are there, or the label is not evaluated

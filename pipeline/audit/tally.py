@@ -66,7 +66,7 @@ class Tally:
         self._count(
             chunk, grain, is_good_L & (line_table[:, line_columns.MISMATCH] == 1), "kept/feature_count_mismatch"
         )
-        without_click_L = is_good_L & (line_table[:, line_columns.LABELS] == line_columns.BUY_BIT)
+        without_click_L = is_good_L & (line_table[:, line_columns.LABEL_FLAGS] == line_columns.BUY_BIT)
         self._count(chunk, grain, without_click_L, "kept/conversion_without_click")
         for column, what in ((line_columns.UNKNOWN, "unknown_features"), (line_columns.REPEATED, "repeated_values")):
             if line_table[is_good_L, column].any():

@@ -1,4 +1,4 @@
-"""Chunks: what both passes over the raw log do first: read a split, parse it, decide the split of each line."""
+"""Chunks, the input of both passes over the raw log: parsed lines, each with its split (train, validation or test)."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Parsed:
 
     @property
     def num_values_L(self) -> np.ndarray:
-        """How many values each line has."""
+        """The number of values of each line."""
         return np.diff(self.line_table[:, VALUES_END], prepend=0)
 
 
@@ -42,24 +42,24 @@ class Chunk:
     timestamp_L: np.ndarray | None = None  # int64, of the impressions of a timed log
 
 
-def numbers_of(parsed: Parsed, number_F: np.ndarray, num_numbers: int) -> np.ndarray:
-    """float32 [L, Q]: for each line the weight of the first value of each numeric field, NaN where it has none.
+def numbers_of(parsed: Parsed, column_F: np.ndarray, num_numbers: int) -> np.ndarray:
+    """Return the numbers of each line, float32 [L, num_numbers]: the weight of a numeric field's first value, NaN without one.
 
-    `number_F` says which place a field's values fill, -1 for none.
+    `column_F` has the column of each field of the catalogue, -1 for a field that is not numeric.
     """
-    number_LQ = np.full((len(parsed.line_table), num_numbers), np.nan, np.float32)
+    numbers = np.full((len(parsed.line_table), num_numbers), np.nan, np.float32)
     if num_numbers:
-        _fill_numbers(parsed.line_table, parsed.field_V, parsed.weight_V, number_F, number_LQ)
-    return number_LQ
+        _fill_numbers(parsed.line_table, parsed.field_V, parsed.weight_V, column_F, numbers)
+    return numbers
 
 
 @nb.njit(cache=True)
-def _fill_numbers(line_table, field_V, weight_V, number_F, number_LQ):  # type: ignore[no-untyped-def]
+def _fill_numbers(line_table, field_V, weight_V, column_F, numbers):  # type: ignore[no-untyped-def]
     value = 0
     for line in range(len(line_table)):
         end = line_table[line, VALUES_END]
         while value < end:
-            place = number_F[field_V[value]]
-            if place >= 0 and np.isnan(number_LQ[line, place]):
-                number_LQ[line, place] = weight_V[value]
+            column = column_F[field_V[value]]
+            if column >= 0 and np.isnan(numbers[line, column]):
+                numbers[line, column] = weight_V[value]
             value += 1

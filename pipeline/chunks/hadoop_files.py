@@ -1,4 +1,4 @@
-"""Files that Spark's Java side opens, on the driver: whatever address Spark knows, and no libhdfs is needed.
+"""Files that Spark's Java side opens, on the driver: every address that Spark knows, without libhdfs.
 
 Private names of PySpark (`SparkSession._jvm`, `._jsc`) are used in this file alone.
 """
@@ -18,11 +18,11 @@ class HadoopFiles:
         """Look up an address below a directory's."""
         path = self._path(f"{directory.rstrip('/')}/{name}" if name else directory)
         filesystem = self._filesystem(path)
-        return _entry_of(filesystem.getFileStatus(path)) if filesystem.exists(path) else None
+        return _entry_from_status(filesystem.getFileStatus(path)) if filesystem.exists(path) else None
 
     def children(self, directory: str) -> list[Entry]:
         path = self._path(directory)
-        found = [_entry_of(status) for status in self._filesystem(path).listStatus(path)]
+        found = [_entry_from_status(status) for status in self._filesystem(path).listStatus(path)]
         return sorted(found, key=lambda entry: entry.name)
 
     def open(self, address: str) -> BinaryIO:
@@ -67,7 +67,7 @@ class _JavaFile(io.RawIOBase):
         super().close()
 
 
-def _entry_of(status: Any) -> Entry:
+def _entry_from_status(status: Any) -> Entry:
     path = status.getPath()
     return Entry(path.getName(), path.toString(), status.getLen(), status.isDirectory())
 

@@ -1,6 +1,6 @@
-"""Why a line of a log is rejected: the reasons, in order of precedence, and the rule that each one says was broken."""
+"""The reasons for which a line is rejected, in order of precedence, and the rule that a line with each reason breaks."""
 
-#: Why a line is rejected, in order of precedence; a line's reason is a position here, 0 for none.
+#: In order of precedence; a line's reason is a position here, 0 for none.
 REASONS = (
     "",
     "malformed_line",
@@ -13,7 +13,8 @@ REASONS = (
     "duplicate_impression",
     "duplicate_context",
 )
-
+GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
+MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
 
 #: source → reason → the rule that a rejected line breaks, in words; docs/dataset.md and docs/events.md have all of it.
 _RULES = {
@@ -41,9 +42,3 @@ _RULES = {
 def rules_of(source: str) -> dict[str, str]:
     """Return reason → rule for the reasons that source.name=`source` can give, in order of precedence."""
     return _RULES[source]
-
-
-GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
-
-
-MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)

@@ -1,4 +1,4 @@
-"""The raw files of an Ali-CCP log: which are there, how they are cut into input splits, and how a split is read.
+"""The raw files of a log, and the byte ranges (input splits) that tasks read.
 
 A table (`sample_skeleton_train.csv`) is one file, one gzip file, or a directory of parts, read in the order of their
 names. Offsets are in the uncompressed file; (ordinal of the file, offset of the line) is the order of the log.
@@ -28,13 +28,13 @@ class SourceFile:
     by_spark: bool = False  # Python cannot open it: the driver goes through Spark's Java side, tasks are given lines
 
     def open(self) -> BinaryIO:
-        """The uncompressed bytes."""
+        """Open the file for reading its uncompressed bytes."""
         stream = files_of(self.path, self.by_spark).open(self.path)
         return cast(BinaryIO, _Gzip(stream)) if self.compressed else stream
 
 
 class _Gzip(gzip.GzipFile):
-    """A gzip file that closes the file below it, too."""
+    """A gzip file that also closes the file below it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__(fileobj=stream, mode="rb")
@@ -55,7 +55,7 @@ class InputSplit:
 
 
 def read_line_at(stream: BinaryIO, offset: int) -> bytes:
-    """The line that begins at `offset`, without its line feed."""
+    """Read the line that begins at `offset`, without its line feed."""
     stream.seek(offset)
     line = stream.readline()
     return line[:-1] if line.endswith(b"\n") else line

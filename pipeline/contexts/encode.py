@@ -65,7 +65,7 @@ def _records(
 
 def _label_bits(line_table: np.ndarray, order: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
     """Return the label bits of the lines `order`; without a click, no conversion (ESMM eq. 3) and no daction."""
-    raw_L = line_table[order, line_columns.LABELS]
+    raw_L = line_table[order, line_columns.LABEL_FLAGS]
     click_L = raw_L & line_columns.CLICK_BIT > 0
     label_L = click_L * records.CLICK_LABEL + (click_L & (raw_L & line_columns.BUY_BIT > 0)) * records.CONVERSION_LABEL
     label_L += (click_L & (raw_L & line_columns.DACTION_BIT > 0)) * records.DACTION_LABEL

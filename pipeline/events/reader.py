@@ -64,7 +64,7 @@ class EventReader:
         line_table[:, line_columns.HAS_KEY] = 1
         line_table[:, line_columns.SAMPLE_ID] = rows.column("impression_id").to_numpy()
         for name, bit in _LABEL_BITS.items():
-            line_table[:, line_columns.LABELS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
+            line_table[:, line_columns.LABEL_FLAGS] |= bit * rows.column(name).is_valid().to_numpy(zero_copy_only=False)
         field_V, id_V, weight_V, end_L = values_of(rows, self.catalogue.fields, numbers)
         line_table[:, line_columns.VALUES_END] = end_L
         parsed = Parsed(line_table, field_V, id_V, weight_V)

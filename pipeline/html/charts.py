@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH, HEIGHT = 420, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 46
+_LEFT_MARGIN, _RIGHT_MARGIN, _TOP_MARGIN, _BOTTOM_MARGIN = 56, 14, 14, 46
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What one axis shows; a range left out is that of the series."""
+    """The label and range of an axis; a bound left out comes from the series."""
 
     label: str
     low: float | None = None
@@ -135,12 +135,12 @@ class Box(NamedTuple):
     bottom: int
 
 
-_BOX = Box(_LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM)
+_BOX = Box(_LEFT_MARGIN, WIDTH - _RIGHT_MARGIN, _TOP_MARGIN, HEIGHT - _BOTTOM_MARGIN)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """All that the template needs to draw one chart."""
+    """A chart in pixels, as the template draws it."""
 
     title: str
     description: str
@@ -156,8 +156,8 @@ class Chart:
 
 def chart(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> Chart:
     """Lay out a chart of `series` with a title, a description and two axes."""
-    x = _scale(x_axis, [line.x for line in series], _LEFT, WIDTH - _RIGHT)
-    y = _scale(y_axis, [line.y for line in series], HEIGHT - _BOTTOM, _TOP)
+    x = _scale(x_axis, [line.x for line in series], _LEFT_MARGIN, WIDTH - _RIGHT_MARGIN)
+    y = _scale(y_axis, [line.y for line in series], HEIGHT - _BOTTOM_MARGIN, _TOP_MARGIN)
     return Chart(
         title,
         description,
@@ -165,7 +165,7 @@ def chart(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequ
         y_axis.label,
         _ticks(x_axis, x),
         _ticks(y_axis, y),
-        [_drawn(line, x, y) for line in series],
+        [_draw(line, x, y) for line in series],
     )
 
 
@@ -173,7 +173,7 @@ def _ticks(axis: Axis, scale: _Scale) -> list[Tick]:
     return [Tick(f"{float(scale(tick)):.1f}", tick_text(tick)) for tick in axis.ticks(scale.low, scale.high)]
 
 
-def _drawn(line: Series, x: _Scale, y: _Scale) -> DrawnLine:
+def _draw(line: Series, x: _Scale, y: _Scale) -> DrawnLine:
     data_x, data_y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
     if line.style == "steps":  # a histogram's outline, down to the axis at both ends
         data_x, data_y = np.repeat(data_x, 2), np.concatenate(([y.low], np.repeat(data_y, 2), [y.low]))

@@ -37,7 +37,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pipeline.html", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_escape_unprintable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -47,8 +47,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _shown(value: Any) -> Any:
-    """Replace what does not print in a value that a template outputs; line breaks stay, and what a macro returned."""
+def _escape_unprintable(value: Any) -> Any:
+    """Escape the characters that do not print in a value of a template, except line breaks. Markup of a macro is left as it is."""
     if isinstance(value, Markup):
         return value
     text = str(value)

@@ -1,9 +1,8 @@
-"""Where numba keeps its compiled kernels: a directory of the user's own, so that workers share what one compiled.
+"""The directory of numba's compiled kernels, one a user, so that workers share what one compiled.
 
-`kernels.jit` imports this module before numba. A compiled kernel is machine code that is
-loaded without a question, so a directory that another user may write to is refused. And numba asks only whether the file
-of a kernel has changed, not the files of what is inlined into it: so each state of our kernels has a directory below, which
-is removed when nobody has used it for 30 days.
+`kernels.jit` imports this module before numba. A compiled kernel is machine code that numba loads unchecked, so a directory
+that another user may write to is refused. numba looks only at the file of a kernel, not at the files of what is inlined into
+it. So each state of our kernels has a directory of its own, which is removed when nobody has used it for 30 days.
 """
 
 import fcntl
@@ -22,26 +21,25 @@ from pipeline.errors import InputError
 VARIABLE = "NUMBA_CACHE_DIR"
 _UNUSED_S = 30 * 24 * 3600.0
 _STATE = re.compile(r"[0-9a-f]{16}\Z")
-_held: dict[Path, int] = {}  # directories that this process uses → descriptors with a shared lock
+_locks: dict[Path, int] = {}  # directory that this process uses → descriptor with a shared lock
 
 
 def own_directory(environment: MutableMapping[str, str]) -> Path:
-    """The cache directory, made with mode 0700 if need be, and named in `environment` for numba and for child processes.
+    """Make the cache directory, with mode 0700, and set it in `environment` for numba and for child processes; return it.
 
-    It is named by the content of our kernels, below $NUMBA_CACHE_DIR, or $XDG_CACHE_HOME/entirespace/numba, or
-    ~/.cache/entirespace/numba. Raises InputError where it cannot be made, belongs to another user, or may be written by
-    others.
+    Its name is the hash of our kernels. It lies below $NUMBA_CACHE_DIR, $XDG_CACHE_HOME/entirespace/numba or
+    ~/.cache/entirespace/numba. Raises InputError if it cannot be made, belongs to another user, or others may write to it.
     """
     state = kernels_xxh3(Path(__file__).parents[2])
     if chosen := environment.get(VARIABLE):
-        root = Path(chosen).parent if Path(chosen).name == state else Path(chosen)  # a parent process has been here
+        root = Path(chosen).parent if Path(chosen).name == state else Path(chosen)  # set by a parent process
     else:
         home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = Path(home) / "entirespace" / "numba"
     _make_own(root)
     is_new = not (root / state).exists()
-    _hold(root / state)
-    if is_new:  # the moment at which others fall out of use
+    _lock_shared(root / state)
+    if is_new:  # our kernels have changed, so older directories may be stale
         _remove_unused(root)
     environment[VARIABLE] = str(root / state)
     return root / state
@@ -60,9 +58,9 @@ def _make_own(path: Path) -> None:
         raise InputError(f"{VARIABLE}={path} may be written by other users, who could plant code there; {remedy}")
 
 
-def _hold(path: Path) -> None:
-    """Make the directory, and lock it as long as this process or one that it forks lives: nobody removes it meanwhile."""
-    while path not in _held or not _is_at(path, _held[path]):
+def _lock_shared(path: Path) -> None:
+    """Make the directory, and keep a shared lock on it until this process and all that it forks have ended."""
+    while path not in _locks or not _is_at(path, _locks[path]):
         _make_own(path)
         with suppress(FileNotFoundError):  # it was just being removed: make it again
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -70,15 +68,15 @@ def _hold(path: Path) -> None:
             # inherits it. filelock 4.2 locks files exclusively (FileLock) or by SQLite (ReadWriteLock), in one process.
             with suppress(OSError):  # where files cannot be locked, nothing is removed either
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-            _held[path] = descriptor
+            _locks[path] = descriptor
     with suppress(OSError):  # a cache that may only be read
         os.utime(path)
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove the directories of other states that no process holds, and that none has begun to use for long."""
+    """Remove the directories of other states that no process has locked, and that none has opened for 30 days."""
     for path in root.iterdir():
-        if not _STATE.match(path.name) or path in _held:
+        if not _STATE.match(path.name) or path in _locks:
             continue
         with suppress(OSError):  # it is in use, or another process was faster
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -98,7 +96,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def kernels_xxh3(root: Path) -> str:
-    """The hash of every source file below `root` that has kernels."""
+    """Hash every source file below `root` that has kernels."""
     content = xxhash.xxh3_64()
     for path in sorted(path for package in ("pipeline", "training") for path in (root / package).rglob("*.py")):
         if b"njit" in (text := path.read_bytes()):

@@ -1,7 +1,7 @@
-"""Bytes and unaligned words of eight bytes, from and to memory, for kernels that take a text as an address.
+"""Load and store bytes and unaligned words of eight bytes, in kernels that take a text as an address.
 
-With arrays as arguments of functions in the innermost loop, numba counts references at every call. The caller keeps what lies
-at the address alive, and the kernel stays inside: nothing is checked here.
+numba counts references at every call of a function that takes an array, which is too slow in an innermost loop. Nothing is
+checked here: the caller keeps the memory alive, and the kernel stays within it.
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ WORD_BYTES = 8
 
 @nb.extending.intrinsic
 def word_at(typing: Any, address: Any, position: Any) -> Any:
-    """The eight bytes from `address + position` on, the first one lowest."""
-    return _load(64, nb.types.uint64)
+    """Load the eight bytes from `address + position` on as uint64, the first one lowest."""
+    return _load_intrinsic(64, nb.types.uint64)
 
 
 @nb.extending.intrinsic
 def byte_at(typing: Any, address: Any, position: Any) -> Any:
-    """The byte at `address + position`."""
-    return _load(8, nb.types.int64)
+    """Load the byte at `address + position` as int64."""
+    return _load_intrinsic(8, nb.types.int64)
 
 
-def _load(bits: int, kind: Any) -> Any:
-    """An intrinsic's result: a load from an address and an offset, which need not be aligned."""
+def _load_intrinsic(bits: int, kind: Any) -> Any:
+    """Return what an intrinsic returns: its signature, and the code of a load that need not be aligned."""
 
     def generate(conaddress: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = builder.inttoptr(builder.add(*arguments), ir.IntType(bits).as_pointer())

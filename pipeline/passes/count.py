@@ -153,7 +153,7 @@ def count(spark: "SparkSession", job: Job, log: InputLog) -> CountResult:
     def save(directory: Path) -> list[Path]:
         return lookup_of(base).save(directory, BASE_LOOKUP)
 
-    with running.shared(spark, save) as tables:
+    with running.share_files(spark, save) as tables:
         table = _count_and_merge(frame, replace(counting, fields=fields, base=tables), num_splits)
     return _merge_on_driver(job, table, occurrences, fields, base)
 

@@ -47,7 +47,7 @@ class SplitInput:
     reader: ChunkReader | EventReader
 
     def frame(self, spark: "SparkSession") -> "DataFrame":
-        return running.numbers(spark, len(self.splits))
+        return running.number_partitions(spark, len(self.splits))
 
     def chunks(self, batches: Batches) -> Iterator[Chunk]:
         for number in numbers_in(batches):

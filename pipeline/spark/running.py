@@ -23,54 +23,57 @@ if TYPE_CHECKING:
 Batches = Iterator["pa.RecordBatch"]
 
 
-def numbers(spark: "SparkSession", count: int) -> "DataFrame":
-    """The numbers [0, count), one in each partition: a task finds its work by its number. One column, id."""
+def number_partitions(spark: "SparkSession", count: int) -> "DataFrame":
+    """Return the numbers [0, count) as the column `id`, one in each partition: a task finds its work by its number."""
     return spark.range(0, count, 1, count)
 
 
-def collect(frame: "DataFrame", what: str, num_tasks: int, unit: str) -> "pa.Table":
-    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError where a task raised one."""
+def collect(frame: "DataFrame", title: str, num_tasks: int, unit: str) -> "pa.Table":
+    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError if a task raised one."""
     spark = frame.sparkSession
-    with _progress(spark, what, num_tasks, unit), plain_errors():
+    with _show_progress(spark, title, num_tasks, unit), plain_errors():
         return frame.toArrow()
 
 
 @contextmanager
-def shared(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> Iterator[Callable[[], Path]]:
-    """The files that `save` writes, where every worker can map them into memory: by path, or shipped by Spark."""
+def share_files(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> Iterator[Callable[[], Path]]:
+    """Give every worker the files that `save` writes: by their path on one machine, else shipped by Spark.
+
+    The value is a function that tasks call for the folder of the files; they map them into memory.
+    """
     with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
         paths = save(Path(temporary))
         if is_local(spark.sparkContext.master):
-            yield _AtPath(temporary)
+            yield _LocalFolder(temporary)
         else:
             for path in paths:
                 spark.sparkContext.addFile(str(path))
-            yield _shipped
+            yield _shipped_folder
 
 
 @dataclass(frozen=True)
-class _AtPath:
+class _LocalFolder:
     path: str
 
     def __call__(self) -> Path:
         return Path(self.path)
 
 
-def _shipped() -> Path:
+def _shipped_folder() -> Path:
     from pyspark import SparkFiles
 
     return Path(SparkFiles.getRootDirectory())
 
 
 @contextmanager
-def _progress(spark: "SparkSession", what: str, num_tasks: int, unit: str) -> Iterator[None]:
-    """A bar on a terminal, else a line at the end: the tasks that are done in the stages of this job group."""
+def _show_progress(spark: "SparkSession", title: str, num_tasks: int, unit: str) -> Iterator[None]:
+    """Show how many tasks of the block's stages are done: a bar on a terminal, and a line at the end."""
     context: Any = spark.sparkContext
-    group = f"entirespace-{what}-{time.monotonic_ns()}"
-    context.setJobGroup(group, what)
+    group = f"entirespace-{title}-{time.monotonic_ns()}"
+    context.setJobGroup(group, title)
     stop = threading.Event()
-    done = _done_tasks(context, group)
-    bar = tqdm(total=num_tasks, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    done = _count_done_tasks(context, group)
+    bar = tqdm(total=num_tasks, desc=title, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
     def watch() -> None:
         while not stop.wait(0.3):
@@ -82,7 +85,7 @@ def _progress(spark: "SparkSession", what: str, num_tasks: int, unit: str) -> It
         watcher.start()
     try:
         yield
-        print(f"{what}: {num_tasks} {unit}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        print(f"{title}: {num_tasks} {unit}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     finally:
         stop.set()
         if watcher:
@@ -90,7 +93,7 @@ def _progress(spark: "SparkSession", what: str, num_tasks: int, unit: str) -> It
         bar.close()
 
 
-def _done_tasks(context: Any, group: str) -> Callable[[], int]:
+def _count_done_tasks(context: Any, group: str) -> Callable[[], int]:
     tracker = context.statusTracker()
 
     def done() -> int:

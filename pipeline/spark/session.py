@@ -1,4 +1,4 @@
-"""The Spark session, and how its stages are run: quiet, on loopback where local, with progress of our own."""
+"""The Spark session: its defaults, what executors inherit of the environment, and a local master on loopback."""
 
 import os
 import re
@@ -17,34 +17,34 @@ from pipeline.spark.workers import MALLOC
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_EVERYWHERE = {
+_DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(8 << 20),
-    "spark.sql.adaptive.enabled": "false",  # our partitions are counted beforehand; merging them would merge files
+    "spark.sql.adaptive.enabled": "false",  # merging our partitions would merge files
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.caseSensitive": "true",  # the columns of a log are named as they are; find_log looks at them so, too
+    "spark.sql.caseSensitive": "true",  # column names of a log, as events/tables checks them
     "spark.python.unix.domain.socket.enabled": "true",  # cheaper than TCP between the JVM and Python
     "spark.buffer.size": str(1 << 20),
     "spark.driver.maxResultSize": "0",  # vocabularies come to the driver: 16 bytes for each id that is kept
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
-_LOCAL = {
+_LOCAL_DEFAULTS = {
     "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.shuffle.compress": "false",  # one machine: the shuffle stays in the page cache
 }
 # The JVM only moves blobs here: compiling it harder, and collecting in parallel, cost 12 CPU s of a small job's 27.
-_LOCAL_JAVA = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+_LOCAL_JAVA_OPTIONS = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _ATTEMPTS = 4
-#: Where remote files are, and by whose account, as far as that is no secret: executors need to know it too.
+#: The place and the account of remote files, as far as it is no secret: executors need it too.
 _REMOTE_FILES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 
 
 def is_local(master: str) -> bool:
-    """Whether Spark's workers are threads of this process's JVM."""
+    """Tell whether Spark's workers are threads of this process's JVM."""
     return master.startswith("local") and not master.startswith("local-cluster")
 
 
@@ -54,13 +54,13 @@ def with_retries(master: str) -> str:
 
 
 def start_spark(settings: SparkSettings) -> "SparkSession":
-    """A session with our defaults, below them what `spark.conf` says; InputError where Java or the master is missing."""
+    """Start a session with our defaults, which `spark.conf` overrides; InputError without Java or the master."""
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
     if not submitted:
         ensure_java(os.environ)
     own_directory(os.environ)
     root = str(Path(pipeline.__file__).parent.parent)
-    # From a zip (--py-files) Spark brings the code to the executors itself; a checkout they must see where we do.
+    # Spark ships a zip (--py-files) to the executors itself; a checkout must have the same path there.
     for_executors = ["NUMBA_CACHE_DIR", *_REMOTE_FILES] + ["PYTHONPATH"] * Path(root).is_dir()
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root not in paths:
@@ -70,20 +70,20 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("entirespace preprocess")
-    chosen = dict(_EVERYWHERE)
+    chosen = dict(_DEFAULTS)
     if not submitted:
         builder = builder.master(with_retries(settings.master))
         java_options = f"-Dlog4j2.configurationFile={root}/conf/spark/log4j2.properties"
         if is_local(settings.master):
-            chosen |= _LOCAL
-            java_options += _LOCAL_JAVA
+            chosen |= _LOCAL_DEFAULTS
+            java_options += _LOCAL_JAVA_OPTIONS
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         chosen["spark.driver.extraJavaOptions"] = java_options
     for name in for_executors:
         if name in os.environ:
             chosen[f"spark.executorEnv.{name}"] = os.environ[name]
     chosen |= {f"spark.executorEnv.{name}": value for name, value in MALLOC.items()}
-    for key, value in (chosen | _flat(settings.conf)).items():
+    for key, value in (chosen | _dotted_keys(settings.conf)).items():
         builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()
@@ -98,19 +98,19 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
 
 
 def stop_spark() -> None:
-    """End the session, if one was started: executors that lose their driver at its exit would say so at length."""
+    """End the session, if there is one: executors that lose their driver at its exit log long errors."""
     if pyspark := sys.modules.get("pyspark.sql"):
         session = pyspark.SparkSession.getActiveSession()
         if session is not None:
             session.stop()
 
 
-def _flat(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """`spark.conf.spark.driver.memory=4g` arrives nested; Spark's keys are dotted."""
-    flat: dict[str, str] = {}
+def _dotted_keys(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten a nested mapping to Spark's dotted keys: `spark.conf.spark.driver.memory=4g` arrives nested."""
+    dotted: dict[str, str] = {}
     for key, value in conf.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            dotted |= _dotted_keys(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
-    return flat
+            dotted[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    return dotted

@@ -1,12 +1,12 @@
-"""The Python workers of Spark: what keeps them from working for nothing.
+"""Spark's Python workers: settings of malloc and of the garbage collector that save CPU time.
 
 Measured together on a log of 420 MB: 11.3 CPU s before, 7.8 after.
 """
 
 import gc
 
-#: glibc gives freed blocks of this size and above back to the system, and a chunk's arrays are above by default: every
-#: chunk would fault its pages in anew. 32 MB is the most that glibc takes; what a worker keeps is its largest chunk.
+#: By default glibc returns a chunk's arrays to the system when they are freed, so every chunk faults its pages in anew.
+#: 32 MB is glibc's largest threshold; a worker keeps the memory of its largest chunk.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_ARENA_MAX": "2"}
 
 

@@ -1,4 +1,4 @@
-"""A dataset in a directory: files are renamed into it at the commit, and brought to the disk before."""
+"""A dataset in a directory: the commit renames files into it, after flushing them to disk."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ class LocalStore:
 
     @property
     def location(self) -> str:
-        """The path."""
+        """The path of the directory."""
         return str(self.root)
 
     def begin(self, run: str) -> None:
@@ -31,45 +31,43 @@ class LocalStore:
             self.scratch(run).mkdir(parents=True)
 
     def scratch(self, run: str) -> Path:
-        """Beside the data, so that a rename moves no bytes."""
+        """Return a directory beside the data, so that a rename moves no bytes."""
         return self.root / STAGING / run
 
     def seal(self, file: StagedFile, name: str) -> StagedFile:
-        """Bring the bytes to the disk. The driver renames: only it knows which attempt of a task counts."""
+        """Flush the bytes to disk. The driver renames: only it knows which attempt of a task counts."""
         with writing(f"out={self.location}"), open(file.path, "rb") as stream:
             os.fsync(stream.fileno())
         return replace(file, name=name)
 
     def save(self, run: str, name: str, content: bytes) -> str:
-        """Write it beside the staged files."""
+        """Write the content beside the staged files."""
         path = self.scratch(run) / name
         with writing(str(path)):
             path.write_bytes(content)
         return path.relative_to(self.root).as_posix()
 
     def install(self, file: StagedFile) -> str:
-        """Rename the file."""
         with writing(f"out={self.location}"):
             (self.root / file.name).parent.mkdir(exist_ok=True)
             os.replace(file.path, self.root / file.name)
         return file.name
 
     def flush(self, folders: tuple[str, ...]) -> None:
-        """Bring the renames to the disk."""
+        """Flush the renames to disk."""
         with writing(f"out={self.location}"):
             for path in (self.root, *(self.root / folder for folder in folders)):
                 if path.is_dir():
                     sync_directory(path)
 
     def read(self, name: str) -> bytes | None:
-        """The content, or None."""
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def put(self, name: str, content: bytes) -> None:
-        """Write where a sweep would find it, and rename."""
+        """Write in the staging directory, where a dead file would be removed, and rename."""
         path = self.root / name
         fresh = self.root / STAGING / fresh_name(name)
         with writing(f"out={self.location}"):
@@ -78,17 +76,16 @@ class LocalStore:
             write_whole(path, content, partial=fresh)
 
     def names(self, folder: str) -> list[tuple[str, float]]:
-        """Files and their age by the clock of this host."""
+        """List files and their age by the clock of this host."""
         paths = [path for path in (self.root / folder).rglob("*") if path.is_file()]
         return [(path.relative_to(self.root).as_posix(), time.time() - path.stat().st_mtime) for path in paths]
 
     def remove(self, name: str) -> None:
-        """Unlink it."""
         with writing(f"out={self.location}"):
             (self.root / name).unlink(missing_ok=True)
 
     def clear(self, run: str) -> None:
-        """Remove the directory, and the one of all runs if it was the last."""
+        """Remove the scratch of the run, and the staging directory if it is empty then."""
         shutil.rmtree(self.scratch(run), ignore_errors=True)
         parent = self.root / STAGING
         if parent.is_dir() and not any(parent.iterdir()):
@@ -96,5 +93,5 @@ class LocalStore:
 
 
 def fresh_name(name: str) -> str:
-    """Where a small file of this process is written before it is whole, in STAGING."""
+    """Return the name in STAGING under which this process writes a small file before it renames it."""
     return f"{name.replace('/', '-')}-{os.getpid()}"

@@ -1,7 +1,7 @@
 """One job at a time on a dataset: flock in a directory, a conditional PUT on S3, nothing but a warning elsewhere.
 
-The lock is the file `_lock`, which says who holds it. Whoever dies leaves it behind: a later job on the same host takes
-it over, one on another host is refused, for it cannot know.
+The lock is the file `_lock`, which names its holder. A job that dies leaves it behind. A later job on the same host takes it
+over; one on another host is refused, because it cannot know whether the holder lives.
 """
 
 import os
@@ -21,8 +21,8 @@ _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 @contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Hold the lock of a dataset; InputError where another job has it, a message where a dead one left it."""
+def dataset_lock(store: Store) -> Iterator[None]:
+    """Hold the lock of a dataset for the length of the block. Raises InputError if another job holds it."""
     if isinstance(store, LocalStore):
         with _locked_directory(store.root):
             yield
@@ -46,7 +46,7 @@ def _locked_directory(out: Path) -> Iterator[None]:
         if not lock.is_exclusive:
             _warn(str(out), "its file system has no locks")
         if holder := lock.holder():
-            if not holder.is_here:  # its host's locks may not reach us
+            if not holder.is_here:  # locks of its host may not reach this one
                 raise InputError(f"{_refusal(str(out), holder)} If that job is gone, remove {path}.")
             _report_takeover(str(path), holder)
         try:
@@ -59,14 +59,14 @@ def _locked_directory(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked_prefix(client: Any, location: str) -> Iterator[None]:
-    """The same by S3's conditional requests; a store that does not know them is said to be unprotected."""
+    """Hold the lock by S3's conditional requests; warn about a store that does not know them."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     where = {"Bucket": bucket, "Key": f"{prefix}/{LOCK}".lstrip("/")}
-    mine, path = this_process().to_json(), f"{location}/{LOCK}"
+    signature, path = this_process().to_json(), f"{location}/{LOCK}"
     try:
-        client.put_object(**where, Body=mine, IfNoneMatch="*")
+        client.put_object(**where, Body=signature, IfNoneMatch="*")
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code == "NotImplemented":
@@ -75,21 +75,21 @@ def _locked_prefix(client: Any, location: str) -> Iterator[None]:
             return
         if code not in _CONFLICTS:
             raise InputError(f"out={location} cannot be locked ({error}).") from error
-        _take_over(client, where, mine, location, path)
+        _take_over(client, where, signature, location, path)
     except BotoCoreError as error:
         raise InputError(f"out={location} cannot be locked ({error}).") from error
     try:
         yield
     finally:
         try:
-            if client.get_object(**where)["Body"].read() == mine:
+            if client.get_object(**where)["Body"].read() == signature:
                 client.delete_object(**where)
         except (BotoCoreError, ClientError) as error:
             print(f"{path} was not released ({error}); remove it if it is there.", file=sys.stderr, flush=True)
 
 
-def _take_over(client: Any, where: Mapping[str, str], mine: bytes, location: str, path: str) -> None:
-    """Replace the lock of a job of this host that is no more; InputError for any other."""
+def _take_over(client: Any, where: Mapping[str, str], signature: bytes, location: str, path: str) -> None:
+    """Replace the lock of a job of this host that has ended; InputError for any other."""
     from botocore.exceptions import ClientError
 
     try:
@@ -99,14 +99,14 @@ def _take_over(client: Any, where: Mapping[str, str], mine: bytes, location: str
             raise InputError(f"{_refusal(location, holder)} If that job is gone, remove {path}.")
         if _is_running(holder.pid):
             raise InputError(_refusal(location, holder))
-        client.put_object(**where, Body=mine, IfMatch=found["ETag"])
-    except ClientError as error:  # it went, or somebody was faster
+        client.put_object(**where, Body=signature, IfMatch=found["ETag"])
+    except ClientError as error:  # it was released, or another job was faster
         raise InputError(f"out={location} is just being taken by another job; run again.") from error
     _report_takeover(path, holder)
 
 
 def _s3_client(store: Store) -> Any:
-    """boto3's client, which knows conditional requests as pyarrow does not; None, and a warning, where there is none."""
+    """Return boto3's client, which knows conditional requests, unlike pyarrow; None, with a warning, without boto3 or off S3."""
     if not store.location.startswith("s3://"):
         _warn(store.location, "only directories and s3:// are")
         return None

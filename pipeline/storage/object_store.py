@@ -1,4 +1,4 @@
-"""A dataset under a prefix of an object store: a task PUTs its file under the final name, for nothing can be renamed there."""
+"""A dataset under a prefix of an object store. Nothing can be renamed there, so a task PUTs its file under the final name."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from pipeline.locations import open_location
 from pipeline.storage.local_store import STAGING, fresh_name
 from pipeline.storage.staged_file import StagedFile
 
-_BLOCK_BYTES = 8 << 20
+_UPLOADED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ObjectStore:
         """Do nothing. A prefix need not be created; other runs' files stay: without a lock they may be in use."""
 
     def scratch(self, run: str) -> Path:
-        """On this host: in Spark's own scratch space where there is one, which Spark empties when its executor ends."""
+        """Make a directory of this host, in Spark's scratch space if there is one: Spark empties it when the executor ends."""
         spark_dirs = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
         path = Path(spark_dirs or tempfile.gettempdir()) / f"entirespace-{run}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,13 +42,13 @@ class ObjectStore:
             path.open("rb") as source,
             filesystem.open_output_stream(f"{root}/{name}") as sink,
         ):
-            while block := source.read(_BLOCK_BYTES):
+            while block := source.read(_UPLOADED_BYTES):
                 sink.write(block)
         path.unlink()
         return replace(file, path="", name=name)
 
     def save(self, run: str, name: str, content: bytes) -> str:
-        """Upload it: no host sees the scratch of another."""
+        """Upload the content: no host sees the scratch of another."""
         saved = f"{STAGING}/{run}/{name}"
         self.put(saved, content)
         return saved
@@ -61,7 +61,6 @@ class ObjectStore:
         """Do nothing: an object that was PUT stays."""
 
     def read(self, name: str) -> bytes | None:
-        """The content, or None."""
         filesystem, root = self._open()
         try:
             with reading(self.location), filesystem.open_input_file(f"{root}/{name}") as stream:
@@ -71,7 +70,7 @@ class ObjectStore:
             return None
 
     def put(self, name: str, content: bytes) -> None:
-        """One PUT; on a file system behind an address (HDFS) written beside it and renamed."""
+        """PUT the content; on a file system behind an address (HDFS), write a file beside it and rename."""
         filesystem, root = self._open()
         with writing(f"out={self.location}"):
             if appears_whole(filesystem):
@@ -85,7 +84,7 @@ class ObjectStore:
                 filesystem.move(fresh, f"{root}/{name}")
 
     def names(self, folder: str) -> list[tuple[str, float]]:
-        """Objects and their age, by the store's time of writing and this host's clock."""
+        """List objects and their age, by the store's time of writing and this host's clock."""
         filesystem, root = self._open()
         selector = pafs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True)
         with reading(self.location):
@@ -95,14 +94,13 @@ class ObjectStore:
         ]
 
     def remove(self, name: str) -> None:
-        """Delete it."""
         filesystem, root = self._open()
         with writing(f"out={self.location}"):
             if filesystem.get_file_info(f"{root}/{name}").is_file:
                 filesystem.delete_file(f"{root}/{name}")
 
     def clear(self, run: str) -> None:
-        """Remove this host's scratch, and what the run kept in the store for its other hosts."""
+        """Remove this host's scratch, and what the run saved in the store for its other hosts."""
         shutil.rmtree(self.scratch(run), ignore_errors=True)
         for name, _ in self.names(f"{STAGING}/{run}"):
             self.remove(name)
@@ -116,5 +114,5 @@ class ObjectStore:
 
 
 def appears_whole(filesystem: pafs.FileSystem) -> bool:
-    """Whether a file is seen only when its writing has ended, as objects are."""
+    """Tell whether a file is visible only once it is whole, as objects are."""
     return filesystem.type_name in ("s3", "gcs", "abfs")

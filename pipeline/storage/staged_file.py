@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A file that is whole, and that no manifest names yet."""
+    """A finished file that no manifest names yet."""
 
-    path: str  # where the host that wrote it has it; "" once it is uploaded
+    path: str  # on the host that wrote it; "" once it is uploaded
     bytes: int
     xxh3: str
-    name: str = ""  # where it goes, relative to the dataset; `Store.seal` sets it
+    name: str = ""  # its final name, relative to the dataset; `Store.seal` sets it

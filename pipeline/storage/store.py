@@ -1,7 +1,7 @@
-"""Where a dataset is written: a directory, or a prefix of an object store. How a file comes to be there whole.
+"""The store of a dataset: a directory, or a prefix of an object store. Every file in it is whole.
 
     task    writes a file below scratch() ─▶ seal(): its content gives it a name
-    driver  install(): there it is                           in the commit, for the attempts that count
+    driver  install(): gives it that name                    in the commit, for the attempts that count
 
 In a directory, `install` renames. To an object store `seal` uploads: nothing can be renamed there, and no object is seen
 before it is whole. Either way `put` shows a small file whole or not at all.
@@ -18,7 +18,7 @@ from pipeline.storage.staged_file import StagedFile
 
 
 class Store(Protocol):
-    """What the commit needs of a place; names are relative to it, with slashes."""
+    """A place for a dataset; names are relative to it, with slashes."""
 
     @property
     def location(self) -> str:
@@ -34,16 +34,16 @@ class Store(Protocol):
         """Make a whole file below `scratch` ready to become `name`."""
 
     def save(self, run: str, name: str, content: bytes) -> str:
-        """Save what tasks of one run have to tell each other; return the name to `read` it by."""
+        """Save a content for the other tasks of a run; return the name by which `read` finds it."""
 
     def install(self, file: StagedFile) -> str:
-        """Put a sealed file where it belongs, unless it is there already; return its name."""
+        """Give a sealed file its final name, unless it has it already; return the name."""
 
     def flush(self, folders: tuple[str, ...]) -> None:
-        """Wait until what was installed in `folders` would outlive a loss of power."""
+        """Wait until the files installed in `folders` would survive a loss of power."""
 
     def read(self, name: str) -> bytes | None:
-        """Read a small file; None where there is none."""
+        """Read a small file; None if there is none."""
 
     def put(self, name: str, content: bytes) -> None:
         """Make or replace a small file atomically."""
@@ -59,7 +59,7 @@ class Store(Protocol):
 
 
 def store_of(out: str) -> Store:
-    """Choose the store for a path or an address; InputError for an address with a query, which only some readers know."""
+    """Choose the store for a path or an address; InputError for an address with a query, which only some readers understand."""
     if is_address(out) and not out.startswith("file://") and "?" in out:
         raise InputError(
             f"out={out} has a query; give the plain address, and the endpoint by the environment (AWS_ENDPOINT_URL)."

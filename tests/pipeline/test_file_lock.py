@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.file_lock import Holder, LockHeld, exclusive_lock, parse_holder
 from pipeline.storage.local_store import LocalStore
-from pipeline.storage.lock import locked
+from pipeline.storage.lock import dataset_lock
 from training.run.run_folder import lock_run
 
 _HOLD = """
@@ -43,7 +43,7 @@ def test_a_lock_of_another_process_is_refused_by_name_and_free_when_that_process
         assert refused.value.holder is not None
         assert (refused.value.holder.pid, refused.value.holder.host) == (process.pid, socket.gethostname())
         message = f"is being written by process {process.pid} on {socket.gethostname()}"
-        with pytest.raises(InputError, match=message), locked(LocalStore(tmp_path)):
+        with pytest.raises(InputError, match=message), dataset_lock(LocalStore(tmp_path)):
             pass
         process.send_signal(signal.SIGKILL)
     with exclusive_lock(path) as lock:
@@ -72,7 +72,7 @@ def test_a_dataset_left_by_a_killed_job_is_taken_over_with_a_message_and_its_loc
 ) -> None:
     with holder_of(tmp_path / "_lock") as process:
         process.send_signal(signal.SIGKILL)
-    with locked(LocalStore(tmp_path)):
+    with dataset_lock(LocalStore(tmp_path)):
         assert f"process {process.pid} ended without releasing it" in capsys.readouterr().err
     assert not (tmp_path / "_lock").exists()
 
@@ -107,7 +107,7 @@ def test_a_file_system_without_locks_is_used_unlocked_and_a_dataset_there_says_s
     monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
     with lock_run(tmp_path):
         assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
-    with locked(LocalStore(tmp_path)):
+    with dataset_lock(LocalStore(tmp_path)):
         assert "is not locked (its file system has no locks)" in capsys.readouterr().err
 
 

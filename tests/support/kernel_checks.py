@@ -61,7 +61,7 @@ def assert_chunks_equal_reference(
             if not line.reason:
                 counts = (bool(row[line_columns.MISMATCH]), row[line_columns.UNKNOWN], row[line_columns.REPEATED])
                 assert counts == (line.mismatch, line.unknown, line.repeated), raw
-                assert (row[line_columns.SAMPLE_ID], row[line_columns.LABELS]) == (
+                assert (row[line_columns.SAMPLE_ID], row[line_columns.LABEL_FLAGS]) == (
                     line.sample_id,
                     line.click + 2 * line.buy,
                 ), raw

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.dataset.manifest import MANIFEST, DatasetFile, Manifest, ManifestField, RowGroup, Source, totals_of
-from pipeline.storage.parquet_files import PARQUET
+from pipeline.storage.parquet_files import PARQUET_OPTIONS
 
 INT32_LIST, FLOAT_LIST, INT64_LIST, INT8_LIST = (
     pa.list_(pa.field("element", kind, nullable=False)) for kind in (pa.int32(), pa.float32(), pa.int64(), pa.int8())
@@ -100,7 +100,7 @@ def write_file(
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f"_staged-{number}"
     schema = tiny_schema(daction, numeric)
-    with pq.ParquetWriter(staged, schema, **PARQUET) as writer:
+    with pq.ParquetWriter(staged, schema, **PARQUET_OPTIONS) as writer:
         for group in groups:
             rows = [context.columns for context in group]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))

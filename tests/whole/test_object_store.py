@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from pipeline.storage import commit
-from pipeline.storage.lock import locked
+from pipeline.storage.lock import dataset_lock
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.staged_file import StagedFile
 from pipeline.storage.store import store_of
@@ -133,7 +133,11 @@ def test_the_feed_reads_a_dataset_on_s3_and_names_a_shard_that_changed(s3: Any, 
 
 def test_a_second_job_on_a_prefix_is_refused_until_its_holder_is_gone(s3: Any, capsys: Any) -> None:
     store = store_of(f"s3://{BUCKET}/locked")
-    with locked(store), pytest.raises(InputError, match=f"being written by process {os.getpid()} on"), locked(store):
+    with (
+        dataset_lock(store),
+        pytest.raises(InputError, match=f"being written by process {os.getpid()} on"),
+        dataset_lock(store),
+    ):
         pass
     assert keys(s3, "locked") == []
     for holder, message in (
@@ -141,18 +145,18 @@ def test_a_second_job_on_a_prefix_is_refused_until_its_holder_is_gone(s3: Any, c
         ({"host": socket.gethostname(), "pid": os.getpid(), "time": "noon"}, "wait for it"),
     ):  # fmt: skip
         s3.put_object(Bucket=BUCKET, Key="locked/_lock", Body=json.dumps(holder).encode())
-        with pytest.raises(InputError, match=message), locked(store):
+        with pytest.raises(InputError, match=message), dataset_lock(store):
             pass
     dead = subprocess.Popen(["true"])
     dead.wait()
     s3.put_object(Bucket=BUCKET, Key="locked/_lock", Body=json.dumps(holder | {"pid": dead.pid}).encode())
-    with locked(store):
+    with dataset_lock(store):
         assert "taking over s3://entirespace/locked/_lock" in capsys.readouterr().err
     assert keys(s3, "locked") == []
 
 
 def test_a_bucket_that_is_not_there_and_an_address_with_a_query_are_said_in_one_sentence(s3: Any) -> None:
-    with pytest.raises(InputError, match=r"out=s3://nowhere/x cannot be locked .*NoSuchBucket"), locked(store_of("s3://nowhere/x")):  # fmt: skip
+    with pytest.raises(InputError, match=r"out=s3://nowhere/x cannot be locked .*NoSuchBucket"), dataset_lock(store_of("s3://nowhere/x")):  # fmt: skip
         pass
     with pytest.raises(InputError, match=r"out=s3://nowhere/x cannot be written .*AWS_ENDPOINT_URL"):
         store_of("s3://nowhere/x").put("manifest.json", b"{}")
@@ -167,8 +171,8 @@ def test_a_sweep_on_s3_takes_our_old_unnamed_files_and_nothing_else(s3: Any) -> 
     ours, users = f"train/part-00000-{'0' * 16}.parquet", "train/notes.parquet"
     for name in (ours, users, "_staging/dead/x.npy", "_superseded/1.json"):
         store.put(name, manifest_of().to_json().encode())
-    assert sorted(commit.unnamed(store, grace_hours=1)) == ["_superseded/1.json"]
-    commit.sweep(store, grace_hours=0)
+    assert sorted(commit.unnamed_files(store, grace_hours=1)) == ["_superseded/1.json"]
+    commit.remove_unnamed_files(store, grace_hours=0)
     assert keys(s3, "swept") == [users]
 
 

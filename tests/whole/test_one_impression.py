@@ -68,7 +68,7 @@ def test_one_impression_from_its_raw_line_to_a_gradient_in_the_row_of_its_item(
     ]
     assert parsed.id_V.tolist() == [ITEM, CATEGORY, CATEGORY]
     assert parsed.weight_V.tolist() == [1.0, 1.0, np.float32(0.69315)]
-    assert parsed.line_table[0, line_columns.LABELS] == line_columns.CLICK_BIT
+    assert parsed.line_table[0, line_columns.LABEL_FLAGS] == line_columns.CLICK_BIT
 
     # 3. The vocabulary gives its raw id a row: 0 is missing, 1 out of vocabulary, then by falling count (vocabulary.py).
     manifest = preprocess(settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.kernels.cache import VARIABLE, _held, _hold, _is_at, _remove_unused, kernels_xxh3, own_directory
+from pipeline.kernels.cache import VARIABLE, _locks, _lock_shared, _is_at, _remove_unused, kernels_xxh3, own_directory
 
 
 def test_the_directory_is_made_for_its_owner_alone_and_named_for_numba(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_new_state_removes_those_that_nobody_has_used_for_a_month_but_none_tha
     for name in names:
         (tmp_path / name / "kernels").mkdir(parents=True)
         (tmp_path / name / "kernels/parse.nbi").touch()
-    holder = "import sys; from pathlib import Path; from pipeline.kernels.cache import _hold; _hold(Path(sys.argv[1])); print(flush=True); input()"
+    holder = "import sys; from pathlib import Path; from pipeline.kernels.cache import _lock_shared; _lock_shared(Path(sys.argv[1])); print(flush=True); input()"
     command = [sys.executable, "-c", holder, str(tmp_path / names[1])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -84,14 +84,14 @@ def test_a_directory_that_is_removed_while_a_process_waits_for_its_lock_is_made_
     path.mkdir(mode=0o700)
     descriptor = os.open(path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    waiting = threading.Thread(target=_hold, args=(path,))
+    waiting = threading.Thread(target=_lock_shared, args=(path,))
     waiting.start()
     shutil.rmtree(path)
     os.close(descriptor)
     waiting.join(timeout=30)
     assert not waiting.is_alive()
     assert path.is_dir()
-    assert _is_at(path, _held[path])
+    assert _is_at(path, _locks[path])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")

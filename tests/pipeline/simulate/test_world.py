@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from jobs.entry import compose
-from pipeline.kernels.auc_histogram import RankHistogram
+from pipeline.kernels.auc_histogram import AucHistogram
 from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.draw import draw_chunk
 from pipeline.simulate.lines import context_keys
@@ -79,6 +79,7 @@ def test_an_id_block_shuffles_without_losing_a_value(size: int, data: st.DataObj
     assert ((ids >= block.first) & (ids < block.first + size)).all()
 
 
+@settings(deadline=None)  # the first example waits for the compiler
 @given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=50), st.integers(0, 2**64 - 1))
 def test_different_counters_give_different_keys(counters: list[int], salt: int) -> None:
     made = [bytes(key).decode() for key in context_keys(np.array(counters, np.uint64), np.uint64(salt))]
@@ -90,8 +91,8 @@ def test_the_binned_auc_is_the_exact_one() -> None:
     rng = np.random.default_rng(0)
     p = rng.beta(1, 20, 50_000)
     label = rng.random(len(p)) < p
-    ranks = RankHistogram()
+    ranks = AucHistogram()
     for part in np.array_split(np.arange(len(p)), 7):
         ranks.add(p[part], label[part])
     assert ranks.auc() == pytest.approx(roc_auc_score(label, p), abs=1e-5)
-    assert RankHistogram().auc() is None
+    assert AucHistogram().auc() is None

@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 from pipeline.storage.local_store import LocalStore
-from pipeline.storage.lock import locked
+from pipeline.storage.lock import dataset_lock
 
 Settings = Callable[..., PreprocessSettings]
 SMALL = ("rows.max_impressions=8", "rows.impressions_per_row_group=50", "rows.impressions_per_file=300")
@@ -126,7 +126,7 @@ def test_a_job_that_is_killed_just_before_it_replaces_a_dataset_leaves_an_audit_
 def test_a_second_job_on_the_same_path_is_refused(tmp_path: Path, preprocess_settings: Settings) -> None:
     raw, out = small_log().write(tmp_path / "raw"), tmp_path / "out"
     with (
-        locked(LocalStore(out)),
+        dataset_lock(LocalStore(out)),
         pytest.raises(InputError, match=f"out={out} is being written by process {os.getpid()} on .* since "),
     ):
         preprocess(preprocess_settings(raw, out))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.storage.parquet_files import PARQUET
+from pipeline.storage.parquet_files import PARQUET_OPTIONS
 from training.feed.column_reader import DamagedColumn
 from training.feed.parquet_pages import ColumnPages, PlainColumn, plain_columns
 
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[pa.DataType, bool, st.SearchStrategy[Any]]] = {
 
 def written(table: pa.Table, **options: Any) -> bytes:
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, **(PARQUET | options)) as writer:
+    with pq.ParquetWriter(sink, table.schema, **(PARQUET_OPTIONS | options)) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
     return sink.getvalue()
 

@@ -17,7 +17,7 @@ from tiny_dataset import write_tiny_dataset
 
 from pipeline.dataset.manifest import DatasetFile, Manifest
 from pipeline.errors import InputError
-from pipeline.storage.parquet_files import PARQUET
+from pipeline.storage.parquet_files import PARQUET_OPTIONS
 from training.feed import row_groups
 
 
@@ -147,7 +147,9 @@ def optional(schema: pa.Schema) -> pa.Schema:
     )
 
 
-@pytest.mark.parametrize("options", [PARQUET, {}], ids=["as written by jobs.preprocess", "as written by pyarrow"])
+@pytest.mark.parametrize(
+    "options", [PARQUET_OPTIONS, {}], ids=["as written by jobs.preprocess", "as written by pyarrow"]
+)
 @pytest.mark.parametrize(
     ("column", "value", "found"),
     [
