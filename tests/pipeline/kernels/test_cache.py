@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.kernels.cache import VARIABLE, _locks, _lock_shared, _is_at, _remove_unused, kernels_xxh3, own_directory
+from pipeline.kernels.cache import VARIABLE, _is_at, _lock_shared, _locks, _remove_unused, kernels_xxh3, own_directory
 
 
 def test_the_directory_is_made_for_its_owner_alone_and_named_for_numba(tmp_path: Path) -> None:
