@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,37 @@ def test_the_first_failing_ranks_error_is_raised_on_every_rank(tmp_path: Path) -
     assert [str(rank["told"]) for rank in ranks] == ["rank 1: ünreadable"] * 3
     assert [rank["numbers"].tolist() for rank in ranks] == [[0, 3, 7, 3], [1, 3, 7, 3], [2, 3, 7, 3]]
     assert [rank["table"].tolist() for rank in ranks] == [[[0, 9], [1, 9], [2, 9]]] * 3
+
+
+def beside_a_rank_that(is_silent: bool) -> dict[str, np.ndarray]:
+    """What rank 0 says of rank 1, which leaves without its part of a sum, or is silent for longer than the timeout."""
+    timeout_s = 6.0
+    error = ""
+    try:
+        with join(WorldSettings(device="cpu", timeout_s=timeout_s)) as world:
+            world.barrier()
+            if world.rank == 0:
+                world.sum(torch.ones(1))
+            elif is_silent:
+                time.sleep(timeout_s + 2)
+    except InputError as lost:
+        error = str(lost)
+    return {"error": np.array(error)}
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_rank_that_is_lost_or_silent_is_told_from_other_errors_by_the_words_of_gloo(
+    tmp_path: Path, is_silent: bool
+) -> None:
+    """Gloo's RuntimeErrors have no type of their own; new words in a new torch would let a traceback through."""
+    error = str(run_ranks(beside_a_rank_that, 2, tmp_path, is_silent)[0]["error"])
+    assert error.startswith("Another rank ended, or did not answer within world.timeout_s=6 (")
+    assert "run the same command again: it resumes from the last complete checkpoint" in error
+
+
+def test_another_runtime_error_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="mine"), join(CPU):
+        raise RuntimeError("mine")
 
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
