@@ -10,6 +10,7 @@ from ranks import run_ranks
 from pipeline.errors import InputError
 from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import speaks
+from training.distributed.tower_gradients import data_parallel
 from training.distributed.world import join
 
 CPU = WorldSettings(device="cpu", timeout_s=30)
@@ -75,6 +76,25 @@ def test_a_rank_that_is_lost_or_silent_is_told_from_other_errors_by_the_words_of
 def test_another_runtime_error_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="mine"), join(CPU):
         raise RuntimeError("mine")
+
+
+def towers_outlive_their_group() -> dict[str, np.ndarray]:
+    """Rank 0 leaves while its part of a sum is on its way: gloo's thread frees the tensor a second later, for which it
+    needs Python's lock."""
+    with join(CPU) as world:
+        towers = data_parallel(torch.nn.Linear(3, 1), world)
+        world.barrier()
+        if world.rank == 1:
+            time.sleep(1)
+        world.start_sum(torch.zeros(10))
+    del towers
+    return {"left": np.array(True)}
+
+
+def test_a_process_goes_on_though_its_towers_outlive_the_group_of_their_ddp(tmp_path: Path) -> None:
+    """Without `_LAST_GROUP`, DDP's reducer destroys the group while it holds Python's lock: `run_ranks` finds ranks that
+    hang."""
+    run_ranks(towers_outlive_their_group, 2, tmp_path)
 
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
