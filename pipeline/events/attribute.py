@@ -37,7 +37,7 @@ class Rules:
 
 
 def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
-    """Attribute every action. One row an action: kind, at, outcome, and its impression (context_key, impression_id).
+    """Attribute every action. One row per action: kind, at, outcome, and its impression (context_key, impression_id).
 
     With rules.one_anywhere the rows also have user and item. `impressions` has user, item, at, impression_id,
     context_key, clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one
@@ -72,7 +72,7 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
 
 
 def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
-    """Select one row an attributed action: context_key, impression_id, its time; user and item if they are there.
+    """Select one row per attributed action: context_key, impression_id, its time; user and item if they are there.
 
     The time, in milliseconds, stands under the action's label: click_at, daction_at (any of the kinds between click and
     purchase) or conversion_at. The other two are null.
@@ -103,7 +103,7 @@ def reaches_ms(rules: Rules) -> dict[str, int]:
 def label_impressions(
     impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
 ) -> DataFrame:
-    """Add click_at, daction_at, conversion_at and in_context to the rows of read.impressions_of; one row an impression.
+    """Add click_at, daction_at, conversion_at and in_context to the rows of read.impressions_of, one per impression.
 
     Each time is that of the first action, null without one. A good impression whose id came before in its context, or
     with `one_anywhere` in any context, gets the status duplicate_impression. The others of a context and a split are

@@ -66,7 +66,7 @@ def add_id_texts(
 
 
 def with_texts(vocabulary: Vocabulary, id_N: np.ndarray, texts: Sequence[str]) -> Vocabulary:
-    """Add the text of each id; of several texts of one hash, take the base's or the first, and print a line about it."""
+    """Add the text of each id; of several texts of one hash, take the base's or the first, and print a line."""
     first = {raw_id: text for raw_id, text in zip(vocabulary.id_N.tolist(), vocabulary.texts, strict=False) if text}
     for raw_id, text in sorted(zip(id_N.tolist(), texts, strict=True)):
         if (known := first.get(raw_id)) is None:

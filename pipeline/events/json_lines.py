@@ -58,7 +58,7 @@ def parse_json_lines(
 
 
 def _rows(spark: SparkSession, table: Table, parser: "LineParser") -> DataFrame:
-    """Read one row a line that is not blank: the columns that the parser knows, CORRUPT and FILE."""
+    """Read one row per line that is not blank: the columns that the parser knows, CORRUPT and FILE."""
     text = StringType()
     columns = [StructField(name, ArrayType(text) if of == MANY else text) for name, of in parser.columns.items()]
     schema = StructType([*columns, StructField(CORRUPT, BinaryType()), StructField(FILE, text)])

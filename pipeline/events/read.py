@@ -63,7 +63,7 @@ class Periods:
 
 
 def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFrame:
-    """Read one row a row of the files: the `needed` columns that the table has, CORRUPT (null if readable) and FILE."""
+    """Read the `needed` columns that the table has, CORRUPT (null if readable) and FILE; one row per row of the files."""
     if table.parsed:
         frame = spark.read.parquet(table.parsed)
     elif table.format == PARQUET:
@@ -82,7 +82,7 @@ def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFr
 def impressions_of(
     spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue, periods: Periods
 ) -> DataFrame:
-    """Read one row an impression of the files, with the columns:
+    """Read one row per impression of the files, with the columns:
 
     status         good, outside_split, immature, or the first reason that applies, of a row that is rejected
     split          0 1 2, null where outside
@@ -133,7 +133,7 @@ def texts_of(
 ) -> tuple[DataFrame, list[int]]:
     """Read the texts of the fields that have a vocabulary and text ids; return also the numbers of these fields.
 
-    One row an impression of the files: t<number>, the text or the texts of the field. There may be no such field.
+    One row per impression of the files: t<number>, the text or the texts of the field. There may be no such field.
     """
     columns: dict[str, pa.DataType] = {}
     for table in (log.impressions, *log.joins):
@@ -149,7 +149,7 @@ def texts_of(
 
 
 def actions_of(spark: SparkSession, table: Table, settings: EventsSettings, kinds: Sequence[str]) -> DataFrame:
-    """Read one row an action of the files: status (good, malformed, other), user, item, at, kind, named_id.
+    """Read one row per action of the files: status (good, malformed, other), user, item, at, kind, named_id.
 
     `kind` is the setting's name of the action, null for one that makes no label (then the status is other).
     `named_id` is the impression that the action names, or null.
@@ -282,7 +282,7 @@ def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], lis
 
 
 def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields: Catalogue) -> DataFrame:
-    """Join the tables to the impressions; one row an impression. Raises InputError for a key that is there twice."""
+    """Join the tables to the impressions; one row per impression. Raises InputError for a key that is there twice."""
     needed = needed_columns(settings, fields)
     frame = read(spark, log.impressions, needed)
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
@@ -298,7 +298,7 @@ def _joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields
             values = ", ".join(str(twice[0][key]) for key in keys)
             raise InputError(
                 f"source.events.joins[{number}].path={join.path} has the key {values} in {twice[0]['count']} rows; "
-                "a joined table needs one row a key, or impressions would be doubled."
+                "a joined table needs one row per key, or impressions would be doubled."
             )
         matches = [F.col(_backquoted(by)).cast("string") == F.col(key) for by, key in zip(join.by, keys, strict=True)]
         frame = frame.join(joined, reduce(Column.__and__, matches), how="left").drop(*keys)

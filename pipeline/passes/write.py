@@ -168,7 +168,7 @@ class GroupFindings:
 
 
 def records_of(begin: "DataFrame", writing: WriteTasks) -> "DataFrame":
-    """Encode the log: one row a record (RECORD_SCHEMA), one partition an output file, sorted in the order of contexts.
+    """Encode the log, one row per record (RECORD_SCHEMA), one partition per output file, in the order of contexts.
 
     The order ends in (ordinal, offset), because ties would otherwise come in the order of arrival.
     """

@@ -105,7 +105,7 @@ def test_columns_that_differ_in_case_alone_are_two(
 
 
 @pytest.mark.usefixtures("spark")
-def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_balances(
+def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_is_reconciled(
     tmp_path: Path, preprocess_settings: Settings
 ) -> None:
     broken = [
@@ -162,7 +162,7 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
 
 
 @pytest.mark.usefixtures("spark")
-def test_a_row_of_each_reason_is_set_aside(
+def test_a_row_of_each_reason_is_quarantined(
     tmp_path: Path, preprocess_settings: Settings, one_of_each: tuple[Path, list[str]]
 ) -> None:
     raw, overrides = one_of_each
@@ -182,7 +182,7 @@ def test_fail_stops_an_event_log_at_a_row_in_one_sentence_and_publishes_nothing(
     place = "impressions" if reason == "duplicate_impression" else f"{raw}/impressions"
     assert message.startswith(f"{place} has {reason} (")
     assert f':"{reason}"' in message
-    assert f"checks.{reason}=fail stops there; mend the row, or set checks.{reason}=quarantine." in message
+    assert f"checks.{reason}=fail stops there; fix the row, or set checks.{reason}=quarantine." in message
     assert not [path for path in (tmp_path / "out").rglob("*.parquet") if "_staging" not in path.parts]
 
 

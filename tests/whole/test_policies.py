@@ -1,4 +1,4 @@
-"""Every reason of DESIGN §3.4 with every policy that it may have: what is written, set aside, counted, or stops the job."""
+"""Every reason of DESIGN §3.4 with every policy that it may have: what is written, rejected, counted, or stops the job."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def test_fail_stops_at_the_first_such_line_in_one_sentence_and_publishes_nothing
     assert published == []
 
 
-@pytest.mark.parametrize("kept", [(), MAY_BE_KEPT], ids=["everything is set aside", "what may be kept is kept"])
+@pytest.mark.parametrize("kept", [(), MAY_BE_KEPT], ids=["everything is rejected", "what may be kept is kept"])
 def test_quarantine_holds_each_line_whole_and_keep_counts_it_and_the_audit_balances(
     tmp_path: Path, preprocess_settings: Settings, kept: tuple[str, ...]
 ) -> None:

@@ -58,7 +58,7 @@ def run_label(spark: "SparkSession", raw: Path, settings: EventsSettings, stagin
 def random_log(
     draw: random.Random, user: int, clicked: bool, named: bool, ids: int
 ) -> tuple[list[Impression], list[Action]]:
-    """A handful of events of one user about two items, at a few dense moments, so that ties and windows' edges abound.
+    """Draw some events of one user and two items, at a few dense moments, so that ties and windows' edges are common.
 
     Impression ids are `ids` and a digit.
     """
@@ -82,7 +82,7 @@ def random_log(
 
 
 def write_log(raw: Path, impressions: list[Impression], actions: list[Action], draw: random.Random) -> None:
-    """Both tables in no order, in two parts each."""
+    """Write both tables in random order, in two parts each."""
     names = {"click": "clk", "cart": "cart", "wish": "fav", "purchase": "buy"}
     shown = [
         {"user": i.user, "item": i.item, "at": i.at, "id": i.id, "context": i.context, "clk": int(i.clicked)}

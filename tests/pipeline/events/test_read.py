@@ -73,7 +73,7 @@ def random_action(draw: random.Random) -> Row:
 
 
 def read_action(row: Row) -> tuple[str, Action | None]:
-    """(what is counted, the action that may make a label)."""
+    """Return (what is counted, the action that may make a label)."""
     at, kind = milliseconds(row["at"] or None), {"cart": "cart", "buy": "purchase"}.get(row["action"])
     if at is None or not row["user"] or not row["action"] or (kind and not row["item"]):
         return "malformed", None

@@ -35,7 +35,7 @@ GLOBAL = "checks.duplicates=global"
 
 
 def chunk_of(ordinal: int, table: str, period: str, lines: list[tuple[int, int, int]]) -> Chunk:
-    """A chunk whose lines are (sample id, key, reason), ten bytes each."""
+    """Make a chunk whose lines are (sample id, key, reason), ten bytes each."""
     line_table = np.zeros((len(lines), line_columns.LINE_COLUMNS), np.int64)
     for line, (sample_id, key, reason) in enumerate(lines):
         line_table[line, [line_columns.SAMPLE_ID, line_columns.KEY, line_columns.REASON, line_columns.START]] = (
@@ -49,7 +49,7 @@ def chunk_of(ordinal: int, table: str, period: str, lines: list[tuple[int, int, 
 
 
 def repeats_of(chunks: list[Chunk], for_each: int, tasks: int) -> Repeats:
-    """The first pass over `chunks` by hand, dealt to `tasks` tasks."""
+    """Run the first pass over `chunks` by hand, dealt to `tasks` tasks."""
     partitions = Partitions(tuple(range(100, 100 + len(KINDS) * for_each)))
     shuffled: dict[int, list[bytes]] = {}
     for task in range(tasks):
@@ -107,7 +107,7 @@ def test_occurrences_go_to_as_many_partitions_as_the_impressions_have_bytes() ->
 
 
 def colliding_log(seed: int) -> RawLog:
-    """Few ids over many contexts, some of which are missing; ids of train come again in test."""
+    """Draw a log of few ids over many contexts, some of which are missing; ids of train come again in test."""
     draw = random.Random(seed)
     log = RawLog()
     for period in ("train", "test"):
