@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from jobs.entry import compose
-from training.checkpoint.files import newest
+from training.checkpoint.files import find_newest
 from training.distributed.world import join
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -45,7 +45,7 @@ def measure(settings: TrainSettings, every_steps: int) -> tuple[dict[str, list[f
                     trainer._save()
                     seconds["pause"].append(time.monotonic() - ended_s)
         trainer.close()
-        found = newest(trainer.run, print)
+        found = find_newest(trainer.run, print)
         assert found is not None
         size = sum(file.stat().st_size for file in found.path.iterdir())
     return seconds, size

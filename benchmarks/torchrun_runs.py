@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.checkpoint.files import META, newest
+from training.checkpoint.files import META_FILE, find_newest
 
 LOOK_S = 0.01
 PATIENCE_S = 300.0
@@ -103,14 +103,14 @@ class Run:
 
     def files(self) -> dict[str, str]:
         """Return the xxh3 of each file of the newest whole checkpoint, and its step."""
-        found = newest(self.out, print)
+        found = find_newest(self.out, print)
         assert found is not None
-        entries = json.loads((found.path / META).read_text())["files"]
+        entries = json.loads((found.path / META_FILE).read_text())["files"]
         return {name: entry["xxh3"] for name, entry in entries.items()} | {"step": found.path.name}
 
     def last_step(self) -> int:
         """Return the step at which the next start resumes."""
-        found = newest(self.out, lambda line: None)
+        found = find_newest(self.out, lambda line: None)
         return int(found.path.name.removeprefix("step-")) if found else 0
 
     def batches(self) -> list[list[int]]:

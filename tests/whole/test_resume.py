@@ -14,7 +14,7 @@ from tiny_run import merged, tiny_settings, weights
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import InputError
-from training.checkpoint.files import META, Position, folder, newest
+from training.checkpoint.files import META_FILE, Position, find_newest, folder
 from training.distributed.rank_batches import RankBatch
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import World, join
@@ -134,7 +134,7 @@ def test_killed_ranks_resume_to_the_same_bits_as_those_of_stock_ddp_do_not(
         expected = merged(run_ranks(train_ranks, ranks, tmp_path / name / "a", whole, -1, trainer_class))
         with pytest.raises(AssertionError, match="exit statuses"):  # the killed rank's
             run_ranks(train_ranks, ranks, tmp_path / name / "b", settings, 7, trainer_class)
-        found = newest(tmp_path / name / "run", print)
+        found = find_newest(tmp_path / name / "run", print)
         assert found is not None
         assert found.position == Position(0, 6)
         resumed = merged(run_ranks(train_ranks, ranks, tmp_path / name / "c", settings, -1, trainer_class))
@@ -163,7 +163,7 @@ def test_ctrl_c_saves_and_leaves_no_word_for_the_scheduler(data: Path, tmp_path:
     settings = shuffled(data, tmp_path / "run")
     before = signal.getsignal(signal.SIGINT)  # Spark's, where another test has started it
     assert fit(settings, 3, signal.SIGINT)["status"] == EXIT_CTRL_C
-    found = newest(tmp_path / "run", print)
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.position == Position(0, 4)
     assert not (tmp_path / "run" / REQUEUE).exists()
@@ -190,7 +190,7 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     aucs = [entry["validation_ctr_auc"] for entry in entries if "validation_ctr_auc" in entry]
     assert 3 <= len(aucs) < 40
     assert max(aucs) == aucs[-3]
-    found = newest(tmp_path / "run", print)
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.validation is not None
     assert (found.validation.best, found.validation.num_worse) == (aucs[-3], 2)
@@ -224,11 +224,13 @@ def test_a_rank_that_stops_answering_ends_the_others_in_one_sentence(data: Path,
     settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
     with pytest.raises(AssertionError):  # the killed rank's own exit status
         run_ranks(killed, 2, tmp_path / "ranks", settings, 5, signal.SIGKILL)
-    assert "Another rank was lost" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
-    found = newest(tmp_path / "run", print)
+    assert "Another rank ended, or did not answer within world.timeout_s" in str(
+        np.load(tmp_path / "ranks" / "rank-0.npz")["told"]
+    )
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.position == Position(0, 4)
-    assert json.loads((found.path / META).read_text())["world_size"] == 2
+    assert json.loads((found.path / META_FILE).read_text())["world_size"] == 2
 
 
 def outlived(settings: TrainSettings, at: int, pids: Path) -> Arrays:
@@ -247,8 +249,8 @@ def test_a_rank_that_is_stopped_past_the_timeout_ends_the_others(data: Path, tmp
     settings.checkpoint.every_steps, settings.checkpoint.asynchronous = 2, False
     with pytest.raises(AssertionError, match=r"\[0, -9\]"):
         run_ranks(outlived, 2, tmp_path / "ranks", settings, 5, tmp_path)
-    assert "silent for longer than world.timeout_s=8" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
-    found = newest(tmp_path / "run", print)
+    assert "did not answer within world.timeout_s=8" in str(np.load(tmp_path / "ranks" / "rank-0.npz")["told"])
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.position == Position(0, 4)
 
@@ -300,11 +302,11 @@ def test_a_signal_does_not_wait_for_the_end_of_a_validation(data: Path, tmp_path
     for _ in range(2):  # a start that validates first, and gets the signal there, loses nothing either
         ranks = run_ranks(stopped_in_validation, 2, tmp_path / "ranks", settings)
         assert [rank["status"] for rank in ranks] == [EXIT_REQUEUE] * 2
-        found = newest(tmp_path / "run", print)
+        found = find_newest(tmp_path / "run", print)
         assert found is not None
         assert (found.position, found.validation) == (Position(1, 0), None)
     fit(settings)
     assert "validation_loss" in (tmp_path / "run" / LOG).read_text()
-    found = newest(tmp_path / "run", print)
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.validation is not None

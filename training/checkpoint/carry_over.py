@@ -1,7 +1,7 @@
-"""Yesterday's model on today's dataset (`init_from=RUN`): rows follow their raw ids into a vocabulary that changed.
+"""A trained model on a new dataset (`init_from=RUN`): rows follow their raw ids into a vocabulary that changed.
 
-A row whose id both vocabularies have keeps its weights and its optimizer's state; a new id's row stays at the initial
-value that it has in any case; rows of ids that are gone are left behind. Towers and their optimizer go on as they were.
+A row whose id both vocabularies have keeps its weights and its optimizer's state. A new id's row keeps its initial value,
+and the row of an id that is gone is dropped. The towers and their optimizer are taken over.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def carry_over(
     new: Manifest,
     model: ShardedModel,
 ) -> dict[str, Tensor]:
-    """Fill the tables of `model` from `checkpoint`, by raw id; returns the saved state of the towers.
+    """Fill the tables of `model` from `checkpoint`, by raw id, and return the saved state of the towers.
 
     Raises InputError where a file cannot be read.
     """
@@ -53,11 +53,13 @@ def carry_over(
                             _take(rows, wanted, int(first_row), reader.get_tensor(key))
         return {key: reader.get_tensor(key) for key, reader in saved.items() if key.split("/")[0] not in tables_before}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"init_from: {checkpoint} or a vocabulary cannot be read ({error}).") from error
+        raise InputError(
+            f"init_from: {checkpoint} or a vocabulary cannot be read ({error}); give a run whose checkpoint and dataset are complete."
+        ) from error
 
 
 def rows_before(data_before: str, old: ManifestField, data: str, new: ManifestField) -> np.ndarray:
-    """int64 [rows of `new`]: the row of `old` that has the same raw id, or -1; reserved rows and buckets stay what they are."""
+    """Return int64 [rows of `new`]: the row of `old` with the same raw id, or -1; reserved rows and buckets keep their numbers."""
     if not new.vocabulary:
         return np.arange(new.num_rows)
     was, is_now = _vocabulary(data_before, old), _vocabulary(data, new)

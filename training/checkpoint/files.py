@@ -1,9 +1,9 @@
 """The files of a run's checkpoints: written beside, renamed when complete, verified before they are used.
 
     RUN/checkpoints/step-00001234/
-      rank-00000.safetensors   the rows that rank 0 held: <table>/<first row>/weight and its optimizer's state
+      rank-00000.safetensors   the rows that rank 0 stored: <table>/<first row>/weight and its optimizer's state
       towers.safetensors       the replicated parameters and Adam's state
-      checkpoint.json          position, what validation found, and size and checksum of each file; written last
+      checkpoint.json          position, validations, and size and checksum of each file; written last
 
 `training.checkpoint.restore` says what goes into the tensors.
 """
@@ -25,15 +25,15 @@ from pipeline.errors import InputError
 
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
-META = "checkpoint.json"
-TOWERS = "towers.safetensors"
+META_FILE = "checkpoint.json"
+TOWERS_FILE = "towers.safetensors"
 WHICH = ("newest", "best")
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the next step to take is `step` of `epoch`."""
+    """The position of a run: the next step to take is `step` of `epoch`."""
 
     epoch: int = 0
     step: int = 0
@@ -71,82 +71,84 @@ def path_of(run: Path, total_steps: int) -> Path:
 
 
 def steps_of(path: Path) -> int:
-    """Return the steps that `path_of` was given."""
+    """Return the number of steps after which the checkpoint at `path` was saved."""
     return int(path.name.removeprefix("step-"))
 
 
-def newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest complete checkpoint of `run`; each that is damaged is named to `say` and skipped."""
+def find_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """Find the newest complete checkpoint of `run`. Name each damaged one to `say` and skip it."""
     if not folder(run).is_dir():
         return None
     for path in sorted(folder(run).glob("step-*"), reverse=True):
         try:
-            return _checked(path)
+            return _read_verified(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             say(f"{path} is damaged ({error}) and is skipped.")
     return None
 
 
-def chosen(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | None:
+def find_checkpoint(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | None:
     """Find the `newest` complete checkpoint, or the one that validation found `best`; None where there is none at all.
 
     Raises InputError where the run has not been validated, or its best checkpoint is damaged.
     """
     if which not in WHICH:
         raise InputError(f"checkpoint={which} is not one of {', '.join(WHICH)}.")
-    found = newest(run, say)
+    found = find_newest(run, say)
     if which == "newest" or found is None:
         return found
     if found.validation is None:
-        raise InputError(f"run={run} has not been validated up to its newest checkpoint; use checkpoint=newest.")
+        raise InputError(
+            f"run={run} has no validation up to its newest checkpoint, so no best one; use checkpoint=newest."
+        )
     path = path_of(run, found.validation.best_steps)
     try:
-        return _checked(path)
+        return _read_verified(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, the best of run={run}, is not whole ({error}); use checkpoint=newest.") from error
+        raise InputError(f"{path}, the best of run={run}, is damaged ({error}); use checkpoint=newest.") from error
 
 
 def read_meta(path: Path) -> Checkpoint:
-    """Read the checkpoint.json at `path` and check no file; OSError, ValueError, KeyError or TypeError."""
-    raw = json.loads((path / META).read_text())
+    """Read the checkpoint.json at `path` and check no file. Raises OSError, ValueError, KeyError or TypeError."""
+    raw = json.loads((path / META_FILE).read_text())
     if raw["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
+        raise ValueError(f"its format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
     validation = ValidationState(**raw["judged"]) if raw["judged"] else None
     return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])), validation)
 
 
-def _checked(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint at `path`; ValueError or OSError where a file is missing, cut or changed."""
+def _read_verified(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint at `path`. Raises ValueError or OSError where a file is missing, cut or changed."""
     checkpoint = read_meta(path)
-    for name, expected in json.loads((path / META).read_text())["files"].items():
+    for name, expected in json.loads((path / META_FILE).read_text())["files"].items():
         if Path(name).name != name:
             raise ValueError(f"it names {name!r}, which is not a file of its own folder")
         if (path / name).stat().st_size != expected["bytes"]:
-            raise ValueError(f"{name} has another size than {META} says")
+            raise ValueError(f"{name} has another size than {META_FILE} says")
         with (path / name).open("rb") as stream:
             if xxh3_of(stream) != expected["xxh3"]:
-                raise ValueError(f"{name} has another checksum than {META} says")
+                raise ValueError(f"{name} has another checksum than {META_FILE} says")
     return checkpoint
 
 
-def sweep(parent: Path) -> None:
-    """Make the folder of the checkpoints, and remove what earlier kills left half-written in it."""
+def prepare_folder(parent: Path) -> None:
+    """Make the folder of the checkpoints, and remove the unfinished ones that a killed run left in it."""
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(".step-*.tmp"):
-        shutil.rmtree(left)
+    for unfinished in parent.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
-    """Write a safetensors file straight from the tensors' memory, to disk and not only to the cache.
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
+    """Write a safetensors file straight from the tensors' memory, down to the disk (fsync).
 
-    Returns its size and the halves of its xxh3. (The library's own writer would copy every table once, and refuses
-    tables that share a buffer, as FBGEMM's do.)
+    Returns its size and the halves of its xxh3. The library's own writer copies every table once, and refuses tables that
+    share a buffer, as FBGEMM's do.
     """
     header, offset = {}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -169,9 +171,9 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
 
 
 def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapping[str, list[int]], keep: int) -> None:
-    """Make what lies in `staging` the whole `checkpoint`, by one rename, and drop what is older than the `keep` newest.
+    """Rename `staging` to the complete `checkpoint`, and delete what is older than the `keep` newest.
 
-    `entries` has what `write` returned for each file.
+    `entries` has what `write_safetensors` returned for each file.
     """
     final = checkpoint.path
     files = {name: {"bytes": row[0], "xxh3": f"{(row[1] << 32) + row[2]:016x}"} for name, row in entries.items()}
@@ -183,7 +185,7 @@ def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapp
         "world_size": world_size,
         "files": files,
     }
-    write_whole(staging / META, json.dumps(meta, indent=1, sort_keys=True))
+    write_whole(staging / META_FILE, json.dumps(meta, indent=1, sort_keys=True))
     if final.exists():  # damaged, or saved before its validation was
         os.replace(final, replaced := final.with_name(f".{final.name}.old.tmp"))
         os.replace(staging, final)
@@ -191,11 +193,11 @@ def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapp
     else:
         os.replace(staging, final)
     sync_directory(final.parent)
-    _drop(final.parent, keep)
+    _delete_old(final.parent, keep)
 
 
-def _drop(parent: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and what those call the best."""
+def _delete_old(parent: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints and those that they name as the best."""
     kept = sorted(parent.glob("step-*"), reverse=True)[:keep]
     wanted = {path.name for path in kept}
     for path in kept:

@@ -1,9 +1,8 @@
-"""Checkpoints: all that a run needs to resume, and how it is restored; nothing in them is a pickle.
+"""The tensors of a checkpoint: all that a run needs to resume. Nothing in it is a pickle.
 
-A table's rows are found by their row numbers, so any number of ranks restores what any number saved. The masks of
+A table's rows are found by their row numbers, so any number of ranks restores what any other number saved. The masks of
 dropout and the order of the data are functions of the position, so there is no random state to keep.
-`training.checkpoint.files` has the files, and how they appear whole or not at all; `training.checkpoint.save` writes
-them beside training.
+`training.checkpoint.files` has the format and the atomic commit; `training.checkpoint.save` writes beside training.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from training.checkpoint.files import (
-    TOWERS,
+    TOWERS_FILE,
     Checkpoint,
-    chosen,
+    find_checkpoint,
     path_of,
     read_meta,
     steps_of,
@@ -32,9 +31,9 @@ def find_on_all_ranks(run: Path, world: World, say: Callable[[str], None], which
     found, error = None, None
     if world.rank == 0:
         try:
-            found = chosen(run, which, say)
-        except InputError as refused:
-            error = refused
+            found = find_checkpoint(run, which, say)
+        except InputError as failure:
+            error = failure
     world.agree(error)
     total_steps = world.broadcast(steps_of(found.path) if found else -1)
     if total_steps < 0:
@@ -48,7 +47,9 @@ def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
     Raises InputError where a table or a tower has another shape than the saved one.
     """
     try:
-        readers = [safe_open(checkpoint.path / name, framework="pt") for name in checkpoint.files if name != TOWERS]
+        readers = [
+            safe_open(checkpoint.path / name, framework="pt") for name in checkpoint.files if name != TOWERS_FILE
+        ]
         pieces: dict[tuple[str, str], list[tuple[int, Any]]] = {}
         for reader in readers:
             for key in reader.keys():  # noqa: SIM118
@@ -57,7 +58,7 @@ def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
         for shard in model.shards:
             for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
                 _fill(rows, shard.first_row, pieces.get((shard.table, part), []), f"{shard.table}/{part}", checkpoint)
-        with safe_open(checkpoint.path / TOWERS, framework="pt") as reader:
+        with safe_open(checkpoint.path / TOWERS_FILE, framework="pt") as reader:
             load_towers(model, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
@@ -87,7 +88,7 @@ def tower_tensors(model: ShardedModel) -> dict[str, Tensor]:
 
 
 def load_towers(model: ShardedModel, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Fill the towers and their optimizer from `saved`; InputError where a shape differs."""
+    """Fill the towers and their optimizer from `saved`. Raises InputError where a shape differs."""
     for name, parameter in model.towers.named_parameters():
         _check_shape(name, saved.get(name), parameter, checkpoint)
         with torch.no_grad():

@@ -1,11 +1,11 @@
-"""Saving a run while it trains on: copied in the step, written in a thread, whole once every rank has written.
+"""Asynchronous checkpoints: copied in the step, written in a thread, complete once every rank has written.
 
     in the step      every rank copies its tensors to buffers of its own, and training goes on
     in a thread      every rank writes its file, down to the disk
     at later steps   once all have written (the ranks agree on it with their losses), rank 0 gets sizes and checksums
     in a thread      rank 0 writes checkpoint.json and renames the folder
 
-No thread waits for another rank, so all that the ranks say to each other stays in one order.
+No thread waits for another rank, so the collectives of all ranks stay in one order.
 """
 
 import contextlib
@@ -21,40 +21,39 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from training.checkpoint.files import (
-    TOWERS,
+    TOWERS_FILE,
     Checkpoint,
     Position,
     ValidationState,
     commit,
     folder,
     path_of,
-    sweep,
-    write,
+    prepare_folder,
+    write_safetensors,
 )
 from training.checkpoint.restore import rank_tensors, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 
-#: What `write` returns of each file: its size and the halves of its checksum.
-Rows = list[list[int]]
-_NOTHING = [0, 0, 0]
+#: Of each file: its size and the halves of its checksum, as `write_safetensors` returns them.
+FileEntries = list[list[int]]
+_NO_FILE = [0, 0, 0]
 
 
 @dataclass
-class _Underway:
+class _PendingSave:
     whole: Checkpoint
     staging: Path
-    job: "Future[Rows]"  # of this rank
+    job: "Future[FileEntries]"  # of this rank
     commits: bool = False  # else it writes
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, one at a time. What it holds it keeps: buffers for all that this rank saves,
-    unless `settings.asynchronous` is off.
+    """The writer of one run's checkpoints, one at a time.
 
-    All ranks make the same calls; InputError is raised on all of them where one cannot write. The end of the block
-    waits for what is on its way.
+    It keeps buffers for all that this rank saves, unless `settings.asynchronous` is off. All ranks make the same calls;
+    InputError is raised on all of them where one cannot write. The end of the block waits for the pending checkpoint.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class CheckpointWriter:
         self._world, self._settings = world, settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, Tensor] = {}
-        self._underway: _Underway | None = None
-        self._swept = False
+        self._underway: _PendingSave | None = None
+        self._is_prepared = False
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -75,47 +74,47 @@ class CheckpointWriter:
     ) -> None:
         if error is None:
             self.finish()
-        elif isinstance(error, InputError):  # on all ranks; what was saved before it is worth having
+        elif isinstance(error, InputError):  # on all ranks; complete what was saved before it
             with contextlib.suppress(InputError):
                 self.finish()
         self._thread.shutdown(wait=error is None)
 
     def save(self, position: Position, total_steps: int, validation: ValidationState | None) -> None:
-        """Begin to write the state after `total_steps` steps; one that is on its way is waited for first."""
+        """Start to write the state after `total_steps` steps; wait for the pending checkpoint first."""
         self.finish()
         final = path_of(self._run, total_steps)
         staging = folder(self._run) / f".{final.name}.tmp"
-        self._sweep_once(final)
+        self._prepare_folder_once(final)
         files = {f"rank-{self._world.rank:05d}.safetensors": rank_tensors(self._model)}
         if self._world.rank == 0:
-            files[TOWERS] = tower_tensors(self._model)
+            files[TOWERS_FILE] = tower_tensors(self._model)
         if self._settings.asynchronous:
             files = {name: self._copied(name, tensors) for name, tensors in files.items()}
-        names = (*(f"rank-{rank:05d}.safetensors" for rank in range(self._world.size)), TOWERS)
+        names = (*(f"rank-{rank:05d}.safetensors" for rank in range(self._world.size)), TOWERS_FILE)
         whole = Checkpoint(final, position, self._manifest_xxh3, names, validation)
-        self._underway = _Underway(whole, staging, self._thread.submit(_write_all, staging, files))
+        self._underway = _PendingSave(whole, staging, self._thread.submit(_write_all, staging, files))
         if not self._settings.asynchronous:
             self.finish()
 
     @property
     def is_underway(self) -> bool:
-        """Whether a checkpoint is on its way."""
+        """A checkpoint is pending."""
         return self._underway is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether this rank's thread has done its part of what is on its way."""
+        """This rank's thread has done its part of the pending checkpoint."""
         return self._underway is not None and self._underway.job.done()
 
     def advance(self) -> None:
-        """One stage further with what is on its way; waits for the threads of all ranks."""
+        """Take the pending checkpoint one stage further; wait for the threads of all ranks."""
         underway = self._underway
         assert underway is not None
         rows = self._agreed(underway)
         if underway.commits:
             self._underway = None
             return
-        mine, towers = rows if len(rows) == 2 else (rows[0], _NOTHING)
+        mine, towers = rows if len(rows) == 2 else (rows[0], _NO_FILE)
         gathered = self._world.gather([*mine, *towers])
         underway.commits, underway.job = True, Future()
         if self._world.rank:
@@ -126,12 +125,12 @@ class CheckpointWriter:
         underway.job = self._thread.submit(self._commit, underway, entries)
 
     def finish(self) -> None:
-        """Wait until what is on its way is whole."""
+        """Wait until the pending checkpoint is complete."""
         while self._underway:
             self.advance()
 
-    def _agreed(self, underway: _Underway) -> Rows:
-        """Wait for this rank's job and return its result; where one failed, raise InputError on all ranks and leave nothing on the disk."""
+    def _agreed(self, underway: _PendingSave) -> FileEntries:
+        """Wait for this rank's job and return its result. If one failed, raise InputError on all ranks and delete the files."""
         error, rows = None, []
         try:
             rows = underway.job.result()
@@ -146,23 +145,23 @@ class CheckpointWriter:
             raise
         return rows
 
-    def _commit(self, underway: _Underway, entries: Mapping[str, list[int]]) -> Rows:
+    def _commit(self, underway: _PendingSave, entries: Mapping[str, list[int]]) -> FileEntries:
         commit(underway.staging, underway.whole, self._world.size, entries, self._settings.keep)
         return []
 
-    def _sweep_once(self, final: Path) -> None:
-        if self._swept:
+    def _prepare_folder_once(self, final: Path) -> None:
+        if self._is_prepared:
             return
         with self._world.agreeing():
             try:
                 if self._world.rank == 0:
-                    sweep(final.parent)
+                    prepare_folder(final.parent)
             except OSError as error:
                 raise _cannot_write(final, error) from error
-        self._swept = True
+        self._is_prepared = True
 
     def _copied(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`tensors` in memory that no training step touches; on a GPU's host it is pinned."""
+        """Copy `tensors` to memory that no training step touches; it is pinned if they are on a GPU."""
         copies = {}
         for name, tensor in tensors.items():
             key = f"{file}/{name}"
@@ -175,9 +174,9 @@ class CheckpointWriter:
         return copies
 
 
-def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> Rows:
+def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> FileEntries:
     staging.mkdir(parents=True, exist_ok=True)
-    return [write(staging / name, tensors) for name, tensors in files.items()]
+    return [write_safetensors(staging / name, tensors) for name, tensors in files.items()]
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

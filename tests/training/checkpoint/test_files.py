@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from training.checkpoint import files as checkpoint_files
 from training.checkpoint import restore as checkpoint
 from training.checkpoint import save as checkpoint_writer
-from training.checkpoint.files import META, TOWERS, Position, ValidationState, newest
+from training.checkpoint.files import META_FILE, TOWERS_FILE, Position, ValidationState, find_newest
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
@@ -41,7 +41,7 @@ def restored(settings: TrainSettings, run: Path) -> Arrays:
     """This rank's weights after `run` has been restored into a fresh model."""
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        found = newest(run, print)
+        found = find_newest(run, print)
         assert found is not None
         restore(found, trainer.model)
         assert found.position == Position(0, 3)
@@ -101,9 +101,12 @@ def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path)
     save_steps(run, 1, rows=range(4))
     path = checkpoint_files.folder(run) / "step-00000001"
     for rank, rows in ((1, range(4, 7)), (2, range(7, 10))):
-        checkpoint_files.write(path / f"rank-{rank:05d}.safetensors", checkpoint.rank_tensors(fake(rows)))
+        checkpoint_files.write_safetensors(path / f"rank-{rank:05d}.safetensors", checkpoint.rank_tensors(fake(rows)))
     meta = checkpoint_files.Checkpoint(
-        path, Position(), "", ("rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors", TOWERS)
+        path,
+        Position(),
+        "",
+        ("rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors", TOWERS_FILE),
     )
     target = fake(range(2, 9))
     for tensor in (target.shards[0].weight, target.shards[0].optimizer["momentum1"]):
@@ -126,21 +129,21 @@ def test_a_torn_checkpoint_is_never_picked_up(tmp_path: Path, harm: str) -> None
     elif harm == "missing":
         victim.unlink()
     elif harm == "no meta":
-        (latest / META).unlink()
+        (latest / META_FILE).unlink()
     elif harm == "meta cut":
-        (latest / META).write_text((latest / META).read_text()[:40])
+        (latest / META_FILE).write_text((latest / META_FILE).read_text()[:40])
     elif harm == "staged":
         latest.rename(latest.with_name(".step-00000002.tmp"))
     else:
-        meta = json.loads((latest / META).read_text()) | {"format_version": 99}
-        (latest / META).write_text(json.dumps(meta))
+        meta = json.loads((latest / META_FILE).read_text()) | {"format_version": 99}
+        (latest / META_FILE).write_text(json.dumps(meta))
     said: list[str] = []
-    found = newest(tmp_path, said.append)
+    found = find_newest(tmp_path, said.append)
     assert found is not None
     assert found.path.name == "step-00000001"
     assert len(said) == (0 if harm == "staged" else 1)
     save_steps(tmp_path, 2)  # the run comes there again
-    again = newest(tmp_path, said.append)
+    again = find_newest(tmp_path, said.append)
     assert again is not None
     assert again.path == latest
     assert not list(checkpoint_files.folder(tmp_path).glob(".*"))
@@ -152,7 +155,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
         "step-00000002",
         "step-00000003",
     ]
-    assert newest(tmp_path / "nothing", print) is None
+    assert find_newest(tmp_path / "nothing", print) is None
 
 
 def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path:
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     files = sorted((checkpoint_files.folder(tmp_path) / "step-00000001").iterdir())
-    assert [file.name for file in files] == [META, "rank-00000.safetensors", TOWERS]
+    assert [file.name for file in files] == [META_FILE, "rank-00000.safetensors", TOWERS_FILE]
     json.loads(files[0].read_text())
     for file in files[1:]:
         length = int.from_bytes(file.read_bytes()[:8], "little")
@@ -190,7 +193,7 @@ def test_a_disk_that_is_full_gives_one_sentence_and_leaves_the_last_checkpoint(
     monkeypatch.setattr(checkpoint_files.os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot be written.*No space left on device.*resumes from the last complete"):
         save_steps(tmp_path, 2)
-    found = newest(tmp_path, print)
+    found = find_newest(tmp_path, print)
     assert found is not None
     assert found.path.name == "step-00000001"
     assert not list(checkpoint_files.folder(tmp_path).glob(".*"))  # the torn one no longer takes space
@@ -199,26 +202,26 @@ def test_a_disk_that_is_full_gives_one_sentence_and_leaves_the_last_checkpoint(
 def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, write = threading.Event(), checkpoint_writer.write
+    goes_on, write = threading.Event(), checkpoint_writer.write_safetensors
 
     def slow_write(path: Path, tensors: dict) -> list[int]:
         goes_on.wait()
         return write(path, tensors)
 
-    monkeypatch.setattr(checkpoint_writer, "write", slow_write)
+    monkeypatch.setattr(checkpoint_writer, "write_safetensors", slow_write)
     model = fake(range(10))
     with CheckpointWriter(tmp_path, model, "manifest", ALONE, CheckpointSettings()) as writer:
         writer.save(Position(0, 1), 1, None)
         model.shards[0].weight.fill_(-1)
         assert not writer.is_ready
-        assert newest(tmp_path, print) is None
+        assert find_newest(tmp_path, print) is None
         goes_on.set()
         writer.save(Position(0, 2), 2, None)  # waits for the first
-        first = newest(tmp_path, print)
+        first = find_newest(tmp_path, print)
         assert first is not None
         restore(first, target := fake(range(10)))
         assert target.shards[0].weight[:, 0].tolist() == list(range(10))
-    second = newest(tmp_path, print)
+    second = find_newest(tmp_path, print)
     assert second is not None
     restore(second, target)
     assert target.shards[0].weight.unique().tolist() == [-1]
@@ -253,7 +256,7 @@ def test_a_rank_that_cannot_write_ends_all_ranks_in_one_sentence(
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
-    found = newest(tmp_path, print)
+    found = find_newest(tmp_path, print)
     assert found is not None
     with pytest.raises(InputError, match="has 10 rows of t/weight and the model 12"):
         restore(found, fake(range(12)))

@@ -14,7 +14,7 @@ from tiny_run import take_steps, tiny_settings, weights
 
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
-from training.checkpoint.files import Position, newest
+from training.checkpoint.files import Position, find_newest
 from training.distributed.world import join
 from training.model.settings import GraphSettings
 from training.run.journal import LOG
@@ -74,7 +74,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(data: Path, t
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     steps = [entry["step"] for entry in log_of(tmp_path / "run") if "loss" in entry]
     assert steps == sorted(set(steps))
-    found = newest(tmp_path / "run", print)
+    found = find_newest(tmp_path / "run", print)
     assert found is not None
     assert found.position == Position(3, 0)
 
