@@ -4,8 +4,6 @@
 ColumnPages (parquet_pages.py), which is faster, and the others as PyarrowColumn. A test holds both equal.
 """
 
-# Shapes: R rows, V values.
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,7 +13,7 @@ import pyarrow as pa
 
 
 class DamagedColumn(Exception):
-    """The bytes of a column are not what its type and the number of rows demand; the message says how."""
+    """The bytes of a column contradict its type or the number of rows; the message says how."""
 
 
 class ListValues(NamedTuple):
@@ -29,7 +27,7 @@ class NullableValues(NamedTuple):
     """The numbers of a column, with a given number in place of nulls."""
 
     values: np.ndarray  # [V]; [R] of a column without lists
-    is_missing: np.ndarray | None  # bool, as `values`: which were null; None where none was
+    is_missing: np.ndarray | None  # bool, as `values`: True where null; None where none is
     offsets: np.ndarray | None  # int32 [R + 1] of a list column
 
 
@@ -51,7 +49,7 @@ class ColumnReader(Protocol):
 
 @dataclass(frozen=True)
 class StoredRowGroup:
-    """One row group as it was read: nothing of it is decoded by us yet."""
+    """One row group as it was read, its columns not decoded yet."""
 
     num_rows: int
     columns: Mapping[str, ColumnReader]

@@ -1,9 +1,9 @@
 """The bytes of Parquet's data pages (version 2, plain values): headers, levels, and where each row's values begin.
 
-The bytes may have been through anything: every position is compared with the end before it is read.
+The bytes may be damaged: every position is compared with the end before it is read.
 """
 
-# Shapes: R rows, P pages, L levels, T strings.
+# Here alone, L is the levels of a column: one for each value, and for each row without one.
 
 import numpy as np
 
@@ -26,8 +26,10 @@ _BROKEN = -1
 def walk(
     chunk: np.ndarray, is_list: bool, may_lack: bool, itemsize: int, offsets_R: np.ndarray, places: np.ndarray
 ) -> int:
-    """The pages of `chunk`: where each row begins among the values, and of each page start, bytes, uncompressed bytes
-    and whether it is compressed, of the values alone. Returns the number of pages, or _BROKEN.
+    """Find in the pages of `chunk` where each row begins among the values (offsets_R) and where each page has its values.
+
+    A row of `places` gives a page's first byte of values, their number of bytes, the number when uncompressed, and
+    whether they are compressed. Returns the number of pages, or _BROKEN.
 
     chunk      header | repetition | definition | values | header | …
                         0 1 1 0 0    1 1 1 0 1            rows begin at levels 0, 3, 4; the second has no value:
@@ -86,14 +88,15 @@ def walk(
 
 @nb.njit(nogil=True, cache=True)
 def _zeros(chunk: np.ndarray, at: int, end: int, num_levels: int, zero_L: np.ndarray) -> int:
-    """zero_L: which of the levels in the bytes [at, end) of `chunk` are 0, if at most len(zero_L) - 8. Returns how many,
-    or _BROKEN.
+    """Write to `zero_L` which of the levels in the bytes [at, end) of `chunk` are 0, at most len(zero_L) - 8.
+
+    Returns how many are, or _BROKEN.
 
     run      varint 2n     | a byte, 0 or 1: the level n times
     literal  varint 2n + 1 | n bytes: 8 levels each, the first the lowest bit; the last byte is filled up
     """
     found = level = 0
-    most = len(zero_L) - 8  # so that 8 levels can be written without looking
+    most = len(zero_L) - 8  # so that 8 levels can be written without a comparison each
     while level < num_levels:
         head, at = _varint(chunk, at, end)
         count = head >> 1
@@ -125,14 +128,14 @@ def _zeros(chunk: np.ndarray, at: int, end: int, num_levels: int, zero_L: np.nda
 
 
 @nb.njit(nogil=True, cache=True)
-def split_texts(content: np.ndarray, end_T: np.ndarray) -> int:
-    """end_T: where each string ends. Returns how many there are, or _BROKEN.
+def split_texts(content: np.ndarray, ends: np.ndarray) -> int:
+    """Write to `ends` where each string ends. Returns the number of strings, or _BROKEN.
 
     content   length (4 bytes, the lowest first) | bytes | length | …
     """
     at = count = 0
     while at < len(content):
-        if count == len(end_T) or len(content) - at < LENGTH_BYTES:
+        if count == len(ends) or len(content) - at < LENGTH_BYTES:
             return _BROKEN
         length = 0
         for place in range(LENGTH_BYTES):
@@ -140,7 +143,7 @@ def split_texts(content: np.ndarray, end_T: np.ndarray) -> int:
         at += LENGTH_BYTES + length
         if at > len(content):
             return _BROKEN
-        end_T[count] = at
+        ends[count] = at
         count += 1
     return count
 
@@ -154,13 +157,13 @@ def begins_page_v2(chunk: np.ndarray) -> bool:
 
 @nb.njit(nogil=True, cache=True)
 def _read_header(chunk: np.ndarray, at: int, header: np.ndarray) -> int:
-    """header: the numbers of a PageHeader (Thrift, compact protocol) at `at`. Returns where it ends, or _BROKEN.
+    """Parse the PageHeader (Thrift, compact protocol) at `at` into `header`. Returns where it ends, or _BROKEN.
 
     field   number minus the one before (4 bits), type (4 bits) | value …     a struct ends with a byte 0
     """
     header[:] = 0
     header[_IS_COMPRESSED] = 1  # unless said otherwise
-    number_D = np.zeros(_MAX_DEPTH, np.int64)  # of the last field read, at each depth of structs
+    numbers = np.zeros(_MAX_DEPTH, np.int64)  # of the last field read, at each depth of structs
     depth = 0
     while 0 <= at < len(chunk):
         byte = np.int64(chunk[at])
@@ -171,17 +174,17 @@ def _read_header(chunk: np.ndarray, at: int, header: np.ndarray) -> int:
                 return at
             continue
         if byte >> 4:
-            number_D[depth] += byte >> 4
+            numbers[depth] += byte >> 4
         else:
             coded, at = _varint(chunk, at, len(chunk))
-            number_D[depth] = (coded >> 1) ^ -(coded & 1)
+            numbers[depth] = (coded >> 1) ^ -(coded & 1)
         kind = byte & 15
         value = np.int64(kind == 1)
         if kind == 12:  # struct
             depth += 1
             if depth == _MAX_DEPTH:
                 return _BROKEN
-            number_D[depth] = 0
+            numbers[depth] = 0
             continue
         if kind == 8:  # binary
             length, at = _varint(chunk, at, len(chunk))
@@ -192,17 +195,17 @@ def _read_header(chunk: np.ndarray, at: int, header: np.ndarray) -> int:
             value = (coded >> 1) ^ -(coded & 1)
         elif kind not in (1, 2):  # true, false
             return _BROKEN
-        if 0 < number_D[depth] < _V2:
+        if 0 < numbers[depth] < _V2:
             if depth == 0:
-                header[number_D[0]] = value
-            elif depth == 1 and number_D[0] == _V2:
-                header[_V2 + number_D[1]] = value
+                header[numbers[0]] = value
+            elif depth == 1 and numbers[0] == _V2:
+                header[_V2 + numbers[1]] = value
     return _BROKEN
 
 
 @nb.njit(nogil=True, cache=True)
 def _varint(chunk: np.ndarray, at: int, end: int) -> tuple[int, int]:
-    """The number at `at`, 7 bits a byte, the lowest first, and where it ends; _BROKEN for that if it does not."""
+    """Parse the number at `at`: 7 bits a byte, the lowest first. Returns it and where it ends, or _BROKEN for the end."""
     value = 0
     for shift in range(0, _MAX_VARINT_BITS, 7):
         if at < 0 or at >= end:

@@ -5,8 +5,6 @@ longer than decompressing (docs/benchmarks.md, Feed). Where no item of a list is
 which the bits are stored say where each list begins. All other columns are left to pyarrow.
 """
 
-# Shapes: R rows, P pages, V values, L levels.
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ from training.feed.parquet_page_kernels import LENGTH_BYTES, begins_page_v2, spl
 
 #: Definition and repetition levels of a number or string, of a number that may be null, of a list of numbers.
 _LEVELS = ((0, 0), (1, 0), (1, 1))
-#: What decoding bytes that may be anything raises.
+#: The exceptions of decoding damaged bytes.
 _UNDECODABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 _CODEC = pa.Codec("zstd")
 _TEXT = np.dtype(np.uint8)
@@ -42,11 +40,11 @@ class PageForm:
 
 @dataclass(frozen=True)
 class PlainColumn:
-    """Where a file has the pages of one column that ColumnPages can decode."""
+    """The place in a file of the pages of one column that ColumnPages can decode."""
 
     form: PageForm
-    bytes_G: list[tuple[int, int]]  # of each row group: the first byte, and the one after the last
-    levels_G: list[int]  # of each row group: values, and rows without one
+    byte_ranges: list[tuple[int, int]]  # of each row group: the first byte, and the one after the last
+    level_counts: list[int]  # of each row group: values, and rows without one
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class ColumnPages:
         try:
             return self._texts(num_rows)
         except _UNDECODABLE as error:
-            raise _damage(error) from error
+            raise _damaged_column(error) from error
 
     def _decoded(self, num_rows: int) -> ListValues:
         """Decode the values of all rows; a row that is null has no value."""
@@ -86,7 +84,7 @@ class ColumnPages:
         try:
             parts, offsets_R = self._pages(num_rows, self.form.dtype.itemsize)
         except _UNDECODABLE as error:
-            raise _damage(error) from error
+            raise _damaged_column(error) from error
         values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.form.dtype), *parts])
         return ListValues(values, offsets_R)
 
@@ -94,13 +92,13 @@ class ColumnPages:
         assert self.form == PageForm(_TEXT, is_list=False, may_lack=False), self.form
         found: list[str] = []
         for part in self._pages(num_rows, 0)[0]:
-            end_T = np.empty(num_rows - len(found), np.int64)
-            num_texts = split_texts(part, end_T)
+            ends = np.empty(num_rows - len(found), np.int64)
+            num_texts = split_texts(part, ends)
             if num_texts < 0:
                 raise OSError("a string that does not end where its page does")
-            content, ends = part.tobytes(), end_T[:num_texts].tolist()
+            content, stops = part.tobytes(), ends[:num_texts].tolist()
             found += [
-                content[start + LENGTH_BYTES : end].decode() for start, end in zip([0, *ends], ends, strict=False)
+                content[start + LENGTH_BYTES : end].decode() for start, end in zip([0, *stops], stops, strict=False)
             ]
         if len(found) != num_rows:
             raise OSError(f"{len(found)} strings where the row group has {num_rows} rows")
@@ -111,7 +109,7 @@ class ColumnPages:
         return bool(begins_page_v2(np.frombuffer(self.pages, np.uint8)))
 
     def _pages(self, num_rows: int, itemsize: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The values of each page, and int32 [R + 1] offsets into all of them."""
+        """Return the values of each page, and int32 [R + 1] offsets into all of them."""
         offsets_R, places = np.empty(num_rows + 1, np.int32), np.empty((num_rows + 1, 4), np.int64)
         content = np.frombuffer(self.pages, np.uint8)
         num_pages = walk(content, self.form.is_list, self.form.may_lack, itemsize, offsets_R, places)
@@ -136,9 +134,11 @@ def plain_columns(stream: pa.NativeFile, metadata: pq.FileMetaData) -> dict[str,
         dtype = _DTYPE_OF_PHYSICAL.get(column.physical_type)
         if dtype is None or levels not in _LEVELS[: 1 if dtype is _TEXT else None] or not all(map(_is_plain, chunks)):
             continue
-        bytes_G = [(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size) for chunk in chunks]
+        byte_ranges = [
+            (chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size) for chunk in chunks
+        ]
         form = PageForm(dtype, is_list=levels[1] == 1, may_lack=levels[0] == 1)
-        found[column.path.split(".")[0]] = PlainColumn(form, bytes_G, [chunk.num_values for chunk in chunks])
+        found[column.path.split(".")[0]] = PlainColumn(form, byte_ranges, [chunk.num_values for chunk in chunks])
     if not found or not metadata.num_row_groups:
         return {}
     first = pages_of(stream, 0, found)
@@ -149,19 +149,21 @@ def pages_of(stream: pa.NativeFile, row_group: int, plain: Mapping[str, PlainCol
     """Read the pages of the columns `plain` of a row group, in one reading from the first to the last."""
     if not plain:
         return {}
-    bytes_of = {name: column.bytes_G[row_group] for name, column in plain.items()}
+    bytes_of = {name: column.byte_ranges[row_group] for name, column in plain.items()}
     start, stop = min(first for first, _ in bytes_of.values()), max(last for _, last in bytes_of.values())
     stream.seek(start)
     read = stream.read_buffer(stop - start)
     if len(read) < stop - start:
         raise OSError(f"it ends at byte {start + len(read)}")
     return {
-        name: ColumnPages(read.slice(first - start, last - first), plain[name].form, plain[name].levels_G[row_group])
+        name: ColumnPages(
+            read.slice(first - start, last - first), plain[name].form, plain[name].level_counts[row_group]
+        )
         for name, (first, last) in bytes_of.items()
     }
 
 
-def _damage(error: Exception) -> DamagedColumn:
+def _damaged_column(error: Exception) -> DamagedColumn:
     return DamagedColumn(f"pages that cannot be decoded ({str(error).splitlines()[0]})")
 
 

@@ -74,7 +74,7 @@ class OrderedPool(ThreadPool):
         self._num_processed = 0
 
     def get_results(self) -> Any:
-        """The next result in order, or EmptyResultError after the last; a worker's exception stops the pool."""
+        """Return the next result in order. Raises EmptyResultError after the last; a worker's exception stops the pool."""
         while True:
             # In this order: once the ventilator is done, the count of ventilated items is final. The other way round,
             # an item ventilated between the two questions would be lost.
@@ -123,7 +123,7 @@ class PacedVentilator(ConcurrentVentilator):
         self._deal()
 
     def processed_item(self) -> None:
-        """One more is consumed."""
+        """Count one more consumed item, and deal the next."""
         super().processed_item()
         self._deal()
 
@@ -152,7 +152,7 @@ class RowGroupWorker(ArrowReaderWorker):
         self._load = load
 
     def process(self, piece_index: int, worker_predicate: None, shuffle_row_drop_partition: tuple[int, int]) -> None:
-        """Publish what `load` makes of piece number `piece_index`; the other two are petastorm's, and empty."""
+        """Publish `load(piece)` for piece number `piece_index`. Petastorm passes the other two arguments, empty."""
         try:
             result = self._load(self._split_pieces[piece_index])
         except Exception as error:  # to the consumer; petastorm would print a traceback and block on a full queue
@@ -161,7 +161,7 @@ class RowGroupWorker(ArrowReaderWorker):
 
     @staticmethod
     def new_results_queue_reader() -> "_Results":
-        """Make what hands the pool's results to the reader's caller, without petastorm's conversion to namedtuples."""
+        """Return the reader of the pool's results, without petastorm's conversion to namedtuples."""
         return _Results()
 
 
@@ -179,7 +179,7 @@ class PlannedReader(Reader, Generic[Item, Result]):
     """An iterator over `load(piece)` for each of `pieces`, in order, read ahead by `num_threads` threads.
 
     At most `num_ahead` pieces are read, or being read, and not yet consumed. Iterating raises what `load` raises, and
-    iteration cannot go on after that. Call `close` in any case.
+    iteration ends with that. Call `close` in any case.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ NO_WEIGHTS = np.iinfo(np.int64).max
 
 
 class BagArrays(NamedTuple):
-    """The bags of all categorical fields of one scope. A NamedTuple, so that kernels take it whole.
+    """The bags of all categorical fields of one scope.
 
     A single-valued field is a row of `single_FN`. A multi-valued one is a row of `offsets_FN`, and may have weights.
     """

@@ -18,12 +18,12 @@ _ALIGNMENT = 4
 
 
 def allocated_dim(dim: int) -> int:
-    """The columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays so."""
+    """Return the columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays zero."""
     return -(-dim // _ALIGNMENT) * _ALIGNMENT
 
 
 def rowwise_lr(lr: float, dim: int) -> float:
-    """The rate at which row-wise Adagrad on `allocated_dim(dim)` columns moves like one at `lr` on `dim` columns.
+    """Return the learning rate at which row-wise Adagrad on `allocated_dim(dim)` columns moves like one at `lr` on `dim` columns.
 
     It divides by the root of the *mean* of g² over all columns, which the unused ones make smaller.
     """
@@ -45,7 +45,7 @@ class Embeddings(nn.Module):
                     num_embeddings=entry.num_rows,
                     embedding_dim=allocated_dim(dim),
                     pooling=PoolingType.SUM,
-                    init_fn=_leave,
+                    init_fn=_leave_uninitialized,
                 )
                 for entry, dim in zip(fields, self.dims, strict=True)
             ],
@@ -59,6 +59,6 @@ class Embeddings(nn.Module):
         return sum(self.dims)
 
 
-def _leave(values: Tensor) -> Tensor:
-    """TorchRec's own initial values would be overwritten (training.model.counter_random)."""
+def _leave_uninitialized(values: Tensor) -> Tensor:
+    """Leave `values`: TorchRec's initial values would be overwritten (training.model.counter_random)."""
     return values

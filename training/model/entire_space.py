@@ -29,7 +29,7 @@ class EntireSpaceModel(nn.Module):
         self.seed, self.dtype = seed, DTYPE_OF[precision]
         self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
         self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
-        #: What the towers take of each scope: the fields' embeddings, then the numeric fields.
+        #: The towers' inputs from each scope: the fields' embeddings, then the numeric fields.
         self.widths = (
             self.context.width + len(manifest.fields_of("context", NUMBER)),
             self.impression.width + len(manifest.fields_of("impression", NUMBER)),
@@ -39,8 +39,10 @@ class EntireSpaceModel(nn.Module):
             self.towers: nn.Module = TowerStack(graph.heads, *self.widths, settings)
 
     def forward(self, context_CD: Tensor, impression_BD: Tensor, batch: Batch, step: int | None) -> dict[Query, Tensor]:
-        """head → logit [B], from the pooled rows of the categorical fields and the rest of `batch`; `step` (of the run) keys
-        the dropout masks, and is None outside training."""
+        """Return head → logit [B], from the pooled rows of the categorical fields and the rest of `batch`.
+
+        `step` of the run keys the dropout masks; it is None outside training.
+        """
         context_CD = _append_numeric(context_CD, batch.context_numeric).to(self.dtype)
         impression_BD = _append_numeric(impression_BD, batch.impression_numeric).to(self.dtype)
         key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
@@ -53,10 +55,9 @@ def _append_numeric(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
 
 
 def or_stand_in(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:
-    """`batch`, or for an empty one a stand-in of one context with one impression, all bags of the (categorical) fields
-    empty.
+    """Return `batch`, or for an empty one a stand-in: one context with one impression, whose bags are empty.
 
-    A rank without impressions still has to take part in every collective of the step; its loss counts zero times.
+    A rank without impressions still takes part in every collective of the step. Its loss is multiplied by 0.
     """
     if batch.num_impressions:
         return batch

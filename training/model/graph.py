@@ -30,7 +30,7 @@ _QUERY = re.compile(rf"({_EVENT})(?: \| ({_EVENT}))?\Z")
 
 
 class Event(NamedTuple):
-    """`node` happened, and none of `excluded` did."""
+    """The event that `node` happened, and none of `excluded` did."""
 
     node: str
     excluded: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ IMPRESSION = Event("impression")
 
 
 class Query(NamedTuple):
-    """P(node | given); as an edge, what one tower estimates."""
+    """The probability P(node | given); as an edge, one tower estimates it."""
 
     node: str
     given: Event
@@ -65,7 +65,7 @@ class Loss(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What logs call it: the node, with the condition unless that is an impression, and the kind unless log_loss."""
+        """The name in logs: the node, with the condition unless that is an impression, and the kind unless log_loss."""
         what = self.of.node if self.of.given == IMPRESSION else str(self.of)
         return what if self.kind == "log_loss" else f"{self.kind}({what})"
 
@@ -107,8 +107,11 @@ class Graph:
     """A checked behaviour graph."""
 
     def __init__(self, settings: GraphSettings, labels: Sequence[str]) -> None:
-        """Raises InputError for a malformed statement, a cycle, a node without a parent, edges into one node that do
-        not add up to one event, an edge or a head that no loss trains, and a label that the dataset (`labels`) lacks."""
+        """Check the graph.
+
+        Raises InputError for a malformed statement, a cycle, a node without a parent, edges into one node that do not
+        add up to one event, an edge or a head that no loss trains, and a label that the dataset (`labels`) lacks.
+        """
         self.edges = tuple(parse_query(text, "model.graph.edges") for text in settings.edges)
         self.losses = tuple(parse_loss(entry) for entry in settings.losses)
         self.outputs = {
@@ -132,63 +135,65 @@ class Graph:
             )
         for query in self.outputs.values():
             self._edges_behind(query)
-        self._label_of = self._named(settings.labels)
+        self._label_of = self._checked_labels(settings.labels)
         self._check_labels(labels)
         self.loss_weights = self._weights(settings.loss_weights)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What each loss is called in logs."""
+        """The name of each loss in logs."""
         return tuple(loss.name for loss in self.losses)
 
     def label_of(self, node: str) -> str:
-        """The dataset's label that says whether `node` happened."""
+        """Return the dataset's label that says whether `node` happened."""
         return self._label_of.get(node, node)
 
     def into(self, node: str) -> tuple[Query, ...]:
-        """The edges into `node`."""
+        """Return the edges into `node`."""
         return tuple(edge for edge in self.edges if edge.node == node)
 
     def log_odds(self, query: Query, logit_of: Mapping[Query, Tensor]) -> LogOdds:
-        """log P(node | given) and log P(not node | given) from the towers' logits, by the chain rule."""
-        return self._of_node(query.node, query.given, logit_of, {})
+        """Return log P(node | given) and log P(not node | given) from the towers' logits, by the chain rule."""
+        return self._node_odds(query.node, query.given, logit_of, {})
 
     def predict(self, logit_of: Mapping[Query, Tensor]) -> dict[str, Tensor]:
-        """The named outputs as probabilities, each [B]."""
+        """Return the named outputs as probabilities, each [B]."""
         return {name: self.log_odds(query, logit_of).yes.exp() for name, query in self.outputs.items()}
 
-    def _of_node(
+    def _node_odds(
         self, node: str, root: Event, logit_of: Mapping[Query, Tensor], known: dict[Event, LogOdds | None]
     ) -> LogOdds:
         edges = self.into(node)
-        before = [self._of_event(edge.given, root, logit_of, known) for edge in edges]
+        before = [self._event_odds(edge.given, root, logit_of, known) for edge in edges]
         if len(edges) == 1:
-            return _then(before[0], logit_of[edges[0]])
+            return _chain(before[0], logit_of[edges[0]])
         # Disjoint ways in that add up to one event: p = Σ p(way)·σ(z); what is left is its complement, and each
         # way that led nowhere.
-        whole = self._of_event(self._union(edges), root, logit_of, known)
-        ways = [_then(odds, logit_of[edge]) for odds, edge in zip(before, edges, strict=True)]
-        nowhere = [_reach(odds) + logsigmoid(-logit_of[edge]) for odds, edge in zip(before, edges, strict=True)]
+        whole = self._event_odds(self._union(edges), root, logit_of, known)
+        ways = [_chain(odds, logit_of[edge]) for odds, edge in zip(before, edges, strict=True)]
+        nowhere = [
+            _log_probability(odds) + logsigmoid(-logit_of[edge]) for odds, edge in zip(before, edges, strict=True)
+        ]
         yes = _log_sum([way.yes for way in ways])
         no = _log_sum(nowhere if whole is None else [whole.no, *nowhere])
         return LogOdds(yes, _complement(yes, no))
 
-    def _of_event(
+    def _event_odds(
         self, event: Event, root: Event, logit_of: Mapping[Query, Tensor], known: dict[Event, LogOdds | None]
     ) -> LogOdds | None:
-        """None stands for certainty: the event is the root."""
+        """Return the log odds of `event`, or None for certainty: the event is the root."""
         if event == root:
             return None
         if event not in known:
             if event.excluded:
                 prefix, edge = self._split(event)
-                known[event] = _then(self._of_event(prefix, root, logit_of, known), -logit_of[edge])
+                known[event] = _chain(self._event_odds(prefix, root, logit_of, known), -logit_of[edge])
             else:
-                known[event] = self._of_node(event.node, root, logit_of, known)
+                known[event] = self._node_odds(event.node, root, logit_of, known)
         return known[event]
 
     def _split(self, event: Event) -> tuple[Event, Query]:
-        """`a and not b` is what remains of `a` at the edge `b | a`."""
+        """Return `a` and the edge `b | a` for the event `a and not b`."""
         prefix = Event(event.node, event.excluded[:-1])
         edge = Query(event.excluded[-1], prefix)
         if self.into(edge.node) != (edge,):
@@ -199,8 +204,10 @@ class Graph:
         return prefix, edge
 
     def _union(self, edges: Sequence[Query]) -> Event:
-        """The event that the conditions of `edges` divide between them: {b, a and not b} is a where b has the one
-        edge `b | a`, and so on upwards."""
+        """Return the event that the conditions of `edges` divide between them.
+
+        {b, a and not b} is a where b has the one edge `b | a`, and so on upwards.
+        """
         events = {edge.given for edge in edges}
         while len(events) > 1:
             for event in sorted(events):
@@ -218,14 +225,14 @@ class Graph:
         return events.pop()
 
     def _edges_behind(self, query: Query) -> set[Query]:
-        """The edges on the way from `query.given` to `query.node`; InputError where a way does not begin there."""
+        """Return the edges on the way from `query.given` to `query.node`. Raises InputError where a way begins elsewhere."""
         behind: set[Query] = set()
 
         def node(name: str) -> None:
             if not self.into(name):
                 what = "an impression" if query.given == IMPRESSION else f"`{query.given}`"
                 raise InputError(
-                    f"model.graph: `{query}` has no way from {what} to {query.node}, for no edge leads into {name}; "
+                    f"model.graph: `{query}` has no way from {what} to {query.node}, because no edge leads into {name}; "
                     f"add an edge `{name} | …`, or give the event that it starts from."
                 )
             if len(self.into(name)) > 1:
@@ -248,7 +255,7 @@ class Graph:
         return behind
 
     def _auxiliary(self, names: Sequence[str]) -> list[Query]:
-        """The heads that are no edges; checks that losses use them, and that every other option is in the graph."""
+        """Return the heads that are no edges. Checks that losses use them, and that every other option is in the graph."""
         heads = [parse_query(name, "model.graph.heads") for name in names]
         nodes = {edge.node for edge in self.edges}
         for head in heads:
@@ -275,7 +282,7 @@ class Graph:
                 raise InputError(f"model.graph.loss_weights: {name}={weight} is not a finite number of 0 or more.")
         return tuple(given.get(name, 1.0) for name in self.loss_names)
 
-    def _named(self, given: Mapping[str, str]) -> dict[str, str]:
+    def _checked_labels(self, given: Mapping[str, str]) -> dict[str, str]:
         nodes = sorted({edge.node for edge in self.edges})
         for node in given:
             if node not in nodes:
@@ -296,8 +303,8 @@ class Graph:
                     )
 
 
-def _then(before: LogOdds | None, z: Tensor) -> LogOdds:
-    """An event of odds `before`, and after it one of logit z: p·σ(z), and (1 - p) + p·σ(-z)."""
+def _chain(before: LogOdds | None, z: Tensor) -> LogOdds:
+    """Chain an event of odds `before` with one of logit z: p·σ(z), and (1 - p) + p·σ(-z)."""
     if before is None:
         return LogOdds(logsigmoid(z), logsigmoid(-z))
     yes = before.yes + logsigmoid(z)
@@ -305,14 +312,16 @@ def _then(before: LogOdds | None, z: Tensor) -> LogOdds:
 
 
 def _complement(log_p: Tensor, chained: Tensor) -> Tensor:
-    """log(1 - p): from p below one half, where `chained` would be right but its gradient the difference of two large
-    numbers; `chained` above, where 1 - p would be such a difference."""
+    """Return log(1 - p): from p itself below one half, and `chained` above.
+
+    Below, `chained` is right, but its gradient is the difference of two large numbers. Above, 1 - p is one.
+    """
     small = log_p < _LOG_HALF
     safe = torch.where(small, log_p, _LOG_HALF)  # the branch not taken must have a finite gradient too
     return torch.where(small, torch.log1p(-safe.exp()), chained)
 
 
-def _reach(before: LogOdds | None) -> Tensor | float:
+def _log_probability(before: LogOdds | None) -> Tensor | float:
     return 0.0 if before is None else before.yes
 
 

@@ -61,7 +61,7 @@ class EmbeddingSettings:
                 raise InputError(f"embedding.{key}={how} is not one of {', '.join(POOLINGS)}.")
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
+        """Raise InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
         names = [entry.name for entry in fields]
         numeric = [entry.name for entry in fields if entry.stored == NUMBER]
         for key, given in (("dims", self.dims), ("poolings", self.poolings)):
@@ -76,11 +76,11 @@ class EmbeddingSettings:
                     )
 
     def dim_of(self, name: str) -> int:
-        """The columns that the towers see of a row of field `name`."""
+        """Return the number of columns of field `name` that the towers see."""
         return self.dims.get(name, self.dim)
 
     def pooling_of(self, fields: Sequence[ManifestField]) -> dict[str, str]:
-        """field → sum | mean."""
+        """Return field → sum | mean."""
         return {entry.name: self.poolings.get(entry.name, self.pooling) for entry in fields}
 
 

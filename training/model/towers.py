@@ -31,7 +31,7 @@ from training.model.settings import ModelSettings, TowerSettings
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """What a training step's dropout masks depend on."""
+    """The key of a training step's dropout masks."""
 
     seed: int
     step: int
@@ -39,7 +39,7 @@ class DropoutKey:
 
 
 class TowerStack(nn.Module):
-    """All that the ranks hold in copies: one tower for each head. The tables stay outside.
+    """The part of the model that is replicated on all ranks: one tower for each head. The tables stay outside.
 
     A checkpoint calls a parameter `<number of the head>.<name in the tower>`.
     """
@@ -74,7 +74,7 @@ class TowerStack(nn.Module):
 
 
 class Tower(nn.Module):
-    """context [C, D] and impression [B, D] → logit [B]."""
+    """A perceptron from context [C, D] and impression [B, D] to logit [B]."""
 
     def __init__(self, name: str, context_width: int, impression_width: int, settings: TowerSettings) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Tower(nn.Module):
     ) -> Tensor:
         """Return the logit of each impression.
 
-        `context_of_impression_B` never falls. `key` is None outside training, where nothing is dropped. Inputs in bfloat16
+        `context_of_impression_B` is non-decreasing. `key` is None outside training, where nothing is dropped. Inputs in bfloat16
         mean products in bfloat16; the weights, their gradients and the logit keep their precision.
         """
         masks = _masks(self.name, self.weights, self.dropout, key)
@@ -105,7 +105,7 @@ class Tower(nn.Module):
 
 
 class TowerOnBody(nn.Module):
-    """What a body has for a head, [B, H] → logit [B]."""
+    """A perceptron on a body's output for one head, [B, H], to logit [B]."""
 
     def __init__(self, name: str, width: int, settings: TowerSettings) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def split_perceptron(
     """
     dtype = context_CD.dtype
     from_context_CH = linear(context_CD, context_weight.to(dtype), first_bias.to(dtype))
-    # Gathered in fp32 or wider, for so the gradients of a context's impressions are summed.
+    # Gathered in fp32 or wider, so that the gradients of a context's impressions are summed in it.
     from_context_BH = widen(from_context_CH).index_select(0, context_of_impression_B).to(dtype)
     x_BH = from_context_BH + linear(impression_BD, impression_weight.to(dtype))
     return _later_layers(x_BH, masks, later)

@@ -44,8 +44,8 @@ def opened(content: bytes) -> dict[str, PlainColumn]:
 
 
 def chunk_of(content: bytes, column: PlainColumn, row_group: int = 0) -> ColumnPages:
-    start, stop = column.bytes_G[row_group]
-    return ColumnPages(pa.py_buffer(content[start:stop]), column.form, column.levels_G[row_group])
+    start, stop = column.byte_ranges[row_group]
+    return ColumnPages(pa.py_buffer(content[start:stop]), column.form, column.level_counts[row_group])
 
 
 def rows_of(chunk: ColumnPages, num_rows: int) -> list[Any]:
