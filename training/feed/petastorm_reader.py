@@ -53,6 +53,41 @@ with _removed_modules():
     from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequested
     from petastorm.workers_pool.ventilator import ConcurrentVentilator
 
+#: All names of petastorm that this file uses and petastorm does not document: class → attributes of its instances, and
+#: module → constants. tests/training/feed/test_petastorm_reader.py fails when petastorm loses one, or the list lacks one.
+PRIVATE_NAMES: dict[type | types.ModuleType, frozenset[str]] = {
+    ThreadPool: frozenset(
+        ("_ventilator", "_ventilated_items", "_results_queues", "_workers", "_ventilator_queues", "workers_count")
+    ),
+    ConcurrentVentilator: frozenset(
+        (
+            "_ventilate_fn",
+            "_items_to_ventilate",
+            "_iterations_remaining",
+            "_ventilated_items_count",
+            "_processed_items_count",
+            "_max_ventilation_queue_size",
+        )
+    ),
+    ArrowReaderWorker: frozenset(("_split_pieces", "publish_func")),
+    # Reader.__init__ is not called: PlannedReader sets these.
+    Reader: frozenset(
+        (
+            "_results_queue_reader",
+            "_workers_pool",
+            "cache",
+            "is_batched_reader",
+            "last_row_consumed",
+            "ngram",
+            "num_epochs",
+            "schema",
+            "stopped",
+            "ventilator",
+        )
+    ),
+    thread_pool: frozenset(("IO_TIMEOUT_INTERVAL_S",)),
+}
+
 #: How long a wait lasts before it looks whether a worker has died or the pool was stopped.
 _LOOK_AGAIN_S = 0.1
 # How long petastorm's threads sleep before they look whether they are to stop; OrderedPool.stop wakes them.

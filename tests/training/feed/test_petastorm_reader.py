@@ -17,15 +17,13 @@ from types import ModuleType
 import pytest
 
 from training.feed import petastorm_reader
-from training.feed.petastorm_reader import OrderedPool, PlannedReader, RowGroupWorker
+from training.feed.petastorm_reader import PRIVATE_NAMES, OrderedPool, PlannedReader, RowGroupWorker
 
 import petastorm  # isort: skip  (after the port alone)
 from petastorm.arrow_reader_worker import ArrowReaderWorker  # isort: skip
-from petastorm.reader import Reader  # isort: skip
 from petastorm.workers_pool import thread_pool  # isort: skip
 from petastorm.workers_pool.tests import test_ventilator, test_workers_pool  # isort: skip  (after the port alone)
 from petastorm.workers_pool.thread_pool import ThreadPool  # isort: skip
-from petastorm.workers_pool.ventilator import ConcurrentVentilator  # isort: skip
 from petastorm.workers_pool.worker_base import WorkerBase  # isort: skip
 
 
@@ -48,21 +46,6 @@ for removed in ("pyarrow.filesystem", "pyarrow.hdfs"):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-#: What petastorm_reader.py touches of petastorm without its being public: class → attributes of its instances.
-PRIVATE = {
-    ThreadPool: {"_ventilator", "_ventilated_items", "_results_queues", "_workers", "_ventilator_queues"},
-    ConcurrentVentilator: {
-        "_ventilate_fn", "_items_to_ventilate", "_iterations_remaining",
-        "_ventilated_items_count", "_processed_items_count", "_max_ventilation_queue_size",
-    },
-    ArrowReaderWorker: {"_split_pieces", "publish_func"},
-    Reader: {
-        "_results_queue_reader", "_workers_pool", "cache", "is_batched_reader", "last_row_consumed", "ngram",
-        "num_epochs", "schema", "stopped", "ventilator",
-    },
-}  # fmt: skip
-
-
 def attributes_of(source: str) -> set[str]:
     """The attributes of self that a text reads or writes."""
     return {
@@ -72,16 +55,36 @@ def attributes_of(source: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("parent", PRIVATE, ids=lambda parent: parent.__name__)
-def test_petastorm_still_has_every_private_name_that_we_use(parent: type) -> None:
-    theirs = set().union(*(attributes_of(inspect.getsource(sys.modules[of.__module__])) for of in parent.__mro__[:-1]))
-    assert PRIVATE[parent] <= theirs, f"petastorm {petastorm.__version__} has renamed {PRIVATE[parent] - theirs}"
+def names_of_petastorm(owner: type | ModuleType) -> set[str]:
+    """The attributes of self in the modules of a class and its parents, or the names that a module reads."""
+    if isinstance(owner, ModuleType):
+        tree = ast.parse(inspect.getsource(owner))
+        return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    modules = [sys.modules[parent.__module__] for parent in owner.__mro__[:-1]]
+    return set().union(*(attributes_of(inspect.getsource(module)) for module in modules))
+
+
+def lost_names(owner: type | ModuleType, names: frozenset[str]) -> str:
+    """An error message that names what petastorm has no more; empty if it has all."""
+    lost = sorted(names - names_of_petastorm(owner))
+    return f"petastorm {petastorm.__version__}: {owner.__name__} has no more {', '.join(lost)}" if lost else ""
+
+
+@pytest.mark.parametrize("owner", PRIVATE_NAMES, ids=lambda owner: owner.__name__)
+def test_petastorm_still_has_every_private_name_that_we_use(owner: type | ModuleType) -> None:
+    message = lost_names(owner, PRIVATE_NAMES[owner])
+    assert not message, message
+
+
+def test_the_message_names_the_attribute_that_petastorm_has_lost() -> None:
+    assert lost_names(ThreadPool, frozenset(("_workers", "_lost"))).endswith("ThreadPool has no more _lost")
+    assert lost_names(thread_pool, frozenset(("LOST",))).endswith("thread_pool has no more LOST")
 
 
 def test_we_use_no_private_name_of_petastorm_that_is_not_listed() -> None:
     ours = set(inspect.signature(RowGroupWorker.__init__).parameters) | {"_num_processed", "_deal", "_load"}
     used = {name for name in attributes_of(inspect.getsource(petastorm_reader)) if name.startswith("_")}
-    assert used - ours == {name for names in PRIVATE.values() for name in names if name.startswith("_")}
+    assert used - ours == {name for names in PRIVATE_NAMES.values() for name in names if name.startswith("_")}
 
 
 def test_petastorms_parent_of_our_worker_takes_the_arguments_that_it_is_given() -> None:
