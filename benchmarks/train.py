@@ -115,9 +115,9 @@ def measure(settings_of: dict[str, TrainSettings]) -> tuple[dict[str, float], di
             for name, settings in settings_of.items()
         }
         network, hidden = sides["fp32"].trainer.model.network, some.model.towers.hidden
-        widths = network.widths
-        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in network.towers.heads], *widths)
-        plain = Floor([PlainTower(*widths, hidden) for _ in network.towers.heads], *widths)
+        widths, heads = network.widths, sides["fp32"].trainer.graph.heads
+        ours = Floor([Tower(str(edge), *widths, TowerSettings(hidden)) for edge in heads], *widths)
+        plain = Floor([PlainTower(*widths, hidden) for _ in heads], *widths)
         rounds: list[dict[str, float]] = []
         for number in range(sides["fp32"].trainer.plan.num_steps // STEPS_PER_ROUND):
             ours.cpu_s = plain.cpu_s = 0.0

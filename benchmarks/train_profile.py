@@ -29,7 +29,7 @@ from training.run.trainer import Trainer
 
 WARM_UP_STEPS = 12
 #: Autograd nodes, by their names → part.
-NODES = {"_PerceptronBackward": "towers, backward", "SplitLookupFunction": "tables: gradient and update (FBGEMM)"}
+NODES = {"SplitPerceptronBackward": "towers, backward", "SplitLookupFunction": "tables: gradient and update (FBGEMM)"}
 
 
 class Stopwatch:
@@ -106,7 +106,7 @@ class StepProfiler:
             model.exchange,
             "learn",
             "gradients of rows to the kernels",
-            lambda pooled: [*pooled.outputs_S[0], *pooled.outputs_S[1]],
+            lambda pooled: [*pooled.outputs.contexts, *pooled.outputs.impressions],
         )
         around(model.tower_optimizer, "step", "towers' Adam")
 
