@@ -6,7 +6,7 @@ from typing import Protocol
 
 import xxhash
 
-_HASHED_BYTES = 4 << 20
+_HASH_BLOCK_BYTES = 4 << 20
 
 
 class Readable(Protocol):
@@ -57,6 +57,6 @@ def sync_directory(path: Path) -> None:
 def xxh3_of(stream: Readable) -> str:
     """Hash the rest of `stream` by XXH3 (64 bits): the 16 hex digits by which manifests and checkpoints name a content."""
     digest = xxhash.xxh3_64()
-    while block := stream.read(_HASHED_BYTES):
+    while block := stream.read(_HASH_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()

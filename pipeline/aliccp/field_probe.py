@@ -6,7 +6,7 @@
 # Shapes: F fields of a scope.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ _NO_NAME = np.uint64(2**64 - 1)
 _SPREAD = np.uint64(GOLDEN)
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """The raw names of one scope's fields, in two tables: of all by hash, and of short ones as words of eight bytes."""
 
     slots: np.ndarray  # int64 [slots], position in the scope, -1 empty

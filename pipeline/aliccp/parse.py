@@ -82,9 +82,8 @@ def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
     most = len(chunk) // _SMALLEST_FEATURE + 1
     field_V, id_V, weight_V = np.empty(most, np.int16), np.empty(most, np.int64), np.empty(most, np.float32)
     num_values = _parse_lines(
-        text_bytes.ctypes.data, len(chunk), is_skeleton, names.slots, names.name_bytes, names.length_F, names.number_F, names.is_single_F, names.short_names,
-        line_table, field_V, id_V, weight_V,
-    )  # fmt: skip
+        text_bytes.ctypes.data, len(chunk), is_skeleton, names, line_table, field_V, id_V, weight_V
+    )
     return Parsed(line_table, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
 
 
@@ -99,11 +98,9 @@ def apply_policies(line_table: np.ndarray, reject_mismatch: bool, reject_without
 
 
 @nb.njit(cache=True)
-def _parse_lines(  # type: ignore[no-untyped-def]
-    text, num_bytes, is_skeleton, slots, name_bytes, length_F, number_F, is_single_F, short_names,
-    line_table, field_V, id_V, weight_V,
-):  # fmt: skip
+def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V, weight_V):  # type: ignore[no-untyped-def]
     """Fill the outputs and return the number of values. A bad line is read a second time, and has no values."""
+    slots, name_bytes, length_F, number_F, is_single_F, short_names = names
     seen_F = np.full(len(length_F), -1, np.int64)  # the last line on which each field stood
     num_values = 0
     start = 0

@@ -34,7 +34,7 @@ AUDIT, AUDIT_PAGE, RUN, SUPERSEDED = "audit.json", "audit.html", "run.json", "_s
 VOCABULARY_FOLDER, QUARANTINE_FOLDER = "vocabulary", "quarantine"
 FOLDERS = (*SPLITS, VOCABULARY_FOLDER, QUARANTINE_FOLDER)
 _S_PER_HOUR = 3600.0
-# No other files are removed: the directory may hold a user's own.
+# Only data files of this form are removed: the directory may hold a user's own files.
 _DATA_FILE = re.compile(r"[a-z0-9_]+-(?:\d{5}-)?[0-9a-f]{16}\.parquet\Z")
 
 
@@ -155,7 +155,7 @@ def clean_up(store: Store, grace_hours: float) -> None:
             with dataset_lock(store):
                 remove_unnamed_files(store, grace_hours)
     except InputError as error:
-        print(f"not tidied: {error}", file=sys.stderr, flush=True)
+        print(f"unnamed files stay: {error}", file=sys.stderr, flush=True)
 
 
 def files_named(manifest: Manifest) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.locations import open_location
 from pipeline.storage.local_store import STAGING, fresh_name
 from pipeline.storage.staged_file import StagedFile
 
-_UPLOADED_BYTES = 8 << 20
+_UPLOAD_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ObjectStore:
             path.open("rb") as source,
             filesystem.open_output_stream(f"{root}/{name}") as sink,
         ):
-            while block := source.read(_UPLOADED_BYTES):
+            while block := source.read(_UPLOAD_BLOCK_BYTES):
                 sink.write(block)
         path.unlink()
         return replace(file, path="", name=name)
