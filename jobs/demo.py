@@ -79,12 +79,12 @@ def summary(out: Path) -> str:
         f"{'quarantined':<12}{sum(rejected.values()):>11,}   "
         + " · ".join(f"{count} {reason}" for reason, count in rejected.items()),
         "",
-        f"{'AUC on test':<12}{'model':>11}{'truth':>9}   of the way from 0.5 to the truth",
+        f"{'AUC on test':<12}{'model':>11}{'oracle':>9}   share of the attainable AUC",
     ]
     for task in ("ctr", "cvr", "ctcvr"):
         if f"{task}_auc" in metrics:
-            model, truth, share = (metrics[key] for key in (f"{task}_auc", f"true_{task}_auc", f"{task}_auc_share"))
-            lines.append(f"{task.upper():<12}{model:>11.4f}{truth:>9.4f}   {share:.0%}")
+            model, oracle, share = (metrics[key] for key in (f"{task}_auc", f"true_{task}_auc", f"{task}_auc_share"))
+            lines.append(f"{task.upper():<12}{model:>11.4f}{oracle:>9.4f}   {share:.0%}")
     return "\n".join(lines)
 
 
