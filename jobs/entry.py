@@ -1,10 +1,11 @@
-"""Entry of every job: compose the configuration, check it against the job's dataclasses, report mistakes in one sentence.
+"""Entry of every job: compose the configuration, check it against the job's dataclasses, report a mistake in one line.
 
-A default and its comment stand once: in the dataclass. Hydra gets them under the name `<job>_settings`, the first entry of
-each job's defaults list; the files of conf/ hold what differs from them. `--help` prints the composed settings with the
-comments.
+Each default and its comment stand once, in the dataclass. Hydra knows the defaults as `<job>_settings`, which each job's
+defaults list begins with; the files of conf/ hold only differences from them. `--help` prints the composed settings with
+their comments.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -14,12 +15,15 @@ import io
 import os
 import re
 import sys
+import textwrap
 import time
+import tokenize
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import hydra
+import yaml  # type: ignore[import-untyped]
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, SCMode
@@ -29,8 +33,8 @@ from pipeline.errors import InputError
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
-#: torchrun ends all ranks when the first is gone, and the one that speaks has to be heard before.
-_AFTER_THE_SPEAKER_S = 3.0
+#: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
+_AFTER_THE_ERROR_S = 3.0
 
 try:
     import pipeline.kernels.cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
@@ -44,8 +48,8 @@ Settings = TypeVar("Settings")
 def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:
     """Compose conf/<name>.yaml with the command line, check it against the dataclass `schema`, and call `run`.
 
-    A mistake ends the process with status 2 and one sentence on stderr (on the ranks with `speaks`); any other
-    exception keeps its traceback, for that is our mistake.
+    A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`. Any other
+    exception is a bug, and keeps its traceback.
     """
     _register(name, schema)
     sys.argv[1:] = with_new_keys(sys.argv[1:], schema)
@@ -61,15 +65,15 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
         with _comments_in_help(schema) if {"--help", "-h"} & set(sys.argv) else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(main)()
     except HydraException as error:
-        _stop(_sentence(error, schema), speaks)
+        _stop(_message_of(error, schema), speaks)
 
 
 @contextlib.contextmanager
 def imports_not_collected() -> Iterator[None]:
-    """Keep the garbage collector off while the block imports, and out of reach of what the block has made.
+    """Disable garbage collection while the block imports, and exclude the imported objects from later collections.
 
-    The imports of torch and TorchRec make 700,000 objects and next to no garbage: scanning them took 2.2 of the 5.4 s that
-    a run of six steps took.
+    Importing torch and TorchRec makes 700,000 objects and hardly any garbage. Scanning them took 2.2 of the 5.4 s of a
+    run of six steps.
     """
     gc.disable()
     try:
@@ -80,19 +84,19 @@ def imports_not_collected() -> Iterator[None]:
 
 
 def compose(name: str, schema: type[Settings], overrides: Sequence[str]) -> Settings:
-    """Compose conf/<name>.yaml with `overrides` as `launch` does, for those who call a job from Python."""
+    """Compose conf/<name>.yaml with `overrides` as `launch` does, to call a job from Python."""
     _register(name, schema)
     try:
         with hydra.initialize_config_module("conf", version_base="1.3"):
             return to_settings(schema, hydra.compose(name, with_new_keys(overrides, schema)))
     except HydraException as error:
-        raise InputError(_sentence(error, schema)) from error
+        raise InputError(_message_of(error, schema)) from error
 
 
 def _register(name: str, schema: type[Any]) -> None:
-    """Give Hydra the defaults of `schema`: they are what `<name>_settings` in the defaults list of conf/<name>.yaml means.
+    """Store the defaults of `schema` in Hydra as `<name>_settings`, for the defaults list of conf/<name>.yaml.
 
-    A group that may be left out, such as source.events, has its own: `events_defaults` of the group source, for the
+    An optional group, such as source.events, is stored by itself: as `events_defaults` of the group source, for the
     configurations that choose it.
     """
     store = ConfigStore.instance()
@@ -108,7 +112,8 @@ def _register(name: str, schema: type[Any]) -> None:
 def _plain(schema: type[Any]) -> Any:
     """Return the defaults of `schema` as plain values.
 
-    A dictionary typed by a dataclass takes no new entry, as +features.fields.price={…} is. `typed` checks the types.
+    A dictionary typed by a dataclass would refuse a new entry such as +features.fields.price={…}. `to_settings` checks
+    the types.
     """
     return OmegaConf.to_container(OmegaConf.structured(schema), structured_config_mode=SCMode.DICT)
 
@@ -116,8 +121,7 @@ def _plain(schema: type[Any]) -> Any:
 def with_new_keys(overrides: Sequence[str], schema: type[Any]) -> list[str]:
     """Put `++` before the settings by name in `overrides`, such as embedding.dims.item_id=128.
 
-    Settings by name are dictionaries with values of one type. Hydra adds a key that no YAML file has only when it is
-    told so.
+    Settings by name are dictionaries with values of one type. Hydra adds a key that no YAML file has only with `++`.
     """
     by_name = tuple(
         f"{setting.key}."
@@ -150,11 +154,18 @@ def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
 
 
 def _comments(schema: type[Any]) -> dict[str, str]:
-    """Read the comment behind each field in the source of `schema` and of the dataclasses that it extends."""
+    """Read the comment behind each field, in the source of `schema` and of the dataclasses that it extends."""
     found: dict[str, str] = {}
     for owner in reversed(schema.__mro__):
-        if dataclasses.is_dataclass(owner):
-            found |= dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(owner), re.MULTILINE))
+        if not dataclasses.is_dataclass(owner):
+            continue
+        source = textwrap.dedent(inspect.getsource(owner))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        for node in cast(ast.ClassDef, ast.parse(source).body[0]).body:
+            # A field may take several lines; its comment is on the last one.
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in by_line:
+                found[node.target.id] = by_line[node.end_lineno]
     return found
 
 
@@ -170,23 +181,30 @@ def _comments_in_help(schema: type[Any]) -> Iterator[None]:
 
 
 def with_comments(text: str, schema: type[Any]) -> str:
-    """Put the comment of each setting behind its line in `text`, which has YAML with two blanks a level."""
+    """Put the comment of each setting behind its line in `text`: a header, the settings as YAML, `Groups:`."""
     comments = {setting.key: setting.comment for setting in settings_of(schema)}
-    path: list[str] = []
-    lines = []
-    for line in text.splitlines():
-        if match := re.match(r"( *)(\w+):", line):
-            path = [*path[: len(match[1]) // 2], match[2]]
-            comment = comments.get(".".join(path))
-            line += f"  # {comment}" if comment else ""
-        lines.append(line)
+    lines = text.split("\n")
+    first = next(number for number, line in enumerate(lines) if line.partition(":")[0] in comments)
+    end = next((number for number, line in enumerate(lines) if line.startswith("Groups:")), len(lines))
+    for key, line in _lines_of_keys(yaml.compose("\n".join(lines[first:end]))):
+        if comments.get(key):
+            lines[first + line] += f"  # {comments[key]}"
     return "\n".join(lines)
 
 
+def _lines_of_keys(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yield each key of a YAML mapping, dotted, with the number of the line that a comment may follow."""
+    for key, value in node.value:
+        is_scalar = isinstance(value, yaml.ScalarNode)  # a long one is wrapped, and its comment belongs behind its end
+        yield f"{prefix}{key.value}", (value.end_mark if is_scalar else key.end_mark).line
+        if isinstance(value, yaml.MappingNode):
+            yield from _lines_of_keys(value, f"{prefix}{key.value}.")
+
+
 def to_settings(schema: type[Settings], config: DictConfig) -> Settings:
-    """`config` as an instance of the dataclass `schema`; InputError for an unknown key, a wrong type, a missing value."""
+    """Convert `config` to an instance of `schema`; InputError for an unknown key, a wrong type or a missing value."""
     try:
-        # As plain values: `++` has added keys to typed nodes that a merge of these would not look at.
+        # As plain values: a merge of typed nodes would not check the keys that `++` has added.
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(config))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -194,17 +212,17 @@ def to_settings(schema: type[Settings], config: DictConfig) -> Settings:
             raise InputError(f"{key} is not set and has no default; give it on the command line as {key}=VALUE.")
         return cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise InputError(_sentence(error, schema)) from error
+        raise InputError(_message_of(error, schema)) from error
 
 
-def _sentence(error: Exception, schema: type[Any]) -> str:
-    """Cut a message of Hydra or OmegaConf to one sentence; for an unknown setting it names the nearest known ones."""
+def _message_of(error: Exception, schema: type[Any]) -> str:
+    """Cut an error of Hydra or OmegaConf to one line; for an unknown setting, name the nearest known ones."""
     text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
     unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text)
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else unknown.group(1)
-        if group := _left_out(key, schema):
+        if group := _optional_group(key, schema):
             return f"{key} is a setting of {group}, which this command does not choose; give {'='.join(group.rsplit('.', 1))} too."
         near = difflib.get_close_matches(key, [setting.key for setting in settings_of(schema)], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "--help lists every setting."
@@ -214,16 +232,16 @@ def _sentence(error: Exception, schema: type[Any]) -> str:
     return f"{full.group(1)}: {first}" if full else first
 
 
-def _left_out(key: str, schema: type[Any]) -> str:
-    """Return the group that may be left out and that `key` is a setting of, or nothing."""
+def _optional_group(key: str, schema: type[Any]) -> str:
+    """Return the optional group that `key` is a setting of; "" for none."""
     settings = {setting.key: setting for setting in settings_of(schema)}
     groups = (key[:end] for end, letter in enumerate(key) if letter == ".")
     return next((group for group in groups if key in settings and settings[group].is_optional), "")
 
 
-def _stop(sentence: str, speaks: bool) -> None:
+def _stop(message: str, speaks: bool) -> None:
     if speaks:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     else:
-        time.sleep(_AFTER_THE_SPEAKER_S)
+        time.sleep(_AFTER_THE_ERROR_S)
     sys.exit(EXIT_INPUT)

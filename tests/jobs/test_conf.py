@@ -1,20 +1,23 @@
 """Every configuration of conf/ composes, to the settings that it had when each default stood in YAML, too."""
 
 import json
+import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
-from jobs.demo import DemoSettings
 from jobs.entry import compose, settings_of, with_comments
 from jobs.evaluate import EvaluateSettings
 from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.simulate.run import SimulateSettings
 from training.planning.settings import FeasibilitySettings
+from training.run.demo import DemoSettings
 from training.run.settings import TrainSettings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -96,6 +99,46 @@ def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
         "  dim: 3",
         "Groups: model",
     ]
+
+
+@pytest.mark.parametrize("command", RECORDED)
+def test_help_stays_the_same_yaml_and_has_every_comment_once(command: str) -> None:
+    job, *overrides = words_of(command)
+    plain = OmegaConf.to_yaml(OmegaConf.structured(compose(job, SCHEMAS[job], overrides)))
+    shown = with_comments(f"jobs.{job}: a header\n\n{plain}\nGroups: some", SCHEMAS[job])
+    settings = shown.removeprefix(f"jobs.{job}: a header\n\n").removesuffix("\nGroups: some")
+    assert yaml.safe_load(settings) == yaml.safe_load(plain)
+    tree = yaml.safe_load(plain)
+    wanted = [setting.comment for setting in settings_of(SCHEMAS[job]) if setting.comment and has(tree, setting.key)]
+    assert re.findall(r"  # (.+)$", settings, re.MULTILINE) == wanted
+
+
+def has(tree: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+@dataclass
+class Wide:
+    text: str = "word " * 30  # behind its last line
+    rows: list[dict[str, str]] = field(default_factory=list)  # not behind the keys of its entries
+    names: dict[str, str] = field(default_factory=dict)  # of a field that takes several lines
+
+
+def test_help_has_the_comments_of_wrapped_values_lists_of_mappings_and_fields_of_several_lines() -> None:
+    wide = Wide(rows=[{"a": "1", "text": "2"}], names={"text": "3", "rows": "4"})
+    plain = OmegaConf.to_yaml(OmegaConf.structured(wide))
+    shown = with_comments(plain, Wide)
+    assert yaml.safe_load(shown) == yaml.safe_load(plain)
+    assert [line.split("  # ")[1] for line in shown.splitlines() if "  # " in line] == [
+        "behind its last line",
+        "not behind the keys of its entries",
+        "of a field that takes several lines",
+    ]
+    assert shown.splitlines()[0] == plain.splitlines()[0]
 
 
 def test_settings_are_walked_into_groups_that_may_be_left_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 from raw_log import small_log
 
 from jobs.entry import compose, imports_not_collected, with_new_keys
-from jobs.preprocess import quoted
+from jobs.preprocess import quote_master
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
@@ -78,9 +78,9 @@ def test_help_lists_every_setting_and_starts_nothing() -> None:
 
 
 def test_a_spark_master_may_be_typed_without_quotes() -> None:
-    assert quoted("spark.master=local[4]") == "spark.master='local[4]'"
-    assert quoted("spark.master='local[4]'") == "spark.master='local[4]'"
-    assert quoted("seed=3") == "seed=3"
+    assert quote_master("spark.master=local[4]") == "spark.master='local[4]'"
+    assert quote_master("spark.master='local[4]'") == "spark.master='local[4]'"
+    assert quote_master("seed=3") == "seed=3"
 
 
 def test_a_setting_by_name_may_name_what_no_file_names() -> None:

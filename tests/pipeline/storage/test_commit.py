@@ -12,7 +12,7 @@ import pytest
 from raw_log import random_log, small_log
 
 from jobs.inspect import InspectSettings, run
-from jobs.preprocess import warnings
+from pipeline.audit.summary import audit_warnings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
@@ -114,12 +114,12 @@ def test_a_job_that_is_killed_just_before_it_replaces_a_dataset_leaves_an_audit_
     monkeypatch.setattr(LocalStore, "put", put)
     assert manifest_bytes(out) == first.to_json().encode()
     assert preprocess(preprocess_settings(raw, out)) == first
-    (sentence,) = warnings(str(out))
+    (sentence,) = audit_warnings(str(out))
     assert sentence.startswith(f"{named} {out} are not of this dataset but of a job that was to replace it")
     run(InspectSettings(data=str(out), rows=0))
     assert f"warning: {sentence}" in capsys.readouterr().out
     preprocess(preprocess_settings(raw, out, "rows.max_impressions=1", "overwrite=true"))
-    assert warnings(str(out)) == []
+    assert audit_warnings(str(out)) == []
     assert load_manifest(out).xxh3 in (out / "audit.html").read_text()
 
 

@@ -1,0 +1,87 @@
+"""The demo: every job as a subprocess, by the command that a user would type, then a table of what came of it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.dataset.manifest import SPLITS, load_manifest
+from pipeline.errors import InputError
+
+
+@dataclass
+class DemoSettings:
+    """conf/demo.yaml."""
+
+    out: str = "demo"  # folder of the log, the dataset and the run
+    impressions: int = 1_000_000
+    seed: int = 1  # of the simulated log
+    ranks: int = 2
+    model: str = "esmm"
+    batch_size: int = 1000  # the paper's 5000 would leave half a million impressions 90 updates, too few to learn from
+
+
+def demo_commands(settings: DemoSettings) -> list[tuple[str, list[str]]]:
+    """List the stages in order, each with its command, which does nothing if its work is done."""
+    out = Path(settings.out)
+    raw, dataset, run = out / "raw", out / "dataset", out / "run"
+    python = [sys.executable, "-m"]
+    torchrun = [*python, "torch.distributed.run", "--local-addr", "127.0.0.1", "--nproc-per-node", str(settings.ranks)]
+    return [
+        ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
+        ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", f"out={dataset}"]),
+        ("train", [*torchrun, "-m", "jobs.train", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
+        ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),
+    ]  # fmt: skip
+
+
+def run_demo(settings: DemoSettings) -> None:
+    """Run the stages, then print `demo_table`; InputError if a stage fails."""
+    begin = time.monotonic()
+    for name, command in demo_commands(settings):
+        print(f"\n── {name} ──\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+        if name == "evaluate" and is_evaluated(Path(settings.out) / "run"):
+            print("The newest checkpoint is evaluated already; nothing to do.", flush=True)
+            continue
+        started = time.monotonic()
+        # torchrun sets this itself for several ranks, but prints a banner about it.
+        environment = {"OMP_NUM_THREADS": "1", **os.environ} if name == "train" else None
+        status = subprocess.run(command, env=environment, check=False).returncode
+        if status != 0:
+            raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
+        print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"\n{demo_table(Path(settings.out))}\n\nall stages: {time.monotonic() - begin:.0f} s")
+    print(f"report: {(Path(settings.out) / 'run' / 'report.html').resolve()}")
+
+
+def is_evaluated(run: Path) -> bool:
+    """Check that the report, which an evaluation writes last, is newer than every checkpoint."""
+    report, checkpoints = run / "report.html", run.glob("checkpoints/*/checkpoint.json")
+    return report.exists() and report.stat().st_mtime > max(path.stat().st_mtime for path in checkpoints)
+
+
+def demo_table(out: Path) -> str:
+    """Format impressions, contexts and quarantined lines of the dataset, and the AUCs beside those of the oracle."""
+    manifest = load_manifest(out / "dataset")
+    metrics = json.loads((out / "run" / "metrics.json").read_text())
+    contexts = sum(lines["contexts"]["written"] for lines in manifest.audit["lines"].values())
+    impressions = {split: totals["impressions"] for split, totals in manifest.totals.items()}
+    per_split = " · ".join(f"{impressions[split]:,} {split}" for split in SPLITS if split in impressions)
+    rejected = {reason: count for reason, count in manifest.audit["quarantined"].items() if count}
+    lines = [
+        f"{'impressions':<12}{sum(impressions.values()):>11,}   {per_split}",
+        f"{'contexts':<12}{contexts:>11,}",
+        f"{'quarantined':<12}{sum(rejected.values()):>11,}   "
+        + " · ".join(f"{count} {reason}" for reason, count in rejected.items()),
+        "",
+        f"{'AUC on test':<12}{'model':>11}{'oracle':>9}   share of the attainable AUC",
+    ]
+    for task in ("ctr", "cvr", "ctcvr"):
+        if f"{task}_auc" in metrics:
+            model, oracle, share = (metrics[key] for key in (f"{task}_auc", f"true_{task}_auc", f"{task}_auc_share"))
+            lines.append(f"{task.upper():<12}{model:>11.4f}{oracle:>9.4f}   {share:.0%}")
+    return "\n".join(lines)
