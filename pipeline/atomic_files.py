@@ -55,7 +55,10 @@ def sync_directory(path: Path) -> None:
 
 
 def xxh3_of(stream: Readable) -> str:
-    """Hash the rest of `stream` by XXH3 (64 bits): the 16 hex digits by which manifests and checkpoints name a content."""
+    """Hash the rest of `stream` by XXH3 (64 bits).
+
+    Return the 16 hex digits by which manifests and checkpoints name a content.
+    """
     digest = xxhash.xxh3_64()
     while block := stream.read(_HASH_BLOCK_BYTES):
         digest.update(block)

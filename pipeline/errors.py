@@ -1,4 +1,7 @@
-"""InputError, the error message for users, and how errors of file systems become one: the place, the reason and the remedy."""
+"""InputError, the error message for users, and how errors of file systems become one.
+
+A message names the place, the reason and the remedy.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +20,10 @@ def writing(where: str) -> Iterator[None]:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Raise InputError about `location` for an error of the file system or of Arrow; a missing file stays FileNotFoundError."""
+    """Raise InputError about `location` for an error of the file system or of Arrow.
+
+    A missing file stays FileNotFoundError.
+    """
     try:
         yield
     except FileNotFoundError:

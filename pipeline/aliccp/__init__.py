@@ -1,1 +1,5 @@
-"""source=aliccp. Read find (files), byte_ranges (splits), parse (the byte kernel; ascii_numbers, field_probe), reader, spark_lines, action_log."""
+"""source=aliccp.
+
+Read find (files), byte_ranges (splits), parse (the byte kernel; ascii_numbers, field_probe), reader, spark_lines,
+action_log.
+"""

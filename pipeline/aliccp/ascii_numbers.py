@@ -69,7 +69,8 @@ def first_below(word, bound):  # type: ignore[no-untyped-def]
 def digits(word, length):  # type: ignore[no-untyped-def]
     """Parse the first `length` bytes of a word, 1 to 8: return (number, a word that is 0 if all of them are digits).
 
-    Pairs of digits, then pairs of pairs, in three multiplications (Langdale and Lemire, "Quickly parsing eight digits").
+    Pairs of digits, then pairs of pairs, in three multiplications (Langdale and Lemire, "Quickly parsing eight
+    digits").
     """
     missing = np.uint64(
         (WORD_BYTES - length) & 7

@@ -9,7 +9,10 @@ CHUNK_BYTES = 2 << 20
 
 
 def input_splits(sources: list[SourceFile], split_bytes: int) -> list[InputSplit]:
-    """Cut files into byte ranges of at most `split_bytes`; a gzip file can only be read from its beginning, and is one split."""
+    """Cut files into byte ranges of at most `split_bytes`.
+
+    A gzip file can only be read from its beginning, and is one split.
+    """
     splits = []
     for source in sources:
         step = max(source.bytes, 1) if source.compressed else split_bytes

@@ -91,7 +91,7 @@ def _expected(with_actions: bool) -> str:
 
 
 def _check_shapes(parts: list[SourceFile]) -> None:
-    """Raise InputError for a file of another kind: none of its first lines has the columns and separators of its table."""
+    """Raise InputError for a file none of whose first lines has the columns and separators of its table."""
     heads = [(source, _first_lines(source)) for source in parts if source.bytes]
     wrong = [
         (source, lines) for source, lines in heads if lines is not None and not _any_line_fits(source.table, lines)

@@ -5,9 +5,9 @@
     feature         name \\x02 id \\x03 weight
 
 A line ends in \\n or \\r\\n. A good line is read once. A feature of the usual lengths is three words of eight bytes
-(`_short_feature`); any other is read byte by byte (`_any_feature`). A line that cannot be read goes to `_find_reason`, which
-reads it again, column by column. If it breaks several rules, its reason is the first in the order of REASONS.
-tests/support/references/aliccp.py is the slow twin.
+(`_short_feature`); any other is read byte by byte (`_any_feature`). A line that cannot be read goes to
+`_find_reason`, which reads it again, column by column. If it breaks several rules, its reason is the first in the
+order of REASONS. tests/support/references/aliccp.py is the slow twin.
 """
 
 # Shapes: L lines, V values, F fields of a scope.
@@ -162,7 +162,10 @@ def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V,
 
 @nb.njit(cache=True, inline="always")
 def _leading_columns(text, position, num_bytes, is_skeleton):  # type: ignore[no-untyped-def]
-    """Parse the columns before the features: return (position behind or -1, sample id, labels, key, declared number of features)."""
+    """Parse the columns before the features.
+
+    Return (position behind or -1, sample id, labels, key, declared number of features).
+    """
     sample_id = labels = 0
     if is_skeleton:
         sample_id, position = _fast_integer(text, position, num_bytes, True)
@@ -198,10 +201,11 @@ def _fast_integer(text, position, num_bytes, signed):  # type: ignore[no-untyped
 
 @nb.njit(cache=True, inline="always")
 def _short_feature(text, position):  # type: ignore[no-untyped-def]
-    """Parse a feature with an id of up to 7 digits and a weight such as 1.0: return (name as a word, id, weight, position behind).
+    """Parse a feature with an id of up to 7 digits and a weight such as 1.0.
 
-    Position -1 only means that `_any_feature` must read it. Everything is computed, and validated once at the end. That is
-    one branch a feature, nearly always taken the same way; a branch a byte is mispredicted at the end of each number.
+    Return (name as a word, id, weight, position behind). Position -1 only means that `_any_feature` must read it. Everything is computed, and validated once at the end.
+    That is one branch a feature, nearly always taken the same way; a branch a byte is mispredicted at the end of each
+    number.
     """
     name = word_at(text, position)
     length = first_byte(name, _ID_MARKS)
@@ -220,7 +224,10 @@ def _short_feature(text, position):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _any_feature(text, position, slots, name_bytes, length_F):  # type: ignore[no-untyped-def]
-    """Parse any feature: return (position in the scope or -1 if unknown, id, weight, position behind or -1 if it is none)."""
+    """Parse any feature.
+
+    Return (position in the scope or -1 if unknown, id, weight, position behind or -1 if it is none).
+    """
     name = position
     hashed = 0
     while not _IS_BREAK[byte_at(text, position)]:

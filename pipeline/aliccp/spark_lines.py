@@ -1,8 +1,8 @@
 """Read raw logs that Python cannot open (source.reader=spark): Spark's text reader gives tasks the lines, as bytes.
 
-Spark tells only the file and the block of a line, not its offset. The driver looks up where the first line of each block
-begins. The lines of a block come in their order, so the offset of each follows. A gzip file is one block, and its offsets
-are those of the uncompressed text.
+Spark tells only the file and the block of a line, not its offset. The driver looks up where the first line of each
+block begins. The lines of a block come in their order, so the offset of each follows. A gzip file is one block, and
+its offsets are those of the uncompressed text.
 
     lines()                      file | block | text   one row a line, which ends in its line feed
     LineReader.chunks()          the text buffer of an Arrow batch is a chunk without a copy
@@ -66,7 +66,10 @@ class LineReader:
 
 
 def lines(spark: "SparkSession", sources: Sequence[SourceFile], split_bytes: int) -> "DataFrame":
-    """Read `sources` as a table of one row a line: file, block, text. Each block is a partition, its lines in their order."""
+    """Read `sources` as a table of one row a line: file, block, text.
+
+    Each block is a partition, its lines in their order.
+    """
     from pyspark.sql import functions as F
 
     # The driver foresees the blocks: no two files share a partition, and every block has this size.
@@ -101,7 +104,10 @@ def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputS
 
 
 def _find_line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
-    """Find the offset of each block's first line. Hadoop's rule: a line that begins at its first byte belongs to the block before."""
+    """Find the offset of each block's first line.
+
+    Hadoop's rule: a line that begins at its first byte belongs to the block before.
+    """
     begins = {0: 0}
     if blocks:
         with source.open() as stream:

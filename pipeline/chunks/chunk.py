@@ -43,7 +43,9 @@ class Chunk:
 
 
 def numbers_of(parsed: Parsed, column_F: np.ndarray, num_numbers: int) -> np.ndarray:
-    """Return the numbers of each line, float32 [L, num_numbers]: the weight of a numeric field's first value, NaN without one.
+    """Return the numbers of each line, float32 [L, num_numbers].
+
+    A number is the weight of a numeric field's first value, and NaN without one.
 
     `column_F` has the column of each field of the catalogue, -1 for a field that is not numeric.
     """

@@ -40,8 +40,8 @@ class Files(Protocol):
 class ArrowFiles:
     """Paths of this host, and addresses that pyarrow opens: s3://, gs://, abfs://, hdfs://.
 
-    A core reads a cached local file at 1.58 GB/s this way, and at 1.63 by Python's open(). Parsing takes ten times as long,
-    so local files need no code path of their own.
+    A core reads a cached local file at 1.58 GB/s this way, and at 1.63 by Python's open(). Parsing takes ten times as
+    long, so local files need no code path of their own.
     """
 
     def entry(self, directory: str, name: str = "") -> Entry | None:

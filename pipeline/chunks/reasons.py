@@ -1,4 +1,4 @@
-"""The reasons for which a line is rejected, in order of precedence, and the rule that a line with each reason breaks."""
+"""The reasons for which a line is rejected, in order of precedence, and the rule that a line with each breaks."""
 
 #: In order of precedence; a line's reason is a position here, 0 for none.
 REASONS = (

@@ -1,4 +1,6 @@
-"""Compute small charts: where their ticks, lines and points lie. The macro `figure` of pieces.html.j2 draws them as inline SVG.
+"""Compute small charts: the places of their ticks, lines and points.
+
+The macro `figure` of pieces.html.j2 draws them as inline SVG.
 
 A report needs no plotting library, no script and no network. Colours are CSS classes (`c0`, `quiet`, …) of the page,
 which can therefore be light or dark. Every chart carries a description for those who do not see it.

@@ -33,7 +33,7 @@ def percent(share: float, digits: int = 3) -> str:
 
 @cache
 def _environment() -> Environment:
-    # PackageLoader asks the package's own loader, so templates are also found in a zip on sys.path (spark-submit --py-files).
+    # PackageLoader asks the package's own loader, so templates are also found in a zip (spark-submit --py-files).
     environment = Environment(
         loader=PackageLoader("pipeline.html", "."),
         autoescape=True,
@@ -48,7 +48,10 @@ def _environment() -> Environment:
 
 
 def _escape_unprintable(value: Any) -> Any:
-    """Escape the characters that do not print in a value of a template, except line breaks. Markup of a macro is left as it is."""
+    """Escape the characters that do not print in a value of a template, except line breaks.
+
+    Markup of a macro is left as it is.
+    """
     if isinstance(value, Markup):
         return value
     text = str(value)

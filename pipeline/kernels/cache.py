@@ -1,8 +1,9 @@
 """The directory of numba's compiled kernels, one a user, so that workers share what one compiled.
 
-`kernels.jit` imports this module before numba. A compiled kernel is machine code that numba loads unchecked, so a directory
-that another user may write to is refused. numba looks only at the file of a kernel, not at the files of what is inlined into
-it. So each state of our kernels has a directory of its own, which is removed when nobody has used it for 30 days.
+`kernels.jit` imports this module before numba. A compiled kernel is machine code that numba loads unchecked, so a
+directory that another user may write to is refused. numba looks only at the file of a kernel, not at the files of
+what is inlined into it. So each state of our kernels has a directory of its own, which is removed when nobody has
+used it for 30 days.
 """
 
 import fcntl
@@ -28,7 +29,8 @@ def own_directory(environment: MutableMapping[str, str]) -> Path:
     """Make the cache directory, with mode 0700, and set it in `environment` for numba and for child processes; return it.
 
     Its name is the hash of our kernels. It lies below $NUMBA_CACHE_DIR, $XDG_CACHE_HOME/entirespace/numba or
-    ~/.cache/entirespace/numba. Raises InputError if it cannot be made, belongs to another user, or others may write to it.
+    ~/.cache/entirespace/numba. Raises InputError if it cannot be made, belongs to another user, or others may write
+    to it.
     """
     state = kernels_xxh3(Path(__file__).parents[2])
     if chosen := environment.get(VARIABLE):

@@ -55,7 +55,10 @@ def scale_hashes(hashes: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def splits_of(keys: np.ndarray, is_test: bool, validation: float, seed: int) -> np.ndarray:
-    """Return the split of each context key, int64: TEST in the test period, else VALIDATION for a share of the keys, else TRAIN."""
+    """Return the split of each context key, int64.
+
+    It is TEST in the test period, else VALIDATION for a share of the keys, else TRAIN.
+    """
     if is_test:
         return np.full(len(keys), TEST)
     # A salt of its own, or validation would be the head of the train order.

@@ -1,7 +1,7 @@
 """Load and store bytes and unaligned words of eight bytes, in kernels that take a text as an address.
 
-numba counts references at every call of a function that takes an array, which is too slow in an innermost loop. Nothing is
-checked here: the caller keeps the memory alive, and the kernel stays within it.
+numba counts references at every call of a function that takes an array, which is too slow in an innermost loop.
+Nothing is checked here: the caller keeps the memory alive, and the kernel stays within it.
 """
 
 from typing import Any

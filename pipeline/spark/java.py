@@ -64,7 +64,7 @@ def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
 
 
 def _wrap(real: Path, environment: MutableMapping[str, str]) -> Path:
-    """Write a script that starts `real` without _MODULE_OPTION, and point JAVA_HOME of `environment` at its directory."""
+    """Write a script that starts `real` without _MODULE_OPTION, and point JAVA_HOME of `environment` to it."""
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entirespace"
     wrapper = cache / f"java-{xxhash.xxh3_64_hexdigest(str(real).encode())}" / "bin" / "java"
     if real.parent.parent.parent == cache:  # a job started by a job

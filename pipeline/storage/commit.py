@@ -72,8 +72,8 @@ class Staging:
 def open_staging(store: Store, directory: str) -> Iterator[Staging]:
     """Open the staging of a new run, and remove it at the end of the block. Call it under the lock.
 
-    The run's name is new each time: a worker that outlives its killed driver writes where nobody reads. `directory` holds
-    Spark's tables if the store is not a local directory.
+    The run's name is new each time: a worker that outlives its killed driver writes where nobody reads. `directory`
+    holds Spark's tables if the store is not a local directory.
     """
     run = uuid.uuid4().hex
     opened = Staging(store, run, store.scratch(run) if isinstance(store, LocalStore) else Path(directory) / run)
@@ -94,8 +94,8 @@ def read_finished_manifest(store: Store) -> Manifest | None:
 def read_audit(store: Store) -> tuple[dict[str, Any], str]:
     """Read audit.json: return its content and "", or nothing and a message that says why it is not this dataset's.
 
-    audit.json, audit.html and run.json are replaced just before the manifest. A job that is killed in between leaves them
-    beside the earlier manifest, and their figures belong to another dataset.
+    audit.json, audit.html and run.json are replaced just before the manifest. A job that is killed in between leaves
+    them beside the earlier manifest, and their figures belong to another dataset.
     """
     xxh3 = xxhash.xxh3_64_hexdigest(store.read(MANIFEST) or b"")
     found = {name: json.loads(store.read(name) or "{}") for name in (AUDIT, RUN)}
@@ -149,7 +149,10 @@ def unnamed_files(store: Store, grace_hours: float) -> list[str]:
 
 
 def clean_up(store: Store, grace_hours: float) -> None:
-    """Remove the unnamed files of a finished dataset, if there are any. An InputError is only printed: no job depends on it."""
+    """Remove the unnamed files of a finished dataset, if there are any.
+
+    An InputError is only printed: no job depends on it.
+    """
     try:
         if unnamed_files(store, grace_hours):
             with dataset_lock(store):

@@ -1,7 +1,7 @@
 """One job at a time on a dataset: flock in a directory, a conditional PUT on S3, nothing but a warning elsewhere.
 
-The lock is the file `_lock`, which names its holder. A job that dies leaves it behind. A later job on the same host takes it
-over; one on another host is refused, because it cannot know whether the holder lives.
+The lock is the file `_lock`, which names its holder. A job that dies leaves it behind. A later job on the same host
+takes it over; one on another host is refused, because it cannot know whether the holder lives.
 """
 
 import os
@@ -106,7 +106,10 @@ def _take_over(client: Any, where: Mapping[str, str], signature: bytes, location
 
 
 def _s3_client(store: Store) -> Any:
-    """Return boto3's client, which knows conditional requests, unlike pyarrow; None, with a warning, without boto3 or off S3."""
+    """Return boto3's client, which knows conditional requests, unlike pyarrow.
+
+    Return None, with a warning, without boto3 or off S3.
+    """
     if not store.location.startswith("s3://"):
         _warn(store.location, "only directories and s3:// are")
         return None

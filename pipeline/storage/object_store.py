@@ -1,4 +1,7 @@
-"""A dataset under a prefix of an object store. Nothing can be renamed there, so a task PUTs its file under the final name."""
+"""A dataset under a prefix of an object store.
+
+Nothing can be renamed there, so a task PUTs its file under the final name.
+"""
 
 import os
 import shutil
@@ -27,7 +30,10 @@ class ObjectStore:
         """Do nothing. A prefix need not be created; other runs' files stay: without a lock they may be in use."""
 
     def scratch(self, run: str) -> Path:
-        """Make a directory of this host, in Spark's scratch space if there is one: Spark empties it when the executor ends."""
+        """Make a directory of this host, in Spark's scratch space if there is one.
+
+        Spark empties it when the executor ends.
+        """
         spark_dirs = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
         path = Path(spark_dirs or tempfile.gettempdir()) / f"entirespace-{run}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -173,7 +173,10 @@ def quarantine_batch(
 
 
 def _regroup(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Regroup rows into batches whose bounds depend on the rows alone: batches become row groups, and bytes of the file."""
+    """Regroup rows into batches whose bounds depend on the rows alone.
+
+    Each batch becomes a row group, so its bounds decide the bytes of the file.
+    """
     buffered: list[pa.RecordBatch] = []
     num_bytes = 0
     for batch in batches:

@@ -3,8 +3,8 @@
     task    writes a file below scratch() ─▶ seal(): its content gives it a name
     driver  install(): gives it that name                    in the commit, for the attempts that count
 
-In a directory, `install` renames. To an object store `seal` uploads: nothing can be renamed there, and no object is seen
-before it is whole. Either way `put` shows a small file whole or not at all.
+In a directory, `install` renames. To an object store `seal` uploads: nothing can be renamed there, and no object is
+seen before it is whole. Either way `put` shows a small file whole or not at all.
 """
 
 from pathlib import Path
@@ -59,7 +59,10 @@ class Store(Protocol):
 
 
 def store_of(out: str) -> Store:
-    """Choose the store for a path or an address; InputError for an address with a query, which only some readers understand."""
+    """Choose the store for a path or an address.
+
+    Raises InputError for an address with a query, which only some readers understand.
+    """
     if is_address(out) and not out.startswith("file://") and "?" in out:
         raise InputError(
             f"out={out} has a query; give the plain address, and the endpoint by the environment (AWS_ENDPOINT_URL)."
