@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.kinds import NUMBER, VECTOR
 from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 from training.evaluation.calibration import mean_log_loss
 from training.evaluation.metrics import evaluate
-from training.feed.numeric import squash
+from training.feed.numeric import squash, standardize
 
 Array = NDArray[Any]
 
@@ -109,8 +109,11 @@ def _flat(table: pa.Table, name: str) -> Array:
 def _field_matrix(table: pa.Table, field: ManifestField, num_bags: int) -> sp.csr_matrix:
     """Return [N, rows of the field's table]: one-hot, or each bag's weights divided by the sum of their sizes.
 
-    A numeric field has one column, scaled as for the towers.
+    A numeric or dense field has a column for each of its inputs, scaled as for the towers.
     """
+    if field.stored == VECTOR:
+        vectors = _flat(table, field.name).reshape(-1, field.num_inputs)
+        return sp.csr_matrix(np.where(np.isnan(vectors), 0.0, standardize(vectors, field)))
     if field.stored == NUMBER:
         return sp.csr_matrix(np.nan_to_num(squash(_flat(table, field.name), field))[:, None])
     index_V = _flat(table, field.name)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.dataset.kinds import NUMBER, STORED_KINDS
+from pipeline.dataset.kinds import NUMBER, STORED_KINDS, VECTOR
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
 from pipeline.storage.commit import read_audit
 from pipeline.storage.store import store_of
@@ -70,12 +70,16 @@ def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str])
 
 
 def _shape_text(field: ManifestField) -> str:
+    if field.stored == VECTOR:
+        return f"a vector of {field.num_inputs}"
     if STORED_KINDS[field.kind].of_number:
         return "a number"
     return field.arity + (", weighted" if field.weighted else "")
 
 
 def _table_text(field: ManifestField) -> str:
+    if field.stored == VECTOR:
+        return "as it is" if field.mean is None else "standardized"
     if field.stored == NUMBER:
         return f"µ {field.mean:.4g}, σ {field.std:.4g}" if field.mean is not None and field.std is not None else _NONE
     of = "hashed" if field.hash_buckets else STORED_KINDS[field.kind].table

@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.arrow_columns import flat, is_number, lengths
+from pipeline.dataset.kinds import VECTOR
 from pipeline.dataset.manifest import LABELS, DatasetFile
 from pipeline.features.fields import Field
 from pipeline.locations import open_location
 
 NO_KEY = -1
 _MAX_COUNTED = 255  # values of a record; more are the same evidence
+_MAX_VECTOR_NUMBERS = 64  # of a vector that are looked at, each for itself
 _NUM_QUANTILE_BINS = 64  # of weights and numbers, of equal mass in the rows that the rates are learned from
 
 
@@ -80,6 +82,12 @@ def read_sample(dataset: str | os.PathLike[str], files: Sequence[DatasetFile], i
 def evidence_of(entry: Field, learned: Sample, scored: Sample) -> Iterator[tuple[str, KeyBags, KeyBags]]:
     """Yield (kind of evidence, bags that rates are learned from, bags that are scored) of one field."""
     both = (learned, scored)
+    if entry.stored == VECTOR:
+        vectors = [flat(sample.table, entry.name).to_numpy().reshape(-1, entry.num_numbers) for sample in both]
+        for place in range(min(entry.num_numbers, _MAX_VECTOR_NUMBERS)):
+            columns = [numbers[:, place] for numbers in vectors]
+            yield f"number {place}", _quantile_bags(columns[0], columns[0]), _quantile_bags(columns[1], columns[0])
+        return
     if is_number(learned.table, entry.name):
         numbers = [flat(sample.table, entry.name).fill_null(float("nan")).to_numpy() for sample in both]
         yield "values", _quantile_bags(numbers[0], numbers[0]), _quantile_bags(numbers[1], numbers[0])

@@ -14,7 +14,7 @@ from pipeline.audit.leakage import leak_warnings
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
 from pipeline.chunks.reasons import REASONS, rules_of
-from pipeline.dataset.kinds import INDEX, NUMBER
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
 from pipeline.html.page import render
 
@@ -83,7 +83,7 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
     """Render the page from audit.json and the manifest alone."""
     splits = [split for split in SPLITS if split in manifest.totals]
     categorical = [field for field in manifest.fields if field.stored == INDEX]
-    numeric = [field for field in manifest.fields if field.stored == NUMBER]
+    numeric = [field for field in manifest.fields if field.stored != INDEX]
     source = manifest.settings["source"]["name"]
     return render(
         "audit.html.j2",

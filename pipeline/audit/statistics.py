@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.audit.distinct import Distinct
 from pipeline.dataset.arrow_columns import array_of, flat, is_number
+from pipeline.dataset.kinds import VECTOR
 from pipeline.dataset.manifest import LABELS
 from pipeline.features.fields import Catalogue
 from pipeline.features.moments import Moments
@@ -73,7 +74,7 @@ class FieldTally:
 
 @dataclass
 class NumberTally:
-    """The tally of a numeric field: exact moments of its values, and their range."""
+    """The tally of a numeric or dense field: exact moments of its numbers, and their range. A vector is one value."""
 
     missing: int = 0
     values: int = 0
@@ -114,6 +115,13 @@ class NumberTally:
             self.low, self.high = min(self.low, float(value_V.min())), max(self.high, float(value_V.max()))
             self.moments.add(value_V.reshape(-1, 1))
 
+    def add_vectors(self, numbers: np.ndarray, width: int) -> None:
+        """Add the numbers of vectors, one vector after the other; a missing one is NaNs."""
+        is_there = ~np.isnan(numbers[::width])
+        self.add(pa.array(numbers[np.repeat(is_there, width)]))
+        self.missing += int(np.count_nonzero(~is_there))
+        self.values -= (width - 1) * int(np.count_nonzero(is_there))
+
 
 @dataclass
 class Statistics:
@@ -142,7 +150,10 @@ class Statistics:
                 values = column if is_first_N.all() else column.filter(pa.array(is_first_N))
             else:
                 values = column.flatten()
-            if isinstance(tally, NumberTally):
+            if entry.stored == VECTOR and isinstance(tally, NumberTally):
+                numbers = values.flatten() if entry.scope == "context" else values
+                tally.add_vectors(numbers.to_numpy(), entry.num_numbers)
+            elif isinstance(tally, NumberTally):
                 tally.add(values)
             elif entry.arity == "one":
                 tally.add_single_valued(values.to_numpy())

@@ -1,4 +1,4 @@
-"""Chunks, the input of both passes over the raw log: parsed lines, each with its split (train, validation or test)."""
+"""Chunks: what both passes over the raw log do first: read a split, parse it, decide the split of each line."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.chunks.line_columns import VALUES_END
 from pipeline.chunks.sources import CONTEXT, SKELETON, SourceFile
+from pipeline.features.fields import NumberPlaces
 from pipeline.kernels.jit import nb
 
 #: The scope of the features on a line of each table.
@@ -26,7 +27,7 @@ class Parsed:
 
     @property
     def num_values_L(self) -> np.ndarray:
-        """The number of values of each line."""
+        """How many values each line has."""
         return np.diff(self.line_table[:, VALUES_END], prepend=0)
 
 
@@ -42,26 +43,33 @@ class Chunk:
     timestamp_L: np.ndarray | None = None  # int64, of the impressions of a timed log
 
 
-def numbers_of(parsed: Parsed, column_F: np.ndarray, num_numbers: int) -> np.ndarray:
-    """Return the numbers of each line, float32 [L, num_numbers].
+def numbers_of(parsed: Parsed, places: NumberPlaces) -> np.ndarray:
+    """Return the numbers of each line, float32 [L, places.total].
 
-    A number is the weight of a numeric field's first value, and NaN without one.
-
-    `column_F` has the column of each field of the catalogue, -1 for a field that is not numeric.
+    They are the weights of the first values of each field that has numbers, and NaN without one. The values of a field that has several numbers stand together on their line.
     """
-    numbers = np.full((len(parsed.line_table), num_numbers), np.nan, np.float32)
-    if num_numbers:
-        _fill_numbers(parsed.line_table, parsed.field_V, parsed.weight_V, column_F, numbers)
+    numbers = np.full((len(parsed.line_table), places.total), np.nan, np.float32)
+    if places.total:
+        _fill_numbers(parsed.line_table, parsed.field_V, parsed.weight_V, places.first_F, places.width_F, numbers)
     return numbers
 
 
 @nb.njit(cache=True)
-def _fill_numbers(line_table, field_V, weight_V, column_F, numbers):  # type: ignore[no-untyped-def]
+def _fill_numbers(line_table, field_V, weight_V, first_F, width_F, numbers):  # type: ignore[no-untyped-def]
+    """Fill numbers[line, first_F[f]:][:width_F[f]] with the first values of field f.
+
+    field_V    3   3   3   5   5   …       first_F[3] = 0, width_F[3] = 3;  first_F[5] = 3, width_F[5] = 1
+    numbers    v0  v1  v2  v3              v4 is the second of a field of one number: it is left out
+    """
     value = 0
     for line in range(len(line_table)):
         end = line_table[line, VALUES_END]
+        before = place = np.int64(-1)  # the field of the value before, and its place within the vector
         while value < end:
-            column = column_F[field_V[value]]
-            if column >= 0 and np.isnan(numbers[line, column]):
+            field = np.int64(field_V[value])
+            place = place + 1 if field == before else np.int64(0)
+            before = field
+            column = first_F[field] + place
+            if first_F[field] >= 0 and place < width_F[field] and np.isnan(numbers[line, column]):
                 numbers[line, column] = weight_V[value]
             value += 1

@@ -33,7 +33,7 @@ _RULES = {
         "malformed_line": "a row can be parsed, and has a time, a user, an item and an id",
         "bad_label": "a click is 0 or 1, false or true",
         "bad_context_key": "a row has its context",
-        "bad_feature": "a list has no gaps, and as many finite weights as values",
+        "bad_feature": "a list has no gaps, and as many finite weights as values; a vector has as many finite numbers as its width",
         "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in the log",
     },
 }

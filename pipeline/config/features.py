@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.dataset.kinds import CATEGORICAL
 
 #: Of FieldSettings: manifests that were written before them stay what they are, byte for byte.
-_LATER_SETTINGS = ("boundaries",)
+_LATER_SETTINGS = ("boundaries", "width", "standardize")
 
 
 @dataclass
@@ -19,9 +19,11 @@ class FieldSettings:
     weighted: bool = False
     min_count: int | None = None  # None: vocabulary.min_count
     max_ids: int | None = None  # None: vocabulary.max_ids
-    kind: str = CATEGORICAL  # numeric: the number of a line, not its id; bucketized: the bucket of its number
+    kind: str = CATEGORICAL  # numeric: a line's number, not its id; bucketized: the number's bucket; dense: a vector
     hash_buckets: int = 0  # not 0: ids are hashed into so many rows of the table, and there is no vocabulary
     boundaries: list[float] | None = None  # of the buckets of a bucketized field, rising
+    width: int | None = None  # of a dense field: how many numbers its vector has
+    standardize: bool | None = None  # of a dense field: (v − µ)/σ of each number; null: true
 
 
 @dataclass

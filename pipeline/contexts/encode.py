@@ -98,8 +98,8 @@ def _encode(
     """Encode the lines `order`; return (words, where each line begins, and the end)."""
     parsed, timestamp_L = chunk.parsed, chunk.timestamp_L
     assert layout.header == HEADER or timestamp_L is not None
-    per_line = layout.header + len(layout.fields)
-    numbers = numbers_of(parsed, layout.number_F, layout.num_numbers)
+    per_line = layout.header + len(layout.fields) + layout.num_numbers
+    numbers = numbers_of(parsed, layout.number_places)
     word_W = np.empty(len(order) * per_line + 2 * len(parsed.id_V), np.int32)
     begin_L = np.empty(len(order) + 1, np.int64)
     times = np.empty(0, np.int64) if timestamp_L is None else timestamp_L

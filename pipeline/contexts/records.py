@@ -7,7 +7,7 @@
     offset   of the line, from the first line of its run
     time     in a timed log an impression's timestamp, 64 bits, stands before the ones
     ones     index of each single-valued field
-    numbers  float32 bits, NaN where missing; fields that read the same number share it
+    numbers  float32 bits, NaN where missing, of a vector all of them; fields that read the same number share it
     lengths  number of values of each multi-valued field, in catalogue order
     values   the indices of all multi-valued fields, field by field, each in the order of the log
     weights  float32 bits of the weighted ones among them, likewise
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.features.fields import Catalogue, Field
+from pipeline.features.fields import Catalogue, Field, NumberPlaces
 
 #: Words of a record; a context's key and an impression's offset and labels stand at the same place.
 NUM_WORDS_AT, ID_AT, KEY_AT, OFFSET_AT, LABELS_AT, HEADER, TIME_AT = 0, 1, 3, 3, 4, 5, 5
@@ -53,9 +53,9 @@ class Layout:
 
     fields: tuple[Field, ...]
     one_F: np.ndarray  # int64: the field's place among the ones, -1 if it is none
-    number_F: np.ndarray  # int64: the place among the numbers of the one that comes with the field's values, or -1
+    number_places: NumberPlaces  # of the numbers that come with a field's values, among all numbers
     many_F: np.ndarray  # int64: its place among the multi-valued fields, -1 if it is none
-    number_of: tuple[int, ...]  # of each field that reads numbers: the place of its number among the numbers
+    number_of: tuple[int, ...]  # of each field that reads numbers: the place of its first one among the numbers
     is_weighted: np.ndarray  # bool: of each multi-valued field
     group: int  # number of the group field in the catalogue, -1 where the scope has none
     header: int = HEADER  # words before the ones
@@ -67,13 +67,13 @@ class Layout:
 
     @property
     def numbers(self) -> list[Field]:
-        """The fields of one number a line."""
+        """The fields of one number, or one vector, a line."""
         return [entry for entry in self.fields if entry.reads_numbers]
 
     @property
     def num_numbers(self) -> int:
         """How many numbers a record has."""
-        return max(self.number_of, default=-1) + 1
+        return self.number_places.total
 
     @property
     def many(self) -> list[Field]:
@@ -86,17 +86,17 @@ def layout_of(catalogue: Catalogue, scope: str) -> Layout:
     entries = catalogue.of_scope(scope)
     ones = [entry for entry in entries if entry.arity == "one" and not entry.reads_numbers]
     many = [entry for entry in entries if entry.arity == "many"]
-    sources = [catalogue.source_of(entry).name for entry in entries if entry.reads_numbers]
-    distinct = list(dict.fromkeys(sources))
+    numbers = [entry for entry in entries if entry.reads_numbers]
+    sources = [catalogue.fields.index(catalogue.source_of(entry)) for entry in numbers]
+    readers = dict(zip(reversed(sources), reversed(numbers), strict=True))  # source → the first field that reads it
+    number_places = catalogue.number_places([readers[source] for source in dict.fromkeys(sources)])
     is_weighted = np.array([entry.weighted for entry in many], np.bool_)
     names = [entry.name for entry in catalogue.fields]
     group = names.index(catalogue.group) if scope == "context" and catalogue.group else -1
     header = HEADER + 2 if catalogue.timed and scope == "impression" else HEADER
-    number_places = catalogue.places([catalogue[name] for name in distinct])
-    places = (catalogue.places(ones), number_places, catalogue.places(many))
-    one_F, number_F, many_F = (np.array(place_F, np.int64) for place_F in places)
-    number_of = tuple(distinct.index(name) for name in sources)
-    return Layout(entries, one_F, number_F, many_F, number_of, is_weighted, group, header)
+    one_F, many_F = (np.array(catalogue.places(chosen), np.int64) for chosen in (ones, many))
+    number_of = tuple(number_places.first_F[sources].tolist())
+    return Layout(entries, one_F, number_places, many_F, number_of, is_weighted, group, header)
 
 
 def record_batch(columns: dict[str, np.ndarray], begin_R: np.ndarray, blob: np.ndarray) -> pa.RecordBatch:

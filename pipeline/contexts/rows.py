@@ -10,9 +10,10 @@ import pyarrow as pa
 from pipeline.contexts import records
 from pipeline.contexts.group import Selection, int64_at
 from pipeline.contexts.records import NO_GROUP_ID, Layout
+from pipeline.dataset.kinds import VECTOR
 from pipeline.dataset.manifest import LABELS
 from pipeline.dataset.schema import columns_of, list_of
-from pipeline.features.fields import Catalogue
+from pipeline.features.fields import Catalogue, Field
 from pipeline.kernels.jit import nb
 
 _BIT_OF_LABEL = {"click": records.CLICK_LABEL, "daction": records.DACTION_LABEL, "conversion": records.CONVERSION_LABEL}
@@ -73,6 +74,13 @@ class _FieldArrays:
         """Return (values, weights) of a multi-valued field over all records."""
         chosen = slice(self.bounds[many], self.bounds[many + 1])
         return self.value_V[chosen], self.weight_V[chosen]
+
+    def column_of_numbers(self, entry: Field, place: int) -> pa.Array:
+        """Return the values of a field whose numbers begin at `place` over all records, not yet in lists."""
+        kind = entry.kind_of_field
+        if not kind.reads_vectors:
+            return kind.column(self.numbers[place], entry.parameters)
+        return kind.column(self.numbers[place : place + entry.num_numbers].T, entry.parameters)
 
 
 def _gather_records(word_W: np.ndarray, position_R: np.ndarray, layout: Layout) -> _FieldArrays:
@@ -135,7 +143,11 @@ def _context_columns(columns: dict[str, pa.Array], contexts: _FieldArrays) -> No
     for one, entry in enumerate(contexts.layout.ones):
         columns[entry.name] = pa.array(contexts.ones[one])
     for place, entry in zip(contexts.layout.number_of, contexts.layout.numbers, strict=True):
-        columns[entry.name] = entry.kind_of_field.column(contexts.numbers[place], entry.parameters)
+        column = contexts.column_of_numbers(entry, place)
+        if entry.stored == VECTOR:
+            ends = pa.py_buffer(np.arange(0, len(column) + 1, entry.num_numbers, dtype=np.int32))
+            column = _lists_of(entry, ends, column)
+        columns[entry.name] = column
     for many, entry in enumerate(contexts.layout.many):
         value_V, weight_V = contexts.of_many(many)
         offsets = pa.py_buffer(np.r_[0, np.cumsum(contexts.lengths[many])].astype(np.int32))
@@ -150,10 +162,10 @@ def _impression_columns(
     for one, entry in enumerate(impressions.layout.ones):
         columns[entry.name] = _lists(pa.int32(), row_offsets, impressions.ones[one])
     for place, entry in zip(impressions.layout.number_of, impressions.layout.numbers, strict=True):
-        flat = entry.kind_of_field.column(impressions.numbers[place], entry.parameters)
-        (stored,) = columns_of(entry)
-        num_lists = row_offsets.size // 4 - 1
-        columns[entry.name] = pa.ListArray.from_buffers(stored.type, num_lists, [None, row_offsets], children=[flat])
+        flat, offsets = impressions.column_of_numbers(entry, place), row_offsets
+        if entry.stored == VECTOR:
+            offsets = pa.py_buffer((first_N * entry.num_numbers).astype(np.int32))
+        columns[entry.name] = _lists_of(entry, offsets, flat)
     for many, entry in enumerate(impressions.layout.many):
         value_V, weight_V = impressions.of_many(many)
         length_R = impressions.lengths[many]
@@ -162,6 +174,12 @@ def _impression_columns(
         columns[f"{entry.name}__length"] = _lists(pa.int32(), row_offsets, length_R)
         if entry.weighted:
             columns[f"{entry.name}__weight"] = _lists(pa.float32(), value_offsets, weight_V)
+
+
+def _lists_of(entry: Field, offsets: pa.Buffer, values: pa.Array) -> pa.ListArray:
+    """Return the column of a field of numbers: its values in lists, a list at each of `offsets`."""
+    (column,) = columns_of(entry)
+    return pa.ListArray.from_buffers(column.type, offsets.size // 4 - 1, [None, offsets], children=[values])
 
 
 def _lists(kind: pa.DataType, offsets: pa.Buffer, values: np.ndarray) -> pa.ListArray:

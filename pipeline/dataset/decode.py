@@ -1,5 +1,6 @@
 """Context rows with raw ids again, found from their indices: what jobs.inspect prints."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.kinds import NUMBER, STORED_KINDS
+from pipeline.dataset.kinds import NUMBER, STORED_KINDS, VECTOR
 from pipeline.dataset.manifest import (
     LABELS,
     MISSING,
@@ -115,11 +116,12 @@ def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Map
         lines.append(f"  impression {row['impression_id'][place]}{at}: {labels}")
         for field in manifest.fields_of("impression"):
             start = begin[field.name]
-            length = row[f"{field.name}__length"][place] if field.arity == "many" else 1
+            length = row[f"{field.name}__length"][place] if field.arity == "many" else field.num_inputs or 1
             begin[field.name] += length
             value = row[field.name][start : start + length]
             weights = row[f"{field.name}__weight"][start : start + length] if field.weighted else None
-            text = _values_text(field, decoder, value if field.arity == "many" else value[0], weights)
+            is_list = field.arity == "many" or field.stored == VECTOR
+            text = _values_text(field, decoder, value if is_list else value[0], weights)
             lines.append(f"    {field.name:<{_NAME_WIDTH - 2}}{text}")
     if shown > _MOST_IMPRESSIONS:
         lines.append(f"  … and {shown - _MOST_IMPRESSIONS} more impressions")
@@ -130,6 +132,9 @@ def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Se
     """Format one value, or the first of many with their weights and how many there are."""
     if field.stored == NUMBER:
         return "missing" if value is None else f"{value:g}"
+    if field.stored == VECTOR:
+        texts = [f"{number:g}" for number in value[:_MOST_VALUES]]
+        return "missing" if math.isnan(value[0]) else _listed(texts, len(value), "numbers")
     if field.arity == "one":
         return decoder.text(field, value)
     if not value:
@@ -137,8 +142,12 @@ def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Se
     texts = [decoder.text(field, index) for index in value[:_MOST_VALUES]]
     if weights is not None:
         texts = [f"{text} × {weight:g}" for text, weight in zip(texts, weights, strict=False)]
-    more = f", … ({len(value)} values)" if len(value) > _MOST_VALUES else ""
-    return ", ".join(texts) + more
+    return _listed(texts, len(value), "values")
+
+
+def _listed(texts: Sequence[str], total: int, what: str) -> str:
+    """Join the first of many texts, and say how many there are."""
+    return ", ".join(texts) + (f", … ({total} {what})" if total > len(texts) else "")
 
 
 def _time(ms: int) -> str:

@@ -1,7 +1,8 @@
 """The kinds of fields, as a dataset stores them: what both pipeline/ and training/ must know of a kind.
 
-A field's column holds an index into its embedding table (INDEX), or a number that goes into the towers itself (NUMBER).
-Whoever reads a dataset asks for the form, not for the kind, so a new kind of a known form changes no reader.
+A field's column holds an index into its embedding table (INDEX), a number that goes into the towers itself (NUMBER), or as
+many numbers as its parameter `width` says (VECTOR). Whoever reads a dataset asks for the form, not for the kind, so a new
+kind of a known form changes no reader.
 How pipeline/ makes the column stands in pipeline/features/kinds/.
 """
 
@@ -9,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CATEGORICAL, NUMERIC, BUCKETIZED = "categorical", "numeric", "bucketized"
+CATEGORICAL, NUMERIC, BUCKETIZED, DENSE = "categorical", "numeric", "bucketized", "dense"
 
-INDEX, NUMBER = "index", "number"
-FORMS = (INDEX, NUMBER)
+INDEX, NUMBER, VECTOR = "index", "number", "vector"
+FORMS = (INDEX, NUMBER, VECTOR)
 
 
 @dataclass(frozen=True)
 class StoredKind:
     """What a reader of a dataset must know of a kind of field."""
 
-    form: str  # INDEX or NUMBER
+    form: str  # INDEX, NUMBER or VECTOR
     of_number: bool = False  # whether the log has one number of it a line
     table: str = ""  # a word for the rows of its embedding table, if they are no ids of a vocabulary
     #: (parameters of the field, index less the reserved ones) → the text that people read
@@ -41,4 +42,11 @@ STORED_KINDS = {
     CATEGORICAL: StoredKind(INDEX),
     NUMERIC: StoredKind(NUMBER, of_number=True),
     BUCKETIZED: StoredKind(INDEX, of_number=True, table="buckets", index_text=_interval),
+    DENSE: StoredKind(VECTOR),
 }
+
+
+def num_inputs(kind: str, parameters: Mapping[str, Any]) -> int:
+    """Return how many numbers of a field of `kind` go into the towers themselves; 0 for one that has a table."""
+    form = STORED_KINDS[kind].form
+    return parameters["width"] if form == VECTOR else int(form == NUMBER)

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 from pyarrow import fs as pafs
 
-from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS
+from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS, VECTOR, num_inputs
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 
@@ -43,14 +43,20 @@ class ManifestField:
     vocabulary_xxh3: str
     kind: str = CATEGORICAL  # one of dataset.kinds
     hash_buckets: int = 0  # index = 2 + hash(raw id) mod hash_buckets where it is not 0
-    mean: float | None = None  # µ and σ of a numeric field over the train split, for tanh((v − µ)/σ) (ESM² eq. 17)
-    std: float | None = None
+    #: µ and σ over the train split: of a numeric field, for tanh((v − µ)/σ) (ESM² eq. 17); of each number of a vector
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
     parameters: Mapping[str, Any] = dataclass_field(default_factory=dict, hash=False)  # of its kind: boundaries, …
 
     @property
     def stored(self) -> str:
-        """The form of its column: INDEX or NUMBER."""
+        """The form of its column: INDEX, NUMBER or VECTOR."""
         return STORED_KINDS[self.kind].form
+
+    @property
+    def num_inputs(self) -> int:
+        """How many numbers of it go into the towers themselves."""
+        return num_inputs(self.kind, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,17 @@ class Manifest:
         return files
 
     def fields_of(self, scope: str | None = None, stored: str | None = None) -> tuple[ManifestField, ...]:
-        """Return the fields of scope "context" or "impression" and of form INDEX or NUMBER (None: of any), in
+        """Return the fields of scope "context" or "impression" and of form INDEX, NUMBER or VECTOR (None: of any), in
         catalogue order."""
         return tuple(
             field
             for field in self.fields
             if (scope is None or field.scope == scope) and (stored is None or field.stored == stored)
         )
+
+    def num_inputs(self, scope: str) -> int:
+        """Return how many numbers of the fields of a scope go into the towers themselves."""
+        return sum(field.num_inputs for field in self.fields_of(scope))
 
     def to_json(self) -> str:
         """Return the canonical text: the same dataset gives the same bytes."""
@@ -162,11 +172,19 @@ class Manifest:
 
 
 def _field_from_json(raw: Mapping[str, Any], where: str) -> ManifestField:
-    field = ManifestField(**raw)
+    # JSON has lists where a field, which is hashed, has tuples.
+    content: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    field = ManifestField(**content)
     if field.kind not in STORED_KINDS:
         raise InputError(
             f"{where} has the field {field.name} of kind={field.kind}, and this release knows {', '.join(STORED_KINDS)}; "
             "use the release that wrote the dataset, or preprocess the source again with this one."
+        )
+    width = field.parameters.get("width")
+    if field.stored == VECTOR and (type(width) is not int or width < 1):
+        raise InputError(
+            f"{where} has the field {field.name} of kind={field.kind} with width={width}, which is no width; "
+            "run jobs.preprocess again."
         )
     return field
 

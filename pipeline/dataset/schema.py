@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.kinds import NUMBER, VECTOR
 
 
 class StoredField(Protocol):
@@ -46,11 +46,14 @@ def columns_of(entry: StoredField) -> list[pa.Field]:
     """Return the columns of one field: its values, and beside them their number and their weights where it has any.
 
     A column is required where it can be: one that cannot be null is read a sixth faster, for it has no level to decode.
-    Numbers may be null, which means missing; indices have the reserved index 0 for that.
+    Numbers may be null, which means missing; indices have the reserved index 0 for that. A missing vector is `width` NaNs:
+    so the vectors of a row's impressions stand flat in one list, each `width` numbers after the one before, and none is null.
     """
     is_list = entry.scope == "impression" or entry.arity == "many"
     if entry.stored == NUMBER:
         return [pa.field(entry.name, list_of(pa.float32(), nullable=True), nullable=False) if is_list else pa.field(entry.name, pa.float32())]  # fmt: skip
+    if entry.stored == VECTOR:
+        return [_required(entry.name, pa.float32())]
     found = [_required(entry.name, pa.int32()) if is_list else pa.field(entry.name, pa.int32(), nullable=False)]
     if entry.scope == "impression" and entry.arity == "many":
         found.append(_required(f"{entry.name}__length", pa.int32()))

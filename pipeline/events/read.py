@@ -223,6 +223,17 @@ class _Texts:
         is_finite = number.isNotNull() & ~F.isnan(number) & (F.abs(number) != float("inf"))
         return number, text.isNotNull() & ~F.coalesce(is_finite, F.lit(False))
 
+    def vector_of(self, name: str, width: int) -> tuple[Column, Column]:
+        """Return (one column as a list of float32, whether it is not `width` finite numbers); an empty list is missing."""
+        kind = self._types[name]
+        if isinstance(kind, ArrayType) and not isinstance(kind.elementType, StringType):
+            values = F.transform(F.col(_quoted(name)), lambda value: value.try_cast("float"))
+            values = F.coalesce(values, F.array().cast("array<float>"))
+        else:
+            values = F.transform(self.list_of(name), lambda text: F.when(text.rlike(_NUMBER), text.try_cast("float")))
+        is_gap = F.exists(values, lambda value: value.isNull() | F.isnan(value) | (F.abs(value) == float("inf")))
+        return values, is_gap | ~F.size(values).isin(0, width)
+
     def list_of(self, name: str) -> Column:
         """Return the texts of a multi-valued column; an empty list where there are none."""
         column = F.col(_backquoted(name))
@@ -263,7 +274,10 @@ def _features(fields: Sequence[Field], texts: _Texts) -> tuple[list[Column], lis
     columns, bad = [], []
     for number, entry in enumerate(fields):
         if entry.reads_numbers:
-            value, is_bad = texts.number_of(entry.raw_id)
+            is_vector = entry.kind_of_field.reads_vectors
+            value, is_bad = (
+                texts.vector_of(entry.raw_id, entry.num_numbers) if is_vector else texts.number_of(entry.raw_id)
+            )
             columns.append(value.alias(f"f{number}"))
             bad.append(is_bad)
             continue

@@ -98,6 +98,9 @@ def values_of(
 def _column(rows: pa.RecordBatch, number: int, entry: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return (number of values of each row, the ids, the weights) of one field; a number is the weight of the id 0."""
     column = rows.column(f"f{number}")
+    if entry.kind_of_field.reads_vectors:
+        values = column.flatten().to_numpy()
+        return pc.list_value_length(column).to_numpy().astype(np.int64), np.zeros(len(values), np.int64), values
     if not pa.types.is_list(column.type):
         length_L = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
         values = column.drop_null().to_numpy()

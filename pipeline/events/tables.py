@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
 from pipeline.errors import InputError
-from pipeline.features.fields import Catalogue
+from pipeline.features.fields import Catalogue, Field
 from pipeline.spark.paths import escape_glob
 
 ONE, MANY = "one", "many"
@@ -97,7 +97,7 @@ def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str
     singles += [column for join in settings.joins for column in join.by]
     needed = dict.fromkeys(singles, ONE)
     for field in fields.fields:
-        needed.setdefault(field.raw_id, ONE if field.arity == "one" else MANY)
+        needed.setdefault(field.raw_id, MANY if field.reads_lists else ONE)
         if field.weighted:
             needed.setdefault(weights_of(field.raw_id), MANY)
     return needed
@@ -143,7 +143,7 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
         weights_of(field.raw_id): f"features.fields.{field.name} is weighted, and its weights"
         for field in fields.fields
     }
-    many = [(field.raw_id, MANY) for field in fields.fields if field.arity == "many"]
+    many = [(field.raw_id, MANY) for field in fields.fields if field.reads_lists]
     for column, number_of_values in (*needed_columns(settings, fields).items(), *many):
         if column not in owner:
             raise InputError(_missing(column, owners.get(column, "source.events.impressions"), tables))
@@ -159,9 +159,9 @@ def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogu
     ids |= {field.raw_id for field in fields.fields if not field.reads_numbers}
     for table in tables:
         _check_ids(table, sorted(ids & set(table.columns)))
-        _check_numbers(
-            table, sorted({field.raw_id for field in fields.fields if field.reads_numbers} & set(table.columns))
-        )
+        for field in fields.fields:
+            if field.reads_numbers and field.raw_id in table.columns:
+                _check_numbers(table, field)
 
 
 def _check_ids(table: Table, columns: Sequence[str]) -> None:
@@ -175,19 +175,24 @@ def _check_ids(table: Table, columns: Sequence[str]) -> None:
             )
 
 
-def _check_numbers(table: Table, columns: Sequence[str]) -> None:
-    for column in columns:
-        kind = table.columns[column]
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if _is_list(kind) or not (is_number or is_text(kind)):
-            raise InputError(
-                f"{table.name} has {kind} in the column {column!r}, which is read as numbers: integers, floats, "
-                "decimals or their text are numbers; cast the column."
-            )
+def _check_numbers(table: Table, field: Field) -> None:
+    kind = table.columns[field.raw_id]
+    number = kind.value_type if field.reads_lists and _is_list(kind) else kind
+    is_number = pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_decimal(number)
+    if _is_list(number) or not (is_number or is_text(number)):
+        raise InputError(
+            f"{table.name} has {kind} in the column {field.raw_id!r}, which is read as numbers: integers, floats, "
+            "decimals or their text are numbers; cast the column."
+        )
+    if isinstance(kind, pa.FixedSizeListType) and kind.list_size != field.num_numbers:
+        raise InputError(
+            f"{table.name} has lists of {kind.list_size} in the column {field.raw_id!r}, and features.fields.{field.name}.width="
+            f"{field.num_numbers}; give the width of the column."
+        )
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS
 from pipeline.dataset.manifest import LABELS
@@ -48,7 +50,7 @@ class Field:
 
     @property
     def stored(self) -> str:
-        """The form of its column: INDEX or NUMBER."""
+        """The form of its column: INDEX, NUMBER or VECTOR."""
         return STORED_KINDS[self.kind].form
 
     @property
@@ -57,9 +59,33 @@ class Field:
         return self.kind_of_field.reads_numbers
 
     @property
+    def reads_lists(self) -> bool:
+        """Whether a line has a list of it: ids, or the numbers of a vector."""
+        return self.arity == "many" or self.kind_of_field.reads_vectors
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers a line has of it; 0 where it has ids."""
+        return self.kind_of_field.num_numbers(self.parameters) if self.reads_numbers else 0
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the mean and standard deviation of its numbers are taken."""
+        return self.kind_of_field.needs_moments(self.parameters)
+
+    @property
     def kind_of_field(self) -> FieldKind:
         """What its kind does."""
         return field_kind(self.kind, self.hash_buckets)
+
+
+@dataclass(frozen=True)
+class NumberPlaces:
+    """Where the numbers of a line go in a row that has room for those of several fields, side by side."""
+
+    first_F: np.ndarray  # int64: where the numbers that the field's values bring begin, -1 where there are none
+    width_F: np.ndarray  # int64: how many they are
+    total: int
 
 
 @dataclass(frozen=True)
@@ -77,15 +103,20 @@ class Catalogue:
     @property
     def measured(self) -> tuple[Field, ...]:
         """The fields of both scopes whose mean and standard deviation are taken."""
-        return tuple(entry for entry in self.fields if entry.kind_of_field.needs_moments)
+        return tuple(entry for entry in self.fields if entry.needs_moments)
 
     def places(self, chosen: Sequence[Field]) -> list[int]:
         """Return for each field of the catalogue its position in `chosen`, -1 where it is not there."""
         return [chosen.index(entry) if entry in chosen else -1 for entry in self.fields]
 
-    def number_places(self, chosen: Sequence[Field]) -> list[int]:
-        """Return for each field the position in `chosen` of the one whose number its values bring, -1 for none."""
-        return self.places([self.source_of(entry) for entry in chosen])
+    def number_places(self, chosen: Sequence[Field]) -> NumberPlaces:
+        """Lay out the numbers of the fields `chosen`, in their order, by the field whose values bring them."""
+        widths = [entry.num_numbers for entry in chosen]
+        ends = np.cumsum([0, *widths])
+        place_F = np.array(self.places([self.source_of(entry) for entry in chosen]), np.int64)
+        has_F = place_F >= 0
+        first_F, width_F = np.where(has_F, ends[place_F], -1), np.where(has_F, np.array([*widths, 0])[place_F], 0)
+        return NumberPlaces(first_F, width_F, int(ends[-1]))
 
     def read_fields(self, scope: str) -> tuple[Field, ...]:
         """Return the fields that the features of a raw line are read as: each raw id once, as ids where a field takes its ids."""
@@ -114,7 +145,7 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
     """
     if not settings.fields:
         raise InputError("features.fields is empty; choose a catalogue, for example features=aliccp.")
-    entries = [_checked_field(name, entry, min_count, max_ids) for name, entry in settings.fields.items()]
+    entries = [_checked_field(name, entry, min_count, max_ids, timed) for name, entry in settings.fields.items()]
     for number, entry in enumerate(entries):
         for other in entries[:number]:
             if other.raw_id == entry.raw_id and (other.kind == entry.kind or other.scope != entry.scope):
@@ -132,7 +163,7 @@ def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, m
     return Catalogue(tuple(entries), settings.group, timed)
 
 
-def _checked_field(name: str, entry: FieldSettings, min_count: int, max_ids: int | None) -> Field:
+def _checked_field(name: str, entry: FieldSettings, min_count: int, max_ids: int | None, timed: bool) -> Field:
     if not _NAME.match(name):
         raise InputError(f"features.fields has the name {name!r}; use lower-case letters, digits and underscores.")
     if name in _RESERVED or name.endswith(_RESERVED_ENDINGS):
@@ -149,7 +180,7 @@ def _checked_field(name: str, entry: FieldSettings, min_count: int, max_ids: int
     for key, (value, allowed) in words.items():
         if value not in allowed:
             raise InputError(f"features.fields.{name}.{key}={value} is not one of {', '.join(allowed)}.")
-    _check_kind(name, entry)
+    _check_kind(name, entry, timed)
     if entry.weighted and entry.arity == "one":
         raise InputError(
             f"features.fields.{name} is weighted with arity one; only a field of arity many carries weights."
@@ -169,10 +200,15 @@ def _checked_field(name: str, entry: FieldSettings, min_count: int, max_ids: int
     )  # fmt: skip
 
 
-def _check_kind(name: str, entry: FieldSettings) -> None:
+def _check_kind(name: str, entry: FieldSettings, timed: bool) -> None:
     """Raise InputError where a setting is wrong for the kind of the field, or belongs to another kind."""
     kind, where = field_kind(entry.kind, entry.hash_buckets), f"features.fields.{name}"
     kind.check(where, entry)
+    if kind.reads_vectors and not timed:
+        raise InputError(
+            f"{where} is {kind.what}, and a feature in the layout of Ali-CCP is one id with one number; a vector is a list "
+            "column of an event log (source=events)."
+        )
     unset = FieldSettings(entry.raw_id, entry.scope)
     for key in _OF_KINDS:
         value = getattr(entry, key)

@@ -1,6 +1,6 @@
-"""Numeric fields: the number of each line, and the mean and standard deviation that a model scales it by.
+"""Numeric and dense fields: the numbers of each line, and the mean and standard deviation that a model scales it by.
 
-    values of a line ─numbers_of()─▶ one float32 a field, NaN where missing ─Moments─▶ µ and σ over the train split
+    values of a line ─numbers_of()─▶ float32 [L, numbers], NaN where missing ─Moments─▶ µ and σ over the train split
 
 The moments are exact: Σv and Σv² of float32 are kept as integers, one of each for every binary exponent, so that they are
 the same in whatever order tasks add theirs, and only the last step rounds.

@@ -63,9 +63,9 @@ class CountTasks:
         """Count the lines and ids of a task's rows of `TaskInput.frame` → COUNTS."""
         catalogue = self.catalogue
         numerics = () if self.base else catalogue.measured  # the base's moments are kept
-        number_F = np.array(catalogue.number_places(numerics), np.int64)
+        places = catalogue.number_places(numerics)
         is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
-        tally, counter, moments = Tally(), Counter(), Moments(len(numerics))
+        tally, counter, moments = Tally(), Counter(), Moments(places.total)
         occurrences = Occurrences(self.occurrences)
         for chunk in self.input.chunks(batches):
             tally.count_chunk(chunk)
@@ -77,7 +77,7 @@ class CountTasks:
             # Rejected lines have no values, unless a policy rejected them after parsing.
             chosen_L = (chunk.split_L == TRAIN) & (parsed.line_table[:, REASON] == GOOD)
             if numerics:
-                moments.add(numbers_of(parsed, number_F, len(numerics))[chosen_L])
+                moments.add(numbers_of(parsed, places)[chosen_L])
             if is_counted_F.any():
                 chosen_V = np.repeat(chosen_L, parsed.num_values_L)
                 if not is_counted_F.all():
@@ -130,7 +130,7 @@ class CountResult:
 
     tally: Tally
     vocabularies: list[Vocabulary]  # of each field in catalogue order; without ids for a numeric or a hashed one
-    moments: Moments  # of the numeric fields in catalogue order
+    moments: Moments  # of the numbers of Catalogue.measured, side by side
     repeats: Repeats  # impression ids that stand in several contexts
 
 
@@ -170,7 +170,8 @@ def _merge_on_driver(
     job: Job, table: pa.Table, occurrences: Partitions, fields: Sequence[Field], base: list[Vocabulary] | None
 ) -> CountResult:
     """Merge the rows of COUNTS into vocabularies, moments and repeats, on the driver."""
-    tally, moments, repeating = Tally(), Moments(len(job.catalogue.measured)), []
+    places = job.catalogue.number_places(job.catalogue.measured)
+    tally, moments, repeating = Tally(), Moments(places.total), []
     new, known = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
         if part == NO_PART:

@@ -119,7 +119,7 @@ def _describe_field(job: Job, entry: Field, counted: CountResult, staging: Stagi
         entry.name, entry.raw_id, entry.scope, entry.arity, entry.weighted, num_rows, "", "", entry.kind,
         entry.hash_buckets, parameters=entry.parameters,
     )  # fmt: skip
-    if entry.kind_of_field.needs_moments:
+    if entry.needs_moments:
         mean, std = _mean_std(job, entry, counted)
         return replace(found, mean=mean, std=std)
     if not entry.is_counted:
@@ -130,11 +130,19 @@ def _describe_field(job: Job, entry: Field, counted: CountResult, staging: Stagi
     return replace(found, vocabulary=name, vocabulary_xxh3=file.xxh3)
 
 
-def _mean_std(job: Job, entry: Field, counted: CountResult) -> tuple[float | None, float | None]:
+Moment = float | tuple[float, ...] | None
+
+
+def _mean_std(job: Job, entry: Field, counted: CountResult) -> tuple[Moment, Moment]:
     if job.base:
         before = job.base.field(entry.name)
         return before.mean, before.std
-    return counted.moments.mean_std(job.catalogue.measured.index(entry))
+    measured = job.catalogue.measured
+    first = sum(other.num_numbers for other in measured[: measured.index(entry)])
+    if not entry.kind_of_field.reads_vectors:
+        return counted.moments.mean_std(first)
+    mean, std = zip(*map(counted.moments.mean_std, range(first, first + entry.num_numbers)), strict=True)
+    return mean, std
 
 
 def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 
@@ -51,14 +51,16 @@ class ShardingSettings:
             )
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """Raise InputError where `tables` names a field that the dataset lacks, or a numeric one."""
+        """Raise InputError where `tables` names a field that the dataset lacks, or one without a table."""
         names = [entry.name for entry in fields]
-        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
+        without_table = {entry.name: entry.kind for entry in fields if entry.stored != INDEX}
         for name in self.tables:
             if name not in names:
                 raise InputError(f"sharding.tables.{name}: the dataset has no field {name}; it has {', '.join(names)}.")
-            if name in numeric:
-                raise InputError(f"sharding.tables.{name}: {name} is numeric and has no table; leave it out.")
+            if name in without_table:
+                raise InputError(
+                    f"sharding.tables.{name}: {name} is {without_table[name]} and has no table; leave it out."
+                )
 
     def kind_of(self, entry: ManifestField, columns: int) -> str:
         """Return the placement of the table of `entry`, `columns` wide: table_wise, row_wise or data_parallel."""

@@ -28,8 +28,9 @@ class Batch:
 
     context: Bags  # N = C
     impression: Bags  # N = B
-    context_numeric: Tensor  # float32 [C, numeric fields]: tanh((v - µ)/σ), 0 where missing
-    impression_numeric: Tensor  # float32 [B, numeric fields]
+    #: float32 [C, D], numeric fields before dense ones: tanh((v - µ)/σ) of a number, (v - µ)/σ of a vector, 0 where missing
+    context_numeric: Tensor
+    impression_numeric: Tensor  # float32 [B, D]
     context_of_impression: Tensor  # int64 [B], in [0, C), non-decreasing: a context's impressions stand together
     labels: dict[str, Tensor]  # click, conversion, and daction where the dataset has it: float32 [B]
     impression_id: Tensor  # int64 [B]

@@ -10,7 +10,7 @@ from pipeline.errors import InputError
 from pipeline.kernels.jit import nb
 from training.feed.batch import UNKNOWN_GROUP
 from training.feed.column_reader import DamagedColumn, ListValues, NullableValues, StoredRowGroup
-from training.feed.numeric import squash
+from training.feed.numeric import squash, standardize
 
 
 class CheckedColumns:
@@ -100,6 +100,20 @@ class CheckedColumns:
         inputs = squash(values, entry)
         if is_missing is not None:
             inputs[is_missing] = 0.0
+        return inputs
+
+    def vector_inputs(self, entry: ManifestField) -> np.ndarray:
+        """Return float32 [N, width]: the inputs of a dense field; a vector that is missing, all NaN, is zeros."""
+        values, offsets = self._lists(entry.name)
+        first_N = self.offsets_R if entry.scope == "impression" else np.arange(self._stored.num_rows + 1)
+        if not np.array_equal(offsets, first_N.astype(np.int64) * entry.num_inputs):
+            raise self.error(entry.name, f"lists that do not have {entry.num_inputs} numbers for each {entry.scope}")
+        vectors = values.reshape(-1, entry.num_inputs)
+        is_missing = np.isnan(vectors).all(axis=1)
+        if not (np.isfinite(vectors).all(axis=1) | is_missing).all():
+            raise self.error(entry.name, "a number that is not finite (a missing vector is NaNs alone)")
+        inputs = standardize(vectors, entry)
+        inputs[is_missing] = 0.0
         return inputs
 
     def _check_indices(self, entry: ManifestField, indices: np.ndarray) -> None:

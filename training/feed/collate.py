@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.dataset.kinds import NUMBER
 from pipeline.kernels.jit import nb
 from training.feed.batch import Bags, Batch
 from training.feed.columns import Columns
@@ -66,8 +65,8 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
     return Batch(
         context=_bags(contexts, len(columns.of_scope("context"))),
         impression=_bags(impressions, len(columns.of_scope("impression"))),
-        context_numeric=_numeric_inputs(contexts, len(columns.of_scope("context", NUMBER))),
-        impression_numeric=_numeric_inputs(impressions, len(columns.of_scope("impression", NUMBER))),
+        context_numeric=_numeric_inputs(contexts, columns.num_inputs("context")),
+        impression_numeric=_numeric_inputs(impressions, columns.num_inputs("impression")),
         context_of_impression=torch.from_numpy(context_of_impression_B),
         labels={label: torch.from_numpy(label_B) for label, label_B in zip(columns.labels, label_LB, strict=True)},
         impression_id=torch.from_numpy(impression_id_B),
@@ -92,14 +91,17 @@ def _bags(slices: Sequence[_Slice], num_fields: int) -> Bags:
     return Bags(torch.from_numpy(value_V), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weight_V))
 
 
-def _numeric_inputs(slices: Sequence[_Slice], num_fields: int) -> torch.Tensor:
-    """Join the numeric inputs of each piece: float32 [N, numeric fields]."""
-    out_NF = np.empty((sum(stop - start for _, start, stop in slices), num_fields), np.float32)
+def _numeric_inputs(slices: Sequence[_Slice], width: int) -> torch.Tensor:
+    """Join the inputs of each piece: float32 [N, width], those of numeric fields before those of dense ones."""
+    out_ND = np.empty((sum(stop - start for _, start, stop in slices), width), np.float32)
     at = 0
     for arrays, start, stop in slices:
-        out_NF[at : at + stop - start] = arrays.numeric_FN[:, start:stop].T
+        num_numeric = len(arrays.numeric_FN)
+        out_ND[at : at + stop - start, :num_numeric] = arrays.numeric_FN[:, start:stop].T
+        if num_numeric < width:
+            out_ND[at : at + stop - start, num_numeric:] = arrays.vectors_ND[start:stop]
         at += stop - start
-    return torch.from_numpy(out_NF)
+    return torch.from_numpy(out_ND)
 
 
 # In these kernels every loop runs from 0 over slices, or numba's test for negative indices prevents vectorizing. Arrays

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.dataset.kinds import FORMS, INDEX, NUMBER
+from pipeline.dataset.kinds import FORMS, INDEX
 from pipeline.dataset.manifest import ManifestField
 from pipeline.dataset.schema import schema_of
 from pipeline.errors import InputError
@@ -25,7 +25,7 @@ class Columns:
     def __post_init__(self) -> None:
         for entry in self.fields:
             pooling = self.pooling.get(entry.name)
-            if entry.stored == NUMBER:
+            if entry.stored != INDEX:
                 check_moments(entry)
             elif entry.arity == "many" and pooling not in POOLINGS:
                 raise InputError(
@@ -36,6 +36,17 @@ class Columns:
     def of_scope(self, scope: str, stored: str = INDEX) -> tuple[ManifestField, ...]:
         """Return the fields of form `stored` and of scope "context" or "impression", in catalogue order."""
         return self._by_scope[scope, stored]
+
+    def num_inputs(self, scope: str) -> int:
+        """Return how many numbers of a context, or of an impression, go into the towers themselves."""
+        return self._num_inputs[scope]
+
+    @functools.cached_property
+    def _num_inputs(self) -> dict[str, int]:
+        return {
+            scope: sum(entry.num_inputs for entry in self.fields if entry.scope == scope)
+            for scope in ("context", "impression")
+        }
 
     @functools.cached_property
     def _by_scope(self) -> dict[tuple[str, str], tuple[ManifestField, ...]]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.kinds import NUMBER, VECTOR
 from pipeline.dataset.manifest import ManifestField, RowGroup
 from pipeline.kernels.jit import nb
 from training.feed.checked_columns import CheckedColumns
@@ -50,6 +50,7 @@ class ScopeArrays:
 
     bags: BagArrays
     numeric_FN: np.ndarray  # float32: the inputs of the towers
+    vectors_ND: np.ndarray  # float32, likewise: the vectors of all dense fields side by side
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,17 @@ def _pack_scope(
     numeric_FN = _empty((len(numeric), num_bags), np.float32)
     for entry, inputs_N in zip(numeric, numeric_FN, strict=True):
         _copy_runs(checked.numeric_inputs(entry), run_starts, run_stops, inputs_N)
+    vectors_ND = _empty((num_bags, columns.num_inputs(scope) - len(numeric)), np.float32)
+    at = 0
+    for entry in columns.of_scope(scope, VECTOR):
+        _copy_vector_runs(
+            checked.vector_inputs(entry), run_starts, run_stops, vectors_ND[:, at : at + entry.num_inputs]
+        )
+        at += entry.num_inputs
     slots = {entry.name: number for number, entry in enumerate(single_valued)}
     slots |= {entry.name: -1 - number for number, entry in enumerate(multi_valued.fields)}
     slot_F = np.array([slots[entry.name] for entry in fields], np.int64)
-    return ScopeArrays(multi_valued.bags_with(slot_F, single_FN), numeric_FN)
+    return ScopeArrays(multi_valued.bags_with(slot_F, single_FN), numeric_FN, vectors_ND)
 
 
 class _MultiValuedFields:
@@ -221,6 +229,20 @@ def _copy_runs(values: np.ndarray, run_starts: np.ndarray, run_stops: np.ndarray
         for place in range(len(run_values)):  # from 0, or numba's test for negative indices prevents vectorizing
             run_out[place] = run_values[place]
         at += len(run_values)
+
+
+@nb.njit(nogil=True, cache=True)
+def _copy_vector_runs(
+    vectors_ND: np.ndarray, run_starts: np.ndarray, run_stops: np.ndarray, out_ND: np.ndarray
+) -> None:
+    """Copy the runs of rows [run_starts[k], run_stops[k]), one after the other."""
+    at = 0
+    for run in range(len(run_starts)):
+        for row in range(run_starts[run], run_stops[run]):
+            vector, out = vectors_ND[row], out_ND[at]
+            for place in range(len(vector)):
+                out[place] = vector[place]
+            at += 1
 
 
 @nb.njit(nogil=True, cache=True)

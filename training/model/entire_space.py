@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.dataset.kinds import INDEX, NUMBER
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest
 from training.feed.batch import Bags, Batch
 from training.model.embeddings import Embeddings
@@ -29,10 +29,10 @@ class EntireSpaceModel(nn.Module):
         self.seed, self.dtype = seed, DTYPE_OF[precision]
         self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
         self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
-        #: The towers' inputs from each scope: the fields' embeddings, then the numeric fields.
+        #: The towers' inputs from each scope: the fields' embeddings, then the numeric fields, then the dense ones.
         self.widths = (
-            self.context.width + len(manifest.fields_of("context", NUMBER)),
-            self.impression.width + len(manifest.fields_of("impression", NUMBER)),
+            self.context.width + manifest.num_inputs("context"),
+            self.impression.width + manifest.num_inputs("impression"),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.dataset.kinds import NUMBER
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 from training.feed.plan import UNITS
@@ -61,18 +61,19 @@ class EmbeddingSettings:
                 raise InputError(f"embedding.{key}={how} is not one of {', '.join(POOLINGS)}.")
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
-        """Raise InputError where `dims` or `poolings` name a field that the dataset lacks, or a numeric one."""
+        """Raise InputError where `dims` or `poolings` name a field that the dataset lacks, or one without a table."""
         names = [entry.name for entry in fields]
-        numeric = [entry.name for entry in fields if entry.stored == NUMBER]
+        without_table = {entry.name: entry.kind for entry in fields if entry.stored != INDEX}
         for key, given in (("dims", self.dims), ("poolings", self.poolings)):
             for name in given:
                 if name not in names:
                     raise InputError(
                         f"embedding.{key}.{name}: the dataset has no field {name}; it has {', '.join(names)}."
                     )
-                if name in numeric:
+                if name in without_table:
                     raise InputError(
-                        f"embedding.{key}.{name}: {name} is numeric and goes to the towers as one number; leave it out."
+                        f"embedding.{key}.{name}: {name} is {without_table[name]} and goes to the towers as numbers, without "
+                        "a table; leave it out."
                     )
 
     def dim_of(self, name: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.dataset.kinds import INDEX, NUMBER
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
 from training.model.embeddings import allocated_dim
@@ -146,8 +146,7 @@ def _tower_stack(manifest: Manifest, settings: TrainSettings) -> TowerStack:
 def widths(manifest: Manifest, embedding: EmbeddingSettings) -> tuple[int, int]:
     """Return the widths that the towers take of a context and of an impression."""
     context, impression = (
-        sum(embedding.dim_of(entry.name) for entry in manifest.fields_of(scope, INDEX))
-        + len(manifest.fields_of(scope, NUMBER))
+        sum(embedding.dim_of(entry.name) for entry in manifest.fields_of(scope, INDEX)) + manifest.num_inputs(scope)
         for scope in ("context", "impression")
     )
     return context, impression

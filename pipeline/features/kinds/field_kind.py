@@ -15,14 +15,15 @@ class FieldKind:
 
     Two steps carry a value, and both know two things only: ids (int64, looked up as an index) and numbers (float32, NaN
     where missing). `reads_numbers` says which a field takes from the log; `column` makes the dataset's column of numbers.
+    A vector is `num_numbers` numbers, all of them there or all missing.
     """
 
     what: str  # in error messages
     #: The settings of FieldSettings that not every kind has, and this one does.
     settings: frozenset[str] = frozenset()
     reads_numbers = False
+    reads_vectors = False  # its numbers are a list in the log; a kind that reads vectors reads numbers
     is_counted = False  # its ids get their index from a vocabulary, which the first pass counts
-    needs_moments = False  # the first pass takes its mean and standard deviation
 
     def check(self, where: str, settings: FieldSettings) -> None:
         """Raise InputError, beginning with `where`, for settings that are wrong for this kind."""
@@ -32,11 +33,24 @@ class FieldKind:
         del settings
         return {}
 
+    def needs_moments(self, parameters: Mapping[str, Any]) -> bool:
+        """Say whether the first pass takes the mean and standard deviation of each of its numbers."""
+        del parameters
+        return False
+
+    def num_numbers(self, parameters: Mapping[str, Any]) -> int:
+        """Return how many numbers a line has of it; only of a kind that reads numbers."""
+        del parameters
+        return 1
+
     def num_rows(self, num_ids: int, parameters: Mapping[str, Any]) -> int:
         """Return the rows of the embedding table, of a field whose vocabulary has `num_ids` ids; 0 without a table."""
         del parameters
         return num_ids + NUM_RESERVED_ROWS
 
     def column(self, numbers: np.ndarray, parameters: Mapping[str, Any]) -> pa.Array:
-        """Return the column of these numbers (float32, NaN where missing); only of a kind that reads numbers."""
+        """Return the column of these numbers: float32 [N], NaN where missing; only of a kind that reads numbers.
+
+        A kind that reads vectors gets [N, num_numbers] and returns the numbers of all N vectors, one after the other.
+        """
         raise NotImplementedError

@@ -16,10 +16,12 @@ class Numeric(FieldKind):
 
     what = "numeric"
     reads_numbers = True
-    needs_moments = True
 
     def check(self, where: str, settings: FieldSettings) -> None:
         check_single(where, settings, self.what)
+
+    def needs_moments(self, parameters: Mapping[str, Any]) -> bool:
+        return True
 
     def num_rows(self, num_ids: int, parameters: Mapping[str, Any]) -> int:
         return 0
@@ -28,10 +30,10 @@ class Numeric(FieldKind):
         return pa.array(numbers, mask=np.isnan(numbers))
 
 
-def check_single(where: str, settings: FieldSettings, what: str) -> None:
+def check_single(where: str, settings: FieldSettings, what: str, of: str = "number") -> None:
     """Raise InputError unless the field has one value a line: a number is the weight of a value, so it has no weight."""
     if settings.arity != "one" or settings.weighted:
         raise InputError(
             f"{where} is {what} with arity={settings.arity}, weighted={settings.weighted}; a {what} field is one "
-            "number a line, so leave both out."
+            f"{of} a line, so leave both out."
         )

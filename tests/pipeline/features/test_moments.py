@@ -76,8 +76,7 @@ def test_the_number_of_a_line_is_the_one_behind_the_first_id_whether_or_not_a_fi
         impression_line(3, 0, 0, key_of(1), [("702", 5, "-0.0")]),
     ]
     parsed = parse.parse(b"\n".join([*lines, b""]), True, names_of(fields, "impression"))
-    number_F = np.array(fields.number_places(fields.measured))
-    number_LQ = numbers_of(parsed, number_F, 2)
+    number_LQ = numbers_of(parsed, fields.number_places(fields.measured))
     np.testing.assert_array_equal(number_LQ, np.array([[0.5, -300], [np.nan, np.nan], [-0.0, np.nan]], np.float32))
     assert [fields.fields[number].name for number in parsed.field_V] == ["cross", "price", "cross", "cross"]
     assert parsed.line_table[0, line_columns.REPEATED] == 1
