@@ -131,7 +131,7 @@ def with_field(manifest: Manifest, **changes: Any) -> Manifest:
 )
 def test_moments_that_cannot_be_are_refused(own: tuple[Path, Manifest, Vectors], moments: dict[str, Any]) -> None:
     path, manifest, _ = own
-    with pytest.raises(InputError, match=r"dense field user_taste mean=.* and std=.*, which cannot be"):
+    with pytest.raises(InputError, match=r"dense field user_taste mean=.* and std=.*, which is not possible"):
         feed_of(path, with_field(manifest, **moments))
 
 
