@@ -227,10 +227,10 @@ class _Texts:
         """Return (one column as a list of float32, whether it is not `width` finite numbers); an empty list is missing."""
         kind = self._types[name]
         if isinstance(kind, ArrayType) and not isinstance(kind.elementType, StringType):
-            values = F.transform(F.col(_quoted(name)), lambda value: value.try_cast("float"))
+            values = F.transform(F.col(_backquoted(name)), lambda value: value.try_cast("float"))
             values = F.coalesce(values, F.array().cast("array<float>"))
         else:
-            values = F.transform(self.list_of(name), lambda text: F.when(text.rlike(_NUMBER), text.try_cast("float")))
+            values = F.transform(self.list_of(name), lambda text: F.when(text.rlike(_DECIMAL), text.try_cast("float")))
         is_gap = F.exists(values, lambda value: value.isNull() | F.isnan(value) | (F.abs(value) == float("inf")))
         return values, is_gap | ~F.size(values).isin(0, width)
 
