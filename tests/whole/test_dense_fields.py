@@ -25,16 +25,17 @@ from pipeline.dataset.decode import decode_rows
 from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
+from training.distributed.rank_batches import RankBatch
 from training.distributed.world import join
 from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.feed.settings import FeedSettings
 from training.planning.memory_estimate import widths
 from training.run.build import check_same_schema
-from training.run.evaluate import evaluate
+from training.run.evaluate import evaluate_split
 from training.run.interrupts import EXIT_REQUEUE
 from training.run.settings import TrainSettings
-from training.run.trainer import Agreed, RankBatch, Trainer
+from training.run.trainer import StepOutcome, Trainer
 
 Settings = Callable[..., PreprocessSettings]
 IMAGE = "+features.fields.item_image={raw_id: image, scope: impression, kind: dense, width: 3}"
@@ -201,7 +202,7 @@ class Interrupted(Trainer):
 
     at = -1
 
-    def step(self, rank_batch: RankBatch) -> Agreed:
+    def step(self, rank_batch: RankBatch) -> StepOutcome:
         if self.steps_done == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().step(rank_batch)
@@ -255,7 +256,7 @@ def test_a_model_is_evaluated_and_carried_over_to_a_day_on_the_same_base_with_it
     first = tiny_settings(data, tmp_path / "first")
     before = fit(first)
     with join(first.world) as world:
-        evaluate(Path(first.out), first, "test", None, world)
+        evaluate_split(Path(first.out), first, "test", None, world)
     assert "ctr_auc" in json.loads((tmp_path / "first" / "metrics.json").read_text())
     impressions, actions = log_of_vectors()
     doubled = [row | {"image": row["image"] and [2 * value for value in row["image"]]} for row in impressions]

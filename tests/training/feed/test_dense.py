@@ -14,7 +14,7 @@ from tiny_dataset import write_manifest, write_tiny_dataset
 
 from pipeline.dataset.manifest import Manifest, ManifestField, load_manifest
 from pipeline.errors import InputError
-from pipeline.storage.parquet_files import PARQUET
+from pipeline.storage.parquet_files import PARQUET_OPTIONS
 from training.feed.numeric import standardize
 
 # A column of wide vectors is longer than a page of Parquet, 1 MB.
@@ -47,7 +47,9 @@ def own(tmp_path: Path) -> tuple[Path, Manifest, Vectors]:
         )
         fields.append(entry)
     schema = pa.schema([column.with_nullable(column.name == "group_id") for column in table.schema])
-    manifest = with_table(tmp_path, dataclasses.replace(manifest, fields=tuple(fields)), table.cast(schema), **PARQUET)
+    manifest = with_table(
+        tmp_path, dataclasses.replace(manifest, fields=tuple(fields)), table.cast(schema), **PARQUET_OPTIONS
+    )
     write_manifest(tmp_path, manifest)
     return tmp_path, load_manifest(tmp_path), vectors
 

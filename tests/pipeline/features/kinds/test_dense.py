@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.chunks.chunk import Parsed, numbers_of
@@ -54,6 +55,7 @@ def test_only_settings_that_are_given_stand_in_the_manifest() -> None:
     assert "width" not in found["b"]
 
 
+@hypothesis_settings(deadline=None)  # the first example compiles the kernel
 @given(st.data())
 def test_the_numbers_of_every_line_stand_where_a_loop_puts_them(data: st.DataObject) -> None:
     widths = data.draw(st.lists(st.sampled_from([None, 1, 2, 3]), min_size=1, max_size=4))  # None: a numeric field
