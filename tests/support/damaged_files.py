@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 
 
 def error_of(path: Path, manifest: Manifest, **settings: Any) -> str:
-    """The sentence that the consumer gets, within seconds, with every thread gone."""
+    """Return the error message that the consumer gets, within seconds, with every thread gone."""
     before = threading.active_count()
     start_s = time.monotonic()
     feed = feed_of(path, manifest, **settings)
@@ -29,7 +29,7 @@ def error_of(path: Path, manifest: Manifest, **settings: Any) -> str:
 
 
 def with_content(path: Path, manifest: Manifest, content: bytes) -> Manifest:
-    """The manifest, vouching for `content` in place of the first file's."""
+    """Return the manifest with the checksum of `content` in place of the first file's."""
     first = manifest.files[0]
     (path / first.path).write_bytes(content)
     forged = dataclasses.replace(first, bytes=len(content), xxh3=xxhash.xxh3_64_hexdigest(content))

@@ -21,7 +21,7 @@ PERIOD_OF = {"train": "train", "validation": "train", "test": "test"}
 
 
 def decoded_contexts(out: Path, split: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Context rows with raw ids instead of indices, -1 for an id out of vocabulary; one dict a row.
+    """Decode context rows: raw ids instead of indices, -1 for an id out of vocabulary; one dict a row.
 
     Hashed fields keep their indices.
     """
@@ -54,12 +54,12 @@ def number_of(line: Line, raw_id: str) -> float | None:
 
 
 def bucket_of(number: float | None, boundaries: list[float]) -> int:
-    """0 where missing, else 2 and one more for each boundary, as float32, that the number reaches."""
+    """Return 0 if missing, else 2 and one more for each boundary, as float32, that the number reaches."""
     return 0 if number is None else 2 + sum(number >= float(np.float32(boundary)) for boundary in boundaries)
 
 
 def moments(period: Period, entry: Field, validation: float, seed: int) -> tuple[float, float]:
-    """(mean, population standard deviation) over the lines of train contexts that have the number, in exact fractions."""
+    """Compute mean and population standard deviation over the lines of train contexts that have the number, in exact fractions."""
     of_scope = [line for line in period.parsed if len(line.raw.split(b",")) == (3 if entry.scope == "context" else 6)]
     numbers = [
         Fraction(value)
@@ -71,12 +71,12 @@ def moments(period: Period, entry: Field, validation: float, seed: int) -> tuple
 
 
 def ranked(counter: Counter[int], min_count: int) -> list[tuple[int, int]]:
-    """(id, count) by falling count, ties by raw id."""
+    """Sort (id, count) by falling count, ties by raw id."""
     return sorted(((value, n) for value, n in counter.items() if n >= min_count), key=lambda pair: (-pair[1], pair[0]))
 
 
 def base_ids(base: Path) -> dict[str, list[int]]:
-    """raw name → the ids that a base has, in its order."""
+    """Map raw name to the ids that a base has, in its order."""
     entries = [entry for entry in load_manifest(base).fields if entry.vocabulary]
     return {entry.raw_id: pq.read_table(base / entry.vocabulary)["raw_id"].to_pylist() for entry in entries}
 
@@ -84,7 +84,7 @@ def base_ids(base: Path) -> dict[str, list[int]]:
 def kept_ids(
     period: Period, fields: Catalogue, validation: float, seed: int, base: dict[str, list[int]]
 ) -> dict[str, dict[int, int]]:
-    """raw name → id → count over the lines of train contexts: of all ids of the base, then of new ones that are frequent."""
+    """Count ids over the lines of train contexts, by raw name: all ids of the base, then new ones that are frequent."""
     counts: dict[str, Counter[int]] = {entry.raw_id: Counter() for entry in fields.fields}
     for line in period.parsed:
         assert line.key is not None

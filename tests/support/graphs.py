@@ -28,7 +28,7 @@ def sigmoid(z: float) -> mpmath.mpf:
 
 
 def probability(graph: Graph, event: Event, root: Event, logits: dict[Query, float]) -> mpmath.mpf:
-    """The chain rule, plainly, in numbers of 80 digits."""
+    """Apply the chain rule, plainly, in numbers of 80 digits."""
     if event == root:
         return mpmath.mpf(1)
     if event.excluded:
@@ -43,7 +43,7 @@ def probability(graph: Graph, event: Event, root: Event, logits: dict[Query, flo
 
 @st.composite
 def random_graphs(draw: st.DrawFn) -> tuple[Graph, dict[Query, float]]:
-    """A node hangs from one event, or from `b` and `a and not b`, or from the three parts that a second cut makes."""
+    """Draw a graph: a node depends on one event, or on `b` and `a and not b`, or on the three parts that a second cut makes."""
     edges: list[Query] = []
     events = [IMPRESSION]
     cuts: list[list[Event]] = []  # events that together are one event

@@ -15,7 +15,7 @@ from pipeline.features.fields import Catalogue
 
 
 def assert_kernel_equals_reference(text: bytes, is_skeleton: bool, catalogue: Catalogue) -> Counter[str]:
-    """Parse `text` as one chunk; how many lines ended with each reason, "" for the good ones."""
+    """Parse `text` as one chunk; count its lines by reason, "" for the good ones."""
     return assert_chunks_equal_reference(
         [(0, text if text.endswith(b"\n") else text + b"\n")], text, is_skeleton, catalogue
     )
@@ -24,7 +24,7 @@ def assert_kernel_equals_reference(text: bytes, is_skeleton: bool, catalogue: Ca
 def assert_splits_equal_reference(
     splits: list[InputSplit], chunk_bytes: int, text: bytes, is_skeleton: bool, catalogue: Catalogue
 ) -> Counter[str]:
-    """The same for `text` as it lies in the file of `splits`, read in chunks."""
+    """Do the same for `text` in the file of `splits`, read in chunks."""
     chunks = [chunk for split in splits for chunk in read_chunks(split, chunk_bytes)]
     return assert_chunks_equal_reference(chunks, text, is_skeleton, catalogue)
 
@@ -32,7 +32,7 @@ def assert_splits_equal_reference(
 def assert_chunks_equal_reference(
     chunks: list[tuple[int, bytes]], text: bytes, is_skeleton: bool, catalogue: Catalogue
 ) -> Counter[str]:
-    """`chunks` are (offset in `text`, whole lines)."""
+    """Parse `chunks`: (offset in `text`, whole lines)."""
     scope = "impression" if is_skeleton else "context"
     names = names_of(catalogue, scope)
     arity_of = {entry.raw_id: entry.arity for entry in catalogue.of_scope(scope)}

@@ -56,7 +56,7 @@ def _strange_bytes(draw: random.Random, line: bytes) -> bytes:
 
 
 def _other_mark(draw: random.Random, line: bytes) -> bytes:
-    """A separator lost, doubled, or in place of another byte."""
+    """Drop or double a separator, or put one in place of another byte."""
     places = [at for at, byte in enumerate(line) if bytes([byte]) in MARKS] or [0]
     at = draw.choice((draw.choice(places), draw.randrange(len(line) + 1)))
     return line[:at] + draw.choice((b"", draw.choice(MARKS), draw.choice(MARKS) * 2)) + line[at + draw.randrange(2) :]
@@ -79,7 +79,7 @@ def _other_column(draw: random.Random, line: bytes) -> bytes:
 
 
 def _other_feature(draw: random.Random, line: bytes) -> bytes:
-    """The id or the weight of a feature written in another way, the feature emptied, or its field renamed."""
+    """Rewrite the id or the weight of a feature, empty the feature, or rename its field."""
     head, comma, text = line.rpartition(b",")
     features = text.split(b"\x01")
     at = draw.randrange(len(features))
@@ -121,14 +121,14 @@ MUTATIONS: Sequence[Mutation] = (
 
 
 def mutated(draw: random.Random, line: bytes) -> bytes:
-    """`line` after one to three mutations; it may have become several lines, or be good still."""
+    """Apply one to three mutations to `line`; it may become several lines, or still be good."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         line = draw.choice(MUTATIONS)(draw, line)
     return line
 
 
 def long_line(draw: random.Random, line: bytes) -> bytes:
-    """About a megabyte: features over and over, digits without end, or one byte."""
+    """Make a line of about a megabyte: features over and over, digits without end, or one byte."""
     head, _, features = line.replace(b"\n", b"").rpartition(b",")
     repeated = b"\x01".join([features] * (1_000_000 // (len(features) + 1) + 1))
     what = draw.randrange(4)
@@ -142,7 +142,7 @@ def long_line(draw: random.Random, line: bytes) -> bytes:
 
 
 def mutated_log(seed: int, num_lines: int, share: float = 0.5, num_long: int = 1) -> RawLog:
-    """A log of about `num_lines` lines, a `share` of them mutated, with `num_long` long ones in each table.
+    """Make a log of about `num_lines` lines, a `share` of them mutated, with `num_long` long ones in each table.
 
     Before that contexts and impressions are repeated, contexts are lost, and ids of impressions come in other contexts.
     """

@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def run_ranks(function: Callable[..., Arrays], num_ranks: int, folder: Path, *args: Any) -> list[Arrays]:
-    """What `function(*args)` returns on each of `num_ranks` ranks, by rank; `folder` is for their files."""
+    """Run `function(*args)` on `num_ranks` ranks; return its results by rank. `folder` is for their files."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

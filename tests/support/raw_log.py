@@ -17,25 +17,25 @@ Feature = tuple[str, int, str]
 
 
 def key_of(number: int) -> str:
-    """A context key."""
+    """Return a context key."""
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
 
 
 def context_line(key: str, features: Sequence[Feature], count: int | None = None) -> bytes:
-    """A line of common_features, without its line feed."""
+    """Format a line of common_features, without its line feed."""
     return f"{key},{len(features) if count is None else count},{joined(features)}".encode()
 
 
 def impression_line(
     sample_id: int, click: int, buy: int, key: str, features: Sequence[Feature], count: int | None = None
 ) -> bytes:
-    """A line of sample_skeleton, without its line feed."""
+    """Format a line of sample_skeleton, without its line feed."""
     number = len(features) if count is None else count
     return f"{sample_id},{click},{buy},{key},{number},{joined(features)}".encode()
 
 
 def joined(features: Sequence[Feature]) -> str:
-    """Features as the log writes them."""
+    """Format features as the log writes them."""
     return "\x01".join(f"{name}\x02{raw_id}\x03{weight}" for name, raw_id, weight in features)
 
 
@@ -69,7 +69,7 @@ class RawLog:
 
 
 def small_log() -> RawLog:
-    """Two contexts of each period, one impression of which is bought without a click."""
+    """Make two contexts of each period; one impression is bought without a click."""
     log = RawLog()
     for period in ("train", "test"):
         features = [("205", 1, "1.0"), ("702", 3, "0.5")]
@@ -83,7 +83,7 @@ def small_log() -> RawLog:
 
 
 def random_log(seed: int, num_contexts: int = 60, dirty: bool = True, interleaved: bool = False) -> RawLog:
-    """A log of both periods whose features come in any order, with missing and unknown fields and repeated values."""
+    """Make a log of both periods whose features come in any order, with missing and unknown fields and repeated values."""
     draw = random.Random(seed)
     log = RawLog()
     for period in ("train", "test"):
@@ -111,7 +111,7 @@ def random_log(seed: int, num_contexts: int = 60, dirty: bool = True, interleave
 
 
 def shifted(log: RawLog, by: int) -> RawLog:
-    """The log with another day's ids: all of them `by` larger."""
+    """Return the log with another day's ids: all of them `by` larger."""
 
     def later(match: re.Match[bytes]) -> bytes:
         return b"\x02%d\x03" % (int(match[1]) + by)
@@ -135,7 +135,7 @@ def _features(draw: random.Random, ones: Sequence[str], many: Sequence[str], mos
 
 
 def _dirty(draw: random.Random, lines: list[bytes], is_skeleton: bool) -> list[bytes]:
-    """The lines with damaged copies, duplicates and orphans strewn in: every reason of DESIGN §3.4."""
+    """Mix damaged copies, duplicates and orphans into the lines: every reason of DESIGN §3.4."""
     out = []
     for line in lines:
         out.append(line)

@@ -1,4 +1,4 @@
-"""A slow reading of a simulated log: its lines with their offsets, and what is wrong with each, judged by hand.
+"""A slow reading of a simulated log: its lines with their offsets, and what is wrong with each, found by hand.
 
 Import it as `from simulated_log import fault, read_lines` (pytest puts tests/ on the path).
 """
@@ -33,7 +33,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def fault(line: Line, num_columns: int) -> str | None:
-    """What is wrong with a line by itself, judged slowly and without the simulator."""
+    """Find what is wrong with a line by itself, slowly and without the simulator."""
     *head, key, num_features, _ = line.columns if len(line.columns) == num_columns else ["", "", "", "", "", ""]
     if len(line.columns) != num_columns or (head and not head[0].isdigit()):
         return "malformed_line"

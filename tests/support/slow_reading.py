@@ -42,7 +42,7 @@ def pooled(ids: list[int], weights: list[float], pooling: str) -> Bag:
 
 
 def slow_reading(path: Path, manifest: Manifest, split: str = "train") -> dict[int, dict[str, Any]]:
-    """impression_id → everything about it, by a Python loop over Arrow's own conversion to Python values."""
+    """Map impression_id to everything about it, by a Python loop over Arrow's own conversion to Python values."""
     impressions: dict[int, dict[str, Any]] = {}
     for file in manifest.files_of(split):
         for row in pq.read_table(path / file.path).to_pylist():
@@ -66,7 +66,7 @@ def slow_reading(path: Path, manifest: Manifest, split: str = "train") -> dict[i
 
 
 def bags_of(bags: Bags, fields: list[str], num_bags: int) -> list[dict[str, Bag]]:
-    """One dictionary a bag, by walking the field-major layout."""
+    """Return one dictionary a bag, by walking the field-major layout."""
     assert len(bags.lengths) == len(fields) * num_bags
     assert len(bags.values) == len(bags.weights) == int(bags.lengths.sum())
     found: list[dict[str, Bag]] = [{} for _ in range(num_bags)]
@@ -80,7 +80,7 @@ def bags_of(bags: Bags, fields: list[str], num_bags: int) -> list[dict[str, Bag]
 
 
 def batch_reading(batch: Batch, fields: list[str]) -> dict[int, dict[str, Any]]:
-    """What `slow_reading` gives, from a batch."""
+    """Read from a batch what `slow_reading` reads from files."""
     contexts = bags_of(batch.context, [name for name in fields if FIELDS[name][1] == "context"], batch.num_contexts)
     impressions = bags_of(
         batch.impression, [name for name in fields if FIELDS[name][1] == "impression"], batch.num_impressions

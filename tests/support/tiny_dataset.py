@@ -95,7 +95,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def write_file(
     path: Path, split: str, number: int, groups: list[list[Context]], *, daction: bool, numeric: bool = False
 ) -> DatasetFile:
-    """One Parquet file with one row group for each list of `groups`, named by its content."""
+    """Write one Parquet file with one row group for each list of `groups`, named by its content."""
     folder = path / split
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f"_staged-{number}"
@@ -112,7 +112,7 @@ def write_file(
 
 
 def tiny_schema(daction: bool, numeric: bool = False) -> pa.Schema:
-    """The columns of DESIGN §4 for the fields above."""
+    """Return the columns of DESIGN §4 for the fields above."""
     columns: list[tuple[str, pa.DataType]] = [("context_id", pa.string()), ("group_id", pa.int64())]
     columns += [("impression_id", INT64_LIST), ("click", INT8_LIST)]
     columns += [("daction", INT8_LIST)] if daction else []
@@ -166,7 +166,7 @@ def _context(
 
 
 def _numbers(random: np.random.Generator, context: Context) -> dict[str, Any]:
-    """A tenth is missing; prices are higher where the item was clicked, so that they can be learned from."""
+    """Draw numbers: a tenth is missing; prices are higher where the item was clicked, so that they can be learned from."""
     spend = None if random.random() < 0.1 else float(np.float32(random.normal(50, 20)))
     prices = random.normal(10, 3, context.impressions) + 4 * np.array(context.columns["click"])
     kept = random.random(context.impressions) < 0.9
@@ -177,7 +177,7 @@ def _numbers(random: np.random.Generator, context: Context) -> dict[str, Any]:
 
 
 def _bag(random: np.random.Generator, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """None to `most` ids of a field with log counts as weights; ids of fields of arity many start at 1."""
+    """Draw none to `most` ids of a field with log counts as weights; ids of fields of arity many start at 1."""
     count = int(random.integers(0, most + 1))
     ids = random.integers(1, FIELDS[name][4], count)
     return ids, np.log(random.integers(2, 6, count)).astype(np.float32)
@@ -202,7 +202,7 @@ def _counts(group: list[Context], daction: bool) -> RowGroup:
 
 
 def _fields(path: Path, train: list[Context] | None) -> tuple[ManifestField, ...]:
-    """In catalogue order; the numeric ones only where `train` is given, for their means and deviations."""
+    """Return the fields in catalogue order; the numeric ones only where `train` is given, for their means and deviations."""
     fields = []
     for name in FIELDS:
         for numeric, (raw_id, scope, before) in NUMERIC_FIELDS.items() if train else ():

@@ -29,7 +29,7 @@ GRAPH = GraphSettings(
 
 
 def tiny_settings(data: Path, out: Path, batch_size: int = 64, dropout: float = 0.0, epochs: int = 1) -> TrainSettings:
-    """ESMM with two small hidden layers."""
+    """Return settings of ESMM with two small hidden layers."""
     return TrainSettings(
         data=str(data),
         out=str(out),
@@ -43,7 +43,7 @@ def tiny_settings(data: Path, out: Path, batch_size: int = 64, dropout: float = 
 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
-    """This rank's tables and their optimizers' state, and the towers, copied."""
+    """Copy this rank's tables and their optimizers' state, and the towers."""
     found = {f"towers/{name}": value.detach().numpy().copy() for name, value in trainer.model.towers.named_parameters()}
     for shard in trainer.model.shards:
         found[f"tables/{shard.table}"] = shard.weight.numpy().copy()
@@ -53,7 +53,7 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def take_steps(trainer: Trainer, num_steps: int) -> list[float]:
-    """The loss of each of the first steps of the epoch, over the global batch."""
+    """Take the first steps of the epoch; return each loss over the global batch."""
     losses = []
     for rank_batch in trainer.batches():
         if rank_batch.step == num_steps:
@@ -63,7 +63,7 @@ def take_steps(trainer: Trainer, num_steps: int) -> list[float]:
 
 
 def merged(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The tables of all ranks, and the towers of rank 0, which every rank must have."""
+    """Merge the tables of all ranks with the towers of rank 0, which every rank must have."""
     whole: dict[str, np.ndarray] = {}
     for rank in ranks:
         for name, value in rank.items():
@@ -81,6 +81,6 @@ def save(
     keep: int = 2,
     validation: ValidationState | None = None,
 ) -> None:
-    """A whole checkpoint after `position.step` steps."""
+    """Save a whole checkpoint after `position.step` steps."""
     with CheckpointWriter(run, model, "manifest", world, CheckpointSettings(keep=keep)) as writer:
         writer.save(position, position.step, validation)

@@ -38,7 +38,7 @@ class Line:
 
 
 def lines_of(text: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, line without its line feed) of each line; a last line without a line feed counts."""
+    """Yield Yield (offset, line without its line feed); a last line without a line feed counts."""
     offset = 0
     while offset < len(text):
         end = text.find(b"\n", offset)

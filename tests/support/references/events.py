@@ -66,7 +66,7 @@ class Reference:
     def attribute(
         self, impressions: Sequence[Impression], actions: Sequence[Action]
     ) -> list[tuple[Action, str, Impression | None]]:
-        """Return (action, outcome, its impression) of every action."""
+        """Return Return (action, outcome, its impression) of every action."""
         decided = []
         # When a click takes its place in the order, and the impression that it belongs to; times without the tolerance.
         clicks = [((i.at, 0, i.id, i.context), i.at, i) for i in impressions if i.clicked]
