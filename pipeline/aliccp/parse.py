@@ -203,9 +203,9 @@ def _fast_integer(text, position, num_bytes, signed):  # type: ignore[no-untyped
 def _short_feature(text, position):  # type: ignore[no-untyped-def]
     """Parse a feature with an id of up to 7 digits and a weight such as 1.0.
 
-    Return (name as a word, id, weight, position behind). Position -1 only means that `_any_feature` must read it. Everything is computed, and validated once at the end.
-    That is one branch a feature, nearly always taken the same way; a branch a byte is mispredicted at the end of each
-    number.
+    Return (name as a word, id, weight, position behind). Position -1 only means that `_any_feature` must read it.
+    Everything is computed, and validated once at the end. That is one branch a feature, nearly always taken the same
+    way; a branch a byte is mispredicted at the end of each number.
     """
     name = word_at(text, position)
     length = first_byte(name, _ID_MARKS)
