@@ -1,9 +1,9 @@
-"""How true probabilities are as numbers: log loss, predicted over observed, expected calibration error, curves.
+"""How well probabilities match the labels: log loss, predicted over observed, expected calibration error, curves.
 
 Sums run in float64 over pieces of a million impressions, so a float32 column of any length needs no float64 copy.
 """
 
-# Shapes: N impressions, Q bins.
+# Shapes: N impressions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _PIECE = 1 << 20
 
 
 def mean_log_loss(target_N: Array, probability_N: Array) -> float | None:
-    """Mean of −t ln p − (1 − t) ln(1 − p), p kept within [1e-15, 1 − 1e-15]; None where there are no impressions.
+    """Return the mean of −t ln p − (1 − t) ln(1 − p), p kept within [1e-15, 1 − 1e-15]; None where there are no impressions.
 
     `target_N` may be a label or a true probability (the cross entropy of `probability_N` against it).
     """
@@ -34,7 +34,7 @@ def mean_log_loss(target_N: Array, probability_N: Array) -> float | None:
 
 
 def calibration(label_N: Array, probability_N: Array) -> float | None:
-    """Positives predicted over positives observed, 1 being right; None where none was observed."""
+    """Return positives predicted over positives observed, 1 being right; None where none was observed."""
     observed = float(label_N.sum(dtype=np.float64))
     return float(probability_N.sum(dtype=np.float64)) / observed if observed > 0 else None
 
@@ -51,7 +51,7 @@ class CalibrationCurve:
 def calibration_curve(
     label: Array, score: Array, bins: int = ECE_BINS, ascending: Array | None = None
 ) -> CalibrationCurve:
-    """Mean prediction and share of positives in `bins` bins of equal mass.
+    """Return mean prediction and share of positives in `bins` bins of equal mass.
 
     The edges are quantiles of the predictions and equal predictions share a bin, so neither depends on the order of rows;
     with many ties there are fewer bins and unequal ones.
@@ -73,7 +73,7 @@ def calibration_curve(
 
 
 def expected_calibration_error(label_N: Array, probability_N: Array, ascending_N: Array | None = None) -> float | None:
-    """Σ share of the bin · |mean prediction − share of positives| over 20 bins of equal mass; None without impressions."""
+    """Sum share of the bin · |mean prediction − share of positives| over 20 bins of equal mass; None without impressions."""
     if len(probability_N) == 0:
         return None
     curve = calibration_curve(label_N, probability_N, ECE_BINS, ascending_N)

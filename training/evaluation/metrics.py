@@ -1,7 +1,7 @@
 """The evaluation protocol (DESIGN §8): one flat table of numbers for a split's predictions.
 
     ctr     click       given an impression   all impressions
-    cvr     conversion  given a click         clicked impressions only, for elsewhere nobody knows
+    cvr     conversion  given a click         clicked impressions only: elsewhere it is unknown
     ctavr   click and daction                 all impressions
     ctcvr   click and conversion              all impressions
 
@@ -39,7 +39,7 @@ class Task:
 
 
 def tasks(predictions: Mapping[str, Array]) -> Iterator[Task]:
-    """The tasks that `predictions` can be judged by: those with both their labels and their column."""
+    """Yield the tasks that `predictions` can be evaluated on: those with both their labels and their column."""
     click_N = predictions["click"].astype(bool)
     converted_N = click_N & predictions["conversion"].astype(bool)
     every = [Task("ctr", click_N, "p_ctr"), Task("cvr", converted_N, "p_cvr", clicked_only=True)]
@@ -50,7 +50,7 @@ def tasks(predictions: Mapping[str, Array]) -> Iterator[Task]:
 
 
 def evaluate(predictions: Mapping[str, Array]) -> Metrics:
-    """Every figure that `predictions` allows, by name.
+    """Compute every figure that `predictions` allows, by name.
 
     Columns, each of shape [N]: click, conversion, optionally daction (0 or 1); group_id (int64, UNKNOWN_GROUP where unknown; GAUC
     needs it); and any of p_ctr, p_cvr, p_ctavr, p_ctcvr in [0, 1]. A column that is not there leaves its figures out.
@@ -67,8 +67,8 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
     for task in tasks(predictions):
         label, score = task.label_N, predictions[task.score]
         check_finite(task.score, score)
-        judged_N = click_N if task.clicked_only else slice(None)
-        metrics |= _ranking_and_calibration(task.name, label[judged_N], score[judged_N])
+        counted_N = click_N if task.clicked_only else slice(None)
+        metrics |= _ranking_and_calibration(task.name, label[counted_N], score[counted_N])
         if group_N is not None:
             kept_N = known_N & click_N if task.clicked_only else known_N
             # Mostly every group is known, and then a copy of every column is saved.
@@ -98,10 +98,10 @@ def _ranking_and_calibration(name: str, label_N: Array, score_N: Array) -> Metri
 
 
 def true_probabilities(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> dict[str, Array]:
-    """The truth's columns in the order of `predictions`, named as theirs are: p_ctr, p_cvr, p_ctcvr, p_ctavr.
+    """Return the oracle's columns in the order of `predictions`, named as theirs are: p_ctr, p_cvr, p_ctcvr, p_ctavr.
 
-    Rows are matched by impression_id where both have it, and else stand in one order already. `truth` holds p_ctr,
-    p_cvr (given a click) and optionally p_daction (given a click). Raises InputError for an impression without a truth.
+    Rows are matched by impression_id where both have it; otherwise both are in the same order. `truth` holds p_ctr,
+    p_cvr (given a click) and optionally p_daction (given a click). Raises InputError for an impression that `truth` lacks.
     """
     names = [name for name in ("p_ctr", "p_cvr", "p_daction") if name in truth]
     if "impression_id" in truth and "impression_id" in predictions:
@@ -129,20 +129,20 @@ def oracle_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array])
     """Measure how near `predictions` come to the true probabilities that a simulated log's labels were drawn from.
 
     Per task, true_<task>_auc is the AUC of the true probabilities against the realised labels, the ceiling that only luck
-    exceeds, and <task>_auc_share = (AUC − 0.5) / (true AUC − 0.5). cvr_all_* judge p_cvr over all impressions, clicked
-    or not, against the true p_cvr: cross entropy, bias (mean p_cvr − mean truth), expected AUC; the same of the truth itself
-    stand beside as true_cvr_all_*.
+    exceeds, and <task>_auc_share = (AUC − 0.5) / (true AUC − 0.5). cvr_all_* compare p_cvr over all impressions, clicked
+    or not, with the true p_cvr: cross entropy, bias (mean p_cvr − mean true p_cvr), expected AUC. true_cvr_all_* are the
+    same figures of the true p_cvr itself.
     """
     true = true_probabilities(predictions, truth)
     click_N = predictions["click"].astype(bool)
     metrics: Metrics = {}
     labels = {name: predictions[name] for name in LABELS if name in predictions}
     for task in tasks({**labels, **true}):
-        judged_N = click_N if task.clicked_only else slice(None)
-        ceiling = auc(task.label_N[judged_N], true[task.score][judged_N])
+        counted_N = click_N if task.clicked_only else slice(None)
+        ceiling = auc(task.label_N[counted_N], true[task.score][counted_N])
         metrics[f"true_{task.name}_auc"] = ceiling
         if task.score in predictions:
-            reached = auc(task.label_N[judged_N], predictions[task.score][judged_N])
+            reached = auc(task.label_N[counted_N], predictions[task.score][counted_N])
             metrics[f"{task.name}_auc_share"] = _share(reached, ceiling)
     if "p_cvr" in predictions:
         true_cvr_N, p_cvr_N = true["p_cvr"], predictions["p_cvr"]

@@ -4,7 +4,7 @@ Everything sorts and then searches, and nothing keeps an index per impression, s
 sorted copy of their scores. Equal scores count one half throughout: the order of rows never matters.
 """
 
-# Shapes: N impressions, P positives among them, G groups.
+# Shapes: N impressions. Arrays without a suffix have an entry for each group, positive or distinct score, as named.
 
 import math
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ Array = NDArray[Any]  # any dtype: labels are int8 or bool, scores float32 or fl
 
 
 def check_finite(name: str, values: Array) -> None:
-    """AssertionError where `values` holds NaN or infinity, which no ranking can place."""
+    """Assert that `values` holds no NaN or infinity, which cannot be ranked."""
     # A sum is finite only if every term is, and takes no array of booleans.
     assert math.isfinite(float(values.sum(dtype=np.float64))), f"{name} holds NaN or infinity"
 
 
 def auc(label_N: Array, score_N: Array, ascending_N: Array | None = None) -> float | None:
-    """The probability that a positive scores above a negative, ties counting one half; None without both classes.
+    """Return the probability that a positive scores above a negative, ties counting one half; None without both classes.
 
     From integer rank sums (Mann–Whitney), so exact to the last bit of the final division. `ascending_N` is the sorted
     score, where the caller has it already.
     """
-    positive_P = np.sort(score_N[label_N.astype(bool, copy=False)])
-    num_positives, num_negatives = len(positive_P), len(score_N) - len(positive_P)
+    positive_scores = np.sort(score_N[label_N.astype(bool, copy=False)])
+    num_positives, num_negatives = len(positive_scores), len(score_N) - len(positive_scores)
     if num_positives == 0 or num_negatives == 0:
         return None
     ascending_N = np.sort(score_N) if ascending_N is None else ascending_N
-    below = int(np.searchsorted(ascending_N, positive_P, side="left").sum())
-    not_above = int(np.searchsorted(ascending_N, positive_P, side="right").sum())
+    below = int(np.searchsorted(ascending_N, positive_scores, side="left").sum())
+    not_above = int(np.searchsorted(ascending_N, positive_scores, side="right").sum())
     # Twice the sum of mid-ranks is below + not_above + P; the positives among themselves take P * (P + 1) of it.
     twice_wins = below + not_above - num_positives * num_positives
     return twice_wins / (2 * num_positives * num_negatives)
@@ -51,43 +51,45 @@ class GroupedAuc:
 
 
 def grouped_auc(group_N: Array, label_N: Array, score_N: Array) -> GroupedAuc:
-    """The mean over groups of the AUC inside the group, each with weight 1 (ESM² eq. 13); ties count one half.
+    """Average over groups the AUC inside the group, each with weight 1 (ESM² eq. 13); ties count one half.
 
     `group_N` holds group numbers in [0, 2³²), as from `group_numbers`. Groups without both classes are left out.
     """
     label_N = label_N.astype(bool, copy=False)
-    positives_G = np.bincount(group_N[label_N])
-    sizes_G = np.bincount(group_N, minlength=len(positives_G))
-    positives_G = np.pad(positives_G, (0, len(sizes_G) - len(positives_G)))
-    negatives_G = sizes_G - positives_G
-    both_G = (positives_G > 0) & (negatives_G > 0)
-    num_groups, num_present = int(both_G.sum()), int((sizes_G > 0).sum())
+    positives = np.bincount(group_N[label_N])
+    sizes = np.bincount(group_N, minlength=len(positives))
+    positives = np.pad(positives, (0, len(sizes) - len(positives)))
+    negatives = sizes - positives
+    has_both = (positives > 0) & (negatives > 0)
+    num_groups, num_present = int(has_both.sum()), int((sizes > 0).sum())
     if num_groups == 0:
         return GroupedAuc(None, 0, num_present)
 
     # One unsigned number orders by group, then by score: the group above, 32 bits that sort as the score does below.
-    kept_N = both_G[group_N]
+    kept_N = has_both[group_N]
     label_N, group_N = label_N[kept_N], group_N[kept_N]
     key_N = group_N.astype(np.uint64)
     key_N <<= np.uint64(32)
     key_N |= _order_preserving(score_N[kept_N])
-    positive_P = np.sort(key_N[label_N])
+    positive_keys = np.sort(key_N[label_N])
     key_N.sort()
 
-    below_P = np.searchsorted(key_N, positive_P, side="left")
-    not_above_P = np.searchsorted(key_N, positive_P, side="right")
-    group_P = (positive_P >> np.uint64(32)).astype(np.intp)
-    kept_G = np.where(both_G, sizes_G, 0)
-    start_G = np.cumsum(kept_G) - kept_G
-    twice_rank_P = below_P + not_above_P - 2 * start_G[group_P]
+    below = np.searchsorted(key_N, positive_keys, side="left")
+    not_above = np.searchsorted(key_N, positive_keys, side="right")
+    group_of_positive = (positive_keys >> np.uint64(32)).astype(np.intp)
+    kept_sizes = np.where(has_both, sizes, 0)
+    starts = np.cumsum(kept_sizes) - kept_sizes
+    twice_rank = below + not_above - 2 * starts[group_of_positive]
     # Sums of integers far below 2⁵³ are exact in float64, which is all that bincount offers.
-    twice_wins_G = np.bincount(group_P, weights=twice_rank_P, minlength=len(sizes_G))[both_G] - positives_G[both_G] ** 2
-    auc_G = twice_wins_G / (2 * positives_G[both_G] * negatives_G[both_G])
-    return GroupedAuc(float(auc_G.mean()), num_groups, num_present - num_groups)
+    twice_wins = (
+        np.bincount(group_of_positive, weights=twice_rank, minlength=len(sizes))[has_both] - positives[has_both] ** 2
+    )
+    auc_by_group = twice_wins / (2 * positives[has_both] * negatives[has_both])
+    return GroupedAuc(float(auc_by_group.mean()), num_groups, num_present - num_groups)
 
 
 def _order_preserving(score_N: Array) -> NDArray[np.uint32]:
-    """Unsigned 32-bit numbers that compare as the scores do: the bits of a float32, or the dense rank of another type."""
+    """Return unsigned 32-bit numbers that compare as the scores do: the bits of a float32, or the dense rank of another type."""
     if score_N.dtype != np.float32:
         return np.unique(score_N, return_inverse=True)[1].astype(np.uint32)
     bits_N = (score_N + np.float32(0)).view(np.uint32)  # + 0 turns -0 into 0, which has other bits
@@ -102,7 +104,7 @@ def group_numbers(group_id_N: Array) -> NDArray[np.int32]:
 
 
 def expected_auc(probability_N: Array, score_N: Array) -> float | None:
-    """AUC of `score_N` where each impression is a positive of weight p and a negative of weight 1 − p.
+    """Return the AUC of `score_N` where each impression is a positive of weight p and a negative of weight 1 − p.
 
     It is the AUC expected of labels drawn from the true probabilities, up to the pairing of an impression with itself
     (one half, of N² pairs). Exact and O(N log N); None where all probabilities are 0 or all are 1.
@@ -111,13 +113,13 @@ def expected_auc(probability_N: Array, score_N: Array) -> float | None:
     positive_N = probability_N[order_N].astype(np.float64)
     score_N = score_N[order_N]
     first_N = np.flatnonzero(np.concatenate(([True], score_N[1:] != score_N[:-1])))
-    positive_T = np.add.reduceat(positive_N, first_N)  # T distinct scores
-    negative_T = np.add.reduceat(1.0 - positive_N, first_N)
-    positives, negatives = float(positive_T.sum()), float(negative_T.sum())
+    positive_by_score = np.add.reduceat(positive_N, first_N)  # by distinct score
+    negative_by_score = np.add.reduceat(1.0 - positive_N, first_N)
+    positives, negatives = float(positive_by_score.sum()), float(negative_by_score.sum())
     if positives <= 0.0 or negatives <= 0.0:
         return None
-    below_T = np.cumsum(negative_T) - negative_T
-    return float(np.dot(positive_T, below_T + 0.5 * negative_T)) / (positives * negatives)
+    below_by_score = np.cumsum(negative_by_score) - negative_by_score
+    return float(np.dot(positive_by_score, below_by_score + 0.5 * negative_by_score)) / (positives * negatives)
 
 
 @dataclass(frozen=True)
@@ -129,20 +131,22 @@ class RocCurve:
 
 
 def roc_curve(label: Array, score: Array, max_points: int = 200) -> RocCurve | None:
-    """At most `max_points` exact points of the ROC curve, evenly spread over both classes; None without both."""
+    """Return at most `max_points` exact points of the ROC curve, evenly spread over both classes; None without both."""
     label = label.astype(bool, copy=False)
-    positive_P, negative_M = np.sort(score[label]), np.sort(score[~label])
-    if len(positive_P) == 0 or len(negative_M) == 0:
+    positive_scores, negative_scores = np.sort(score[label]), np.sort(score[~label])
+    if len(positive_scores) == 0 or len(negative_scores) == 0:
         return None
     room = (max_points - 2) // 2
-    threshold_T = np.unique(np.concatenate([_spread(positive_P, room), _spread(negative_M, room)]))[::-1]
-    true_T = 1.0 - np.searchsorted(positive_P, threshold_T, side="left") / len(positive_P)
-    false_T = 1.0 - np.searchsorted(negative_M, threshold_T, side="left") / len(negative_M)
-    return RocCurve(np.concatenate(([0.0], false_T, [1.0])), np.concatenate(([0.0], true_T, [1.0])))
+    thresholds = np.unique(np.concatenate([_spread(positive_scores, room), _spread(negative_scores, room)]))[::-1]
+    true_positive_rate = 1.0 - np.searchsorted(positive_scores, thresholds, side="left") / len(positive_scores)
+    false_positive_rate = 1.0 - np.searchsorted(negative_scores, thresholds, side="left") / len(negative_scores)
+    return RocCurve(
+        np.concatenate(([0.0], false_positive_rate, [1.0])), np.concatenate(([0.0], true_positive_rate, [1.0]))
+    )
 
 
 def _spread(ascending: Array, count: int) -> Array:
-    """At most `count` values of `ascending`, at even distances in rank, both ends included."""
+    """Return at most `count` values of `ascending`, at even distances in rank, both ends included."""
     distinct = np.unique(ascending)
     if len(distinct) <= count:
         return distinct
@@ -159,7 +163,7 @@ class TopShare:
 
 
 def top_share(label_N: Array, score_N: Array, share: float, ascending_N: Array | None = None) -> TopShare | None:
-    """Recall, precision and F1 when the `share` of impressions that score highest is taken (ESM² Tables 4 and 5).
+    """Return recall, precision and F1 when the `share` of impressions that score highest is taken (ESM² Tables 4 and 5).
 
     Where equal scores straddle the cut, the positives among them count by the share of them that is taken: the mean over
     all orders of the tie. None without both classes.
@@ -173,8 +177,8 @@ def top_share(label_N: Array, score_N: Array, share: float, ascending_N: Array |
     cut = ascending_N[len(ascending_N) - num_taken]
     num_above = len(ascending_N) - int(np.searchsorted(ascending_N, cut, side="right"))
     num_tied = len(ascending_N) - num_above - int(np.searchsorted(ascending_N, cut, side="left"))
-    positive_P = score_N[label_N]
-    hits_above = int(np.count_nonzero(positive_P > cut))
-    hits_tied = int(np.count_nonzero(positive_P == cut))
+    positive_scores = score_N[label_N]
+    hits_above = int(np.count_nonzero(positive_scores > cut))
+    hits_tied = int(np.count_nonzero(positive_scores == cut))
     hits = hits_above + hits_tied * (num_taken - num_above) / num_tied
     return TopShare(hits / num_positives, hits / num_taken, 2 * hits / (num_taken + num_positives))

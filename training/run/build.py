@@ -1,4 +1,4 @@
-"""What a run is put together from, for training and for evaluation alike: checks, feed, model, and a model to begin with."""
+"""Build the parts of a run, for training and evaluation: checks, feed, model, and initial values from another run."""
 
 from pathlib import Path
 
@@ -59,12 +59,12 @@ def build_model(settings: TrainSettings, manifest: Manifest, graph: Graph, world
 
 
 def manifest_xxh3(manifest: Manifest) -> str:
-    """Hash the manifest: it tells two datasets apart."""
+    """Hash the manifest, which identifies the dataset."""
     return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
 
 
 def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
-    """InputError where `manifest` is not that of the dataset which `found` was trained on."""
+    """Raise InputError unless `manifest` is that of the dataset on which `found` was trained."""
     if found.manifest_xxh3 != manifest_xxh3(manifest):
         raise InputError(
             f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
@@ -73,8 +73,10 @@ def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
 
 
 def continue_from(run: Path, settings: TrainSettings, manifest: Manifest, model: ShardedModel, world: World) -> None:
-    """Fill `model` from the model that `run` came to, on the dataset of `settings`; InputError, on every rank, where it
-    does not fit."""
+    """Fill `model` from the newest checkpoint of `run`; rows follow their raw ids.
+
+    Raises InputError, on every rank, if the two runs differ in more than their vocabularies.
+    """
     with world.agreeing():
         before = load_settings(run, "init_from")
         old = load_manifest(before.data)
@@ -99,7 +101,7 @@ _SAME = (
 
 
 def check_same_schema(before: TrainSettings, old: Manifest, now: TrainSettings, new: Manifest) -> None:
-    """InputError listing all that keeps the model of `before` from going on as the model of `now`."""
+    """Raise InputError listing every difference that keeps the model of `before` from being trained on as that of `now`."""
     found = field_differences(old.fields, new.fields, _SAME)
     both = [entry.name for entry in new.fields if entry.name in {entry.name for entry in old.fields}]
     pairs: list[tuple[str, object, object]] = [

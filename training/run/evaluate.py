@@ -32,7 +32,7 @@ def evaluate_split(
     run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
 ) -> metrics.Metrics | None:
     """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
-    RUN/report.html; the figures on rank 0, None elsewhere.
+    RUN/report.html; return the figures on rank 0, None elsewhere.
 
     `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest or best. Raises InputError for a run without a
     checkpoint and for a dataset other than the one it was trained on.
@@ -54,7 +54,7 @@ def evaluate_split(
 def predict_split(
     run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
 ) -> None:
-    """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; they appear together or not at all."""
+    """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; all files appear at once, by a rename."""
     manifest = load_manifest(settings.data)
     files = manifest.files_of(split)
     graph = check_settings(settings, manifest, world.device)
@@ -87,7 +87,7 @@ def predict_split(
     predicted = tables()
     whole = (_with_oracle(table, true) for table in predicted)
     failure = _error_of(lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole))
-    for _ in predicted:  # where this rank cannot write: the others wait for it at every step
+    for _ in predicted:  # if this rank cannot write: the others wait for it at every step
         pass
     world.agree(failure)
     if world.rank == 0:
@@ -130,7 +130,7 @@ def _read_oracle(path: Path) -> dict[str, np.ndarray]:
 
 
 def _with_oracle(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table:
-    """`table` with the true probabilities of its impressions beside, as true_p_ctr, …."""
+    """Append the true probabilities of the impressions of `table`, as true_p_ctr, …."""
     if true is None:
         return table
     wanted = table.column("impression_id").to_numpy()
@@ -147,7 +147,7 @@ def _with_oracle(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Tabl
 
 
 def _write_predictions(path: Path, tables: Iterator[pa.Table]) -> None:
-    """Stream `tables` into one Parquet file of large row groups; none where there is no table."""
+    """Stream `tables` into one Parquet file of large row groups; write no file if there is no table."""
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
 

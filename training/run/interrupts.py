@@ -1,10 +1,10 @@
-"""What asks a run to save and stop: SIGTERM, SIGUSR1 and Ctrl-C, noted here and agreed on by the ranks at the next step.
+"""Signals that stop a run: SIGTERM, SIGUSR1 and Ctrl-C, noted here and agreed on by the ranks at the next step.
 
     signal            after the step that the ranks agree on            exit status
-    SIGTERM, SIGUSR1  a checkpoint, and RUN/REQUEUE: it wants to go on  75 (EX_TEMPFAIL: try again)
+    SIGTERM, SIGUSR1  a checkpoint, and RUN/REQUEUE: start it again  75 (EX_TEMPFAIL: try again)
     Ctrl-C            a checkpoint                                      130
 
-torchrun passes the signals on, but ends with a status of its own: there the REQUEUE file is what tells. A second Ctrl-C
+torchrun passes the signals on, but ends with a status of its own: look for the REQUEUE file there. A second Ctrl-C
 ends the process at once.
 """
 
@@ -22,7 +22,7 @@ _REQUEUES = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
-    """Notes the signals that come to this process while the block runs."""
+    """The signals that this process has received while the block runs."""
 
     def __init__(self) -> None:
         self.requeue = False
@@ -54,10 +54,10 @@ class Interrupts:
 
 
 def write_requeue(run: Path, line: str) -> None:
-    """Leave RUN/REQUEUE behind, saying `line`."""
+    """Write RUN/REQUEUE with `line`: a signal stopped the run, and it waits to be started again."""
     (run / REQUEUE).write_text(line + "\n", encoding="utf-8")
 
 
 def remove_requeue(run: Path) -> None:
-    """Remove RUN/REQUEUE: the run has started again, or has ended."""
+    """Remove RUN/REQUEUE when the run has started again."""
     (run / REQUEUE).unlink(missing_ok=True)

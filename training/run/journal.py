@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar or plain lines, RUN/log.jsonl, and TensorBoard scalars."""
+"""The progress of a run: a progress bar or plain lines, RUN/log.jsonl, and TensorBoard scalars."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ LOG = "log.jsonl"
 
 
 class Journal:
-    """Written by rank 0 alone; the losses it gets are those of the global batch."""
+    """The log of a run, written by rank 0 alone; its losses are those of the global batch."""
 
     def __init__(
         self, run: Path, settings: LogSettings, losses: Sequence[str], steps_done: int, num_steps: int
@@ -41,8 +41,7 @@ class Journal:
         self._sums, self._steps, self._count = [0.0] * len(self.losses), 0, 0
 
     def step(self, epoch: int, steps_done: int, losses: Sequence[float], count: int, wait_s: float) -> None:
-        """After a step: the mean of each loss over the global batch of `count`, and the seconds waited for data
-        since the run began."""
+        """Count a step: the mean of each loss over the global batch of `count`; `wait_s` is all time spent waiting for data."""
         self._bar.update(1)
         self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
         self._steps += 1
@@ -51,14 +50,14 @@ class Journal:
             self._write(epoch, steps_done, wait_s)
 
     def validated(self, epoch: int, steps_done: int, figures: Mapping[str, float | None]) -> None:
-        """After a validation: its figures, each as validation_<name>."""
+        """Log the figures of a validation, each as validation_<name>."""
         entry = {f"validation_{name}": value for name, value in figures.items()}
         self._append({"epoch": epoch, "step": steps_done, **entry})
         shown = " · ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
         self.say(f"validation after step {steps_done}: {shown}")
 
     def say(self, line: str) -> None:
-        """One line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         if self._bar.disable:
             say(line)
         else:
@@ -74,7 +73,7 @@ class Journal:
         except OSError as error:
             self.error = InputError(
                 f"{self._log.name} cannot be written ({error}); free some space and run the same command again: "
-                "it goes on from the last checkpoint."
+                "it resumes from the last checkpoint."
             )
 
     def _write(self, epoch: int, steps_done: int, wait_s: float) -> None:
@@ -109,7 +108,7 @@ class Journal:
 
 
 def say(line: str) -> None:
-    """One plain line to the user."""
+    """Print one line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

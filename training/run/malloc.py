@@ -1,4 +1,4 @@
-"""Memory that a process keeps once it has it: the buffers of one step are those of the next."""
+"""Keep freed memory in the process: the next step needs buffers of the same sizes."""
 
 import ctypes
 import sys
@@ -12,7 +12,7 @@ _LARGEST_BLOCK = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """Have malloc reuse large blocks where it would give them back to the system and fault them in again, zeroed.
+    """Make malloc reuse large blocks instead of returning them to the system, which would fault them in again, zeroed.
 
     Every step asks for the same arrays of some megabytes, which is where glibc begins to map and unmap each by itself:
     up to 5,000 page faults a step, measured as an eighth of training. The settings are those of the environment

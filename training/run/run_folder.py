@@ -17,10 +17,7 @@ from training.checkpoint.files import CHECKPOINTS
 from training.run.settings import TrainSettings
 
 CONFIG = "config.yaml"
-
-
 LOCK = ".lock"
-
 
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
 _MAY_DIFFER = (
@@ -38,9 +35,9 @@ _MAY_DIFFER = (
 
 
 def write_config(run: Path, settings: TrainSettings) -> None:
-    """Write RUN/config.yaml, or find there the settings of the same run.
+    """Write RUN/config.yaml, after comparing it with the settings of the run that is there.
 
-    Raises InputError where `run` has come to a checkpoint with settings that would give other weights.
+    Raises InputError if `run` has a checkpoint that was trained with settings that give other weights.
     """
     wanted = asdict(settings)
     if (run / CONFIG).exists() and any((run / CHECKPOINTS).glob("step-*")):
@@ -59,9 +56,9 @@ def write_config(run: Path, settings: TrainSettings) -> None:
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Keep other processes from training `run` for the length of the block.
+    """Lock `run` against other training processes while the block runs.
 
-    Raises InputError where one does: ranks outlive a torchrun that was killed alone.
+    Raises InputError if another process trains it: ranks outlive a torchrun that was killed alone.
     """
     try:
         with exclusive_lock(run / LOCK) as lock:
@@ -77,7 +74,7 @@ def lock_run(run: Path) -> Iterator[None]:
 def load_settings(run: Path, key: str = "run") -> TrainSettings:
     """Read the settings of `run`, as plain values: nothing in the file is interpolated or instantiated.
 
-    `key` is the setting that named it, for the sentence where nothing is there.
+    `key` is the setting that named it, for the error message if there is no run.
     """
     path = run / CONFIG
     try:

@@ -29,7 +29,7 @@ from training.run.validation import Validation
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What the ranks found together in a step."""
+    """The outcome of a step over all ranks."""
 
     losses: list[float]  # the mean of each over the global batch
     saved: bool  # every rank has done its part of the checkpoint that is on its way
@@ -105,7 +105,7 @@ class Trainer:
         if self.finished:
             self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
-        with closing(self), self._alone(), self._journal_open(), self._interrupts:
+        with closing(self), self._locked(), self._journal_open(), self._interrupts:
             with self._writer:  # at the end of which all that was saved is whole
                 stopped = self._train()
             if stopped:
@@ -114,7 +114,7 @@ class Trainer:
         return 0
 
     def _train(self) -> StepOutcome | None:
-        """Step by step to the end; or to the step at which a signal ends the run, saved: what was agreed there."""
+        """Train to the end and return None; or save at the step at which a signal stops the run, and return its outcome."""
         if not self._validate():  # what a signal kept the last start from
             return self._signals()
         if self.finished:  # by that
@@ -149,8 +149,10 @@ class Trainer:
         return rank_batches(self.feed, self.position.epoch, steps, self.model.exchange, self.world.device)
 
     def step(self, rank_batch: RankBatch) -> StepOutcome:
-        """One step of training; what the ranks found together in it. InputError, on every rank and before a weight has
-        changed, where one failed or a loss is not finite."""
+        """Take one step of training.
+
+        Raises InputError on every rank, before any weight changes, if a rank failed or a loss is not finite.
+        """
         run_step = self.position.epoch * self.plan.num_steps + rank_batch.step
         forward_pass = self.model.forward(rank_batch.batch, rank_batch.ids, run_step)
         sums = loss_sums(self.graph, forward_pass.logits, rank_batch.batch.labels)
@@ -160,7 +162,7 @@ class Trainer:
         loss = part_of_global_mean(sums, self.plan.step_size(rank_batch.step), self.graph.loss_weights)
         self.model.differentiate(loss)
         rank_batch.send_next()
-        agreed = self._agreed(agreeing, rank_batch)
+        agreed = self._outcome(agreeing, rank_batch)
         self.model.learn(forward_pass)
         return agreed
 
@@ -177,7 +179,7 @@ class Trainer:
         table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
         return self.world.start_sum(table.to(self.world.device))
 
-    def _agreed(self, agreeing: Pending, rank_batch: RankBatch) -> StepOutcome:
+    def _outcome(self, agreeing: Pending, rank_batch: RankBatch) -> StepOutcome:
         *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
         if num_failed:
             self.world.agree(rank_batch.error or (self._journal.error if self._journal else None))
@@ -194,15 +196,17 @@ class Trainer:
         return StepOutcome(means, num_ready == self.world.size, bool(save), bool(requeue), bool(ctrl_c))
 
     def _count(self, step: int, agreed: StepOutcome) -> None:
-        """`step` of the epoch is done."""
+        """Advance the position past `step` of the epoch, and log the step."""
         epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
         self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
         if self._journal:
             self._journal.step(epoch, self.steps_done, agreed.losses, self.plan.step_size(step), self.feed.wait_s)
 
     def _validate(self) -> bool:
-        """Judge the model if that is due after the steps done and has not been done; False if a signal came before the
-        end of it: then the next start does it. (After the last step there is no next start.)"""
+        """Validate if it is due and not yet done.
+
+        Returns False if a signal interrupted it: the next start repeats it. (After the last step no signal does.)
+        """
         is_due = self.settings.validation.is_due(self.steps_done, self.position.step == 0)
         if (
             not is_due
@@ -213,7 +217,7 @@ class Trainer:
         figures = self.validation.figures(self.model, self.world, lambda: not self.finished and self._interrupts.stops)
         if figures is None:
             return False
-        self.validation_state = self.validation.judge(figures, self.steps_done, self.validation_state)
+        self.validation_state = self.validation.update(figures, self.steps_done, self.validation_state)
         if self._journal:
             self._journal.validated(self.position.epoch, self.steps_done, figures)
         if self.validation_state.best_steps == self.steps_done:
@@ -241,16 +245,16 @@ class Trainer:
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
 
     def _stop(self, agreed: StepOutcome) -> int:
-        """Leave word for the scheduler, and give the exit status."""
-        line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command goes on from there."
+        """Write RUN/REQUEUE if a scheduler stopped the run, and return the exit status."""
+        line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command resumes there."
         if agreed.requeue and self.world.rank == 0:
             write_requeue(self.run, line)
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the run, through rank 0, for the length of the block."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the run, by rank 0, while the block runs."""
         with ExitStack() as stack:
             with self.world.agreeing():
                 if self.world.rank == 0:
@@ -266,7 +270,7 @@ class Trainer:
         remove_requeue(self.run)
         num_steps = self.settings.epochs * self.plan.num_steps
         if self.steps_done:
-            say(f"{self.run} goes on at step {self.steps_done} of {num_steps}.")
+            say(f"{self.run} resumes at step {self.steps_done} of {num_steps}.")
         journal = Journal(self.run, self.settings.log, self.graph.loss_names, self.steps_done, num_steps)
         self._journal = journal
         try:

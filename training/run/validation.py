@@ -1,4 +1,4 @@
-"""Validation while a run trains: exact figures over all ranks, which of them is the best, and when to stop for want of a better."""
+"""Validation while a run trains: exact figures over all ranks, which of them is the best, and early stopping."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LOSS = "loss"
 
 
 class Validation:
-    """Judges the model on one split; every rank takes part.
+    """The validation of a model on one split; every rank takes part.
 
     Its loss has the denominator of the training loss: the `count` of units of the split that the model trains on, which
     are impressions, or clicks for a model that trains on clicks. AUCs are over whatever their task is defined on.
@@ -55,32 +55,32 @@ class Validation:
     def figures(
         self, model: ShardedModel, world: World, stops: Callable[[], bool] = lambda: False
     ) -> dict[str, float | None] | None:
-        """name → figure over the whole split, on every rank; None for an AUC without both classes.
+        """Return name → figure over the whole split, on every rank; an AUC without both classes is None.
 
-        None in place of it all where `stops`, asked before each batch, says so on any rank. Raises InputError, on every
-        rank, where one cannot read its batch.
+        Returns None if `stops`, called before each batch, is true on any rank. Raises InputError on every rank if one
+        cannot read its batch.
         """
         columns, losses = [torch.empty(len(self._columns), 0)], torch.zeros(1, dtype=torch.float64)
         steps = range(self._plan.num_steps)
         for rank_batch in rank_batches(self._feed, 0, steps, model.exchange, world.device):
             agreeing = rank_batch.start_agreement(world, stops())
-            column_CN, loss = self._predict(model, rank_batch)
+            columns_of_batch, loss = self._predict(model, rank_batch)
             rank_batch.send_next()
             if rank_batch.agreed(agreeing, world):
                 return None
-            columns.append(column_CN)
+            columns.append(columns_of_batch)
             losses += loss
-        whole_CN = world.collect(torch.cat(columns, dim=1))
+        all_columns = world.collect(torch.cat(columns, dim=1))
         totals = torch.zeros(len(self.names), dtype=torch.float64)
         totals[0] = losses[0] / self._count if self._count else math.nan
-        if whole_CN is not None:
-            totals[1:] = torch.tensor(self._aucs(whole_CN.numpy()))
+        if all_columns is not None:
+            totals[1:] = torch.tensor(self._aucs(all_columns.numpy()))
         values = world.sum(totals.to(world.device)).tolist()
         return {name: None if math.isnan(value) else value for name, value in zip(self.names, values, strict=True)}
 
     @torch.no_grad()
     def _predict(self, model: ShardedModel, rank_batch: RankBatch) -> tuple[torch.Tensor, float]:
-        """The columns [C, N] of this rank's impressions, and its sum of all losses."""
+        """Return the columns of this rank's impressions, [columns, N], and its sum of all losses."""
         logits, labels = model.predict(rank_batch.batch, rank_batch.ids), rank_batch.batch.labels
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
         columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
@@ -88,21 +88,21 @@ class Validation:
             return columns[:, :0].cpu(), 0.0
         return columns.cpu(), float(loss_sums(self._graph, logits, labels).double().sum())
 
-    def _aucs(self, whole_CN: np.ndarray) -> list[float]:
-        columns = dict(zip(self._columns, whole_CN, strict=True))
+    def _aucs(self, all_columns: np.ndarray) -> list[float]:
+        columns = dict(zip(self._columns, all_columns, strict=True))
         for name in self._labels:
             columns[name] = columns[name].astype(bool)
         found = []
         for task in metrics.tasks(columns):
-            judged_N = columns["click"] if task.clicked_only else slice(None)
-            value = auc(task.label_N[judged_N], columns[task.score][judged_N])
+            counted_N = columns["click"] if task.clicked_only else slice(None)
+            value = auc(task.label_N[counted_N], columns[task.score][counted_N])
             found.append(float("nan") if value is None else value)
         return found
 
-    def judge(
+    def update(
         self, figures: dict[str, float | None], steps_done: int, before: ValidationState | None
     ) -> ValidationState:
-        """Count this validation in; only a strictly better one is the new best."""
+        """Return the state after this validation; only a strictly better one is the new best."""
         value, best = figures[self.metric], before.best if before else None
         gain = -1 if self.metric == LOSS else 1
         if before is None or (value is not None and (best is None or gain * value > gain * best)):
