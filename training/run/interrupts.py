@@ -1,7 +1,7 @@
 """Signals that stop a run: SIGTERM, SIGUSR1 and Ctrl-C, noted here and agreed on by the ranks at the next step.
 
     signal            after the step that the ranks agree on            exit status
-    SIGTERM, SIGUSR1  a checkpoint, and RUN/REQUEUE: start it again  75 (EX_TEMPFAIL: try again)
+    SIGTERM, SIGUSR1  a checkpoint, and RUN/REQUEUE: start it again     75 (EX_TEMPFAIL: try again)
     Ctrl-C            a checkpoint                                      130
 
 torchrun passes the signals on, but ends with a status of its own: look for the REQUEUE file there. A second Ctrl-C
