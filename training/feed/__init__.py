@@ -1,1 +1,2 @@
-"""Parquet → batches. Read plan, columns, dataset_files, column_reader, parquet_pages, checked_columns, row_groups, petastorm_reader, feed, collate, batch, device_copy."""
+"""Parquet → batches. Read plan, columns, dataset_files, column_reader, parquet_pages, checked_columns, row_groups,
+petastorm_reader, feed, collate, batch, device_copy."""

@@ -68,7 +68,7 @@ class CheckedColumns:
         return indices
 
     def multi_valued(self, entry: ManifestField) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return the indices [V] of a multi-valued field, the offsets int32 [N + 1] of its bags, and weights [V] or None."""
+        """Return the indices [V] of a multi-valued field, int32 [N + 1] offsets of its bags, and weights [V] or None."""
         indices, offsets = self._lists(entry.name)
         self._check_indices(entry, indices)
         weights = None

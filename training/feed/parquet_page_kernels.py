@@ -26,7 +26,7 @@ _BROKEN = -1
 def walk(
     chunk: np.ndarray, is_list: bool, may_lack: bool, itemsize: int, offsets_R: np.ndarray, places: np.ndarray
 ) -> int:
-    """Find in the pages of `chunk` where each row begins among the values (offsets_R) and where each page has its values.
+    """Find where each row begins among the values of `chunk` (offsets_R), and where each page has its values (places).
 
     A row of `places` gives a page's first byte of values, their number of bytes, the number when uncompressed, and
     whether they are compressed. Returns the number of pages, or _BROKEN.

@@ -109,7 +109,7 @@ class OrderedPool(ThreadPool):
         self._num_processed = 0
 
     def get_results(self) -> Any:
-        """Return the next result in order. Raises EmptyResultError after the last; a worker's exception stops the pool."""
+        """Return the next result in order; a worker's exception stops the pool. Raises EmptyResultError after the last."""
         while True:
             # In this order: once the ventilator is done, the count of ventilated items is final. The other way round,
             # an item ventilated between the two questions would be lost.
@@ -141,7 +141,7 @@ class OrderedPool(ThreadPool):
             work.put((_WakeUp(), {}))
 
     def join(self) -> None:
-        """Wait for the workers' end, emptying their queues: one that puts an exception into a full queue waits for ever."""
+        """Wait for the workers, and empty their queues: one that puts an exception into a full queue never ends."""
         for worker, results in zip(self._workers, self._results_queues, strict=True):
             while worker.is_alive():
                 with contextlib.suppress(queue.Empty):

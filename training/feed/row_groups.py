@@ -207,7 +207,7 @@ class _MultiValuedFields:
 
 
 def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """Allocate from Arrow's memory pool, which keeps what it has: glibc gives large blocks back, to be faulted in again."""
+    """Allocate from Arrow's memory pool, which keeps its memory: glibc returns large blocks, to be faulted in again."""
     buffer = pa.allocate_buffer(math.prod(shape) * np.dtype(dtype).itemsize)
     return np.frombuffer(buffer, dtype).reshape(shape)
 

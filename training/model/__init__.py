@@ -1,1 +1,2 @@
-"""The model. Read graph (probabilities), losses, embeddings, towers, entire_space; counter_random gives initial values and dropout masks."""
+"""The model. Read graph (probabilities), losses, embeddings, towers, bodies, entire_space. counter_random gives initial
+values and dropout masks."""

@@ -19,12 +19,12 @@ _UNITS_PER_HASH = 4  # 16 bits decide one unit of a dropout mask
 
 
 def stream_key(seed: int, name: str) -> int:
-    """A 64-bit key for the stream `name` under `seed`."""
+    """Return a 64-bit key for the stream `name` under `seed`."""
     return xxhash.xxh3_64_intdigest(name.encode(), seed & 0xFFFFFFFFFFFFFFFF)
 
 
 def uniform_rows(seed: int, table: str, first_row: int, num_rows: int, num_columns: int, bound: float) -> np.ndarray:
-    """Rows [first_row, first_row + num_rows) of `table` at the start: float32, uniform in [-bound, bound).
+    """Return the initial rows [first_row, first_row + num_rows) of `table`: float32, uniform in [-bound, bound).
 
     Column j of row i is mix(mix(key + i·golden) + j·golden), its upper 24 bits read as a fraction.
     """
@@ -45,19 +45,19 @@ def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.
 
 
 def _signed(number: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """Return the int64 with the bits of a uint64."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _mix_tensor(counter: Tensor) -> Tensor:
-    """Hash int64 as `mix` hashes uint64, on any device; torch shifts signed numbers, so the sign's copies are masked away."""
+    """Hash int64 as `mix` hashes uint64, on any device. torch shifts in copies of the sign, which are masked away."""
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
         counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
     return counter ^ ((counter >> 31) & ((1 << 33) - 1))
 
 
 def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, width: int, rate: float) -> Tensor:
-    """float32 [B, width]: 0 with probability `rate`, else 1 / (1 - rate).
+    """Draw float32 [B, width]: 0 with probability `rate`, else 1 / (1 - rate).
 
     Each hash decides four units by 16 bits each, so `rate` is met to 2⁻¹⁶.
     """
@@ -71,7 +71,7 @@ def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, widt
 
 
 def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
-    """bool [B, width]: which units are kept, on any device."""
+    """Draw bool [B, width], True for the units that are kept, on any device."""
     num_hashes = -(-width // _UNITS_PER_HASH)
     counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(GOLDEN)
     rows = _mix_tensor(impression_id_B * _signed(GOLDEN) + _signed(key))
@@ -84,7 +84,7 @@ def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) 
 def _fill_mask(
     key: np.uint64, impression_id_B: np.ndarray, first_kept: int, share_kept: np.float32, out_BH: np.ndarray
 ) -> None:
-    """The same on a CPU, in one pass; a row's hashes stay in the cache, and are read again as four units of 16 bits each.
+    """Draw the same on a CPU, in one pass: a row's hashes stay in the cache, and are read again as units of 16 bits.
 
     hashes  |hash 0             |hash 1             | …
     units   |u 0 |u 1 |u 2 |u 3 |u 4 |u 5 |u 6 |u 7 | …

@@ -68,7 +68,7 @@ class SplitPerceptron(torch.autograd.Function):
 
 
 def _apply_mask(x: Tensor, mask: Tensor) -> None:
-    """Multiply x by `mask` in place, in the mask's precision; a product of mixed precisions takes several times as long."""
+    """Multiply x by `mask` in place, in the mask's precision: mixed precisions take several times as long."""
     x.copy_(widen(x).mul_(mask))
 
 

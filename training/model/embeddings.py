@@ -23,7 +23,7 @@ def allocated_dim(dim: int) -> int:
 
 
 def rowwise_lr(lr: float, dim: int) -> float:
-    """Return the learning rate at which row-wise Adagrad on `allocated_dim(dim)` columns moves like one at `lr` on `dim` columns.
+    """Return the learning rate with which row-wise Adagrad on `allocated_dim(dim)` columns equals `lr` on `dim` columns.
 
     It divides by the root of the *mean* of g² over all columns, which the unused ones make smaller.
     """
@@ -31,7 +31,7 @@ def rowwise_lr(lr: float, dim: int) -> float:
 
 
 class Embeddings(nn.Module):
-    """The tables of one scope, as `training.distributed.shard_model` shards them and `training.distributed.peer_exchange` looks them up."""
+    """The tables of one scope. `training.distributed` shards them and looks up their rows."""
 
     def __init__(self, fields: Sequence[ManifestField], settings: EmbeddingSettings) -> None:
         super().__init__()

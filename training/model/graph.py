@@ -225,7 +225,7 @@ class Graph:
         return events.pop()
 
     def _edges_behind(self, query: Query) -> set[Query]:
-        """Return the edges on the way from `query.given` to `query.node`. Raises InputError where a way begins elsewhere."""
+        """Return the edges from `query.given` to `query.node`. Raises InputError where a way begins elsewhere."""
         behind: set[Query] = set()
 
         def node(name: str) -> None:
@@ -255,7 +255,7 @@ class Graph:
         return behind
 
     def _auxiliary(self, names: Sequence[str]) -> list[Query]:
-        """Return the heads that are no edges. Checks that losses use them, and that every other option is in the graph."""
+        """Return the heads that are no edges. Raises InputError where no loss uses one, or an option is not in the graph."""
         heads = [parse_query(name, "model.graph.heads") for name in names]
         nodes = {edge.node for edge in self.edges}
         for head in heads:

@@ -1,4 +1,4 @@
-"""The precision of the towers' matrix products (the setting `precision`): inputs are narrowed, weights and sums stay wide."""
+"""The precision of the towers' products (the setting `precision`): inputs are narrowed, weights and sums stay wide."""
 
 import torch
 from torch import Tensor

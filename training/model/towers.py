@@ -93,8 +93,8 @@ class Tower(nn.Module):
     ) -> Tensor:
         """Return the logit of each impression.
 
-        `context_of_impression_B` is non-decreasing. `key` is None outside training, where nothing is dropped. Inputs in bfloat16
-        mean products in bfloat16; the weights, their gradients and the logit keep their precision.
+        `context_of_impression_B` is non-decreasing. `key` is None outside training, where nothing is dropped. Inputs in
+        bfloat16 mean products in bfloat16; the weights, their gradients and the logit keep their precision.
         """
         masks = _masks(self.name, self.weights, self.dropout, key)
         first = (self.context_weight, self.impression_weight, self.first_bias)
