@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from jobs.entry import compose
+from jobs.entry import compose, settings_of
 from pipeline.config.preprocess import PreprocessSettings
 from training.run.settings import TrainSettings
 
@@ -104,6 +104,27 @@ def test_an_image_copies_what_exists_and_does_not_run_as_root(dockerfile):
     users = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
     assert users[-1].isdigit()
     assert users[-1] != "0"
+
+
+@pytest.mark.parametrize("file", [*SCRIPTS, *DOCKERFILES], ids=lambda path: path.name)
+def test_every_module_path_and_setting_that_a_script_or_an_image_names_exists(file):
+    text = file.read_text()
+    modules = re.findall(r"\b((?:jobs|pipeline|training)(?:\.[a-z_]\w*)+)", text)
+    for name in modules:
+        assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+    for name in re.findall(r"(?<![\w./])((?:jobs|docker|docs|conf|pipeline|training)/[\w/.-]*\w)", text):
+        assert (ROOT / name).exists(), name
+    job = "train" if file.stem == "train" else "preprocess"
+    keys = {setting.key for setting in settings_of({"train": TrainSettings, "preprocess": PreprocessSettings}[job])}
+    groups = "|".join(sorted({key.split(".")[0] for key in keys if "." in key}))
+    for key in re.findall(rf"(?<![\w./-])((?:{groups})\.\w+(?:\.\w+)*)=", text):
+        assert key in keys or key.startswith(("spark.driver.", "spark.kubernetes.")), key  # those are Spark's own
+    if file in DOCKERFILES:
+        version = re.search(r"^FROM python:3\.(\d+)", text, re.MULTILINE)
+        bounds = re.search(
+            r'^requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+        )
+        assert int(bounds[1]) <= int(version[1]) < int(bounds[2])
 
 
 @pytest.mark.parametrize("script", SLURM, ids=lambda path: path.name)
