@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Scope(IntEnum):
-    """What a field describes: a context, or one impression of it. The number is the index into a `PerScope`."""
+    """The subject of a field: a context, or one impression of it. The number is the index into a `PerScope`."""
 
     CONTEXT = 0
     IMPRESSION = 1

@@ -32,7 +32,7 @@ class TablePlacement:
 
     kind: str  # table_wise | row_wise | data_parallel
     owner: int | None  # the rank of a table_wise one
-    block: int  # the rows that a rank holds of a row_wise one: id i is on rank i // block
+    block: int  # the rows that a rank stores of a row_wise one: id i is on rank i // block
     width: int  # the columns that the towers see
 
     def holders(self, world: World) -> list[int]:

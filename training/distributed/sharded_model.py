@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a forward pass gives, and `learn` takes."""
+    """The output of a forward pass, as `learn` takes it."""
 
     logits: dict[Query, Tensor]  # edge → [B]
     pooled: Pooled
