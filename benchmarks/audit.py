@@ -62,7 +62,7 @@ def main(dataset: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = PartWriter(Path(folder) / "part", table.schema, 16384, False)
             for batch in batches:
-                writer.add(batch)
+                writer.add(batch.table, batch.counts)
             writer.finish()
 
     def check() -> None:
@@ -78,9 +78,9 @@ def main(dataset: str) -> None:
 
 def _rows(table: pa.Table) -> ContextRows:
     key_N = np.array([int(key, 16) for key in table.column("context_id").to_pylist()], np.uint64).view(np.int64)
-    count_NK = np.zeros((len(table), 4), np.int64)
-    count_NK[:, 0] = lengths(table, "click")
-    return ContextRows(table, key_N, count_NK)
+    counts = np.zeros((len(table), 4), np.int64)
+    counts[:, 0] = lengths(table, "click")
+    return ContextRows(table, key_N, counts)
 
 
 def _least_cpu_s(work: Callable[[], None]) -> float:
