@@ -74,7 +74,7 @@ class Cluster:
 
 
 def cluster_of(text: str, host_memory_gb: float, network_gbit_per_s: float) -> Cluster:
-    """Read `hosts x devices a host x device`; InputError where it is none of that form, or the device is unknown."""
+    """Parse `hosts x devices a host x device`; InputError if it is not of that form, or the device is unknown."""
     match = _WORDS.match(text)
     names = {name.lower(): name for name in DEVICES}
     if not match or match.group(3).lower() not in names or min(int(match.group(1)), int(match.group(2))) < 1:

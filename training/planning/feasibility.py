@@ -1,6 +1,6 @@
-"""Does a training run fit a cluster that is not here: its tables, its memory, its steps, and what to change where not.
+"""Assess whether a training run fits a cluster: its tables, memory and steps, and what to change if it does not fit.
 
-The work of jobs.plan; training.planning.feasibility_page writes it down.
+This is the work of jobs.plan; training.planning.feasibility_page formats it.
 """
 
 import math
@@ -44,7 +44,7 @@ class Feasibility:
 
 
 def assess(settings: FeasibilitySettings) -> Feasibility:
-    """Lay the run out; InputError where it could not start for another reason than memory."""
+    """Assess the run on the cluster; InputError if it could not start for another reason than memory."""
     cluster = cluster_of(settings.cluster, settings.host_memory_gb, settings.network_gbit_per_s)
     manifest = with_rows(load_manifest(settings.data), settings.rows)
     manifest.files_of("train")
@@ -74,7 +74,7 @@ def assess(settings: FeasibilitySettings) -> Feasibility:
 
 
 def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
-    """`manifest` with tables of other sizes; InputError for a field without a table."""
+    """Return `manifest` with tables of other sizes; InputError for a field without a table."""
     names = [entry.name for entry in manifest.fields_of(stored=INDEX)]
     for name, number in rows.items():
         if name not in names:
@@ -86,7 +86,7 @@ def with_rows(manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
 
 
 def for_ranks(settings: FeasibilitySettings, num_ranks: int) -> tuple[FeasibilitySettings, tuple[str, ...]]:
-    """`settings` with lanes and a batch that `num_ranks` ranks can share, and the settings that this changed."""
+    """Return `settings` with lanes and a batch that divide over `num_ranks` ranks, and the settings that this changed."""
     plan = settings.plan
     if plan.lanes % num_ranks == 0:
         return settings, ()
@@ -97,7 +97,7 @@ def for_ranks(settings: FeasibilitySettings, num_ranks: int) -> tuple[Feasibilit
 
 
 def units_of_an_epoch(settings: FeasibilitySettings, manifest: Manifest) -> int:
-    """Impressions, or clicks for a model that trains on clicks."""
+    """Count impressions, or clicks for a model that trains on clicks."""
     total = manifest.totals["train"]
     units = total[settings.model.train_on]
     if settings.impressions is None:

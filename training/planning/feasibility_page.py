@@ -1,4 +1,4 @@
-"""What jobs.plan prints: tables, the memory of a rank, steps, TorchRec's opinion, and the command or the remedy."""
+"""Format what jobs.plan prints: tables, the memory of a rank, steps, TorchRec's opinion, and the command or the remedy."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def feasibility_lines(feasibility: Feasibility, given: Sequence[str] = ()) -> li
 
 
 def table_lines(tables: Sequence[TablePlan]) -> list[str]:
-    """One line a table, the largest first."""
+    """Write one line a table, the largest first."""
     lines = [f"{'table':<24}{'rows':>14}{'columns':>9}{'weights':>11}{'optimizer':>11}  placed"]
     for table in sorted(tables, key=lambda table: (-table.weight_bytes, table.field.name)):
         ranks = table.ranks
@@ -77,7 +77,7 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
 
 
 def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePlan], cluster: Cluster) -> list[str]:
-    """Say what TorchRec's planner thinks of the placement."""
+    """Compare the placement with the one that TorchRec's planner proposes."""
     if proposed is None:
         return ["TorchRec's planner finds no placement that fits."]
     adopt = settings_to_adopt(proposed, tables)
@@ -104,7 +104,7 @@ def launch_command(feasibility: Feasibility, given: Sequence[str]) -> str:
 
 
 def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[str]:
-    """Those of `given` that a training takes too, and `changed` in place of what it changes."""
+    """Return the arguments of `given` that jobs.train takes too, with `changed` in place of those that it replaces."""
     keys = {text.partition("=")[0] for text in changed}
     plain = [text.lstrip("+") for text in given]
     kept = [text for text in plain if text.partition("=")[0] not in keys]
@@ -112,7 +112,7 @@ def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[st
 
 
 def size_text(num_bytes: float) -> str:
-    """Bytes, in the unit that suits them."""
+    """Format bytes in kB, MB or GB."""
     for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= divisor:
             return f"{num_bytes / divisor:.1f} {unit}"

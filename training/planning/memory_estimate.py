@@ -6,7 +6,7 @@ before it holds any model (some 0.6 GB of libraries and kernels on CPU) is not c
 against resident memory.
 """
 
-# Shapes: B impressions and C contexts of a rank's share of a step, D width of a scope's inputs, H of a layer, W ranks.
+# Shapes: B impressions and C contexts of a rank's batch, D width of a scope's inputs, H of a layer, W ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,13 +59,13 @@ class TablePlan:
         return self.field.num_rows * self.columns * _FLOAT
 
     def bytes_of_rank(self, rank: int) -> float:
-        """Weights and optimizer state there; a replicated table has a gradient too."""
+        """Count weights and optimizer state on `rank`; a replicated table has a gradient too."""
         share = self.rows_of_rank[rank] / self.field.num_rows if self.field.num_rows else 0.0
         copies = 2 if self.kind == "data_parallel" else 1
         return share * (copies * self.weight_bytes + self.state_bytes)
 
     def saved_by_rank(self, rank: int) -> float:
-        """Count what a checkpoint has from there: what every rank holds is saved by the first."""
+        """Count the bytes that `rank` saves to a checkpoint: rank 0 alone saves replicated tables."""
         if self.kind == "data_parallel":
             return self.weight_bytes + self.state_bytes if rank == 0 else 0.0
         return self.bytes_of_rank(rank)
@@ -89,7 +89,7 @@ class Needs:
 
 
 def table_plans(fields: Sequence[ManifestField], settings: TrainSettings, num_ranks: int) -> list[TablePlan]:
-    """Every table of `fields` (the categorical ones), as `training.distributed.sharding.plan_of` places it."""
+    """Plan every table of `fields` (the categorical ones) as `training.distributed.sharding.plan_of` places it."""
     embedding, optimizer = settings.embedding, settings.optimizer.embeddings.name
     columns = {entry.name: allocated_dim(embedding.dim_of(entry.name)) for entry in fields}
     kinds = {entry.name: settings.sharding.kind_of(entry, columns[entry.name]) for entry in fields}
@@ -118,7 +118,7 @@ def _rows_of_rank(entry: ManifestField, kind: str, owner: int | None, num_ranks:
 def memory_needs(
     tables: Sequence[TablePlan], manifest: Manifest, settings: TrainSettings, num_ranks: int, on_cpu: bool
 ) -> Needs:
-    """Bytes of each rank at the settings' batch size."""
+    """Estimate the bytes of each rank at the settings' batch size."""
     ranks, tower = range(num_ranks), _FLOAT * tower_parameters(manifest, settings)
     saved = [sum(table.saved_by_rank(rank) for table in tables) for rank in ranks]
     saved[0] += _SAVED_COPIES_OF_TOWERS * tower

@@ -1,4 +1,4 @@
-"""What TorchRec's own planner would do with the tables on a cluster that is not here.
+"""Ask TorchRec's own planner for a placement of the tables on a cluster.
 
 It may choose between the placements that the trainer knows (training.distributed.sharding). Its costs are TorchRec's, from the cluster's
 bandwidths and the mean lookups of each field.
@@ -35,7 +35,7 @@ _KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"
 def propose(
     settings: TrainSettings, manifest: Manifest, graph: Graph, cluster: Cluster, free_bytes: float
 ) -> dict[str, str] | None:
-    """table → placement, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
+    """Return table → placement, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed)
     optimizers.fuse_into_backward(model, settings.embedding, settings.optimizer.embeddings)
     device, kinds = cluster.device, list(SHARDINGS)
