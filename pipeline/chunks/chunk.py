@@ -46,7 +46,8 @@ class Chunk:
 def numbers_of(parsed: Parsed, places: NumberPlaces) -> np.ndarray:
     """Return the numbers of each line, float32 [L, places.total].
 
-    They are the weights of the first values of each field that has numbers, and NaN without one. The values of a field that has several numbers stand together on their line.
+    They are the weights of the first values of each field that has numbers, and NaN without one.
+    The values of a field that has several numbers stand together on their line.
     """
     numbers = np.full((len(parsed.line_table), places.total), np.nan, np.float32)
     if places.total:

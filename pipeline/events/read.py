@@ -224,7 +224,7 @@ class _Texts:
         return number, text.isNotNull() & ~F.coalesce(is_finite, F.lit(False))
 
     def vector_of(self, name: str, width: int) -> tuple[Column, Column]:
-        """Return (one column as a list of float32, whether it is not `width` finite numbers); an empty list is missing."""
+        """Return (one column as lists of float32, whether a list has other than `width` finite numbers). [] is missing."""
         kind = self._types[name]
         if isinstance(kind, ArrayType) and not isinstance(kind.elementType, StringType):
             values = F.transform(F.col(_backquoted(name)), lambda value: value.try_cast("float"))
