@@ -17,4 +17,6 @@
 
 A room imports only rooms above it in this list (docs/architecture.md; `make lint` holds it). Nothing here imports
 pyspark before a Spark step is called, so that reading a manifest needs no Spark.
+
+Suffixes of arrays in all of pipeline/: L lines · V values · F fields · R records · W words · N rows · X rejected lines.
 """

@@ -134,7 +134,7 @@ def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Se
         return "missing" if value is None else f"{value:g}"
     if field.stored == VECTOR:
         texts = [f"{number:g}" for number in value[:_MOST_VALUES]]
-        return "missing" if math.isnan(value[0]) else _listed(texts, len(value), "numbers")
+        return "missing" if math.isnan(value[0]) else _shortened(texts, len(value), "numbers")
     if field.arity == "one":
         return decoder.text(field, value)
     if not value:
@@ -142,10 +142,10 @@ def _values_text(field: ManifestField, decoder: Decoder, value: Any, weights: Se
     texts = [decoder.text(field, index) for index in value[:_MOST_VALUES]]
     if weights is not None:
         texts = [f"{text} × {weight:g}" for text, weight in zip(texts, weights, strict=False)]
-    return _listed(texts, len(value), "values")
+    return _shortened(texts, len(value), "values")
 
 
-def _listed(texts: Sequence[str], total: int, what: str) -> str:
+def _shortened(texts: Sequence[str], total: int, what: str) -> str:
     """Join the first of many texts, and say how many there are."""
     return ", ".join(texts) + (f", … ({total} {what})" if total > len(texts) else "")
 

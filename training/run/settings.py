@@ -47,7 +47,7 @@ class ValidationSettings:
             raise InputError(f"validation.split={self.split} is not one of {', '.join(SPLITS)}; null validates never.")
 
     def is_due(self, steps_done: int, ends_epoch: bool) -> bool:
-        """Whether to validate after `steps_done` steps of the run."""
+        """Decide whether to validate after `steps_done` steps of the run."""
         return steps_done > 0 and (steps_done % self.every_steps == 0 if self.every_steps else ends_epoch)
 
 
@@ -63,7 +63,7 @@ class EarlyStoppingSettings:
             raise InputError(f"early_stopping.patience={self.patience} is negative; 0 never stops early.")
 
     def is_over(self, state: "ValidationState | None") -> bool:
-        """Whether the validations so far have ended the run."""
+        """Decide whether the validations so far have ended the run."""
         return state is not None and 0 < self.patience <= state.num_worse
 
 
