@@ -87,6 +87,13 @@ def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
     return Parsed(line_table, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
 
 
+def reject_whole(line: bytes) -> Parsed:
+    """Return what `parse` returns of a malformed line, for one that is not looked into: it is too long."""
+    line_table = np.zeros((1, LINE_COLUMNS), np.int64)
+    line_table[0, END], line_table[0, REASON] = len(line) - 1, MALFORMED_LINE
+    return Parsed(line_table, np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
 def apply_policies(line_table: np.ndarray, reject_mismatch: bool, reject_without_click: bool) -> None:
     """Reject good lines for the two reasons that a policy may also keep; `line_table` is changed in place."""
     good = line_table[:, REASON] == GOOD

@@ -19,10 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
+from pipeline.aliccp.byte_ranges import cut_long_lines, first_line_at
 from pipeline.aliccp.field_probe import names_of
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.chunk import SCOPE_OF, Chunk
-from pipeline.chunks.sources import InputSplit, SourceFile
+from pipeline.chunks.sources import InputSplit, SourceFile, reading_source
 from pipeline.spark.hashes import xxhash64_of_text
 from pipeline.spark.paths import escape_glob
 from pipeline.spark.running import Batches
@@ -49,7 +50,8 @@ class LineReader:
         """Parse the lines of `batches` as chunks."""
         names = {table: names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
         for source, offset, text in self.texts(batches):
-            yield self.reader.parse_chunk(source, offset, text, names[source.table])
+            for whole in cut_long_lines(offset, text, self.reader.max_line_bytes):
+                yield self.reader.parse_chunk(source, whole, names[source.table])
 
     def texts(self, batches: Batches) -> Iterator[tuple[SourceFile, int, bytes]]:
         """Yield (file, offset, whole lines), the lines of a block in their order."""
@@ -93,7 +95,7 @@ def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputS
     for address in frame.inputFiles():
         # Spark percent-encodes an address in its own way, so decode its address instead of encoding ours.
         source = by_path[_with_one_slash(unquote(address))]
-        begins = _find_line_starts(source, [split.start for split in splits if split.source == source and split.start])
+        begins = _find_line_starts([split for split in splits if split.source == source])
         # A row may spell its file with one slash where the list of files has three.
         for number in map(xxhash64_of_text, {address, _with_one_slash(address)}):
             sources[number] = source
@@ -103,18 +105,17 @@ def line_reader(frame: "DataFrame", reader: ChunkReader, splits: Sequence[InputS
     return LineReader(reader, sources, starts, frozenset(with_mark))
 
 
-def _find_line_starts(source: SourceFile, blocks: Sequence[int]) -> dict[int, int]:
-    """Find the offset of each block's first line.
+def _find_line_starts(splits: Sequence[InputSplit]) -> dict[int, int]:
+    """Find the offset of the first line of each block of a file; a block in which no line begins has none.
 
-    Hadoop's rule: a line that begins at its first byte belongs to the block before.
+    Hadoop's rule: a line that begins at its first byte belongs to the block before, one at its end to it.
     """
     begins = {0: 0}
-    if blocks:
-        with source.open() as stream:
-            for block in blocks:
-                stream.seek(block)
-                stream.readline()
-                begins[block] = stream.tell()
+    if len(splits) > 1:
+        with reading_source(splits[0].source) as stream:
+            for split in splits[1:]:
+                if (offset := first_line_at(stream, split.start, split.start + split.length + 1)) is not None:
+                    begins[split.start] = offset
     return begins
 
 
@@ -123,7 +124,7 @@ def _with_one_slash(address: str) -> str:
 
 
 def _read_head(source: SourceFile) -> bytes:
-    with source.open() as stream:
+    with reading_source(source) as stream:
         return stream.read(len(_BYTE_ORDER_MARK))
 
 

@@ -19,7 +19,8 @@ MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
 #: source → reason → the rule that a rejected line breaks, in words; docs/dataset.md and docs/events.md have all of it.
 _RULES = {
     "aliccp": {
-        "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, and its numbers are whole numbers",
+        "malformed_line": "a line has 6 columns in sample_skeleton and 3 in common_features, its numbers are whole numbers, and it has "
+        "source.max_line_bytes at most",
         "bad_label": "click and buy are 0 or 1",
         "bad_context_key": "a key is 16 digits of 0-9a-f",
         "bad_feature": "a feature is name\\x02id\\x03weight, its id a whole number and its weight a finite one",

@@ -5,10 +5,14 @@ names. Offsets are in the uncompressed file; (ordinal of the file, offset of the
 """
 
 import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from pipeline.chunks.files import files_of
+from pipeline.errors import InputError, reason_of
 
 SKELETON, CONTEXT, ACTIONS = "sample_skeleton", "common_features", "actions"
 PERIODS = ("train", "test")
@@ -43,6 +47,20 @@ class _Gzip(gzip.GzipFile):
     def close(self) -> None:
         super().close()
         self._stream.close()
+
+
+@contextmanager
+def reading_source(source: SourceFile) -> Iterator[BinaryIO]:
+    """Open a file for the length of the block. Raises InputError if it cannot be read: gone, damaged, cut off."""
+    try:
+        with source.open() as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise InputError(f"{source.path} is gone since the job began; put it back, or run again without it.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{source.path} cannot be read to its end ({reason_of(error)}); repair or replace the file, then run again."
+        ) from error
 
 
 @dataclass(frozen=True)

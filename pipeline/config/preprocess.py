@@ -32,6 +32,7 @@ class SourceSettings:
     name: str = "aliccp"
     path: str = _MISSING
     split_bytes: int = 64 << 20  # of an input split; gzip files are one split each
+    max_line_bytes: int = 16 << 20  # a longer line is quarantined (malformed_line): its first 64 KiB, and where it is
     reader: str = PYTHON  # spark: through Hadoop's file systems, for addresses that Python cannot open
     events: EventsSettings | None = None  # of source=events
 
@@ -48,6 +49,11 @@ class SourceSettings:
                 "Spark that reads event logs."
             )
         _at_least("source.split_bytes", self.split_bytes, 1)
+        if not 1 << 10 <= self.max_line_bytes <= 1 << 29:
+            raise InputError(
+                f"source.max_line_bytes={self.max_line_bytes} is not between 1024 and {1 << 29}; the longest line of "
+                "Ali-CCP has less than 100,000 bytes."
+            )
 
 
 @dataclass
@@ -173,7 +179,10 @@ class PreprocessSettings:
         chosen["features"] = self.features.determining()
         chosen["vocabulary"]["base"] = base_xxh3
         if self.source.events is None:
-            return chosen | {"seed": self.seed, "source": {"name": self.source.name}}
+            source: dict[str, Any] = {"name": self.source.name}
+            if self.source.max_line_bytes != SourceSettings.max_line_bytes:  # manifests of earlier releases have none
+                source["max_line_bytes"] = self.source.max_line_bytes
+            return chosen | {"seed": self.seed, "source": source}
         del chosen["split"]  # an event log is split by time alone
         events = self.source.events.determining()
         return chosen | {"seed": self.seed, "source": {"name": self.source.name, "events": events}}

@@ -1,10 +1,14 @@
 """Raw files: what is found, what is refused in one sentence, and lines that splits neither lose nor read twice."""
 
+import dataclasses
 import gzip
+import io
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import xxhash
 from raw_log import RawLog, small_log
 
 from pipeline.aliccp.byte_ranges import input_splits, read_chunks
@@ -20,7 +24,7 @@ def source_of(path: Path, text: bytes, compressed: bool = False) -> SourceFile:
 
 def lines_with_offsets(split: InputSplit, chunk_bytes: int) -> list[tuple[int, bytes]]:
     found = []
-    for offset, chunk in read_chunks(split, chunk_bytes):
+    for offset, chunk, _ in read_chunks(split, 1 << 20, chunk_bytes):
         assert chunk.endswith(b"\n")
         for line in chunk[:-1].split(b"\n"):
             found.append((offset, line))
@@ -45,6 +49,65 @@ def test_splits_of_any_size_give_every_line_once_at_its_offset(tmp_path: Path, s
             splits = input_splits([source], split_bytes)
             found = [pair for split in splits for pair in lines_with_offsets(split, chunk_bytes)]
             assert found == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lines_that_are_too_long_come_as_their_heads_at_their_offsets_whatever_the_splits(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.aliccp.byte_ranges.HEAD_BYTES", 5)
+    draw = random.Random(seed)
+    lines = [draw.randbytes(draw.choice([0, 1, 7, 8, 40, 300])).replace(b"\n", b".") for _ in range(30)]
+    lines.append(b"the last one" * draw.randrange(1, 3))
+    text = b"\n".join(lines) + b"\n" * draw.randrange(2)
+    expected, offset = [], 0
+    for line in lines:
+        is_long = len(line) > 8
+        expected.append((offset, line[:5] if is_long else line, xxhash.xxh3_64_intdigest(line) if is_long else None))
+        offset += len(line) + 1
+    for source in (source_of(tmp_path / "log", text), source_of(tmp_path / "log.gz", text, compressed=True)):
+        for split_bytes in (1, 7, 64, 300, 10**6):
+            for chunk_bytes in (1, 16, 4096):
+                found = []
+                for split in input_splits([source], split_bytes):
+                    for offset, chunk, long_xxh3 in read_chunks(split, 8, chunk_bytes):
+                        for line in chunk[:-1].split(b"\n"):
+                            found.append((offset, line, long_xxh3))
+                            offset += len(line) + 1
+                assert found == expected
+
+
+class CountingFile(io.BytesIO):
+    """A file that counts the bytes that are read of it."""
+
+    read_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = super().read(size)
+        self.read_bytes += len(block)
+        return block
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_line_of_many_splits_is_read_once_or_twice_and_never_held_whole(
+    tmp_path: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"x\n" + b"y" * 20_000_000 + b"\nz\n"
+    source, opened = source_of(tmp_path / "log", text), []
+    source = dataclasses.replace(source, compressed=compressed)
+
+    def opening(_: SourceFile) -> CountingFile:
+        opened.append(CountingFile(text))
+        return opened[-1]
+
+    monkeypatch.setattr(SourceFile, "open", opening)
+    tracemalloc.start()
+    found = [lines for split in input_splits([source], 50_000) for lines in read_chunks(split, 100_000, 20_000)]
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [(lines.offset, len(lines.text)) for lines in found] == [(0, 2), (2, (64 << 10) + 1), (20_000_003, 2)]
+    assert sum(file.read_bytes for file in opened) < 2.1 * len(text)
+    assert peak_bytes < 7_000_000
 
 
 def test_a_gzip_file_is_one_split_with_offsets_in_the_uncompressed_file(tmp_path: Path) -> None:

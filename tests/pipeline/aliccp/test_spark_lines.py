@@ -76,7 +76,7 @@ def test_every_line_comes_once_with_its_offset_whatever_the_bytes_and_the_blocks
     rows = frame.mapInArrow(told, "ordinal long, offset long, text binary").collect()
     for source in sources:
         local = [SourceFile(**{**vars(source), "path": source.path.removeprefix("file:"), "by_spark": False})]
-        expected = [pair for split in input_splits(local, 1 << 20) for pair in read_chunks(split)]
+        expected = [lines[:2] for split in input_splits(local, 1 << 20) for lines in read_chunks(split, 1 << 20)]
         found = sorted((row.offset, bytes(row.text)) for row in rows if row.ordinal == source.ordinal)
         assert b"".join(text for _, text in found) == b"".join(text for _, text in expected)
         for offset, text in found:

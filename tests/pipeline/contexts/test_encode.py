@@ -41,7 +41,7 @@ def encoded(
     with open(path, "wb") as stream:
         stream.write(b"\n".join([*lines, b""]))
     source = SourceFile(4, "log", path, 1 << 20, table, "train", False)
-    reader = ChunkReader(FIELDS, 0.0, 1, False, False)
+    reader = ChunkReader(FIELDS, 0.0, 1, False, False, 1 << 20)
     layout = records.layout_of(FIELDS, "context" if table == CONTEXT else "impression")
     buckets = buckets_of((10, 0, 0), 1, 100, 1)
     (chunk,) = reader.read(InputSplit(source, 0, 1 << 20))
