@@ -29,17 +29,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.errors import InputError, printable
+from pipeline.errors import InputError
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
 #: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
 _AFTER_THE_ERROR_S = 3.0
 
+# Waiting threads of OpenMP sleep. By default they spin, which costs several times the CPU where others use the cores too.
+# Read when torch is loaded, which jobs do after this module, and by the processes that they start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 try:
     import pipeline.kernels.cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
 except InputError as refused:
-    print(f"error: {printable(str(refused))}", file=sys.stderr, flush=True)
+    print(f"error: {refused}", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT)
 
 Settings = TypeVar("Settings")
@@ -241,7 +245,7 @@ def _optional_group(key: str, schema: type[Any]) -> str:
 
 def _stop(message: str, speaks: bool) -> None:
     if speaks:
-        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(_AFTER_THE_ERROR_S)
     sys.exit(EXIT_INPUT)

@@ -1,12 +1,13 @@
-"""python -m jobs.evaluate run=RUN split=test [truth=RAW/truth_test.parquet]"""
+"""python -m jobs.evaluate run=RUN split=test [truth=RAW/truth_test.parquet] [ranks=2]"""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
 from jobs.entry import imports_not_collected, launch
-from training.distributed.torchrun import speaks
+from training.distributed.torchrun import speaks, starts_ranks
 
 
 @dataclass
@@ -17,11 +18,16 @@ class EvaluateSettings:
     split: str = "test"  # train | validation | test
     truth: str | None = None  # RAW/truth_test.parquet of a simulated log
     checkpoint: str = "newest"  # newest | best: the one that validation found best
+    ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     data: str | None = None  # the dataset, if it has moved since the training
 
 
 def run(settings: EvaluateSettings) -> None:
     """Predict a split, evaluate the predictions, write the report, and print the AUCs."""
+    if starts_ranks(settings.ranks):
+        from training.distributed.launch_ranks import run_on_ranks
+
+        sys.exit(run_on_ranks("jobs.evaluate", sys.argv[1:], settings.ranks))
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
     with imports_not_collected():
         from training.distributed.world import join

@@ -1,14 +1,18 @@
-"""torchrun --nproc-per-node 2 -m jobs.train data=DATASET model=esmm out=RUN"""
+"""python -m jobs.train ranks=2 data=DATASET model=esmm out=RUN, or torchrun … -m jobs.train (docs/security.md)"""
 
 import sys
 
 from jobs.entry import imports_not_collected, launch
-from training.distributed.torchrun import speaks
+from training.distributed.torchrun import speaks, starts_ranks
 from training.run.settings import TrainSettings
 
 
 def run(settings: TrainSettings) -> None:
     """Join the world, build or resume, train; a run that a signal has stopped ends with a status that says so."""
+    if starts_ranks(settings.ranks):
+        from training.distributed.launch_ranks import run_on_ranks
+
+        sys.exit(run_on_ranks("jobs.train", sys.argv[1:], settings.ranks))
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
     with imports_not_collected():
         from training.distributed.world import join

@@ -33,7 +33,7 @@ SCHEMAS = {
 #: Command line → the settings that it composed to at commit 93bacc0, where conf/ repeated every default.
 RECORDED = json.loads(Path(__file__).with_name("composed_settings.json").read_text(encoding="utf-8"))
 #: Settings and choices that are newer than the record.
-NEWER_SETTINGS = ("decoder", "boundaries", "body", "heads")
+NEWER_SETTINGS = ("decoder", "boundaries", "body", "heads", "ranks", "width", "standardize", "max_line_bytes")
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
     "model=escm2_dr": "train",
@@ -50,12 +50,13 @@ def without_newer(settings: Any) -> Any:
     return {
         key: without_newer(value)
         for key, value in settings.items()
-        if key not in NEWER_SETTINGS or is_of_events(key, settings)
+        if key not in NEWER_SETTINGS or is_older(key, settings)
     }
 
 
-def is_of_events(key: str, settings: dict[str, Any]) -> bool:
-    return key == "boundaries" and "windows_s" in settings  # source.events.boundaries is no new setting
+def is_older(key: str, settings: dict[str, Any]) -> bool:
+    """Tell source.events.boundaries, and ranks of jobs.demo, from newer settings of these names."""
+    return (key == "boundaries" and "windows_s" in settings) or (key == "ranks" and "batch_size" in settings)
 
 
 def words_of(command: str) -> list[str]:

@@ -1,11 +1,11 @@
-"""Run a function on several ranks, each a process of its own that meets the others over gloo on loopback.
+"""Run a function on several ranks, each a process of its own that meets the others as under torchrun on one host.
 
 A fork server imports torch and TorchRec once (seconds) and forks the ranks of every test from there.
 """
 
 import multiprocessing
 import os
-import socket
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,10 @@ Arrays = dict[str, np.ndarray]
 def run_ranks(function: Callable[..., Arrays], num_ranks: int, folder: Path, *args: Any) -> list[Arrays]:
     """Run `function(*args)` on `num_ranks` ranks; return its results by rank. `folder` is for their files."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    start = str(uuid.uuid4())
     processes = [
-        CONTEXT.Process(target=_rank, args=(function, rank, num_ranks, port, folder, args)) for rank in range(num_ranks)
+        CONTEXT.Process(target=_rank, args=(function, rank, num_ranks, start, folder, args))
+        for rank in range(num_ranks)
     ]
     for process in processes:
         process.start()
@@ -42,8 +41,8 @@ def run_ranks(function: Callable[..., Arrays], num_ranks: int, folder: Path, *ar
 
 
 def _rank(
-    function: Callable[..., Arrays], rank: int, num_ranks: int, port: int, folder: Path, args: tuple[Any, ...]
+    function: Callable[..., Arrays], rank: int, num_ranks: int, start: str, folder: Path, args: tuple[Any, ...]
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(num_ranks), "TORCHELASTIC_RUN_ID": start}
     np.savez(folder / f"rank-{rank}.npz", **function(*args))

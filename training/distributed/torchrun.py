@@ -1,6 +1,66 @@
-"""The environment that torchrun gives a process, for modules that run before torch is loaded."""
+"""The environment that torchrun gives a process, for modules that run before torch is loaded.
+
+The only module that reads RANK, WORLD_SIZE and their like. `training.distributed.launch_ranks` starts torchrun's agent, so
+its ranks have the same environment.
+"""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xxhash
+
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's place among the ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int  # ranks of this host; 0: unknown
+    start: str  # differs for each start of the ranks, by hand or after a failure; "" without torchrun
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether all ranks are on this host."""
+        return bool(self.start) and self.local_size == self.size
+
+
+def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
+    """Return this process's place; None for a process of its own."""
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    start = ""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        # Trap: torchrun gives every file rendezvous the id "none". Its folder for errors is of one start alone.
+        folder = os.path.dirname(os.path.dirname(environment.get("TORCHELASTIC_ERROR_FILE", "")))
+        start = xxhash.xxh3_64_hexdigest("\0".join([folder, *(environment.get(name, "") for name in names)]).encode())
+    return Place(
+        int(environment["RANK"]),
+        int(environment["WORLD_SIZE"]),
+        int(environment.get("LOCAL_RANK", "0")),
+        int(environment.get("LOCAL_WORLD_SIZE", "0")),
+        start,
+    )
+
+
+def starts_ranks(ranks: int) -> bool:
+    """Tell whether this process has to start `ranks` processes, and is not one of them.
+
+    Raises InputError for a number below 1, and for another one than torchrun's.
+    """
+    if ranks < 1:
+        raise InputError(f"ranks={ranks} is below 1; 1 trains in this process.")
+    place = place_of()
+    if place is None:
+        return ranks > 1
+    if ranks not in (1, place.size):
+        raise InputError(f"ranks={ranks} does not go with the {place.size} ranks of torchrun; leave it out.")
+    return False
 
 
 def speaks() -> bool:

@@ -1,12 +1,14 @@
 """The ranks of one run: how they meet, their collectives, and how they agree on an error.
 
-The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. Under torchrun the ranks meet at its rendezvous; without
-it the process is a world of one, which takes the same code path (a process group, sharded tables) and opens no port.
+Without torchrun the process is a world of one, which takes the same code path (a process group, sharded tables) and opens
+no port.
 """
 
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import InputError
+from training.distributed.meeting import Meeting, meet
 from training.distributed.settings import WorldSettings
-from training.distributed.torchrun import speaks
+from training.distributed.torchrun import Place, place_of, speaks
 
+#: Exit status of a rank that another one has left alone in a call that nothing interrupts.
+EXIT_LOST = 2
+_DYING_S = 1.0  # a process that has closed its connections may still be seen for so long
 _LAST_GROUP: dict[str, Any] = {}  # "group": the process group of the last `join`, which has been left
 
 
@@ -145,38 +151,89 @@ class World:
 def join(settings: WorldSettings) -> Iterator[World]:
     """Meet the other ranks (gloo on CPU, NCCL on GPU) for the length of the block.
 
-    Raises InputError for an unknown device, for `world.device=cuda` without a GPU, and where a rank is lost or does not
-    answer within `timeout_s` inside the block.
+    Raises InputError for an unknown device, for `world.device=cuda` without a GPU, and where a rank does not come, is lost
+    or does not answer within `timeout_s`.
     """
-    device = _device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = place_of() or Place(rank=0, size=1, local_rank=0, local_size=1, start="")
+    device = _device(settings.device, place.local_rank)
+    _choose_threads(place)
     # TorchRec calls deprecated parts of torch, which the user cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|torchrec")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=settings.timeout_s)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=_store(), rank=0, world_size=1, timeout=timeout)
+    meeting = meet(place, settings.timeout_s) if place.size > 1 else Meeting(_store())
+    with _lost_rank_as_input_error(meeting, settings.timeout_s):
+        with _deadline(settings.timeout_s, meeting):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=meeting.store,
+                rank=place.rank,
+                world_size=place.size,
+                timeout=timedelta(seconds=settings.timeout_s),
+            )
+        try:
+            world = World(place.rank, place.size, device)
+            if meeting.path and device.type == "cpu":
+                world.barrier()  # gloo has read what it needs; NCCL reads the store at its first collective
+                meeting.path.unlink(missing_ok=True)
+            yield world
+        finally:
+            # Trap: a group that nothing but DDP's reducer keeps alive is destroyed with the reducer, which does not release
+            # Python's lock. Gloo's threads, for which the destructor waits, may need that lock: a deadlock. So Python keeps
+            # the group too, until the next `join` or the end of the process.
+            _LAST_GROUP["group"] = dist.group.WORLD
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_rank_as_input_error(meeting: Meeting, timeout_s: float) -> Iterator[None]:
+    """Raise InputError for the block's error of torch that means a lost or silent rank."""
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        yield
     except RuntimeError as error:
         if not _means_a_lost_rank(error):
             raise
-        lost = InputError(
-            f"Another rank ended, or did not answer within world.timeout_s={settings.timeout_s:g} "
-            f"({str(error).splitlines()[0]}). Look for the cause in that rank's own output, then run the same command again: it "
-            "resumes from the last complete checkpoint. If all ranks are alive but slow, raise world.timeout_s."
-        )
+        message = _lost_rank(meeting, timeout_s)
         if not speaks():  # rank 0, which would print it, may be the lost one
-            print(f"error: {lost}", file=sys.stderr, flush=True)
-        raise lost from error
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        raise InputError(message) from error
+
+
+@contextmanager
+def _deadline(timeout_s: float, meeting: Meeting) -> Iterator[None]:
+    """End the process with an error message if the block takes longer than `timeout_s`.
+
+    Gloo tries to connect three times for the timeout each, and nothing interrupts it.
+    """
+
+    def give_up() -> None:
+        print(f"error: {_lost_rank(meeting, timeout_s)}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST)
+
+    timer = threading.Timer(timeout_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        # Trap: a group that nothing but DDP's reducer keeps alive is destroyed with the reducer, which does not release
-        # Python's lock. Gloo's threads, for which the destructor waits, may need that lock: a deadlock. So Python keeps
-        # the group too, until the next `join` or the end of the process.
-        _LAST_GROUP["group"] = dist.group.WORLD
-        dist.destroy_process_group()
+        timer.cancel()
+
+
+def _lost_rank(meeting: Meeting, timeout_s: float) -> str:
+    """Describe what is known of a lost or silent rank; nothing of torch's own text, which is for its authors."""
+    end_s = time.monotonic() + _DYING_S
+    while not (gone := meeting.gone()) and meeting.pids and time.monotonic() < end_s:
+        time.sleep(_DYING_S / 20)
+    return (
+        f"Another rank ended, or did not answer within world.timeout_s={timeout_s:g}{f': {gone} ended' if gone else ''}. "
+        "Look for the cause in that rank's own output, then run the same command again: it resumes from the last complete "
+        "checkpoint. If all ranks are alive but slow, raise world.timeout_s."
+    )
+
+
+def _choose_threads(place: Place) -> None:
+    """Give each rank of this host its part of the cores, unless OMP_NUM_THREADS says how many threads it has."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, place.local_size)))
 
 
 def _means_a_lost_rank(error: RuntimeError) -> bool:

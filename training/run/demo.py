@@ -1,7 +1,6 @@
 """The demo: every job as a subprocess, by the command that a user would type, then a table of what came of it."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -30,11 +29,10 @@ def demo_commands(settings: DemoSettings) -> list[tuple[str, list[str]]]:
     out = Path(settings.out)
     raw, dataset, run = out / "raw", out / "dataset", out / "run"
     python = [sys.executable, "-m"]
-    torchrun = [*python, "torch.distributed.run", "--local-addr", "127.0.0.1", "--nproc-per-node", str(settings.ranks)]
     return [
         ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
         ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", f"out={dataset}"]),
-        ("train", [*torchrun, "-m", "jobs.train", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
+        ("train", [*python, "jobs.train", f"ranks={settings.ranks}", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
         ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),
     ]  # fmt: skip
 
@@ -48,9 +46,7 @@ def run_demo(settings: DemoSettings) -> None:
             print("The newest checkpoint is evaluated already; nothing to do.", flush=True)
             continue
         started = time.monotonic()
-        # torchrun sets this itself for several ranks, but prints a banner about it.
-        environment = {"OMP_NUM_THREADS": "1", **os.environ} if name == "train" else None
-        status = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run(command, check=False).returncode
         if status != 0:
             raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)

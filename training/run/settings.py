@@ -18,7 +18,7 @@ from training.feed.settings import FeedSettings
 from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from training.checkpoint.meta import ValidationState
+    from training.checkpoint.files import ValidationState
 
 
 @dataclass
@@ -76,6 +76,7 @@ class TrainSettings:
     seed: int = 1  # of the initial values and of dropout
     init_from: str | None = None  # a run whose model is trained on here; rows follow their raw ids, new ids start fresh
     epochs: int = 1
+    ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     precision: str = "fp32"  # of the towers' matrix products: fp32 | bf16; weights, gradients and tables stay fp32
     plan: PlanSettings = field(default_factory=PlanSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -69,7 +69,7 @@ def test_a_rank_that_is_lost_or_silent_is_told_from_other_errors_by_the_words_of
 ) -> None:
     """Gloo's RuntimeErrors have no type of their own; new words in a new torch would let a traceback through."""
     error = str(run_ranks(beside_a_rank_that, 2, tmp_path, is_silent)[0]["error"])
-    assert error.startswith("Another rank ended, or did not answer within world.timeout_s=6 (")
+    assert error.startswith("Another rank ended, or did not answer within world.timeout_s=6")
     assert "run the same command again: it resumes from the last complete checkpoint" in error
 
 

@@ -1,0 +1,98 @@
+"""Start the ranks of one host by torchrun's agent, in this process, so that nothing listens beyond loopback.
+
+By itself torchrun serves two TCP stores on every address of the host, and unpickles what it finds in one of them. Here its
+rendezvous is a file, it serves no store, and the ranks meet in another file (`training.distributed.meeting`).
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from training.distributed.meeting import own_folder
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_BY_A_SIGNAL = 128  # what a shell adds to the number of the signal that ended a command
+
+
+def run_on_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
+    """Run `python -m module arguments` on `ranks` ranks of this host; return the exit status of the first that fails.
+
+    Signals go to every rank. A rank that a signal ended is named on stderr, behind what the others say of it.
+    """
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else the agent serves one on every address
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks say what went wrong
+    rendezvous = own_folder() / f"agent-{uuid.uuid4()}"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=rendezvous.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(rendezvous),
+        rdzv_configs={"store_type": "file"},
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        signals_to_handle="SIGUSR2",  # the agent needs one; it would end the ranks at those of _PASSED_ON
+    )
+    with _signals_passed_on() as received:
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
+        except ChildFailedError as failed:
+            return _status_of(failed, received)
+        finally:
+            rendezvous.unlink(missing_ok=True)
+    return 0
+
+
+def _status_of(failed: ChildFailedError, received: Sequence[int]) -> int:
+    rank, failure = failed.get_first_failure()
+    if failure.exitcode >= 0:
+        return failure.exitcode
+    number = -failure.exitcode
+    name = signal.Signals(number).name
+    message = (
+        f"The ranks were stopped by {name}; the same command starts them again."
+        if number in received
+        else f"Rank {rank} (process {failure.pid}) was ended by {name}; the same command resumes from the last complete "
+        f"checkpoint.{' The system does that where memory is short.' if number == signal.SIGKILL else ''}"
+    )
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return _BY_A_SIGNAL + number
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[list[int]]:
+    """Pass each signal of _PASSED_ON on to the ranks, and note it; without ranks it ends this process."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        ranks = _children()
+        for pid in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if not ranks:
+            sys.exit(_BY_A_SIGNAL + number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _children() -> list[int]:
+    """List the processes that this one has started: the ranks."""
+    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
