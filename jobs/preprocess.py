@@ -10,6 +10,11 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()  # the imports take a second
+
 from jobs.entry import launch
 from pipeline.audit.summary import audit_warnings, summarize
 from pipeline.config.preprocess import PreprocessSettings

@@ -1,8 +1,11 @@
 """InputError, the error message for users, and how errors of file systems become one.
 
-A message names the place, the reason and the remedy. `printable` makes text of the input safe to show.
+A message names the place, the reason and the remedy, which depends on the reason: a full disk, a limit of open files and
+memory are faults of the machine, never of the file. `printable` makes text of the input safe to show.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unicodedata import category
@@ -26,12 +29,22 @@ def _escaped(letter: str) -> str:
 
 
 @contextmanager
-def writing(where: str) -> Iterator[None]:
-    """Raise InputError about `where` for an error of the file system."""
+def writing(where: str, instead: str = "choose another out") -> Iterator[None]:
+    """Raise InputError about `where` for an error of the file system; `instead` is what the user may do if it stays."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{where} cannot be written ({reason_of(error)}); {_advice_for(where)}") from error
+        raise not_written(where, error, instead) from error
+
+
+def not_written(where: str, error: OSError, instead: str) -> "InputError":
+    """Return the InputError for a place that cannot be written."""
+    remedy = _WRITING_REMEDIES.get(error.errno or 0)
+    if "://" in where:
+        remedy = remedy or _advice_for_address(where)
+    elif error.errno not in _PROCESS_LIMITS:
+        remedy = f"{remedy}, or {instead}" if remedy else instead
+    return InputError(f"{where} cannot be written ({reason_of(error)}); {remedy}.")
 
 
 @contextmanager
@@ -45,22 +58,51 @@ def reading(location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{location} cannot be read ({reason_of(error)}); {_advice_for(location)}") from error
+        remedy = _advice_for_address(location) or remedy_for_reading(error, "repair or replace it")
+        raise InputError(f"{location} cannot be read ({reason_of(error)}); {remedy}.") from error
+
+
+def remedy_for_reading(error: BaseException, otherwise: str) -> str:
+    """Return what helps where a file cannot be read: `otherwise` unless the cause lies outside the file."""
+    number = error.errno if isinstance(error, OSError) else None
+    return _READING_REMEDIES.get(number or 0, otherwise)
 
 
 def reason_of(error: BaseException) -> str:
     """Return the reason of an error in one line: the system's text if there is one."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return os.strerror(error.errno)  # Arrow's text repeats the path
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _advice_for(location: str) -> str:
+def _advice_for_address(location: str) -> str:
     if "s3://" in location:
-        return "check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the credentials (AWS_ACCESS_KEY_ID or AWS_PROFILE)."
-    if "://" in location:
-        return "check the address and its credentials."
-    return "make room there, or choose another out."
+        return "check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the credentials (AWS_ACCESS_KEY_ID or AWS_PROFILE)"
+    return "check the address and its credentials" if "://" in location else ""
+
+
+#: Reasons that are limits of the process: another place would not help.
+_PROCESS_LIMITS = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
+    errno.ENFILE: "the machine has too many open files: end other processes, or raise fs.file-max",
+    errno.ENOMEM: "give the job more memory",
+}
+_WRITING_REMEDIES = _PROCESS_LIMITS | {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.EROFS: "mount it for writing",
+    errno.ELOOP: "remove the circle of links",
+    errno.ENOTDIR: "remove the file that is in the place of a directory",
+    errno.EEXIST: "remove the file that is in the place of a directory",
+}
+_READING_REMEDIES = _PROCESS_LIMITS | {
+    errno.EACCES: "give this user the right to read it",
+    errno.EPERM: "give this user the right to read it",
+    errno.ELOOP: "remove the circle of links",
+}
 
 
 class InputError(ValueError):

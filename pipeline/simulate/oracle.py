@@ -6,6 +6,7 @@ a daction than after none. Intercepts are fitted on a pilot sample before the fi
 
 # Shapes: B impressions, A actions (none, cart, wish).
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ class RatesSettings:
         for key in ("click", "daction", "wish", "conversion"):
             if not 0 < (value := getattr(self, key)) < 1:
                 raise InputError(f"rates.{key}={value} is not a rate; give a number between 0 and 1.")
+        for key in ("cart_lift", "wish_lift"):
+            if not 0 < (value := getattr(self, key)) < math.inf:
+                raise InputError(f"rates.{key}={value} is not a multiple of a probability; give a number above 0.")
         if (highest := max(self.conversion_probabilities())) > 0.9:
             raise InputError(
                 f"rates.conversion={self.conversion} with these lifts means {highest:.2f} after the strongest action; "

@@ -6,9 +6,11 @@ Chunks of 20,000 impressions are drawn, written and forgotten, so memory does no
 """
 
 import json
+import os
 import shutil
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,14 @@ from pipeline.simulate.oracle import RatesSettings, calibrate
 from pipeline.simulate.published_figures import field_sizes, id_blocks
 from pipeline.simulate.split import LogPlan, SplitWriter
 from pipeline.simulate.world import PILOT, build_world
+from pipeline.undo import undone_by
 
 LOG_FORMAT_VERSION = 1
 SIMULATION = "simulation.json"
 _SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
 _MIN_SPLIT_IMPRESSIONS = 100  # of a split
+_LEAST_BYTES_PER_IMPRESSION = 300  # of a log; 550 are common
 
 
 @dataclass
@@ -81,20 +85,56 @@ def simulate(settings: SimulateSettings) -> None:
     Files are written beside their final names and moved when whole, so a killed run is started again with the same command.
     Raises InputError if `out` holds anything else, or cannot be written.
     """
-    out = Path(settings.out).expanduser()
-    if _holds_this_log(out, settings):
-        print(f"{out}: already there, with the same settings; nothing to do.")
-        return
+    out = Path(os.path.expanduser(settings.out))
     with writing(f"out={out}"):
-        staging = out / _SIMULATING
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        record = _write_log(settings, staging)
-        for path in sorted(staging.iterdir()):
-            move_whole(path, out / path.name)
-        write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
-        staging.rmdir()
+        if _holds_this_log(out, settings):
+            print(f"{out}: already there, with the same settings; nothing to do.")
+            return
+        _check_room(out, settings.impressions)
+        with _staging_in(out) as (staging, moved):
+            record = _write_log(settings, staging)
+            for path in sorted(staging.iterdir()):
+                moved.append(out / path.name)
+                move_whole(path, moved[-1])
+            write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
+            moved.clear()
     _print_summary(out, record)
+
+
+@contextmanager
+def _staging_in(out: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Make the folder in which the files are written; remove it at the end, and those that have left it but are `moved`.
+
+    It is there from the first file to the last: a folder with it holds an unfinished log.
+    """
+    staging, is_new, moved = out / _SIMULATING, not out.exists(), list[Path]()
+
+    def remove() -> None:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(out.iterdir()):
+            out.rmdir()
+
+    with undone_by(remove):
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(parents=True)
+            yield staging, moved
+        finally:
+            with suppress(FileNotFoundError):
+                remove()
+
+
+def _check_room(out: Path, impressions: int) -> None:
+    """Raise InputError if the disk is much too small for the log."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    needed, free = impressions * _LEAST_BYTES_PER_IMPRESSION, shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"impressions={impressions} make a log of {needed / 1e9:,.0f} GB or more, and the disk of out={out} has "
+            f"{free / 1e9:,.1f} GB free; lower impressions, or choose another out."
+        )
 
 
 def _holds_this_log(out: Path, settings: SimulateSettings) -> bool:

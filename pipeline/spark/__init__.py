@@ -1,1 +1,1 @@
-"""The Spark session. Read session (configuration), running (stages, progress, error messages), java, workers."""
+"""The Spark session. Read session (configuration), running (stages, progress, error messages), java, workers, daemon."""

@@ -1,5 +1,6 @@
 """Run the stages of a job in Spark, with progress, and share files with its workers."""
 
+import shutil
 import sys
 import tempfile
 import threading
@@ -7,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipeline.errors import writing
 from pipeline.spark.exceptions import plain_errors
 from pipeline.spark.session import is_local
+from pipeline.undo import undone_by
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,14 +45,28 @@ def share_files(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> It
 
     The value is a function that tasks call for the folder of the files; they map them into memory.
     """
-    with tempfile.TemporaryDirectory(prefix="entirespace-") as temporary:
-        paths = save(Path(temporary))
+    with temporary_folder() as folder:
+        with writing(f"TMPDIR={folder.parent}", instead="set TMPDIR to a larger one"):
+            paths = save(folder)
         if is_local(spark.sparkContext.master):
-            yield _LocalFolder(temporary)
+            yield _LocalFolder(str(folder))
         else:
             for path in paths:
                 spark.sparkContext.addFile(str(path))
             yield _shipped_folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder below TMPDIR for the length of the block, which a signal removes too."""
+    with writing("TMPDIR", instead="set it to a folder with room"):
+        folder = Path(tempfile.mkdtemp(prefix="entirespace-"))
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    with undone_by(remove):
+        try:
+            yield folder
+        finally:
+            remove()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.kernels.cache import own_directory
 from pipeline.spark.exceptions import first_line, is_java_error
 from pipeline.spark.java import ensure_java
 from pipeline.spark.workers import MALLOC
+from pipeline.undo import handler_kept
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -77,6 +78,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         if is_local(settings.master):
             chosen |= _LOCAL_DEFAULTS
             java_options += _LOCAL_JAVA_OPTIONS
+            if Path(root).is_dir():  # Python cannot start a module of a zip that Spark ships
+                chosen["spark.python.daemon.module"] = "pipeline.spark.daemon"
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         chosen["spark.driver.extraJavaOptions"] = java_options
     for name in for_executors:
@@ -86,7 +89,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     for key, value in (chosen | _dotted_keys(settings.conf)).items():
         builder = builder.config(key, value)
     try:
-        session = builder.getOrCreate()
+        with handler_kept():
+            session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")  # spark-submit brings its own log settings
         return session
     except Exception as error:

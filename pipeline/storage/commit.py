@@ -27,6 +27,7 @@ from pipeline.storage.local_store import STAGING, LocalStore
 from pipeline.storage.lock import dataset_lock
 from pipeline.storage.staged_file import StagedFile
 from pipeline.storage.store import Store
+from pipeline.undo import undone_by
 
 #: In audit.json and run.json: the xxh3 of the manifest that they belong to.
 OF_MANIFEST = "manifest_xxh3"
@@ -77,12 +78,17 @@ def open_staging(store: Store, directory: str) -> Iterator[Staging]:
     """
     run = uuid.uuid4().hex
     opened = Staging(store, run, store.scratch(run) if isinstance(store, LocalStore) else Path(directory) / run)
-    store.begin(run)
-    try:
-        yield opened
-    finally:
+
+    def clear() -> None:
         store.clear(run)
         shutil.rmtree(opened.tables, ignore_errors=True)
+
+    with undone_by(clear):
+        try:
+            store.begin(run)
+            yield opened
+        finally:
+            clear()
 
 
 def read_finished_manifest(store: Store) -> Manifest | None:

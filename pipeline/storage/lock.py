@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.errors import InputError, writing
 from pipeline.file_lock import Holder, LockHeld, exclusive_lock, parse_holder, this_process
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.store import Store
+from pipeline.undo import undone_by
 
 LOCK = "_lock"
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
@@ -49,12 +51,13 @@ def _locked_directory(out: Path) -> Iterator[None]:
             if not holder.is_here:  # locks of its host may not reach this one
                 raise InputError(f"{_refusal(str(out), holder)} If that job is gone, remove {path}.")
             _report_takeover(str(path), holder)
-        try:
-            with writing(f"out={out}"):
-                lock.sign()
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        with undone_by(partial(path.unlink, missing_ok=True)):
+            try:
+                with writing(f"out={out}"):
+                    lock.sign()
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -78,14 +81,19 @@ def _locked_prefix(client: Any, location: str) -> Iterator[None]:
         _take_over(client, where, signature, location, path)
     except BotoCoreError as error:
         raise InputError(f"out={location} cannot be locked ({error}).") from error
-    try:
-        yield
-    finally:
+
+    def release() -> None:
         try:
             if client.get_object(**where)["Body"].read() == signature:
                 client.delete_object(**where)
         except (BotoCoreError, ClientError) as error:
             print(f"{path} was not released ({error}); remove it if it is there.", file=sys.stderr, flush=True)
+
+    with undone_by(release):
+        try:
+            yield
+        finally:
+            release()
 
 
 def _take_over(client: Any, where: Mapping[str, str], signature: bytes, location: str, path: str) -> None:

@@ -1,9 +1,11 @@
 """The simulated log against its promises: shapes, true probabilities, planted dirt, and that the log reveals what it should."""
 
 import csv
+import errno
 import json
 import math
 import os
+import resource
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from jobs.entry import compose
 from pipeline.errors import InputError
 from pipeline.simulate import published_figures as shapes
+from pipeline.simulate import run
 from pipeline.simulate.lines import weight_text
 from pipeline.simulate.run import SimulateSettings, simulate
 
@@ -274,11 +277,52 @@ def test_files_of_another_origin_are_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "file"
+    file, circle = tmp_path / "file", tmp_path / "circle"
     file.write_text("")
-    for out, says in ((file, "is a file"), (file / "raw", "cannot be written")):
+    circle.symlink_to(circle)
+    for out, says in (
+        (file, "is a file"),
+        (file / "raw", r"cannot be written \(Not a directory\); remove the file that is in the place"),
+        (circle, r"cannot be written \((File exists|Too many levels of symbolic links)\); remove the"),
+        (circle / "raw", r"cannot be written \(Too many levels of symbolic links\); remove the circle of links"),
+        (tmp_path / ("long" * 100), r"cannot be written \(File name too long\); choose another out"),
+    ):
         with pytest.raises(InputError, match=says):
             simulate(settings(out, "impressions=1000"))
+
+
+def test_a_log_larger_than_its_disk_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"impressions=10{15} make a log of 300,000,000 GB or more, and the disk of out="
+    ):
+        simulate(settings(tmp_path / "raw", f"impressions={10**15}"))
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_file_that_the_system_refuses_to_write_further_is_one_sentence_and_nothing_stays(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the system's answer: File too large
+    try:
+        with pytest.raises(InputError, match=r"out=.*/raw cannot be written \(File too large\); raise the limit"):
+            simulate(settings(tmp_path / "raw", "impressions=1000"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_failure_while_files_move_to_their_names_takes_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw").mkdir()
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        assert (tmp_path / "raw/truth_test.parquet").exists(), "all others have moved"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "write_whole", full)
+    with pytest.raises(InputError, match=r"out=.* cannot be written \(No space left on device\); make room there"):
+        simulate(settings(tmp_path / "raw", "impressions=1000"))
+    assert list((tmp_path / "raw").iterdir()) == []
 
 
 def test_a_killed_run_is_simply_run_again(tmp_path: Path) -> None:
@@ -320,7 +364,14 @@ def test_every_file_is_on_the_disk_before_simulation_json_says_that_the_log_is_w
         ("impressions=100", "each needs at least 100"),
         ("train_share=1.0", "between 0 and 1"),
         ("dirt=0.5", "at most 0.1"),
+        ("impressions=0", "leaves a split of 0; each needs at least 100"),
+        ("impressions=-5", "impressions=-5 .* each needs at least 100"),
+        ("impressions=1e12", "impressions"),
         ("seed=-1", "negative"),
+        ("rates.wish_lift=nan", "rates.wish_lift=nan is not a multiple"),
+        ("rates.cart_lift=-1", "rates.cart_lift=-1.0 is not a multiple"),
+        ("rates.daction=nan", "rates.daction=nan is not a rate"),
+        ("train_share=nan", "train_share=nan"),
         ("rates.click=0", "rates.click=0.0 is not a rate"),
         ("rates.conversion=0.5", "lower rates.conversion"),
         ("rates.wish=x", "rates.wish"),
