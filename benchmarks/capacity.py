@@ -11,6 +11,7 @@ growth. What stands beside it is training.planning.memory_estimate's, for the ra
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,12 +62,9 @@ def rank(data: str, overrides: list[str]) -> None:
 
 
 def with_table_rows(data: Path, out: Path, field: str, rows: int) -> Path:
-    """Link the dataset `data` at `out` with a manifest that says `rows` rows for the table of `field`."""
+    """Copy the dataset `data` to `out`, with a manifest that says `rows` rows for the table of `field`."""
     manifest = with_rows(load_manifest(data), {field: rows})
-    out.mkdir()
-    for entry in data.iterdir():
-        if entry.name != MANIFEST:
-            (out / entry.name).symlink_to(entry.resolve())
+    shutil.copytree(data, out)
     (out / MANIFEST).write_text(manifest.to_json())
     return out
 

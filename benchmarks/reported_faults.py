@@ -152,6 +152,7 @@ def out_of_range(new: NewRun, _step: int, data: Path) -> Outcome:
             writer.write_table(group, row_group_size=group.num_rows)
     content = (copy / file["path"]).read_bytes()
     file |= {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+    del manifest["content_xxh3"]  # as a manifest of an earlier release, which has no checksum of itself
     (copy / MANIFEST).write_text(json.dumps(manifest))
     run = new("range", data=copy)
     return expect_error(run, run.start(2), rf"row group {len(groups) - 1}.*item_id", checkpoint=None)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs.entry import compose
-from training.checkpoint.files import Position
+from training.checkpoint.meta import Position
 from training.distributed.world import join
 from training.evaluation import metrics
 from training.evaluation.ranking import auc

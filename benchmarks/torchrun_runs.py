@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.checkpoint.files import META_FILE, find_newest
+from training.checkpoint.files import find_newest
+from training.checkpoint.meta import META_FILE
 
 LOOK_S = 0.01
 PATIENCE_S = 300.0

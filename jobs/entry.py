@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
 EXIT_INPUT = 2
@@ -43,7 +43,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 try:
     import pipeline.kernels.cache  # noqa: F401  (it refuses an unsafe directory; jobs import this module first)
 except InputError as refused:
-    print(f"error: {refused}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(refused))}", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT)
 
 Settings = TypeVar("Settings")
@@ -245,7 +245,7 @@ def _optional_group(key: str, schema: type[Any]) -> str:
 
 def _stop(message: str, speaks: bool) -> None:
     if speaks:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     else:
         time.sleep(_AFTER_THE_ERROR_S)
     sys.exit(EXIT_INPUT)

@@ -8,24 +8,15 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unicodedata import category
 
 import pyarrow as pa
 
-#: Unicode categories that change what a terminal or page shows instead of being shown: control (ESC), format (bidi
-#: overrides, zero width), surrogate, line and paragraph separator.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
 
 def printable(text: str) -> str:
-    """Escape every character of `text` that a terminal or page would act on rather than show: line feeds, ESC, bidi."""
-    if text.isascii() and text.isprintable():
+    """Escape every character of `text` that a terminal or page acts on rather than shows: line feeds, ESC, bidi marks."""
+    if text.isprintable():
         return text
-    return "".join(_escaped(letter) if category(letter) in _HIDDEN else letter for letter in text)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 @contextmanager

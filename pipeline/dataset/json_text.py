@@ -1,8 +1,13 @@
-"""JSON that another process wrote: parsed strictly, before anything is believed of it."""
+"""JSON that another process wrote: parsed strictly, then typed by the dataclasses that describe it, before it is believed."""
 
 import collections
+import dataclasses
+import functools
 import json
 import math
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import InputError, printable, reason_of
@@ -49,3 +54,62 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {name!r} stands twice in one object")
     return found
+
+
+class WrongType(ValueError):
+    """A value of another type than its dataclass says; the message names its place."""
+
+
+def typed(kind: Any, raw: Any, place: str = "") -> Any:
+    """Return the parsed JSON `raw` as `kind`: a dataclass, or the annotation of a field of one.
+
+    A list becomes a tuple, an object a dataclass or a mapping; a number keeps its type. Raises WrongType for a wrong
+    type, a missing key and a key that `kind` does not have.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or (origin is None and _has_type(kind, raw)):
+        return raw
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return typed(option, raw, place)
+            except WrongType:
+                continue
+    elif origin is tuple and isinstance(raw, list):
+        return tuple(typed(arguments[0], value, f"{place}[{number}]") for number, value in enumerate(raw))
+    elif origin is Mapping and isinstance(raw, dict):
+        return {name: typed(arguments[1], value, _inner(place, name)) for name, value in raw.items()}
+    elif dataclasses.is_dataclass(kind) and isinstance(raw, dict):
+        return _as_dataclass(kind, raw, place)
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise WrongType(f"{place or 'it'} is {printable(repr(raw)[:60])} and not of type {name}")
+
+
+def _as_dataclass(kind: Any, raw: Mapping[str, Any], place: str) -> Any:
+    hints, needed = _entries_of(kind)
+    for name in raw:
+        if name not in hints:
+            raise WrongType(f"{_inner(place, printable(name))} is no key that this release knows")
+    for name in needed:
+        if name not in raw:
+            raise WrongType(f"{_inner(place, name)} is missing")
+    return kind(**{name: typed(hints[name], value, _inner(place, name)) for name, value in raw.items()})
+
+
+@functools.cache
+def _entries_of(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the types of the fields of a dataclass, and the names of those without a default."""
+    none = dataclasses.MISSING
+    needed = [
+        entry.name for entry in dataclasses.fields(kind) if entry.default is none and entry.default_factory is none
+    ]
+    return typing.get_type_hints(kind), needed
+
+
+def _has_type(kind: Any, raw: Any) -> bool:
+    # Exact types: True is an int to isinstance.
+    return type(raw) in (int, float) if kind is float else type(raw) is kind
+
+
+def _inner(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name

@@ -3,27 +3,37 @@
 `manifest.json` is written last, by atomic rename; a directory without it is not a dataset. It names every file
 with its size, checksum and the counts of each row group, so that a reader plans its epoch without opening one, and
 it holds nothing that differs between two runs of the same input and settings: no host, no path, no time.
+
+Every job reads it here, and believes nothing of it: `Manifest.from_json` checks types, manifest_checks ranges and sums.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as dataclass_field
-from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import xxhash
 from pyarrow import fs as pafs
 
-from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS, VECTOR, num_inputs
-from pipeline.errors import InputError
+from pipeline.dataset.json_text import WrongType, parse_json, typed
+from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS, num_inputs
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.errors import InputError, printable, reason_of
 from pipeline.locations import open_location
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+#: The end of every message about a damaged dataset.
+REMEDY = "run jobs.preprocess again."
+#: The key of the manifest's own checksum: of its canonical text without this key. Earlier releases wrote none.
+_OWN_XXH3 = "content_xxh3"
 SPLITS = ("train", "validation", "test")
 LABELS = ("click", "daction", "conversion")
+SCOPES = ("context", "impression")
+ARITIES = ("one", "many")
 #: Indices that every field has before its first id, and how many they are.
 MISSING, OUT_OF_VOCABULARY = 0, 1
 NUM_RESERVED_ROWS = 2
@@ -103,6 +113,7 @@ class Manifest:
     audit: Mapping[str, Any]
     lineage: tuple[str, ...] = ()  # xxh3 of the manifests whose vocabularies this one extends, the nearest first
     format_version: int = FORMAT_VERSION
+    has_own_xxh3: bool = True  # whether the text has a checksum of itself; False for one that an earlier release wrote
 
     def files_of(self, split: str) -> tuple[DatasetFile, ...]:
         """Return the files of `split` in manifest order. Raises InputError if it has no impressions."""
@@ -135,7 +146,9 @@ class Manifest:
         for entry in content["fields"]:
             if not entry["parameters"]:
                 del entry["parameters"]
-        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
+        if content.pop("has_own_xxh3"):
+            content[_OWN_XXH3] = _xxh3_of_content(content)
+        return _canonical_text(content)
 
     @property
     def xxh3(self) -> str:
@@ -144,59 +157,40 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
-        """Parse `text`, read from `where`. Raises InputError where it is not a manifest of a known format."""
-        try:
-            raw = json.loads(text)
-            version = raw["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{where} is not a manifest ({error}); run jobs.preprocess again.") from error
-        if version != FORMAT_VERSION:
+        """Parse `text`, read from `where`. Raises InputError where it is no manifest of a known format, or contradicts itself."""
+        from pipeline.dataset.manifest_checks import check_kinds, check_manifest  # here: they need the classes above
+
+        raw = parse_json(text, where, REMEDY)
+        if not isinstance(raw, dict) or "format_version" not in raw:
+            raise InputError(f"{where} is not a manifest (it has no format_version); {REMEDY}")
+        if raw["format_version"] != FORMAT_VERSION:
             raise InputError(
-                f"{where} has format_version={version} and this release reads {FORMAT_VERSION}; "
-                "preprocess the source again with this release."
+                f"{where} has format_version={printable(str(raw['format_version']))} and this release reads "
+                f"{FORMAT_VERSION}; preprocess the source again with this release."
             )
+        check_kinds(raw, where)
+        own_xxh3 = raw.pop(_OWN_XXH3, None)
+        known = {entry.name for entry in fields(cls)} - {"has_own_xxh3"}
         try:
-            return cls(
-                settings=raw["settings"],
-                settings_xxh3=raw["settings_xxh3"],
-                sources=tuple(Source(**source) for source in raw["sources"]),
-                fields=tuple(_field_from_json(field, where) for field in raw["fields"]),
-                labels=raw["labels"],
-                files=tuple(_file_from_json(file, where) for file in raw["files"]),
-                totals=raw["totals"],
-                audit=raw["audit"],
-                lineage=tuple(raw.get("lineage", ())),
+            found: Manifest = typed(cls, {name: value for name, value in raw.items() if name in known})
+        except WrongType as error:
+            raise InputError(f"{where} is damaged: {error}; {REMEDY}") from error
+        check_manifest(found, where)
+        if own_xxh3 is not None and own_xxh3 != _xxh3_of_content(raw):
+            raise InputError(
+                f"{where} is damaged: its content has another checksum than its key {_OWN_XXH3} says, so it was changed "
+                f"after it was written; {REMEDY}"
             )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{where} is damaged ({error}); run jobs.preprocess again.") from error
+        return replace(found, has_own_xxh3=own_xxh3 is not None)
 
 
-def _field_from_json(raw: Mapping[str, Any], where: str) -> ManifestField:
-    # JSON has lists where a field, which is hashed, has tuples.
-    content: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    field = ManifestField(**content)
-    if field.kind not in STORED_KINDS:
-        raise InputError(
-            f"{where} has the field {field.name} of kind={field.kind}, and this release knows {', '.join(STORED_KINDS)}; "
-            "use the release that wrote the dataset, or preprocess the source again with this one."
-        )
-    width = field.parameters.get("width")
-    if field.stored == VECTOR and (type(width) is not int or width < 1):
-        raise InputError(
-            f"{where} has the field {field.name} of kind={field.kind} with width={width}, which is no width; "
-            "run jobs.preprocess again."
-        )
-    return field
+def _canonical_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
 
-def _file_from_json(raw: Mapping[str, Any], where: str) -> DatasetFile:
-    path = PurePosixPath(raw["path"])
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(
-            f"{where} names {raw['path']!r}, which leaves the dataset; only relative paths inside it are read."
-        )
-    groups = tuple(RowGroup(**group) for group in raw["row_groups"])
-    return DatasetFile(str(path), raw["split"], raw["bytes"], raw["xxh3"], groups)
+def _xxh3_of_content(content: Mapping[str, Any]) -> str:
+    digest: str = xxhash.xxh3_64_hexdigest(_canonical_text(content).encode())
+    return digest
 
 
 def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
@@ -221,23 +215,24 @@ def read_manifest(dataset: str | os.PathLike[str], key: str = "data") -> tuple[M
     filesystem, root = open_location(dataset)
     path = f"{root.rstrip('/')}/{MANIFEST}"
     try:
-        with filesystem.open_input_file(path) as stream:
+        if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+            raise _no_dataset(filesystem, root, f"{key}={dataset}", os.fspath(dataset))
+        with NamedFiles(filesystem, root.rstrip("/"), f"{key}={dataset}", REMEDY).open(MANIFEST) as stream:
             text = stream.read()
-    except FileNotFoundError as error:
-        if filesystem.get_file_info(root).type == pafs.FileType.NotFound:
-            raise InputError(
-                f"{key}={dataset} does not exist; write it with: python -m jobs.preprocess out={dataset}"
-            ) from error
+    except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{key}={dataset} has no {MANIFEST}, so no finished dataset is there; "
-            f"run (or rerun) python -m jobs.preprocess out={dataset}"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{key}={dataset} cannot be read ({str(error).splitlines()[0]}); check the address, the network and the "
-            "credentials."
+            f"{key}={dataset} cannot be read ({reason_of(error)}); check the address, the network and the credentials."
         ) from error
     return Manifest.from_json(text, path), xxhash.xxh3_64_hexdigest(text)
+
+
+def _no_dataset(filesystem: pafs.FileSystem, root: str, setting: str, dataset: str) -> InputError:
+    """Return the error for a folder without a manifest, or without the folder."""
+    if filesystem.get_file_info(root).type == pafs.FileType.NotFound:
+        return InputError(f"{setting} does not exist; write it with: python -m jobs.preprocess out={dataset}")
+    return InputError(
+        f"{setting} has no {MANIFEST}, so no finished dataset is there; run (or rerun) python -m jobs.preprocess out={dataset}"
+    )
 
 
 def field_differences(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[str]:

@@ -12,14 +12,12 @@ import numpy as np
 
 from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS
-from pipeline.dataset.manifest import LABELS
+from pipeline.dataset.manifest import ARITIES, LABELS, SCOPES
 from pipeline.errors import InputError
 from pipeline.features.kinds.categorical import MAX_IDS
 from pipeline.features.kinds.field_kind import FieldKind
 from pipeline.features.kinds.registry import FIELD_KINDS, field_kind
 
-SCOPES = ("context", "impression")
-ARITIES = ("one", "many")
 #: Settings that only some kinds of fields have.
 _OF_KINDS = sorted(frozenset().union(*(kind.settings for kind in FIELD_KINDS.values())))
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")

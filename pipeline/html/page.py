@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.errors import printable
+
 
 def render(template: str, **content: object) -> str:
     """Render `template`, a file of this folder, with `content`. Raises UndefinedError for a name that is not in it."""
@@ -22,8 +24,7 @@ def render(template: str, **content: object) -> str:
 def printable_runs(text: str) -> Iterator[tuple[str, bool]]:
     """Cut `text` into runs: (characters that print, True), and (the codes of characters that do not, False)."""
     for prints, characters in groupby(text, str.isprintable):
-        run = "".join(characters)
-        yield (run if prints else ascii(run)[1:-1]), prints
+        yield printable("".join(characters)), prints
 
 
 def percent(share: float, digits: int = 3) -> str:
@@ -54,7 +55,4 @@ def _escape_unprintable(value: Any) -> Any:
     """
     if isinstance(value, Markup):
         return value
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "\n".join(map(printable, str(value).split("\n")))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.checkpoint.files import Position, ValidationState
+from training.checkpoint.meta import Position, ValidationState
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
 from training.distributed.settings import (
@@ -82,5 +82,5 @@ def save(
     validation: ValidationState | None = None,
 ) -> None:
     """Save a whole checkpoint after `position.step` steps."""
-    with CheckpointWriter(run, model, "manifest", world, CheckpointSettings(keep=keep)) as writer:
+    with CheckpointWriter(run, model, "0" * 16, world, CheckpointSettings(keep=keep)) as writer:
         writer.save(position, position.step, validation)

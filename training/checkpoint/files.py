@@ -9,125 +9,115 @@
 """
 
 import contextlib
-import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-import xxhash
-from torch import Tensor
+from pipeline.atomic_files import sync_directory, write_whole
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.errors import InputError, reason_of
+from training.checkpoint.meta import META_FILE, Checkpoint, SavedFile, meta_text, path_of, read_meta, steps_of
 
-from pipeline.atomic_files import sync_directory, write_whole, xxh3_of
-from pipeline.errors import InputError
-
-FORMAT_VERSION = 1
-CHECKPOINTS = "checkpoints"
-META_FILE = "checkpoint.json"
-TOWERS_FILE = "towers.safetensors"
-WHICH = ("newest", "best")
-_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
-
-
-@dataclass(frozen=True)
-class Position:
-    """The position of a run: the next step to take is `step` of `epoch`."""
-
-    epoch: int = 0
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class ValidationState:
-    """The validations of a run so far: the latest one, the best one, and those since the best."""
-
-    total_steps: int  # done at the latest validation
-    best: float | None  # the best value of early_stopping.metric; None while it is undefined
-    best_steps: int  # done when it was found; the checkpoint of that step is kept
-    num_worse: int  # validations since
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint."""
-
-    path: Path
-    position: Position
-    manifest_xxh3: str
-    files: tuple[str, ...]
-    validation: ValidationState | None = None
+NEWEST, BEST = "newest", "best"
 
 
 def folder(run: Path) -> Path:
     """Return the folder of the checkpoints of `run`."""
-    return run / CHECKPOINTS
+    return path_of(run, 0).parent
 
 
-def path_of(run: Path, total_steps: int) -> Path:
-    """Return the folder of the checkpoint after `total_steps` steps."""
-    return folder(run) / f"step-{total_steps:08d}"
+def checkpoint_paths(run: Path) -> list[Path]:
+    """List the checkpoints of `run`, the newest first, whole or damaged. Other names, such as step-00000005.bak, are none."""
+    try:
+        names = [entry.name for entry in os.scandir(folder(run))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    steps = [int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8,18}", name, re.ASCII)]
+    return [path_of(run, count) for count in sorted(steps, reverse=True) if path_of(run, count).name in names]
 
 
-def steps_of(path: Path) -> int:
-    """Return the number of steps after which the checkpoint at `path` was saved."""
-    return int(path.name.removeprefix("step-"))
+def find_newest(run: Path, say: Callable[[str], None], renames: bool = False) -> Checkpoint | None:
+    """Find the newest complete checkpoint of `run`. Name each damaged one to `say` and skip it.
 
-
-def find_newest(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest complete checkpoint of `run`. Name each damaged one to `say` and skip it."""
-    if not folder(run).is_dir():
-        return None
-    for path in sorted(folder(run).glob("step-*"), reverse=True):
+    `renames` the damaged ones, for a process that has locked the run: left in their place they would count for
+    `checkpoint.keep`. Raises InputError where this user may not read one.
+    """
+    for path in checkpoint_paths(run):
         try:
-            return _read_verified(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"{path} is damaged ({error}) and is skipped.")
+            return read_checkpoint(path, f"the checkpoint {path.name} is damaged and is not used.")
+        except InputError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise InputError(f"{path} cannot be read by this user; make it readable. ({error})") from error
+            say(str(error))
+            if renames:
+                say(_renamed(path))
     return None
 
 
-def find_checkpoint(run: Path, which: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """Find the `newest` complete checkpoint, or the one that validation found `best`; None where there is none at all.
+def find_checkpoint(run: Path, which: str, say: Callable[[str], None], key: str = "checkpoint") -> Checkpoint | None:
+    """Find the `newest` complete checkpoint, the one that validation found `best`, or step-N; None without a `newest`.
 
-    Raises InputError where the run has not been validated, or its best checkpoint is damaged.
+    Raises InputError, of the setting `key`, where there is no such checkpoint, or that one is damaged.
     """
-    if which not in WHICH:
-        raise InputError(f"checkpoint={which} is not one of {', '.join(WHICH)}.")
-    found = find_newest(run, say)
-    if which == "newest" or found is None:
-        return found
-    if found.validation is None:
-        raise InputError(
-            f"run={run} has no validation up to its newest checkpoint, so no best one; use checkpoint=newest."
-        )
-    path = path_of(run, found.validation.best_steps)
+    if which == NEWEST:
+        return find_newest(run, say)
+    if which == BEST:
+        found = find_newest(run, say)
+        if found is None:
+            return None
+        if found.validation is None:
+            raise InputError(
+                f"run={run} has no validation up to its newest checkpoint, so no best one; use {key}={NEWEST}."
+            )
+        path = path_of(run, found.validation.best_steps)
+    else:
+        path = _path_of_step(run, which, key)
+    return read_checkpoint(path, f"{key}={which} is damaged; use {key}={NEWEST}.")
+
+
+def check_which(which: str, key: str) -> None:
+    """Raise InputError unless `which` is newest, best or step-N."""
+    if which not in (NEWEST, BEST) and not re.fullmatch(r"step-[0-9]{1,18}", which, re.ASCII):
+        raise InputError(f"{key}={which} is not one of {NEWEST}, {BEST}, step-N; N counts the steps of the run.")
+
+
+def _path_of_step(run: Path, which: str, key: str) -> Path:
+    check_which(which, key)
+    path = path_of(run, int(which.removeprefix("step-")))
+    present = checkpoint_paths(run)
+    if path not in present:
+        names = ", ".join(f"step-{steps_of(one)}" for one in present) or "none"
+        raise InputError(f"{key}={which}: run={run} has no checkpoint of that step; it has {names}.")
+    return path
+
+
+def _renamed(path: Path) -> str:
+    """Rename a damaged checkpoint, so that it is none, and return the message about it."""
+    target = path.with_name(f"{path.name}.damaged")
     try:
-        return _read_verified(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, the best of run={run}, is damaged ({error}); use checkpoint=newest.") from error
+        number = 1
+        while target.exists() or target.is_symlink():
+            number += 1
+            target = path.with_name(f"{path.name}.damaged-{number}")
+        os.rename(path, target)
+    except OSError as error:
+        raise InputError(f"{path} cannot be renamed ({reason_of(error)}); move it out of the folder.") from error
+    return f"{path} is renamed to {target.name}; delete it when you no longer need it."
 
 
-def read_meta(path: Path) -> Checkpoint:
-    """Read the checkpoint.json at `path` and check no file. Raises OSError, ValueError, KeyError or TypeError."""
-    raw = json.loads((path / META_FILE).read_text())
-    if raw["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"its format_version={raw['format_version']}, and this release reads {FORMAT_VERSION}")
-    validation = ValidationState(**raw["judged"]) if raw["judged"] else None
-    return Checkpoint(path, Position(**raw["position"]), raw["manifest_xxh3"], tuple(sorted(raw["files"])), validation)
+def read_checkpoint(path: Path, remedy: str) -> Checkpoint:
+    """Read the checkpoint at `path` and verify its files.
 
-
-def _read_verified(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint at `path`. Raises ValueError or OSError where a file is missing, cut or changed."""
-    checkpoint = read_meta(path)
-    for name, expected in json.loads((path / META_FILE).read_text())["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"it names {name!r}, which is not a file of its own folder")
-        if (path / name).stat().st_size != expected["bytes"]:
-            raise ValueError(f"{name} has another size than {META_FILE} says")
-        with (path / name).open("rb") as stream:
-            if xxh3_of(stream) != expected["xxh3"]:
-                raise ValueError(f"{name} has another checksum than {META_FILE} says")
+    Raises InputError, which ends with `remedy`, where one is missing, cut or changed.
+    """
+    checkpoint, entries = read_meta(path, remedy)
+    named = NamedFiles.below(path, str(path / META_FILE), remedy)
+    for name, entry in entries.items():  # of all files first: it takes no time
+        named.check_size(name, entry.bytes)
+    for name, entry in entries.items():
+        named.check_content(name, entry.xxh3)
     return checkpoint
 
 
@@ -135,39 +125,7 @@ def prepare_folder(parent: Path) -> None:
     """Make the folder of the checkpoints, and remove the unfinished ones that a killed run left in it."""
     parent.mkdir(parents=True, exist_ok=True)
     for unfinished in parent.glob(".step-*.tmp"):
-        shutil.rmtree(unfinished)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
-    """Write a safetensors file straight from the tensors' memory, down to the disk (fsync).
-
-    Returns its size and the halves of its xxh3. The library's own writer copies every table once, and refuses tables that
-    share a buffer, as FBGEMM's do.
-    """
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = xxhash.xxh3_64()
-    with path.open("wb") as stream:
-        for part in (len(text).to_bytes(8, "little"), text):
-            digest.update(part)
-            stream.write(part)
-        for tensor in tensors.values():
-            memory = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            digest.update(memory)
-            stream.write(memory)
-        stream.flush()
-        os.fsync(stream.fileno())
-        size = stream.tell()
-    return [size, *divmod(digest.intdigest(), 1 << 32)]
+        _remove(unfinished)
 
 
 def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapping[str, list[int]], keep: int) -> None:
@@ -176,34 +134,33 @@ def commit(staging: Path, checkpoint: Checkpoint, world_size: int, entries: Mapp
     `entries` has what `write_safetensors` returned for each file.
     """
     final = checkpoint.path
-    files = {name: {"bytes": row[0], "xxh3": f"{(row[1] << 32) + row[2]:016x}"} for name, row in entries.items()}
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "position": asdict(checkpoint.position),
-        "manifest_xxh3": checkpoint.manifest_xxh3,
-        "judged": asdict(checkpoint.validation) if checkpoint.validation else None,
-        "world_size": world_size,
-        "files": files,
-    }
-    write_whole(staging / META_FILE, json.dumps(meta, indent=1, sort_keys=True))
+    files = {name: SavedFile(row[0], f"{(row[1] << 32) + row[2]:016x}") for name, row in entries.items()}
+    write_whole(staging / META_FILE, meta_text(checkpoint, world_size, files))
     if final.exists():  # damaged, or saved before its validation was
         os.replace(final, replaced := final.with_name(f".{final.name}.old.tmp"))
         os.replace(staging, final)
-        shutil.rmtree(replaced)
+        _remove(replaced)
     else:
         os.replace(staging, final)
     sync_directory(final.parent)
-    _delete_old(final.parent, keep)
+    _delete_old(final.parent.parent, keep)
 
 
-def _delete_old(parent: Path, keep: int) -> None:
+def _delete_old(run: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints and those that they name as the best."""
-    kept = sorted(parent.glob("step-*"), reverse=True)[:keep]
-    wanted = {path.name for path in kept}
-    for path in kept:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one names nothing
-            validation = read_meta(path).validation
-            wanted |= {path_of(parent.parent, validation.best_steps).name} if validation else set()
-    for path in parent.glob("step-*"):
-        if path.name not in wanted:
-            shutil.rmtree(path)
+    present = checkpoint_paths(run)
+    wanted = set(present[:keep])
+    for path in present[:keep]:
+        with contextlib.suppress(InputError):  # a damaged one names nothing
+            validation = read_meta(path, "")[0].validation
+            wanted |= {path_of(run, validation.best_steps)} if validation else set()
+    for path in present:
+        if path not in wanted:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

@@ -14,31 +14,37 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import InputError
-from training.checkpoint.files import (
-    TOWERS_FILE,
-    Checkpoint,
-    find_checkpoint,
-    path_of,
-    read_meta,
-    steps_of,
-)
+from training.checkpoint.files import NEWEST, find_checkpoint, find_newest
+from training.checkpoint.meta import TOWERS_FILE, Checkpoint, path_of, read_meta, steps_of
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 
 
-def find_on_all_ranks(run: Path, world: World, say: Callable[[str], None], which: str = "newest") -> Checkpoint | None:
-    """Find the `newest` or the `best` complete checkpoint of `run`: rank 0 picks and verifies it, all ranks return it."""
+def find_on_all_ranks(
+    run: Path,
+    world: World,
+    say: Callable[[str], None],
+    which: str = NEWEST,
+    *,
+    key: str = "checkpoint",
+    renames: bool = False,
+) -> Checkpoint | None:
+    """Find the complete checkpoint `which` of `run`: rank 0 picks and verifies it, all ranks return it.
+
+    `key` is the setting that chose it, and `renames` as in `find_newest`.
+    """
     found, error = None, None
     if world.rank == 0:
         try:
-            found = find_checkpoint(run, which, say)
+            found = find_newest(run, say, renames=True) if renames else find_checkpoint(run, which, say, key)
         except InputError as failure:
             error = failure
     world.agree(error)
     total_steps = world.broadcast(steps_of(found.path) if found else -1)
     if total_steps < 0:
         return None
-    return found or read_meta(path_of(run, total_steps))
+    with world.agreeing():
+        return found or read_meta(path_of(run, total_steps), "give every rank the same files.")[0]
 
 
 def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:

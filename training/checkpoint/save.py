@@ -20,19 +20,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from training.checkpoint.files import (
-    TOWERS_FILE,
-    Checkpoint,
-    Position,
-    ValidationState,
-    commit,
-    folder,
-    path_of,
-    prepare_folder,
-    write_safetensors,
-)
+from training.checkpoint.files import commit, folder, prepare_folder
+from training.checkpoint.meta import TOWERS_FILE, Checkpoint, Position, ValidationState, path_of, rank_file
 from training.checkpoint.restore import rank_tensors, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
+from training.checkpoint.tensors import write_safetensors
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 
@@ -85,12 +77,12 @@ class CheckpointWriter:
         final = path_of(self._run, total_steps)
         staging = folder(self._run) / f".{final.name}.tmp"
         self._prepare_folder_once(final)
-        files = {f"rank-{self._world.rank:05d}.safetensors": rank_tensors(self._model)}
+        files = {rank_file(self._world.rank): rank_tensors(self._model)}
         if self._world.rank == 0:
             files[TOWERS_FILE] = tower_tensors(self._model)
         if self._settings.asynchronous:
             files = {name: self._copied(name, tensors) for name, tensors in files.items()}
-        names = (*(f"rank-{rank:05d}.safetensors" for rank in range(self._world.size)), TOWERS_FILE)
+        names = (*(rank_file(rank) for rank in range(self._world.size)), TOWERS_FILE)
         whole = Checkpoint(final, position, self._manifest_xxh3, names, validation)
         self._underway = _PendingSave(whole, staging, self._thread.submit(_write_all, staging, files))
         if not self._settings.asynchronous:

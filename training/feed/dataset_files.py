@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from pipeline.atomic_files import xxh3_of
-from pipeline.dataset.manifest import DatasetFile
+from pipeline.dataset.manifest import REMEDY, DatasetFile
 from pipeline.errors import InputError
 from pipeline.locations import open_location
 from training.feed.column_reader import ColumnReader, PyarrowColumn, StoredRowGroup
@@ -21,7 +21,6 @@ from training.feed.settings import PAGES, PYARROW
 Stamp = tuple[int, int]  # bytes, modification time in nanoseconds
 
 VERIFY = ("size", "checksum")
-_REMEDY = "run jobs.preprocess again."
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,12 @@ class DatasetFiles:
 
     def _compare(self, file: DatasetFile, stamp: Stamp, with_checksum: bool) -> _FileState:
         if stamp[0] != file.bytes:
-            raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {_REMEDY}")
+            raise InputError(f"{file.path} has {stamp[0]} bytes where the manifest says {file.bytes}; {REMEDY}")
         with self._open(file) as stream:
             if with_checksum and (found := xxh3_of(stream)) != file.xxh3:
                 raise InputError(
                     f"{file.path} has the checksum {found} where the manifest says {file.xxh3}: its bytes have changed "
-                    f"since it was written; {_REMEDY}"
+                    f"since it was written; {REMEDY}"
                 )
             stream.seek(0)
             with pq.ParquetFile(stream) as parquet:
@@ -111,13 +110,13 @@ class DatasetFiles:
         if metadata.num_row_groups != len(file.row_groups):
             raise InputError(
                 f"{file.path} has {metadata.num_row_groups} row groups where the manifest says "
-                f"{len(file.row_groups)}; {_REMEDY}"
+                f"{len(file.row_groups)}; {REMEDY}"
             )
         for number, counts in enumerate(file.row_groups):
             if (found_rows := metadata.row_group(number).num_rows) != counts.rows:
                 raise InputError(
                     f"{file.path}, row group {number} has {found_rows} rows where the manifest says {counts.rows}; "
-                    f"{_REMEDY}"
+                    f"{REMEDY}"
                 )
         check_schema(schema, self._columns, file.path)
         names = list(self._columns.types())
@@ -131,7 +130,7 @@ def _input_errors(file: DatasetFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{file.path} is missing, though the manifest names it; {_REMEDY}") from error
+        raise InputError(f"{file.path} is missing, though the manifest names it; {REMEDY}") from error
     except (OSError, pa.ArrowException) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file.path} cannot be read ({first_line}); {_REMEDY}") from error
+        raise InputError(f"{file.path} cannot be read ({first_line}); {REMEDY}") from error

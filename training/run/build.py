@@ -10,7 +10,7 @@ from pipeline.dataset.manifest import Manifest, field_differences, load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.carry_over import carry_over
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.meta import Checkpoint, steps_of
 from training.distributed.shard_model import shard_model
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
@@ -69,6 +69,17 @@ def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
         raise InputError(
             f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
             "indices may mean other ids. Give that dataset, or train a new run (out=…)."
+        )
+
+
+def check_position(found: Checkpoint, plan: Plan) -> None:
+    """Raise InputError unless the position of `found` is one of `plan`, whose run it is of."""
+    epoch, step, total_steps = found.position.epoch, found.position.step, steps_of(found.path)
+    if step >= plan.num_steps or epoch * plan.num_steps + step != total_steps:
+        raise InputError(
+            f"{found.path} says step {step} of epoch {epoch}, and after {total_steps} steps of {plan.num_steps} an epoch "
+            f"that is step {total_steps % plan.num_steps} of epoch {total_steps // plan.num_steps}; it has been changed, so "
+            "move it out of the folder to resume from the one before."
         )
 
 

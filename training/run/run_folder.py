@@ -1,7 +1,7 @@
 """The folder of a run: its saved settings, and the lock of the process that trains it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipeline.atomic_files import write_whole
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reason_of
 from pipeline.file_lock import LockHeld, exclusive_lock
-from training.checkpoint.files import CHECKPOINTS
+from training.checkpoint.files import checkpoint_paths
 from training.run.settings import TrainSettings
 
 CONFIG = "config.yaml"
@@ -35,41 +35,60 @@ _MAY_DIFFER = (
 )
 
 
-def write_config(run: Path, settings: TrainSettings) -> None:
-    """Write RUN/config.yaml, after comparing it with the settings of the run that is there.
+#: What `init_from` refuses too: the shape of the model.
+_SHAPE = ("embedding.dim", "model.towers.hidden", "model.body", "optimizer.embeddings.name", "init_from")
 
-    Raises InputError if `run` has a checkpoint that was trained with settings that give other weights.
+
+def write_config(run: Path, settings: TrainSettings) -> None:
+    """Write RUN/config.yaml, after comparing it with the settings of the run that is there. The run is locked.
+
+    Raises InputError if `run` has a checkpoint that was trained with settings that give other weights, or with unknown
+    ones, because its config.yaml is gone.
     """
     wanted = asdict(settings)
-    if (run / CONFIG).exists() and any((run / CHECKPOINTS).glob("step-*")):
-        before = asdict(load_settings(run))
+    if checkpoint_paths(run):
+        if not (run / CONFIG).exists():
+            raise InputError(
+                f"out={run} has checkpoints and no {CONFIG}, so nothing says with which settings they were trained; put its "
+                f"{CONFIG} back, or train into another out=…."
+            )
+        before = asdict(load_settings(run, "out"))
         for key in _differences(before, wanted):
             raise InputError(
                 f"out={run} was started with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
-                "resume with the same settings, or choose another out=…."
+                f"resume with the same settings, or choose another out=….{_remedy_for(key, run)}"
             )
     try:
-        run.mkdir(parents=True, exist_ok=True)
         write_whole(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(wanted)))
     except OSError as error:
-        raise InputError(f"out={run} cannot be written ({error}); choose another folder.") from error
+        raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
+
+
+def _remedy_for(key: str, run: Path) -> str:
+    """Name the way to train the model of `run` on with another value of `key`, where there is one."""
+    if key.startswith(_SHAPE):
+        return ""
+    return f" To train its model on with another {key}, start a new run from it: init_from={run} and another out=…."
 
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock `run` against other training processes while the block runs.
+    """Lock `run` against other training processes while the block runs; make its folder where there is none.
 
     Raises InputError if another process trains it: ranks outlive a torchrun that was killed alone.
     """
-    try:
-        with exclusive_lock(run / LOCK) as lock:
-            lock.sign()
-            yield
-    except LockHeld as error:
-        raise InputError(
-            f"out={run} is being trained already, by {error.holder or 'another process'}; wait for its end or end it, "
-            "and run the same command again."
-        ) from None
+    with ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive_lock(run / LOCK)).sign()
+        except LockHeld as error:
+            raise InputError(
+                f"out={run} is being trained already, by {error.holder or 'another process'}; wait for its end or end it, "
+                "and run the same command again."
+            ) from None
+        except OSError as error:
+            raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
+        yield
 
 
 def load_settings(run: Path, key: str = "run") -> TrainSettings:

@@ -18,7 +18,7 @@ from training.feed.settings import FeedSettings
 from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from training.checkpoint.files import ValidationState
+    from training.checkpoint.meta import ValidationState
 
 
 @dataclass

@@ -13,13 +13,21 @@ from torch import Tensor
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
-from training.checkpoint.files import Position
+from training.checkpoint.meta import Position
 from training.checkpoint.save import CheckpointWriter
 from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
-from training.run.build import build_model, check_dataset, check_settings, continue_from, manifest_xxh3, open_feed
+from training.run.build import (
+    build_model,
+    check_dataset,
+    check_position,
+    check_settings,
+    continue_from,
+    manifest_xxh3,
+    open_feed,
+)
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import Journal, say
 from training.run.run_folder import lock_run, write_config
@@ -64,29 +72,35 @@ class Trainer:
             )
             self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
             self.validation = self._open_validation()
-        with world.agreeing():
-            if world.rank == 0:
-                write_config(self.run, settings)
-                with lock_run(self.run):  # whoever trains it may delete the checkpoint that would be read here
-                    pass
-        found = checkpoint.find_on_all_ranks(self.run, world, say)
-        self.position, self.validation_state = (found.position, found.validation) if found else (Position(), None)
-        self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
         self._interrupts = Interrupts()
         self._journal: Journal | None = None
-        if not self.finished:
+        with ExitStack() as lock:
             with world.agreeing():
-                if found:
-                    check_dataset(found, self.manifest, settings.data)
-            self.model = build_model(settings, self.manifest, self.graph, world)
-            if found:
-                with world.agreeing():
-                    checkpoint.restore(found, self.model)
-            elif settings.init_from:
-                continue_from(Path(settings.init_from), settings, self.manifest, self.model, world)
-            self._writer = CheckpointWriter(
-                self.run, self.model, manifest_xxh3(self.manifest), world, settings.checkpoint
-            )
+                if world.rank == 0:  # whoever else trains it may write its settings and delete its checkpoints
+                    lock.enter_context(lock_run(self.run))
+                    write_config(self.run, settings)
+            self._resume()
+            self._lock = lock.pop_all()  # until `close`
+
+    def _resume(self) -> None:
+        """Take the position of the newest checkpoint and build the model there, unless the run is finished."""
+        settings, world = self.settings, self.world
+        found = checkpoint.find_on_all_ranks(self.run, world, say, renames=True)
+        self.position, self.validation_state = (found.position, found.validation) if found else (Position(0, 0), None)
+        if found:
+            with world.agreeing():
+                check_dataset(found, self.manifest, settings.data)
+                check_position(found, self.plan)
+        self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
+        if self.finished:
+            return
+        self.model = build_model(settings, self.manifest, self.graph, world)
+        if found:
+            with world.agreeing():
+                checkpoint.restore(found, self.model)
+        elif settings.init_from:
+            continue_from(Path(settings.init_from), settings, self.manifest, self.model, world)
+        self._writer = CheckpointWriter(self.run, self.model, manifest_xxh3(self.manifest), world, settings.checkpoint)
 
     @property
     def steps_done(self) -> int:
@@ -103,9 +117,10 @@ class Trainer:
     def fit(self) -> int:
         """Train to the end, or until a signal asks to stop; the exit status of the process (`training.run.interrupts`)."""
         if self.finished:
-            self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
+            with closing(self):
+                self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
-        with closing(self), self._locked(), self._journal_open(), self._interrupts:
+        with closing(self), self._journal_open(), self._interrupts:
             with self._writer:  # at the end of which all that was saved is whole
                 stopped = self._train()
             if stopped:
@@ -138,10 +153,11 @@ class Trainer:
         return None
 
     def close(self) -> None:
-        """Stop reading."""
-        self.feed.close()
-        if self.validation:
-            self.validation.close()
+        """Stop reading, and unlock the run."""
+        with self._lock:
+            self.feed.close()
+            if self.validation:
+                self.validation.close()
 
     def batches(self) -> Iterator[RankBatch]:
         """Yield this rank's batch of each step of the epoch, from the position on."""
@@ -252,15 +268,6 @@ class Trainer:
         self.world.barrier()  # for the launcher ends the other ranks when the first one has ended
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the run, by rank 0, while the block runs."""
-        with ExitStack() as stack:
-            with self.world.agreeing():
-                if self.world.rank == 0:
-                    stack.enter_context(lock_run(self.run))
-            yield
 
     @contextmanager
     def _journal_open(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
-from training.checkpoint.files import ValidationState
+from training.checkpoint.meta import ValidationState
 from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 import resource
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from pipeline.errors import InputError
 from training.checkpoint import files as checkpoint_files
 from training.checkpoint import restore as checkpoint
 from training.checkpoint import save as checkpoint_writer
-from training.checkpoint.files import META_FILE, TOWERS_FILE, Position, ValidationState, find_newest
+from training.checkpoint.files import find_newest
+from training.checkpoint.meta import META_FILE, TOWERS_FILE, Checkpoint, Position, ValidationState
 from training.checkpoint.restore import restore
 from training.checkpoint.save import CheckpointWriter
 from training.checkpoint.settings import CheckpointSettings
+from training.checkpoint.tensors import write_safetensors
 from training.distributed.exchange import PerScope
 from training.distributed.peer_exchange import PeerExchange
 from training.distributed.settings import OptimizerSettings
@@ -90,9 +94,9 @@ def fake(rows: range, columns: int = 4) -> ShardedModel:
     )  # type: ignore[arg-type]
 
 
-def save_steps(run: Path, *steps: int, rows: range = range(10)) -> None:
+def save_steps(run: Path, *steps: int, rows: range = range(10), keep: int = 2) -> None:
     for step in steps:
-        save(run, fake(rows), Position(0, step), ALONE)
+        save(run, fake(rows), Position(0, step), ALONE, keep)
 
 
 def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path) -> None:
@@ -101,10 +105,10 @@ def test_rows_are_found_by_their_numbers_however_a_table_was_cut(tmp_path: Path)
     save_steps(run, 1, rows=range(4))
     path = checkpoint_files.folder(run) / "step-00000001"
     for rank, rows in ((1, range(4, 7)), (2, range(7, 10))):
-        checkpoint_files.write_safetensors(path / f"rank-{rank:05d}.safetensors", checkpoint.rank_tensors(fake(rows)))
-    meta = checkpoint_files.Checkpoint(
+        write_safetensors(path / f"rank-{rank:05d}.safetensors", checkpoint.rank_tensors(fake(rows)))
+    meta = Checkpoint(
         path,
-        Position(),
+        Position(0, 0),
         "",
         ("rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors", TOWERS_FILE),
     )
@@ -158,6 +162,64 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert find_newest(tmp_path / "nothing", print) is None
 
 
+def test_damaged_checkpoints_do_not_count_for_keep_and_other_names_are_left_alone(tmp_path: Path) -> None:
+    """A run of 40 steps whose two newest checkpoints the disk has damaged resumes at step 20, and saves at other steps."""
+    save_steps(tmp_path, 10, 20, 30, 40, keep=4)
+    checkpoints = checkpoint_files.folder(tmp_path)
+    for step in (30, 40):
+        victim = checkpoints / f"step-000000{step}" / TOWERS_FILE
+        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    copy = shutil.copytree(checkpoints / "step-00000020", checkpoints / "step-00000020.bak")
+    (checkpoints / "step-00000007").write_text("no folder")
+    said: list[str] = []
+    found = checkpoint.find_on_all_ranks(tmp_path, ALONE, said.append, renames=True)
+    assert found is not None
+    assert found.position == Position(0, 20)
+    assert [
+        bool(re.search(r"towers.safetensors has the checksum \w+ where .*step-000000\d0 is damaged", line))
+        for line in said[::2]
+    ] == [True] * 2
+    assert [re.findall(r"step-\S+ is renamed to (\S+);", line) for line in said[1::2]] == [
+        ["step-00000040.damaged"], ["step-00000030.damaged"],
+    ]  # fmt: skip
+    save_steps(tmp_path, 25)
+    found = find_newest(tmp_path, said.append)
+    assert found is not None
+    assert found.position == Position(0, 25)
+    save_steps(tmp_path, 29)
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "step-00000020.bak", "step-00000025", "step-00000029", "step-00000030.damaged", "step-00000040.damaged",
+    ]  # fmt: skip
+    assert (copy / META_FILE).exists()
+    assert len(said) == 4
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
+    save_steps(tmp_path, 99_999_999, 100_000_000)
+    found = find_newest(tmp_path, print)
+    assert found is not None
+    assert found.path.name == "step-100000000"
+
+
+@pytest.mark.parametrize("harm", ["a FIFO", "a folder", "a link out of the folder", "a FIFO as checkpoint.json"])
+def test_a_checkpoint_names_regular_files_of_its_own_folder(tmp_path: Path, harm: str) -> None:
+    save_steps(tmp_path, 1, 2)
+    latest = checkpoint_files.folder(tmp_path) / "step-00000002"
+    victim = latest / (META_FILE if "checkpoint.json" in harm else "rank-00000.safetensors")
+    victim.rename(tmp_path / "elsewhere")
+    if "FIFO" in harm:
+        os.mkfifo(victim)
+    elif harm == "a folder":
+        victim.mkdir()
+    else:
+        victim.symlink_to(tmp_path / "elsewhere")
+    said: list[str] = []
+    found = find_newest(tmp_path, said.append)
+    assert found is not None
+    assert found.path.name == "step-00000001"
+    assert re.search(r"(not a regular file|leads out of the folder).*step-00000002 is damaged", said[0])
+
+
 def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path: Path) -> None:
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
         validation = ValidationState(step, 0.7, best, step - best)
@@ -168,8 +230,21 @@ def test_the_best_checkpoint_stays_beside_the_newest_and_can_be_chosen(tmp_path:
     assert [one.path.name for one in found if one] == ["step-00000004", "step-00000002"]
     assert found[0] is not None
     assert found[0].validation == ValidationState(4, 0.7, 2, 2)
-    with pytest.raises(InputError, match="checkpoint=last is not one of newest, best"):
-        checkpoint.find_on_all_ranks(tmp_path, ALONE, print, "last")
+    chosen = checkpoint.find_on_all_ranks(tmp_path, ALONE, print, "step-2")
+    assert chosen is not None
+    assert chosen.position == Position(0, 2)
+    for which, told in (
+        ("last", "checkpoint=last is not one of newest, best, step-N"),
+        ("step-3", "checkpoint=step-3: .* no checkpoint of that step; it has step-4, step-2"),
+    ):
+        with pytest.raises(InputError, match=told):
+            checkpoint.find_on_all_ranks(tmp_path, ALONE, print, which)
+    (chosen.path / TOWERS_FILE).unlink()
+    for which in ("best", "step-2"):
+        with pytest.raises(
+            InputError, match=f"is missing, though .*; checkpoint={which} is damaged; use checkpoint=newest"
+        ):
+            checkpoint.find_on_all_ranks(tmp_path, ALONE, print, which)
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
@@ -210,7 +285,7 @@ def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
 
     monkeypatch.setattr(checkpoint_writer, "write_safetensors", slow_write)
     model = fake(range(10))
-    with CheckpointWriter(tmp_path, model, "manifest", ALONE, CheckpointSettings()) as writer:
+    with CheckpointWriter(tmp_path, model, "0" * 16, ALONE, CheckpointSettings()) as writer:
         writer.save(Position(0, 1), 1, None)
         model.shards[0].weight.fill_(-1)
         assert not writer.is_ready

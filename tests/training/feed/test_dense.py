@@ -140,7 +140,7 @@ def test_moments_that_cannot_be_are_refused(own: tuple[Path, Manifest, Vectors],
 @pytest.mark.parametrize("width", [0, -1, "3", None])
 def test_a_manifest_without_a_width_is_refused(own: tuple[Path, Manifest, Vectors], width: Any) -> None:
     wrong = with_field(own[1], parameters={"width": width})
-    with pytest.raises(InputError, match=rf"user_taste of kind=dense with width={width}, which is no width"):
+    with pytest.raises(InputError, match=rf"user_taste' of kind=dense has width={width}, which is no width"):
         Manifest.from_json(wrong.to_json(), "here")
 
 

@@ -14,7 +14,8 @@ from tiny_run import take_steps, tiny_settings, weights
 
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
-from training.checkpoint.files import Position, find_newest
+from training.checkpoint.files import find_newest
+from training.checkpoint.meta import Position
 from training.distributed.world import join
 from training.model.settings import GraphSettings
 from training.run.journal import LOG
