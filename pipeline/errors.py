@@ -11,6 +11,9 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+#: What file systems and Arrow raise for a file that cannot be read or holds what it may not: a footer that is no UTF-8, …
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError)
+
 
 def printable(text: str) -> str:
     """Escape every character of `text` that a terminal or page acts on rather than shows: line feeds, ESC, bidi marks."""

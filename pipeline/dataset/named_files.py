@@ -6,6 +6,8 @@ links; the file has the size and the checksum that stand beside its name.
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.atomic_files import xxh3_of
-from pipeline.errors import InputError, printable, reason_of
+from pipeline.errors import UNREADABLE, InputError, printable, reason_of
 from pipeline.locations import open_location
 
 
@@ -58,20 +60,24 @@ class NamedFiles:
     def stamp(self, name: str) -> FileStamp:
         """Return the size and modification time of a regular file."""
         path = self._path(name)
-        try:
+        with self.readable(name):
             return self._local_stamp(path) if self._is_local else self._stored_stamp(path)
-        except FileNotFoundError as error:
-            raise InputError(f"{name} is missing, though {self.named_by} names it; {self.remedy}") from error
-        except OSError as error:
-            raise self._unreadable(name, error) from error
 
     def open(self, name: str) -> pa.NativeFile:
         """Open a regular file for reading at any place; it is never memory-mapped."""
         self.stamp(name)  # before: opening a FIFO would wait for a writer without an end
-        try:
+        with self.readable(name):
             return self.filesystem.open_input_file(self._path(name))
-        except OSError as error:
-            raise self._unreadable(name, error) from error
+
+    @contextmanager
+    def readable(self, name: str) -> Iterator[None]:
+        """Raise InputError that names the file for what the file system, Arrow or Parquet raise in the block."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise InputError(f"{name} is missing, though {self.named_by} names it; {self.remedy}") from error
+        except UNREADABLE as error:
+            raise InputError(f"{name} cannot be read ({printable(reason_of(error))}); {self.remedy}") from error
 
     def check_size(self, name: str, num_bytes: int) -> FileStamp:
         """Raise InputError unless the file has `num_bytes`; return its stamp."""
@@ -82,11 +88,12 @@ class NamedFiles:
 
     def check_content(self, name: str, xxh3: str) -> None:
         """Read the file to its end. Raise InputError unless its checksum is `xxh3`."""
-        with self.open(name) as stream:
-            try:
-                found = xxh3_of(stream)
-            except (OSError, pa.ArrowException) as error:
-                raise self._unreadable(name, error) from error
+        with self.open(name) as stream, self.readable(name):
+            found = xxh3_of(stream)
+        self.compare_xxh3(name, found, xxh3)
+
+    def compare_xxh3(self, name: str, found: str, xxh3: str) -> None:
+        """Raise InputError unless the checksum `found` of the file's bytes is `xxh3`."""
         if found != xxh3:
             raise InputError(
                 f"{name} has the checksum {found} where {self.named_by} says {xxh3}: its bytes have changed since it was "
@@ -116,6 +123,3 @@ class NamedFiles:
         if info.type != pafs.FileType.File:
             raise OSError("it is not a file")
         return FileStamp(info.size, info.mtime_ns)
-
-    def _unreadable(self, name: str, error: BaseException) -> InputError:
-        return InputError(f"{name} cannot be read ({printable(reason_of(error))}); {self.remedy}")

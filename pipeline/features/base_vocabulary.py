@@ -5,20 +5,17 @@ by falling count, ties by raw id. A numeric field keeps the base's mean and stan
 keeps all of its rows today. Only the manifest and the vocabularies of the base are read.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
-from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField, field_differences, read_manifest
+from pipeline.dataset.manifest import MANIFEST, Manifest, ManifestField, field_differences, read_manifest
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import Vocabulary
-from pipeline.locations import open_location
 
 _SAME_AS_BASE = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets", "parameters")
 
@@ -59,25 +56,13 @@ class Base:
         if not entry.vocabulary:
             none = np.empty(0, np.int64)
             return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
-        filesystem, root = open_location(self.path)
-        where = f"{root.rstrip('/')}/{entry.vocabulary}"
-        try:
-            with filesystem.open_input_file(where) as stream:
-                content = stream.read()
-            if xxhash.xxh3_64_hexdigest(content) != entry.vocabulary_xxh3:
-                raise InputError(
-                    f"{where} is not the file that its manifest names (another xxh3); preprocess vocabulary.base again."
-                )
-            table = pq.read_table(io.BytesIO(content))
-            index_N = np.arange(NUM_RESERVED_ROWS, entry.num_rows)
-            if not np.array_equal(table["index"].to_numpy(), index_N):
-                raise InputError(
-                    f"{where} has not the indices 2 to {entry.num_rows - 1} in order; preprocess it again."
-                )
-            texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
-            return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(index_N), np.int64), texts)
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise InputError(f"vocabulary.base={self.path}: {where} cannot be read ({error}).") from error
+        table = read_vocabulary(self._files(), entry)
+        texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
+        return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts)
+
+    def _files(self) -> NamedFiles:
+        named_by = f"{self.path.rstrip('/')}/{MANIFEST}"
+        return NamedFiles.below(self.path, named_by, "restore the file, or preprocess vocabulary.base again.")
 
 
 def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:

@@ -127,7 +127,7 @@ def test_of_the_base_only_the_manifest_and_the_vocabularies_are_read(
     stray = next((tmp_path / "base/vocabulary").glob("item_id*"))
     stray.write_bytes(b"?" + stray.read_bytes()[1:])
     settings.out = str(tmp_path / "other")
-    with pytest.raises(InputError, match=r"item_id-\w+.parquet is not the file that its manifest names"):
+    with pytest.raises(InputError, match=r"item_id-\w+.parquet has the checksum \w+ where .*base/manifest.json says"):
         preprocess(settings)
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField
+from pipeline.dataset.manifest import MANIFEST, NUM_RESERVED_ROWS, Manifest, ManifestField
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
-from pipeline.locations import open_location
 from training.distributed.sharded_model import ShardedModel
 
 
@@ -78,5 +78,5 @@ def _take(target: Tensor, source: Tensor, first_row: int, saved: Tensor) -> None
 
 
 def _vocabulary(data: str, entry: ManifestField) -> pa.Table:
-    filesystem, root = open_location(data)
-    return pq.read_table(f"{root.rstrip('/')}/{entry.vocabulary}", filesystem=filesystem, columns=["raw_id", "index"])
+    remedy = "restore the file, or give a run and a dataset that are complete (init_from, data)."
+    return read_vocabulary(NamedFiles.below(data, f"{data.rstrip('/')}/{MANIFEST}", remedy), entry)

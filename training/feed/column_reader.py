@@ -65,7 +65,10 @@ class PyarrowColumn:
         return sum(len(part.values) for part in self.chunks.chunks)
 
     def texts(self, num_rows: int) -> list[str]:
-        found: list[str] = _without_nulls(self._array(num_rows)).to_pylist()
+        try:
+            found: list[str] = _without_nulls(self._array(num_rows)).to_pylist()
+        except UnicodeDecodeError as error:  # Parquet does not check what it calls a string
+            raise DamagedColumn(f"a string that is no UTF-8 ({error})") from error
         return found
 
     def lists(self, num_rows: int) -> ListValues:

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from ranks import Arrays, run_ranks
 from tiny_dataset import FIELDS, write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings, weights
@@ -29,9 +30,11 @@ def grown(path: Path) -> None:
     index = np.arange(2, 2 + len(raw_id))
     table = pa.table({"raw_id": raw_id, "index": pa.array(index, pa.int32()), "count": np.full(len(index), 9)})
     pq.write_table(table, path / "vocabulary/item_id.parquet")
-    fields = [
-        replace(entry, num_rows=2 + len(raw_id)) if entry.name == "item_id" else entry for entry in manifest.fields
-    ]
+    known = {
+        "num_rows": 2 + len(raw_id),
+        "vocabulary_xxh3": xxhash.xxh3_64_hexdigest((path / "vocabulary/item_id.parquet").read_bytes()),
+    }
+    fields = [replace(entry, **known) if entry.name == "item_id" else entry for entry in manifest.fields]
     write_manifest(path, replace(manifest, fields=tuple(fields)))
 
 
@@ -95,6 +98,25 @@ def test_old_ids_keep_their_rows_and_new_ones_start_fresh(
 
 def vocabulary(data: Path) -> list[dict]:
     return pq.read_table(data / "vocabulary/item_id.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("name", ["data", "grown"])
+def test_a_vocabulary_reversed_since_then_is_refused_instead_of_mixing_up_rows(
+    yesterday: tuple[Path, Arrays], tmp_path: Path, name: str
+) -> None:
+    folder, _ = yesterday
+    path = folder / name / "vocabulary/item_id.parquet"
+    whole = path.read_bytes()
+    settings = tiny_settings(folder / "grown", tmp_path / "run", batch_size=32)
+    settings.init_from = str(folder / "run")
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "raw_id", table["raw_id"].combine_chunks()[::-1]), path)
+    refused = rf"vocabulary/item_id.parquet has the checksum \w+ where {folder / name}/manifest.json says \w+"
+    try:
+        with join(settings.world) as world, pytest.raises(InputError, match=refused):
+            Trainer(settings, world)
+    finally:
+        path.write_bytes(whole)
 
 
 def test_another_schema_is_refused_with_all_differences(yesterday: tuple[Path, Arrays], tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from damaged_files import error_of, first_table, with_table
 from slow_reading import POOLING, assert_same, epoch_reading, feed_of, merged, slow_reading
 from tiny_dataset import write_tiny_dataset
 
@@ -50,6 +52,19 @@ def test_both_decoders_give_the_same_values_of_every_column(dataset: tuple[Path,
             if mine is not None:
                 assert mine.dtype == other.dtype or name in LABELS, name  # Parquet stores an int8 as an INT32
                 np.testing.assert_array_equal(mine, other, err_msg=name)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_string_that_is_no_utf_8_is_a_damaged_column(tmp_path: Path, decoder: str) -> None:
+    manifest = write_tiny_dataset(tmp_path, num_contexts=20)
+    table = first_table(tmp_path, manifest)
+    raw = pa.array([b"\xff"] * len(table), pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    field = table.schema.field("context_id")
+    forged = with_table(tmp_path, manifest, table.set_column(0, field, texts), compression="zstd", use_dictionary=False)
+    message = error_of(tmp_path, forged, decoder=decoder)
+    assert "column context_id: " in message
+    assert "'utf-8' codec can't decode byte 0xff" in message
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

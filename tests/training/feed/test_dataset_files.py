@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from damaged_files import error_of, with_content
 from slow_reading import POOLING
 from tiny_dataset import write_tiny_dataset
 
@@ -59,6 +60,35 @@ def test_a_file_changed_while_it_is_read_is_refused(
     monkeypatch.setattr(files, "_read", slow_read)
     with pytest.raises(InputError, match="its bytes have changed"):
         files.read(file, 1)
+
+
+def test_a_name_that_leads_to_no_regular_file_of_the_dataset_is_refused_at_once(
+    opened: tuple[DatasetFiles, DatasetFile, Path],
+) -> None:
+    files, file, path = opened
+    away = path.parents[2] / f"{path.parents[1].name}-away"
+    path.rename(away)
+    path.symlink_to(away)
+    with pytest.raises(InputError, match=rf"{file.path} cannot be read .a link leads out of the folder, to {away}"):
+        files.read(file, 1)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=rf"{file.path} cannot be read .it is not a regular file"):
+        files.read(file, 1)
+    path.unlink()
+    away.rename(path)
+    assert files.read(file, 1).num_rows
+
+
+def test_a_footer_that_is_no_utf_8_is_one_sentence(tmp_path: Path) -> None:
+    manifest = write_tiny_dataset(tmp_path, num_contexts=20)
+    content = (tmp_path / manifest.files[0].path).read_bytes()
+    footer = content.index(b"impression_id")  # the schema stands first in the footer
+    damaged = content[:footer] + b"\xff" + content[footer + 1 :]
+    for decoder in ("pages", "pyarrow"):
+        message = error_of(tmp_path, with_content(tmp_path, manifest, damaged), decoder=decoder)
+        assert "cannot be read ('utf-8' codec can't decode byte 0xff" in message
+        assert message.isprintable()
 
 
 def test_a_file_that_was_only_touched_is_read_on(opened: tuple[DatasetFiles, DatasetFile, Path]) -> None:

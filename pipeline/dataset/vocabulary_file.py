@@ -1,0 +1,44 @@
+"""The vocabulary of a field as a file of the dataset: raw id → index, never read without its checksum.
+
+Another vocabulary of the same length means other ids for every row of a model: nothing else would tell.
+"""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, ManifestField
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.errors import InputError
+
+_TYPES = {"raw_id": pa.int64(), "index": pa.int32(), "text": pa.string()}  # text: of event logs whose ids are texts
+
+
+def read_vocabulary(files: NamedFiles, entry: ManifestField) -> pa.Table:
+    """Read raw_id, index and, where the ids are hashes of texts, text of the field's vocabulary, in the order of index.
+
+    Raises InputError where the file is not the one that the manifest names, or is no such table.
+    """
+    name = entry.vocabulary
+    with files.open(name) as stream, files.readable(name):
+        content = stream.read()
+    files.compare_xxh3(name, xxhash.xxh3_64_hexdigest(content), entry.vocabulary_xxh3)
+    with files.readable(name):  # names of columns that are no UTF-8 are found late
+        return _checked(pq.read_table(io.BytesIO(content)), files, entry)
+
+
+def _checked(table: pa.Table, files: NamedFiles, entry: ManifestField) -> pa.Table:
+    index_N = np.arange(NUM_RESERVED_ROWS, entry.num_rows)
+    wanted = [column for column in _TYPES if column != "text" or column in table.column_names]
+    if any(column not in table.column_names or table.schema.field(column).type != _TYPES[column] for column in wanted):
+        raise InputError(f"{entry.vocabulary} has not the columns of a vocabulary; {files.remedy}")
+    table = table.select(wanted)
+    if table["raw_id"].null_count or not np.array_equal(table["index"].to_numpy(), index_N):
+        raise InputError(
+            f"{entry.vocabulary} has not an id for each index from {NUM_RESERVED_ROWS} to {entry.num_rows - 1} in order, "
+            f"as {files.named_by} says; {files.remedy}"
+        )
+    return table
