@@ -20,6 +20,13 @@ from pipeline.passes.input import InputLog, open_log
 from pipeline.passes.job import Job
 from pipeline.passes.publish import assemble, merge_tallies, write_run
 from pipeline.passes.quarantine import quarantine
+from pipeline.passes.unchanged import (
+    changed_since,
+    check_sizes,
+    check_unchanged,
+    fingerprints_by_tasks,
+    fingerprints_of_input,
+)
 from pipeline.passes.write import save_tables, write_files
 from pipeline.spark import running
 from pipeline.spark import session as sparks
@@ -53,12 +60,15 @@ def _finished(job: Job) -> Manifest | None:
     if existing is None:
         return None
     wanted = settings_xxh3(job.determining)
-    same_sources = existing.sources == job.manifest_sources
-    if existing.settings_xxh3 == wanted and same_sources:
+    there = [(source.name, source.bytes) for source in existing.sources]
+    same_sources = there == [(source.name, source.bytes) for source in job.sources]
+    changed = changed_since(job, existing) if existing.settings_xxh3 == wanted and same_sources else None
+    if changed is None and existing.settings_xxh3 == wanted and same_sources:
         print(f"{job.out.location} is already there, with these settings and sources; nothing to do.", flush=True)
         return existing
     if not job.settings.overwrite:
         what = "other settings" if same_sources else "other source files"
+        what = f"another {changed.name} of the same size" if changed else what
         raise InputError(
             f"out={job.out.location} holds a finished dataset made with {what}; choose another out, or overwrite=true "
             "to replace it."
@@ -83,18 +93,22 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "spark"):
         spark = sparks.start_spark(job.settings.spark)
     with _clocked(seconds, "label"):
+        events_read = fingerprints_by_tasks(spark, job) if job.events else []
         log = open_log(spark, job, staging)
     with _clocked(seconds, "count"):
         counted = count(spark, job, log)
+    check_sizes(job.sources)
+    fingerprints = events_read or fingerprints_of_input(job, counted)
     counted.repeats.recount(counted.tally)
     _stop_at_failures(job, log, counted.tally)
     with _clocked(seconds, "write"), running.share_files(spark, partial(save_tables, job, counted)) as tables:
-        reports, rejected_early = write_files(spark, job, log, counted.tally, tables, staging)
+        reports, rejected_early = write_files(spark, job, log, counted, tables, staging)
         counted = replace(counted, vocabularies=_with_id_texts(spark, job, log, counted, tables))
     _stop_at_failures(job, log, merge_tallies(reports))
     with _clocked(seconds, "quarantine"):
         rejected_late = quarantine(spark, log, reports, staging)
-    manifest = assemble(job, log, counted, reports, [*rejected_early, *rejected_late], staging)
+        check_unchanged(spark, job, fingerprints)
+    manifest = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
     seconds["all"] = time.monotonic() - clock_start
     write_run(job, spark, manifest, started, seconds)
     commit.publish(job.out, manifest, _existing(job))

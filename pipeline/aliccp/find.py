@@ -1,7 +1,9 @@
 """Find the raw files of an Ali-CCP log; raise InputError for a file of another kind."""
 
+import zlib
+
 from pipeline.chunks.files import Entry, Files, files_of
-from pipeline.chunks.sources import ACTIONS, CONTEXT, PERIODS, SKELETON, SourceFile
+from pipeline.chunks.sources import ACTIONS, CONTEXT, PERIODS, SKELETON, SourceFile, check_parts
 from pipeline.errors import InputError, reason_of
 from pipeline.spark.exceptions import is_java_error
 
@@ -47,7 +49,9 @@ def _find_tables(directory: str, with_actions: bool, by_spark: bool) -> list[Sou
             raise InputError(f"{parts[0][1].address} is empty; a {table} log of one line or more is needed.")
         for name, part in parts:
             compressed = name.endswith(".gz")
-            source = SourceFile(len(sources), name, part.address, part.bytes, table, period, compressed, by_spark)
+            source = SourceFile(
+                len(sources), name, part.address, part.bytes, table, period, compressed, part.stamp, by_spark
+            )
             sources.append(source)
     for table, period in tables:
         if table in NUM_COLUMNS:
@@ -70,10 +74,16 @@ def _parts_of(files: Files, root: str, table: str, period: str, with_actions: bo
         both = " and ".join(entry.name for entry in present)
         raise InputError(f"source.path={root} has both {both}, so its lines would be read twice; remove one of them.")
     table_entry = present[0]
+    if table_entry.oddity:
+        raise InputError(f"{root}/{table_entry.name} is {table_entry.oddity}; put the {table} log there.")
     if not table_entry.is_directory:
         return [(table_entry.name, table_entry)]
     children = files.children(table_entry.address)
-    parts = [entry for entry in children if not entry.is_directory and not entry.name.startswith(("_", "."))]
+    parts = [entry for entry in children if not entry.name.startswith(("_", "."))]  # as Hadoop hides files
+    check_parts(
+        table_entry.address,
+        {entry.name: "a directory" if entry.is_directory else entry.oddity for entry in parts},
+    )
     if not parts:
         raise InputError(f"{table_entry.address} holds no parts; put the {table} log there or remove the directory.")
     part_names = {entry.name for entry in parts}
@@ -113,7 +123,7 @@ def _first_lines(source: SourceFile) -> list[bytes] | None:
     try:
         with source.open() as stream:
             head = stream.read(_HEAD_BYTES)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{source.path} cannot be read ({reason_of(error)}); repair or replace the file.") from error
     if len(head) == _HEAD_BYTES:
         if b"\n" not in head:

@@ -23,7 +23,9 @@ from pipeline.aliccp.byte_ranges import cut_long_lines, first_line_at
 from pipeline.aliccp.field_probe import names_of
 from pipeline.aliccp.reader import ChunkReader
 from pipeline.chunks.chunk import SCOPE_OF, Chunk
+from pipeline.chunks.fingerprints import has_changed
 from pipeline.chunks.sources import InputSplit, SourceFile, reading_source
+from pipeline.errors import InputError
 from pipeline.spark.hashes import xxhash64_of_text
 from pipeline.spark.paths import escape_glob
 from pipeline.spark.running import Batches
@@ -49,12 +51,12 @@ class LineReader:
     def chunks(self, batches: Batches) -> Iterator[Chunk]:
         """Parse the lines of `batches` as chunks."""
         names = {table: names_of(self.reader.catalogue, scope) for table, scope in SCOPE_OF.items()}
-        for source, offset, text in self.texts(batches):
+        for source, start, offset, text in self.texts(batches):
             for whole in cut_long_lines(offset, text, self.reader.max_line_bytes):
-                yield self.reader.parse_chunk(source, whole, names[source.table])
+                yield self.reader.parse_chunk(source, start, whole, names[source.table])
 
-    def texts(self, batches: Batches) -> Iterator[tuple[SourceFile, int, bytes]]:
-        """Yield (file, offset, whole lines), the lines of a block in their order."""
+    def texts(self, batches: Batches) -> Iterator[tuple[SourceFile, int, int, bytes]]:
+        """Yield (file, start of the block, offset, whole lines), the lines of a block in their order."""
         next_offset: dict[Block, int] = {}
         for batch in batches:
             for piece in _split_by_block(batch):
@@ -62,9 +64,12 @@ class LineReader:
                 text = _text_of(piece.column("text"))
                 if block not in next_offset and block[1] == 0 and block[0] in self.with_mark:
                     text = _BYTE_ORDER_MARK + text
+                source = self.sources[block[0]]
+                if block not in self.starts:  # no line began there when the job began
+                    raise InputError(has_changed(source))
                 offset = next_offset.get(block, self.starts[block])
                 next_offset[block] = offset + len(text)
-                yield self.sources[block[0]], offset, text
+                yield source, block[1], offset, text
 
 
 def lines(spark: "SparkSession", sources: Sequence[SourceFile], split_bytes: int) -> "DataFrame":

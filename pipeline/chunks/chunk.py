@@ -41,6 +41,8 @@ class Chunk:
     parsed: Parsed
     split_L: np.ndarray  # positions in manifest.SPLITS; TRAIN or TEST for a line without a readable key
     timestamp_L: np.ndarray | None = None  # int64, of the impressions of a timed log
+    split_start: int = 0  # of the input split in the file
+    fingerprint: int = 0  # of its lines (kernels.line_fingerprint); 0 where the source is no raw log
 
 
 def numbers_of(parsed: Parsed, places: NumberPlaces) -> np.ndarray:

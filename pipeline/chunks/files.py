@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
 from urllib.parse import quote
@@ -16,12 +17,14 @@ _LOCAL_BUFFER_BYTES = 1 << 16  # for lines; a longer read passes it by
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a directory."""
+    """A file, a directory, or something else, whose `oddity` says what it is."""
 
     name: str  # the last part of its address
     address: str
     bytes: int
     is_directory: bool
+    stamp: tuple[int, ...] = ()  # it changes when the file does: mtime_ns; on this host also ctime_ns and the inode
+    oddity: str = ""  # "a link to nothing", …: what it is if it is neither a file nor a directory
 
 
 class Files(Protocol):
@@ -29,6 +32,9 @@ class Files(Protocol):
 
     def entry(self, directory: str, name: str = "") -> Entry | None:
         """Look up a directory, or an entry of it by name; None if there is none."""
+
+    def entries(self, addresses: Sequence[str]) -> list[Entry | None]:
+        """Look up several addresses."""
 
     def children(self, directory: str) -> list[Entry]:
         """List a directory, in the order of the names."""
@@ -45,18 +51,27 @@ class ArrowFiles:
     """
 
     def entry(self, directory: str, name: str = "") -> Entry | None:
-        filesystem, path = open_location(_below(directory, name))
-        info = filesystem.get_file_info(path.rstrip("/") or "/")
-        return None if info.type == pafs.FileType.NotFound else _entry_from_info(info, directory, name)
+        return self.entries([_below(directory, name)])[0]
+
+    def entries(self, addresses: Sequence[str]) -> list[Entry | None]:
+        """Look up several addresses of one file system, of a store in requests at once."""
+        opened = [open_location(address) for address in addresses]
+        paths = [path.rstrip("/") or "/" for _, path in opened]
+        infos = opened[0][0].get_file_info(paths) if opened else []
+        return [
+            None
+            if info.type == pafs.FileType.NotFound and not os.path.islink(path)
+            else _entry_from_info(info, address)
+            for info, path, address in zip(infos, paths, addresses, strict=True)
+        ]
 
     def children(self, directory: str) -> list[Entry]:
         filesystem, path = open_location(directory)
         infos = filesystem.get_file_info(pafs.FileSelector(path.rstrip("/")))
-        # A link to nothing is not found; S3 lists a prefix that was made as a directory with an empty name.
-        found = [info for info in infos if info.base_name and info.type != pafs.FileType.NotFound]
-        return [
-            _entry_from_info(info, directory, info.base_name) for info in sorted(found, key=lambda info: info.base_name)
-        ]
+        # S3 lists a prefix that was made as a directory with an empty name.
+        there = [info for info in infos if info.type != pafs.FileType.NotFound or os.path.islink(info.path)]
+        found = sorted((info for info in there if info.base_name), key=lambda info: info.base_name)
+        return [_entry_from_info(info, _below(directory, info.base_name)) for info in found]
 
     def open(self, address: str) -> BinaryIO:
         filesystem, path = open_location(address)
@@ -71,11 +86,19 @@ def _below(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}".rstrip("/") or "/"
 
 
-def _entry_from_info(info: pafs.FileInfo, directory: str, name: str) -> Entry:
-    address = _below(directory, name)
-    # A path that does not depend on where a task runs.
-    address = address if is_address(address) else os.path.realpath(os.path.expanduser(address))
-    return Entry(info.base_name, address, info.size or 0, info.type == pafs.FileType.Directory)
+def _entry_from_info(info: pafs.FileInfo, address: str) -> Entry:
+    oddity = {pafs.FileType.NotFound: "a link to nothing", pafs.FileType.Unknown: "no regular file"}.get(info.type, "")
+    stamp: tuple[int, ...] = (info.mtime_ns or 0,)
+    if not is_address(address):
+        # A path that does not depend on where a task runs.
+        address = os.path.realpath(os.path.expanduser(address))
+        stamp = stamp if oddity else stamp_of(os.stat(address))
+    return Entry(info.base_name, address, info.size or 0, info.type == pafs.FileType.Directory, stamp, oddity)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Return the stamp of a file of this host."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def files_of(address: str, by_spark: bool) -> Files:

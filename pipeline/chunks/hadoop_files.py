@@ -4,6 +4,7 @@ Private names of PySpark (`SparkSession._jvm`, `._jsc`) are used in this file al
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any, BinaryIO, cast
 
 from pipeline.chunks.files import Entry
@@ -19,6 +20,9 @@ class HadoopFiles:
         path = self._path(f"{directory.rstrip('/')}/{name}" if name else directory)
         filesystem = self._filesystem(path)
         return _entry_from_status(filesystem.getFileStatus(path)) if filesystem.exists(path) else None
+
+    def entries(self, addresses: Sequence[str]) -> list[Entry | None]:
+        return [self.entry(address) for address in addresses]
 
     def children(self, directory: str) -> list[Entry]:
         path = self._path(directory)
@@ -69,7 +73,8 @@ class _JavaFile(io.RawIOBase):
 
 def _entry_from_status(status: Any) -> Entry:
     path = status.getPath()
-    return Entry(path.getName(), path.toString(), status.getLen(), status.isDirectory())
+    stamp = (status.getModificationTime(),)
+    return Entry(path.getName(), path.toString(), status.getLen(), status.isDirectory(), stamp)
 
 
 def _session() -> Any:

@@ -6,7 +6,7 @@ names. Offsets are in the uncompressed file; (ordinal of the file, offset of the
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -29,6 +29,7 @@ class SourceFile:
     table: str  # SKELETON, CONTEXT or ACTIONS
     period: str  # train | test
     compressed: bool
+    stamp: tuple[int, ...] = ()  # as `Entry` has it, when the job found the file
     by_spark: bool = False  # Python cannot open it: the driver goes through Spark's Java side, tasks are given lines
 
     def open(self) -> BinaryIO:
@@ -61,6 +62,29 @@ def reading_source(source: SourceFile) -> Iterator[BinaryIO]:
         raise InputError(
             f"{source.path} cannot be read to its end ({reason_of(error)}); repair or replace the file, then run again."
         ) from error
+
+
+#: Ends of the names of compressed files that are not read. Spark would read some of them, with offsets of its own.
+_OTHER_COMPRESSIONS = (".bz2", ".zst", ".xz", ".lz4", ".snappy", ".deflate", ".zip", ".lzo", ".Z", ".7z", ".br")
+
+
+def check_parts(directory: str, oddities: Mapping[str, str]) -> None:
+    """Raise InputError for a part of a table that is no file, or compressed otherwise than by gzip.
+
+    `oddities` says of each name what it is if it is no file, or "".
+    """
+    found = [f"{name} ({oddity})" for name, oddity in sorted(oddities.items()) if oddity]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise InputError(
+            f"{directory} holds what is no file: {', '.join(found[:5])}{more}; a table is a file or a directory of "
+            "files, so put the files themselves there, or remove these (names that begin with _ or . are left out)."
+        )
+    other = [name for name in sorted(oddities) if name.endswith(_OTHER_COMPRESSIONS)]
+    if other:
+        raise InputError(
+            f"{directory}/{other[0]} is compressed as no log may be; only .gz is read: unpack it, or pack it with gzip."
+        )
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class Source:
 
     name: str
     bytes: int
+    fingerprint: str = ""  # of its content; empty in datasets of earlier releases
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,9 @@ class Manifest:
         for entry in content["fields"]:
             if not entry["parameters"]:
                 del entry["parameters"]
+        for source in content["sources"]:
+            if not source["fingerprint"]:
+                del source["fingerprint"]
         if content.pop("has_own_xxh3"):
             content[_OWN_XXH3] = _xxh3_of_content(content)
         return _canonical_text(content)

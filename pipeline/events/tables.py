@@ -15,7 +15,8 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.chunks.sources import SourceFile
+from pipeline.chunks.files import stamp_of
+from pipeline.chunks.sources import SourceFile, check_parts
 from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
 from pipeline.errors import InputError
 from pipeline.features.fields import Catalogue, Field
@@ -209,16 +210,20 @@ def _missing(column: str, key: str, tables: Sequence[Table]) -> str:
 def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: int) -> Table:
     path = root / relative
     key = f"source.events.{name}.path={relative}"
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{key} in source.path={root} is a link to nothing; put the table there.")
     if not path.exists():
         there = ", ".join(sorted(entry.name for entry in root.iterdir())) or "nothing"
         raise InputError(f"{key} is not in source.path={root} (there is: {there}); correct one of the two.")
-    parts = sorted(_parts(path)) if path.is_dir() else [path]
+    parts = _parts(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        check_parts(str(root), {relative: _oddity_of(path)})
     parts = [part for part in parts if part.stat().st_size]
     if not parts:
         raise InputError(f"{key} in {root} holds no data; a file of one row or more is needed.")
     files = tuple(
         SourceFile(first_ordinal + number, part.relative_to(root).as_posix(), str(part.resolve()), part.stat().st_size,
-                   name, "", part.suffix == ".gz")
+                   name, "", part.suffix == ".gz", stamp_of(part.stat()))
         for number, part in enumerate(parts)
     )  # fmt: skip
     try:
@@ -236,16 +241,18 @@ def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: 
     return Table(name, form, files, columns)
 
 
-def _parts(directory: Path) -> Iterator[Path]:
-    """Yield the files of a directory but Hadoop's hidden ones. Raises InputError for a folder, as partitionBy makes."""
-    for path in directory.iterdir():
-        if path.name.startswith(("_", ".")):
-            continue
-        if path.is_dir():
-            raise InputError(
-                f"{directory} has a directory {path.name} in it; a table is a file or a directory of files."
-            )
-        yield path
+def _parts(directory: Path) -> list[Path]:
+    """List the files of a directory but Hadoop's hidden ones. Raises InputError for a folder, as partitionBy makes."""
+    parts = sorted(path for path in directory.iterdir() if not path.name.startswith(("_", ".")))
+    check_parts(str(directory), {part.name: _oddity_of(part) for part in parts})
+    return parts
+
+
+def _oddity_of(path: Path) -> str:
+    """Say what a path is if it is no file; "" of a file."""
+    if path.is_file():
+        return ""
+    return "a directory" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
 
 
 def _file_columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:

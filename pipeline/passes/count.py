@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.audit.tally import Tally
 from pipeline.chunks.chunk import numbers_of
+from pipeline.chunks.fingerprints import SplitFingerprints
 from pipeline.chunks.line_columns import REASON
 from pipeline.chunks.reasons import GOOD
 from pipeline.config.preprocess import GLOBAL
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 #: Rows of the first pass. `part` says what `blob` holds:
 #: the key of a vocabulary partition: pairs of ids and counts; a key of `duplicates.Partitions`: occurrences of
-#: impression ids; NO_PART: the tally of a task as JSON; NUMBERS_PART: the moments of its numeric fields.
+#: impression ids; NO_PART: the tally of a task and the fingerprints of its splits as JSON; NUMBERS_PART: the moments of its numeric fields.
 COUNTS = "part int, blob binary"
 _COUNTS_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART, NUMBERS_PART = -1, -2
@@ -66,9 +67,10 @@ class CountTasks:
         places = catalogue.number_places(numerics)
         is_counted_F = np.array([entry.is_counted for entry in catalogue.fields])
         tally, counter, moments = Tally(), Counter(), Moments(places.total)
-        occurrences = Occurrences(self.occurrences)
+        occurrences, fingerprints = Occurrences(self.occurrences), SplitFingerprints()
         for chunk in self.input.chunks(batches):
             tally.count_chunk(chunk)
+            fingerprints.add(chunk)
             if self.occurrences.keys:
                 occurrences.add(chunk)
                 if len(occurrences) > _MOST_OCCURRENCES:
@@ -88,7 +90,8 @@ class CountTasks:
                 counter = Counter()
         yield from self._flush(counter)
         yield from (_counts_row(part, blob) for part, blob in occurrences.flush())
-        yield _counts_row(NO_PART, json.dumps(tally.to_json()).encode())
+        counted = {"tally": tally.to_json(), "fingerprints": fingerprints.to_rows()}
+        yield _counts_row(NO_PART, json.dumps(counted).encode())
         if numerics:
             yield _counts_row(NUMBERS_PART, moments.to_bytes())
 
@@ -132,6 +135,7 @@ class CountResult:
     vocabularies: list[Vocabulary]  # of each field in catalogue order; without ids for a numeric or a hashed one
     moments: Moments  # of the numbers of Catalogue.measured, side by side
     repeats: Repeats  # impression ids that stand in several contexts
+    fingerprints: SplitFingerprints  # of the input splits as this pass read them
 
 
 def count(spark: "SparkSession", job: Job, log: InputLog) -> CountResult:
@@ -172,10 +176,13 @@ def _merge_on_driver(
     """Merge the rows of COUNTS into vocabularies, moments and repeats, on the driver."""
     places = job.catalogue.number_places(job.catalogue.measured)
     tally, moments, repeating = Tally(), Moments(places.total), []
+    fingerprints = SplitFingerprints()
     new, known = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
     for part, blob in zip(table.column("part").to_pylist(), table.column("blob"), strict=True):
         if part == NO_PART:
-            tally.merge(Tally.from_json(json.loads(blob.as_py())))
+            counted = json.loads(blob.as_py())
+            tally.merge(Tally.from_json(counted["tally"]))
+            fingerprints.merge(counted["fingerprints"])
         elif part == NUMBERS_PART:
             moments.merge(blob.as_py())
         elif part in occurrences.keys:
@@ -188,7 +195,7 @@ def _merge_on_driver(
         everything = [replace(entry, max_ids=None) for entry in fields]
         of_base = vocabularies(np.concatenate(known), everything)
         found = [extend(*of_field) for of_field in zip(base, of_base, found, strict=True)]
-    return CountResult(tally, found, moments, repeats)
+    return CountResult(tally, found, moments, repeats, fingerprints)
 
 
 def _report_full_fields(job: Job, fields: Sequence[Field]) -> None:

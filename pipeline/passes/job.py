@@ -6,7 +6,6 @@ from typing import Any
 from pipeline.aliccp.find import find_sources
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.preprocess import SPARK, PreprocessSettings
-from pipeline.dataset.manifest import Source
 from pipeline.errors import InputError
 from pipeline.events.tables import EventLog, find_log
 from pipeline.features.base_vocabulary import Base
@@ -61,8 +60,3 @@ class Job:
     def determining(self) -> dict[str, Any]:
         """The settings that decide what the dataset holds, with the base's checksum."""
         return self.settings.determining(self.base.manifest_xxh3 if self.base else None)
-
-    @property
-    def manifest_sources(self) -> tuple[Source, ...]:
-        """The raw files as the manifest lists them."""
-        return tuple(Source(source.name, source.bytes) for source in self.sources)

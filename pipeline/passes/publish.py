@@ -19,13 +19,14 @@ from pipeline.audit.page import audit_page
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
 from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
-from pipeline.dataset.manifest import NUM_RESERVED_ROWS, SPLITS, DatasetFile, Manifest, ManifestField, totals_of
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, SPLITS, DatasetFile, Manifest, ManifestField, Source, totals_of
 from pipeline.features.fields import Field
 from pipeline.features.vocabulary import write_vocabulary
 from pipeline.passes.count import CountResult
 from pipeline.passes.input import InputLog
 from pipeline.passes.job import Job
 from pipeline.passes.reports import DataReport, QuarantineReport
+from pipeline.passes.unchanged import stamps_of
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.parquet_files import HashedFile
@@ -40,6 +41,7 @@ def assemble(
     job: Job,
     log: InputLog,
     counted: CountResult,
+    fingerprints: Sequence[str],  # of the raw files
     reports: Sequence[DataReport],
     quarantine: Sequence[QuarantineReport],
     staging: Staging,
@@ -67,7 +69,7 @@ def assemble(
     manifest = Manifest(
         settings=determining,
         settings_xxh3=settings_xxh3(determining),
-        sources=job.manifest_sources,
+        sources=tuple(Source(source.name, source.bytes, fingerprints[source.ordinal]) for source in job.sources),
         fields=fields,
         labels=_label_definitions(job.settings),
         files=tuple(files),
@@ -165,6 +167,7 @@ def write_run(
     run = {
         commit.OF_MANIFEST: manifest.xxh3,
         "settings": job.settings.run_only(),
+        "inputs": stamps_of(job.sources),
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),

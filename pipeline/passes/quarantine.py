@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.aliccp.spark_lines import LineReader
 from pipeline.chunks.reasons import REASONS
-from pipeline.chunks.sources import SourceFile, read_line_at
+from pipeline.chunks.sources import SourceFile, read_line_at, reading_source
 from pipeline.contexts.group import LINE_OFFSET, ORDINAL, REJECT_REASON
 from pipeline.passes.input import InputLog, LineInput, numbers_in
 from pipeline.passes.reports import (
@@ -91,7 +91,7 @@ class RereadTasks:
             yield report_row(_report(self.staging, number, written))
 
     def _lines(self, source: SourceFile, rejects: np.ndarray) -> Batches:
-        with source.open() as stream:  # gzip streams forward, because the offsets rise
+        with reading_source(source) as stream:  # gzip streams forward, because the offsets rise
             for start in range(0, len(rejects), 1024):
                 part = rejects[start : start + 1024]
                 lines = [read_line_at(stream, offset) for offset in part[:, LINE_OFFSET].tolist()]
@@ -113,7 +113,7 @@ class PickTasks:
         """Pick the rejected lines out of rows of `lines` → REJECTED_LINES."""
         rejects = np.concatenate([self.staging.load_array(name) for name in self.rejects])
         rejects = rejects[np.lexsort((rejects[:, LINE_OFFSET], rejects[:, ORDINAL]))]
-        for source, start, text in self.reader.texts(batches):
+        for source, _, start, text in self.reader.texts(batches):
             mine = rejects[rejects[:, ORDINAL] == source.ordinal]
             first, last = np.searchsorted(mine[:, LINE_OFFSET], [start, start + len(text)]).tolist()
             found = [

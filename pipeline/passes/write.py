@@ -14,6 +14,7 @@ from pipeline.audit import tally as audit
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import GRAIN, Tally
 from pipeline.chunks.chunk import SCOPE_OF
+from pipeline.chunks.fingerprints import SplitFingerprints
 from pipeline.chunks.reasons import REASONS
 from pipeline.chunks.sources import PERIODS, SourceFile
 from pipeline.contexts.buckets import Buckets, buckets_of
@@ -48,12 +49,12 @@ if TYPE_CHECKING:
 
 
 def write_files(
-    spark: "SparkSession", job: Job, log: InputLog, scanned: Tally, tables: Callable[[], Path], staging: Staging
+    spark: "SparkSession", job: Job, log: InputLog, counted: CountResult, tables: Callable[[], Path], staging: Staging
 ) -> tuple[list[DataReport], list[QuarantineReport]]:
     """Run the second pass; return the reports of the partitions, and of the files of lines rejected before grouping."""
     rows = job.settings.rows
     writing = WriteTasks(
-        log.input, job.catalogue, _buckets(job, scanned), log.sources, tables, staging,
+        log.input, job.catalogue, _buckets(job, counted.tally), log.sources, counted.fingerprints, tables, staging,
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
     frame, num_tasks = records_of(log.input.frame(spark), writing), len(log.splits) + len(writing.buckets)
@@ -68,6 +69,7 @@ class WriteTasks:
     catalogue: Catalogue
     buckets: Buckets
     sources: tuple[SourceFile, ...]  # by ordinal
+    first_pass: SplitFingerprints  # of what it read
     tables: Callable[[], Path]  # where this host has the lookup tables and the action ids
     staging: Staging
     max_impressions: int
@@ -75,7 +77,10 @@ class WriteTasks:
     with_daction: bool
 
     def encode(self, batches: Batches) -> Batches:
-        """Encode the lines of a task's rows of `TaskInput.frame` → records.RECORD_SCHEMA."""
+        """Encode the lines of a task's rows of `TaskInput.frame` → records.RECORD_SCHEMA.
+
+        Raises InputError for a file that the first pass has read otherwise.
+        """
         directory = self.tables()
         lookup = Lookup.load(directory)
         repeated_X = load_positions(directory)
@@ -83,9 +88,12 @@ class WriteTasks:
         # Impressions of event logs have no period, and already all their labels.
         paths = {period: actions_path(directory, period) for period in PERIODS if self.with_daction}
         acted = {period: np.load(path, mmap_mode="r") for period, path in paths.items() if path.exists()}
+        fingerprints = SplitFingerprints()
         for chunk in self.input.chunks(batches):
+            fingerprints.add(chunk)
             reject_repeats(chunk, repeated_X)
             yield from encode(chunk, layouts[chunk.source.table], lookup, self.buckets, acted.get(chunk.source.period))
+        fingerprints.compare(self.first_pass, self.sources)
 
     def write(self, batches: Batches) -> Batches:
         """Write the sorted records of a partition → the report of its file; a partition may be empty."""

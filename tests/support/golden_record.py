@@ -74,6 +74,8 @@ def _normalize(manifest: Record, recorded_hash: Mapping[str, str]) -> Record:
     assert own_xxh3 == _xxh3_of(_json_of(manifest)), "a manifest has another checksum of itself"
     manifest["settings"]["rows"].pop("scatter_chunks", None)
     del manifest["settings_xxh3"]
+    for source in manifest["sources"]:
+        del source["fingerprint"]  # recorded before sources had one
     base = manifest["settings"]["vocabulary"]["base"]
     manifest["settings"]["vocabulary"]["base"] = base and recorded_hash[base]  # KeyError: it is not that of its base
     manifest["lineage"] = [recorded_hash[xxh3] for xxh3 in manifest["lineage"]]

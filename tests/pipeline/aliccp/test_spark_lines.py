@@ -70,7 +70,7 @@ def test_every_line_comes_once_with_its_offset_whatever_the_bytes_and_the_blocks
     def told(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         import pyarrow as pa
 
-        for source, offset, text in reader.texts(batches):
+        for source, _, offset, text in reader.texts(batches):
             yield pa.RecordBatch.from_pydict({"ordinal": [source.ordinal], "offset": [offset], "text": [text]})
 
     rows = frame.mapInArrow(told, "ordinal long, offset long, text binary").collect()
