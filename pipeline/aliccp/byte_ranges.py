@@ -13,8 +13,8 @@ import xxhash
 from pipeline.chunks.sources import InputSplit, SourceFile, reading_source
 
 CHUNK_BYTES = 2 << 20
-HEAD_BYTES = 64 << 10  # of a line that is too long: what the quarantine holds of it
-_LF = b"\n"
+KEPT_BYTES = 64 << 10  # of a line that is too long: what the quarantine holds of it
+_LINE_FEED = b"\n"
 _STEP_BYTES = 4096  # the first read beyond the end of a split: only its last line lies there
 _SKIP_BYTES = 1 << 16
 
@@ -60,7 +60,7 @@ def read_chunks(split: InputSplit, max_line_bytes: int, chunk_bytes: int = CHUNK
                 step = min(2 * step, chunk_bytes)
             block = stream.read(want)
             position += len(block)
-            if block and position - offset > max_line_bytes and _LF not in block:
+            if block and position - offset > max_line_bytes and _LINE_FEED not in block:
                 line, block = _read_long_line(stream, [*unfinished, block], offset)
                 yield line.lines
                 unfinished, offset = [], offset + line.num_bytes
@@ -71,15 +71,15 @@ def read_chunks(split: InputSplit, max_line_bytes: int, chunk_bytes: int = CHUNK
                     return
             elif not block:
                 if unfinished:
-                    yield from cut_long_lines(offset, b"".join([*unfinished, _LF]), max_line_bytes)
+                    yield from cut_long_lines(offset, b"".join([*unfinished, _LINE_FEED]), max_line_bytes)
                 return
             before = position - len(block)
             stop = -1
             if end is not None and position >= end:
-                stop = block.find(_LF, max(end - 1 - before, 0))
+                stop = block.find(_LINE_FEED, max(end - 1 - before, 0))
             is_last = stop >= 0
             if not is_last:
-                stop = block.rfind(_LF)
+                stop = block.rfind(_LINE_FEED)
             if stop >= 0:
                 text = b"".join([*unfinished, block[: stop + 1]])
                 yield from cut_long_lines(offset, text, max_line_bytes)
@@ -105,13 +105,13 @@ def _read_long_line(stream: BinaryIO, pieces: Sequence[bytes], offset: int) -> t
     waiting = list(pieces)
     while True:
         block = waiting.pop(0) if waiting else stream.read(CHUNK_BYTES)
-        found = block.find(_LF)
+        found = block.find(_LINE_FEED)
         piece = block if found < 0 else block[:found]
         hashed.update(piece)
-        head += piece[: HEAD_BYTES - len(head)]
+        head += piece[: KEPT_BYTES - len(head)]
         num_bytes += len(piece)
         if found >= 0 or not block:
-            lines = RawLines(offset, head + _LF, hashed.intdigest())
+            lines = RawLines(offset, head + _LINE_FEED, hashed.intdigest())
             return _LongLine(lines, num_bytes + (found >= 0), not block), block[found + 1 :]
 
 
@@ -120,7 +120,7 @@ def cut_long_lines(offset: int, text: bytes, max_line_bytes: int) -> Iterator[Ra
     if len(text) <= max_line_bytes:
         yield RawLines(offset, text)
         return
-    end_L = np.flatnonzero(np.frombuffer(text, np.uint8) == _LF[0])
+    end_L = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_FEED[0])
     length_L = np.diff(end_L, prepend=-1) - 1
     begin = 0
     for line in np.flatnonzero(length_L > max_line_bytes).tolist():
@@ -128,8 +128,8 @@ def cut_long_lines(offset: int, text: bytes, max_line_bytes: int) -> Iterator[Ra
         if end - length > begin:
             yield RawLines(offset + begin, text[begin : end - length])
         long_line = memoryview(text)[end - length : end]
-        head = bytes(long_line[:HEAD_BYTES])
-        yield RawLines(offset + end - length, head + _LF, xxhash.xxh3_64_intdigest(long_line))
+        head = bytes(long_line[:KEPT_BYTES])
+        yield RawLines(offset + end - length, head + _LINE_FEED, xxhash.xxh3_64_intdigest(long_line))
         begin = end + 1
     if begin < len(text):
         yield RawLines(offset + begin, text[begin:])
@@ -143,7 +143,7 @@ def first_line_at(stream: BinaryIO, offset: int, limit: int) -> int | None:
     """
     stream.seek(offset)
     while offset < limit - 1 and (block := stream.read(min(_SKIP_BYTES, limit - 1 - offset))):
-        found = block.find(_LF)
+        found = block.find(_LINE_FEED)
         if found >= 0:
             stream.seek(offset + found + 1)
             return offset + found + 1

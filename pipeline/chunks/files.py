@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pyarrow import fs as pafs
 
+from pipeline.errors import InputError
 from pipeline.locations import is_address, open_location
 
 _READ_AHEAD_BYTES = 4 << 20  # of a remote file: one request
@@ -67,17 +68,27 @@ class ArrowFiles:
 
     def children(self, directory: str) -> list[Entry]:
         filesystem, path = open_location(directory)
+        if filesystem.type_name == "local":  # pyarrow leaves out links to nothing
+            found = self.entries([_below(directory, name) for name in sorted(_local_names(path))])
+            return [entry for entry in found if entry]
         infos = filesystem.get_file_info(pafs.FileSelector(path.rstrip("/")))
         # S3 lists a prefix that was made as a directory with an empty name.
-        there = [info for info in infos if info.type != pafs.FileType.NotFound or os.path.islink(info.path)]
-        found = sorted((info for info in there if info.base_name), key=lambda info: info.base_name)
-        return [_entry_from_info(info, _below(directory, info.base_name)) for info in found]
+        there = sorted((info for info in infos if info.base_name), key=lambda info: info.base_name)
+        return [_entry_from_info(info, _below(directory, info.base_name)) for info in there]
 
     def open(self, address: str) -> BinaryIO:
         filesystem, path = open_location(address)
         # Every read of a bare remote file is a request of its own.
         buffer_bytes = _LOCAL_BUFFER_BYTES if filesystem.type_name == "local" else _READ_AHEAD_BYTES
         return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_bytes))
+
+
+def _local_names(directory: str) -> list[str]:
+    names = os.listdir(directory)
+    for name in names:
+        if not name.isprintable():  # also one that is no UTF-8
+            raise InputError(f"{directory} holds a file with the name {name!a}, which cannot be printed; rename it.")
+    return names
 
 
 def _below(directory: str, name: str) -> str:

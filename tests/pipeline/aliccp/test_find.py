@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import io
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_splits_of_any_size_give_every_line_once_at_its_offset(tmp_path: Path, s
 def test_lines_that_are_too_long_come_as_their_heads_at_their_offsets_whatever_the_splits(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.aliccp.byte_ranges.HEAD_BYTES", 5)
+    monkeypatch.setattr("pipeline.aliccp.byte_ranges.KEPT_BYTES", 5)
     draw = random.Random(seed)
     lines = [draw.randbytes(draw.choice([0, 1, 7, 8, 40, 300])).replace(b"\n", b".") for _ in range(30)]
     lines.append(b"the last one" * draw.randrange(1, 3))
@@ -206,3 +207,51 @@ def test_a_short_part_of_bad_lines_is_for_the_quarantine_but_a_long_one_is_anoth
     part.write_bytes(b"1,0,0,cut o")
     (raw / "sample_skeleton_train" / "part-000").write_bytes(b"1,0,0,cut o")
     assert "sample_skeleton_train/part-000 is no sample_skeleton log" in refusal(raw)
+
+
+def test_what_is_no_file_among_the_parts_is_named_and_hidden_files_are_left_out(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw", num_parts=2)
+    parts = raw / "sample_skeleton_train"
+    for hidden in ("_temporary", ".crc"):
+        (parts / hidden).mkdir()
+    (parts / "_SUCCESS").symlink_to("nothing")
+    assert len(find_sources(str(raw), with_actions=False)) == 8
+    (parts / "part-002").symlink_to("nothing")
+    (parts / "day=3").mkdir()
+    os.mkfifo(parts / "part-004")
+    (parts / "part-005").symlink_to("part-000")
+    expected = "holds what is no file: day=3 (a directory), part-002 (a link to nothing), part-004 (no regular file);"
+    assert refusal(raw).startswith(f"{parts} {expected}")
+    for name in ("part-002", "part-004"):
+        (parts / name).unlink()
+    (parts / "day=3").rmdir()
+    assert len(find_sources(str(raw), with_actions=False)) == 9
+    (parts / "part-003.bz2").write_bytes(b"BZh")
+    assert "part-003.bz2 is compressed as no log may be; only .gz is read" in refusal(raw)
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "no regular file"])
+def test_a_table_that_is_no_file_is_named_at_once(tmp_path: Path, kind: str) -> None:
+    raw = small_log().write(tmp_path / "raw")
+    path = raw / "sample_skeleton_test.csv"
+    path.unlink()
+    path.symlink_to("nothing") if kind == "a link to nothing" else os.mkfifo(path)
+    assert f"{path} is {kind}; put the sample_skeleton log there." in refusal(raw)
+
+
+def test_a_gzip_file_with_any_damage_is_named(tmp_path: Path) -> None:
+    raw = small_log().write(tmp_path / "raw", compressed=True)
+    path, draw = raw / "sample_skeleton_test.csv.gz", random.Random(3)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            for source in find_sources(str(raw), with_actions=False):
+                list(read_chunks(InputSplit(source, 0, source.bytes), 1 << 20))
+        except InputError as error:
+            refused += str(path) in str(error)
+        else:
+            refused += gzip.decompress(damaged) is not None
+    assert refused == 300

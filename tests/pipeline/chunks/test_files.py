@@ -72,11 +72,30 @@ def test_a_path_of_this_host_is_absolute_without_links_and_home_is_known(
     monkeypatch.setenv("HOME", str(tmp_path))
     files = ArrowFiles()
     for directory in (".", "~", f"{tmp_path}/"):
-        assert [entry.address for entry in files.children(directory)] == [f"{tmp_path}/log"]
+        assert [entry.address for entry in files.children(directory) if not entry.oddity] == [f"{tmp_path}/log"]
         entry = files.entry(directory, "log")
         assert entry is not None
         assert entry.address == f"{tmp_path}/log"
-    assert files.entry(".", "to nothing") is None
+    nothing = files.entry(".", "to nothing")
+    assert nothing is not None
+    assert nothing.oddity == "a link to nothing"
+    assert nothing in files.children(".")
+    assert files.entry(".", "nothing") is None
+
+
+def test_a_stamp_changes_with_the_content_and_says_what_is_no_file(tmp_path: Path) -> None:
+    path, files = tmp_path / "log", ArrowFiles()
+    path.write_bytes(b"one")
+    os.mkfifo(tmp_path / "pipe")
+    before, pipe = files.entries([str(path), str(tmp_path / "pipe")])
+    assert before is not None
+    assert pipe is not None
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.stamp[0], before.stamp[0]))
+    (after,) = files.entries([str(path)])
+    assert after is not None
+    assert after.stamp != before.stamp
+    assert (before.oddity, pipe.oddity) == ("", "no regular file")
 
 
 def test_what_spark_opens_needs_the_java_side_of_a_session(spark: "SparkSession") -> None:
