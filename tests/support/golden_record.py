@@ -14,6 +14,9 @@ from golden_cases import DATASETS, EARLY_STEP, LAST_STEP
 from safetensors.numpy import load_file
 
 Record = dict[str, Any]  # as in golden.json
+#: What a log says of the time of its run, and what was added to it after golden.json was first recorded.
+TIMES = ("impressions_per_s", "waiting_share")
+NEW_IN_LOG = ("learning_rate_", "gradient_norm_", "best_")
 
 
 def record(logs: Mapping[str, Path], folders: Mapping[str, Path], runs: Mapping[str, Path]) -> Record:
@@ -112,7 +115,7 @@ def _run(folder: Path) -> Record:
             }
     return {
         "log": [
-            {key: entry[key] for key in entry if key not in ("impressions_per_s", "waiting_share")} for entry in log
+            {key: entry[key] for key in entry if key not in TIMES and not key.startswith(NEW_IN_LOG)} for entry in log
         ],
         "checkpoints": checkpoints,
         "evaluations": {path.name: _evaluation(folder, path) for path in sorted((folder / "predictions").iterdir())},

@@ -71,6 +71,11 @@ def find_checkpoint(run: Path, which: str, say: Callable[[str], None], key: str 
             raise InputError(
                 f"run={run} has no validation up to its newest checkpoint, so no best one; use {key}={NEWEST}."
             )
+        if found.validation.best is None:
+            raise InputError(
+                f"run={run} has no best checkpoint: {found.validation.metric or 'early_stopping.metric'} was undefined in "
+                f"every validation; use {key}={NEWEST}."
+            )
         path = path_of(run, found.validation.best_steps)
     else:
         path = _path_of_step(run, which, key)

@@ -42,6 +42,16 @@ class ValidationState:
     best: float | None  # the best value of early_stopping.metric; None while it is undefined
     best_steps: int  # done when it was found; the checkpoint of that step is kept
     num_worse: int  # validations since
+    metric: str | None = None  # of which `best` is a value; None in what older releases saved
+
+
+@dataclass(frozen=True)
+class LogWindow:
+    """The steps that the log has no entry of yet: of a run that is resumed, the next entry has them too."""
+
+    num_steps: int
+    loss_sums: tuple[float, ...]  # of each loss's mean over the global batch
+    norm_sum: float | None  # of the towers' gradients; None: not finite
 
 
 class SavedFile(NamedTuple):
@@ -60,6 +70,7 @@ class Checkpoint:
     manifest_xxh3: str
     files: tuple[str, ...]
     validation: ValidationState | None = None
+    window: LogWindow | None = None
 
 
 def rank_file(rank: int) -> str:
@@ -88,6 +99,8 @@ def meta_text(checkpoint: Checkpoint, world_size: int, files: Mapping[str, Saved
         "files": {name: entry._asdict() for name, entry in files.items()},
         "total_steps": steps_of(checkpoint.path),
     }
+    if checkpoint.window:
+        meta["log_window"] = asdict(checkpoint.window)
     return _canonical(meta | {"content_xxh3": _content_xxh3(meta)})
 
 
@@ -147,7 +160,19 @@ def _checked(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
     files = _files(raw["files"])
     if len(files) != num_ranks + 1 or sorted(files) != [*map(rank_file, range(num_ranks)), TOWERS_FILE]:
         raise ValueError(f"it names {len(files)} files, which are not those of world_size={num_ranks}")
-    return Checkpoint(path, position, manifest_xxh3, tuple(sorted(files)), validation), files
+    window = None if raw.get("log_window") is None else _log_window(raw["log_window"])
+    return Checkpoint(path, position, manifest_xxh3, tuple(sorted(files)), validation, window), files
+
+
+def _log_window(raw: Any) -> LogWindow:
+    if not isinstance(raw, dict) or raw.keys() != {"num_steps", "loss_sums", "norm_sum"}:
+        raise ValueError(f"log_window={raw!r} is no object with the keys num_steps, loss_sums, norm_sum")
+    numbers = raw["loss_sums"]
+    if not isinstance(numbers, list) or not all(type(value) in (int, float) for value in numbers):
+        raise ValueError(f"log_window.loss_sums={numbers!r} is no list of numbers")
+    if type(raw["norm_sum"]) not in (int, float, type(None)):
+        raise ValueError(f"log_window.norm_sum={raw['norm_sum']!r} is no number")
+    return LogWindow(_count(raw["num_steps"], "log_window.num_steps"), tuple(numbers), raw["norm_sum"])
 
 
 def _is_possible(position: Position, total_steps: int) -> bool:

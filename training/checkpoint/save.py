@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from training.checkpoint.files import commit, folder, prepare_folder
-from training.checkpoint.meta import TOWERS_FILE, Checkpoint, Position, ValidationState, path_of, rank_file
+from training.checkpoint.meta import TOWERS_FILE, Checkpoint, LogWindow, Position, ValidationState, path_of, rank_file
 from training.checkpoint.restore import rank_tensors, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
 from training.checkpoint.tensors import write_safetensors
@@ -71,8 +71,17 @@ class CheckpointWriter:
                 self.finish()
         self._thread.shutdown(wait=error is None)
 
-    def save(self, position: Position, total_steps: int, validation: ValidationState | None) -> None:
-        """Start to write the state after `total_steps` steps; wait for the pending checkpoint first."""
+    def save(
+        self,
+        position: Position,
+        total_steps: int,
+        validation: ValidationState | None,
+        window: LogWindow | None = None,
+    ) -> None:
+        """Start to write the state after `total_steps` steps; wait for the pending checkpoint first.
+
+        `window`, of rank 0, is what the log has no entry of yet.
+        """
         self.finish()
         final = path_of(self._run, total_steps)
         staging = folder(self._run) / f".{final.name}.tmp"
@@ -83,7 +92,7 @@ class CheckpointWriter:
         if self._settings.asynchronous:
             files = {name: self._copied(name, tensors) for name, tensors in files.items()}
         names = (*(rank_file(rank) for rank in range(self._world.size)), TOWERS_FILE)
-        whole = Checkpoint(final, position, self._manifest_xxh3, names, validation)
+        whole = Checkpoint(final, position, self._manifest_xxh3, names, validation, window)
         self._underway = _PendingSave(whole, staging, self._thread.submit(_write_all, staging, files))
         if not self._settings.asynchronous:
             self.finish()

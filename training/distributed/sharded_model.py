@@ -78,28 +78,42 @@ class ShardedModel:
         self.tower_optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-    def learn(self, forward_pass: ForwardPass) -> None:
-        """Take one step down the gradients that `differentiate` left, at the learning rates of the forward pass."""
+    def learn(self, forward_pass: ForwardPass) -> Tensor:
+        """Take one step down the gradients that `differentiate` left, at the learning rates of the forward pass.
+
+        Returns the norm of the towers' gradients before they are clipped, the same on all ranks, on the device.
+        """
         self._replicated.clear_gradients()
         self.exchange.learn(forward_pass.pooled)  # sharded tables update in here
         for gradient in self._replicated.gradients():
             sum_in_rank_order(gradient, self.world)
+        gradients = [parameter.grad for parameter in self.towers.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if self.settings.towers.clip_norm:
-            nn.utils.clip_grad_norm_(self.towers.parameters(), self.settings.towers.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.towers.parameters(), self.settings.towers.clip_norm, norm)
         self.tower_optimizer.step()
         if self.table_optimizer:
             self.table_optimizer.step()
         self.num_updates += 1
+        return norm
+
+    def learning_rates(self, run_step: int) -> dict[str, float]:
+        """Return the rates at step `run_step` of the run: the towers' and, before a table scales it, the tables'."""
+        towers, embeddings = self.settings.towers, self.settings.embeddings
+        return {
+            "towers": towers.lr * towers.schedule.factor(run_step),
+            "embeddings": embeddings.lr * embeddings.schedule.factor(run_step),
+        }
 
     def _begin_step(self, run_step: int) -> None:
         self._set_rates(run_step)
         self._fused.set_num_updates(self.num_updates)
 
     def _set_rates(self, run_step: int) -> None:
-        towers, embeddings = self.settings.towers, self.settings.embeddings
+        rate = self.learning_rates(run_step)["towers"]
         for group in self.tower_optimizer.param_groups:
-            group["lr"] = towers.lr * towers.schedule.factor(run_step)
-        factor = embeddings.schedule.factor(run_step)
+            group["lr"] = rate
+        factor = self.settings.embeddings.schedule.factor(run_step)
         if factor != self._factor:
             self._fused.scale_rates(factor)
             for group, rate in self._group_rates:

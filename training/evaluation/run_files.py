@@ -56,7 +56,7 @@ def read_log(path: Path) -> tuple[list[LogEntry], int]:
     """
     steps: dict[int, LogEntry] = {}
     num_broken = 0
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
             if "loss" in entry:

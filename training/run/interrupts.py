@@ -14,6 +14,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from pipeline.atomic_files import write_whole
+from pipeline.errors import InputError, reason_of
+
 #: In the run's folder while it has been stopped by a scheduler and waits to be started again.
 REQUEUE = "REQUEUE"
 EXIT_REQUEUE = os.EX_TEMPFAIL
@@ -54,10 +57,21 @@ class Interrupts:
 
 
 def write_requeue(run: Path, line: str) -> None:
-    """Write RUN/REQUEUE with `line`: a signal stopped the run, and it waits to be started again."""
-    (run / REQUEUE).write_text(line + "\n", encoding="utf-8")
+    """Write RUN/REQUEUE with `line`: a signal stopped the run, and it waits to be started again.
+
+    Raises InputError where it cannot.
+    """
+    try:
+        write_whole(run / REQUEUE, line + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{line} But {run / REQUEUE} cannot be written ({reason_of(error)}); start it by hand."
+        ) from error
 
 
 def remove_requeue(run: Path) -> None:
-    """Remove RUN/REQUEUE when the run has started again."""
-    (run / REQUEUE).unlink(missing_ok=True)
+    """Remove RUN/REQUEUE when the run has started again. Raises InputError where it cannot."""
+    try:
+        (run / REQUEUE).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{run / REQUEUE} cannot be removed ({reason_of(error)}); remove it by hand.") from error

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,21 +29,22 @@ from training.run.build import (
     open_feed,
 )
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
-from training.run.journal import Journal, say
+from training.run.journal import Journal, LoggedStep, say
 from training.run.run_folder import lock_run, write_config
 from training.run.settings import TrainSettings
-from training.run.validation import Validation
+from training.run.validation import Validation, best_of
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """The outcome of a step over all ranks."""
 
-    losses: list[float]  # the mean of each over the global batch
+    losses: list[float]  # the mean of each over the global batch, without its weight
     saved: bool  # every rank has done its part of the checkpoint that is on its way
     save: bool  # the clock says so
     requeue: bool  # a rank got SIGTERM or SIGUSR1
     ctrl_c: bool
+    gradient_norm: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the towers, before clipping
 
     @property
     def stops(self) -> bool:
@@ -87,6 +88,9 @@ class Trainer:
         settings, world = self.settings, self.world
         found = checkpoint.find_on_all_ranks(self.run, world, say, renames=True)
         self.position, self.validation_state = (found.position, found.validation) if found else (Position(0, 0), None)
+        self._window = found.window if found else None
+        if self.validation and self.validation_state:
+            self.validation_state = self.validation.resumed(self.validation_state, self._say)
         if found:
             with world.agreeing():
                 check_dataset(found, self.manifest, settings.data)
@@ -114,10 +118,25 @@ class Trainer:
             self.validation_state
         )
 
+    @property
+    def _stopped_early(self) -> bool:
+        return self.finished and self.position.epoch < self.settings.epochs
+
+    def _early_stop(self) -> str:
+        assert self.validation_state is not None
+        return (
+            f"{self.run} is stopped early after step {self.steps_done} of {self.settings.epochs * self.plan.num_steps}: "
+            f"{self.validation_state.num_worse} validations in a row were not better than the "
+            f"{best_of(self.validation_state)} (early_stopping.patience={self.settings.early_stopping.patience})"
+        )
+
     def fit(self) -> int:
         """Train to the end, or until a signal asks to stop; the exit status of the process (`training.run.interrupts`)."""
         if self.finished:
             with closing(self):
+                if self._stopped_early:
+                    self._say(f"{self._early_stop()}; nothing to do: raise early_stopping.patience to train on.")
+                    return 0
                 self._say(f"{self.run} has its {self.position.epoch} epochs already; nothing to do.")
             return 0
         with closing(self), self._journal_open(), self._interrupts:
@@ -125,7 +144,11 @@ class Trainer:
                 stopped = self._train()
             if stopped:
                 return self._stop(stopped)
+        if self._stopped_early:
+            self._say(f"{self._early_stop()}.")
         self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
+        if self.validation_state and self.validation_state.best is not None:
+            self._say(f"The checkpoint of the {best_of(self.validation_state)}, is kept; checkpoint=best evaluates it.")
         return 0
 
     def _train(self) -> StepOutcome | None:
@@ -179,8 +202,7 @@ class Trainer:
         self.model.differentiate(loss)
         rank_batch.send_next()
         agreed = self._outcome(agreeing, rank_batch)
-        self.model.learn(forward_pass)
-        return agreed
+        return replace(agreed, gradient_norm=self.model.learn(forward_pass))
 
     def _start_agreement(self, sums: Tensor, rank_batch: RankBatch) -> Pending:
         """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
@@ -216,7 +238,10 @@ class Trainer:
         epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
         self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
         if self._journal:
-            self._journal.step(epoch, self.steps_done, agreed.losses, self.plan.step_size(step), self.feed.wait_s)
+            rates = self.model.learning_rates(self.steps_done - 1)
+            count = self.plan.step_size(step)
+            logged = LoggedStep(epoch, self.steps_done, agreed.losses, count, rates, agreed.gradient_norm)
+            self._journal.step(logged, self.feed.wait_s)
 
     def _validate(self) -> bool:
         """Validate if it is due and not yet done.
@@ -234,9 +259,15 @@ class Trainer:
         if figures is None:
             return False
         self.validation_state = self.validation.update(figures, self.steps_done, self.validation_state)
+        state = self.validation_state
         if self._journal:
-            self._journal.validated(self.position.epoch, self.steps_done, figures)
-        if self.validation_state.best_steps == self.steps_done:
+            stops = self.settings.early_stopping.is_over(state)
+            self._journal.validated(self.position.epoch, state, figures, stops)
+            if stops:
+                last = self.steps_done - 1
+                rates = self.model.learning_rates(last)
+                self._journal.end_early(last // self.plan.num_steps, self.steps_done, rates, self.feed.wait_s)
+        if state.best is not None and state.best_steps == self.steps_done:
             self._save()
         return True
 
@@ -257,7 +288,9 @@ class Trainer:
     def _save(self) -> None:
         if self._saved == (self.steps_done, self.validation_state):
             return
-        self._writer.save(self.position, self.steps_done, self.validation_state)
+        self.world.agree(self._journal.error if self._journal else None)  # else the log would lack a step for good
+        window = self._journal.window if self._journal else None
+        self._writer.save(self.position, self.steps_done, self.validation_state, window)
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
 
     def _stop(self, agreed: StepOutcome) -> int:
@@ -272,20 +305,20 @@ class Trainer:
     @contextmanager
     def _journal_open(self) -> Iterator[None]:
         """Write the journal on rank 0 for the length of the block."""
-        if self.world.rank:
-            yield
-            return
-        remove_requeue(self.run)
         num_steps = self.settings.epochs * self.plan.num_steps
+        with self.world.agreeing():
+            if self.world.rank == 0:
+                remove_requeue(self.run)
+                weights = dict(zip(self.graph.loss_names, self.graph.loss_weights, strict=True))
+                self._journal = Journal(self.run, self.settings.log, weights, self.steps_done, num_steps, self._window)
         if self.steps_done:
-            say(f"{self.run} resumes at step {self.steps_done} of {num_steps}.")
-        journal = Journal(self.run, self.settings.log, self.graph.loss_names, self.steps_done, num_steps)
-        self._journal = journal
+            self._say(f"{self.run} resumes at step {self.steps_done} of {num_steps}.")
         try:
             yield
         finally:
-            journal.close()
-            self._journal = None
+            if self._journal:
+                self._journal.close()
+                self._journal = None
 
     def _open_validation(self) -> Validation | None:
         split = self.settings.validation.split

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,11 +24,19 @@ from training.run.settings import EarlyStoppingSettings
 LOSS = "loss"
 
 
+def best_of(state: ValidationState) -> str:
+    """Return the best validation up to `state` in words."""
+    if state.best is None:
+        return f"{state.metric or 'early_stopping.metric'}, which is undefined so far"
+    return f"best {state.metric or 'early_stopping.metric'}, {state.best:.4f} after step {state.best_steps}"
+
+
 class Validation:
     """The validation of a model on one split; every rank takes part.
 
-    Its loss has the denominator of the training loss: the `count` of units of the split that the model trains on, which
-    are impressions, or clicks for a model that trains on clicks. AUCs are over whatever their task is defined on.
+    Its loss is what training minimises, the sum of all losses, each times its weight, with the denominator of the training
+    loss: the `count` of units of the split that the model trains on, which are impressions, or clicks for a model that
+    trains on clicks. AUCs are over whatever their task is defined on.
     Raises InputError where `early_stopping.metric` is not among the figures that the model's outputs allow.
     """
 
@@ -80,13 +89,14 @@ class Validation:
 
     @torch.no_grad()
     def _predict(self, model: ShardedModel, rank_batch: RankBatch) -> tuple[torch.Tensor, float]:
-        """Return the columns of this rank's impressions, [columns, N], and its sum of all losses."""
+        """Return the columns of this rank's impressions, [columns, N], and its weighted sum of all losses."""
         logits, labels = model.predict(rank_batch.batch, rank_batch.ids), rank_batch.batch.labels
         predicted = {name: column.float() for name, column in self._graph.predict(logits).items()}
         columns = torch.stack([{**labels, **predicted}[name] for name in self._columns])
         if not rank_batch.num_impressions:
             return columns[:, :0].cpu(), 0.0
-        return columns.cpu(), float(loss_sums(self._graph, logits, labels).double().sum())
+        sums = loss_sums(self._graph, logits, labels).double()
+        return columns.cpu(), float((sums * sums.new_tensor(self._graph.loss_weights)).sum())
 
     def _aucs(self, all_columns: np.ndarray) -> list[float]:
         columns = dict(zip(self._columns, all_columns, strict=True))
@@ -102,12 +112,29 @@ class Validation:
     def update(
         self, figures: dict[str, float | None], steps_done: int, before: ValidationState | None
     ) -> ValidationState:
-        """Return the state after this validation; only a strictly better one is the new best."""
-        value, best = figures[self.metric], before.best if before else None
+        """Return the state after this validation; only a strictly better one is the new best.
+
+        An undefined figure is neither better nor worse: the validation counts for nothing.
+        """
+        value = figures[self.metric]
+        if value is None:
+            if before is None:
+                return ValidationState(steps_done, best=None, best_steps=steps_done, num_worse=0, metric=self.metric)
+            return replace(before, total_steps=steps_done)
         gain = -1 if self.metric == LOSS else 1
-        if before is None or (value is not None and (best is None or gain * value > gain * best)):
-            return ValidationState(steps_done, best=value, best_steps=steps_done, num_worse=0)
-        return ValidationState(steps_done, best, before.best_steps, before.num_worse + 1)
+        if before is None or before.best is None or gain * value > gain * before.best:
+            return ValidationState(steps_done, best=value, best_steps=steps_done, num_worse=0, metric=self.metric)
+        return replace(before, total_steps=steps_done, num_worse=before.num_worse + 1)
+
+    def resumed(self, before: ValidationState, say: Callable[[str], None]) -> ValidationState:
+        """Return the state that a checkpoint had, without its best where that is of another metric, which `say` tells."""
+        if before.metric in (None, self.metric):  # None: an older release saved it
+            return replace(before, metric=self.metric)
+        say(
+            f"early_stopping.metric was {before.metric} and is {self.metric}: the {best_of(before)}, counts no longer, "
+            "and the next validation is the first to be compared."
+        )
+        return ValidationState(before.total_steps, None, before.total_steps, 0, self.metric)
 
     def close(self) -> None:
         """Stop reading."""
