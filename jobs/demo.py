@@ -4,4 +4,5 @@ from jobs.entry import launch
 from training.run.demo import DemoSettings, run_demo
 
 if __name__ == "__main__":
-    launch("demo", DemoSettings, run_demo)
+    about = "simulate raw logs, preprocess them with Spark, train on two ranks, evaluate; finished stages are reused."
+    launch("demo", DemoSettings, run_demo, about)

@@ -52,4 +52,5 @@ def run(settings: EvaluateSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("evaluate", EvaluateSettings, run, speaks=speaks())
+    about = "predict a split with a trained run; writes RUN/predictions, RUN/metrics.json and RUN/report.html."
+    launch("evaluate", EvaluateSettings, run, about, speaks=speaks())

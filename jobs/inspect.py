@@ -33,4 +33,5 @@ def run(settings: InspectSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("inspect", InspectSettings, run)
+    about = "what a dataset holds, and its first rows with raw ids."
+    launch("inspect", InspectSettings, run, about)

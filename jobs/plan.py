@@ -24,4 +24,5 @@ def run(settings: FeasibilitySettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("plan", FeasibilitySettings, run)
+    about = "whether a training run fits a cluster that is not here; takes every setting of jobs.train."
+    launch("plan", FeasibilitySettings, run, about)

@@ -1,6 +1,5 @@
 """python -m jobs.preprocess source=aliccp source.path=RAW out=DATASET, or the same behind spark-submit."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -32,11 +31,6 @@ def run(settings: PreprocessSettings) -> None:
         stop_spark()
 
 
-def quote_master(argument: str) -> str:
-    """Put quotes around the value of `spark.master=local[2]`, because Hydra's grammar reads bare brackets as a list."""
-    return re.sub(r"\A(spark\.master)=([^'\"]+)\Z", r"\1='\2'", argument)
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = map(quote_master, sys.argv[1:])
-    launch("preprocess", PreprocessSettings, run)
+    about = "raw logs to a dataset of context rows, in Spark. docs/dataset.md says what it writes."
+    launch("preprocess", PreprocessSettings, run, about)

@@ -9,4 +9,5 @@ from jobs.entry import launch
 from pipeline.simulate.run import SimulateSettings, simulate
 
 if __name__ == "__main__":
-    launch("simulate", SimulateSettings, simulate)
+    about = "write raw logs in Ali-CCP's layout, with the true probabilities beside them."
+    launch("simulate", SimulateSettings, simulate, about)

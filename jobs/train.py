@@ -26,4 +26,5 @@ def run(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("train", TrainSettings, run, speaks=speaks())
+    about = "train a model of the behaviour graph on a dataset; ranks=N starts several ranks of this host."
+    launch("train", TrainSettings, run, about, speaks=speaks())

@@ -51,7 +51,7 @@ def _launched(folder: Path, *overrides: str) -> TrainSettings:
     GlobalHydra.instance().clear()
     try:
         with contextlib.redirect_stderr(stderr):
-            launch("train", TrainSettings, found.append)
+            launch("train", TrainSettings, found.append, "reads settings")
     except SystemExit as ended:
         text = stderr.getvalue()
         if ended.code != EXIT_INPUT or not text.startswith("error: "):

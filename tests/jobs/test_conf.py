@@ -11,8 +11,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from jobs.entry import compose, settings_of, with_comments
+from jobs.command_line import settings_of
+from jobs.entry import compose
 from jobs.evaluate import EvaluateSettings
+from jobs.help_page import comments_of, with_comments
 from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.simulate.run import SimulateSettings
@@ -77,7 +79,7 @@ def test_every_job_and_every_choice_of_every_group_is_recorded() -> None:
     words = {word for command in RECORDED for word in words_of(command)} | set(NEWER_CHOICES)
     for path in CONF.glob("*/*.yaml"):
         assert f"{path.parent.name}={path.stem}" in words
-    assert {path.stem for path in CONF.glob("*.yaml")} == {*SCHEMAS, "base"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*SCHEMAS}
 
 
 @pytest.mark.parametrize("choice", sorted(NEWER_CHOICES))
@@ -88,17 +90,14 @@ def test_a_newer_choice_composes_to_settings_other_than_the_defaults(choice: str
 
 
 def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
-    text = "jobs.train: trains\n\nout: ???\nembedding:\n  dim: 18\n  dims: {}\nlog:\n  dim: 3\nGroups: model"
+    text = "out: ???\nembedding:\n  dim: 18\n  dims: {}\nlog:\n  dim: 3\n"
     assert with_comments(text, TrainSettings).splitlines() == [
-        "jobs.train: trains",
-        "",
         "out: ???  # the folder of the run; the same command resumes there",
         "embedding:",
         "  dim: 18  # columns of a table (ESMM §3.1)",
         "  dims: {}  # by field: embedding.dims.item_id=128",
         "log:",
         "  dim: 3",
-        "Groups: model",
     ]
 
 
@@ -106,12 +105,11 @@ def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
 def test_help_stays_the_same_yaml_and_has_every_comment_once(command: str) -> None:
     job, *overrides = words_of(command)
     plain = OmegaConf.to_yaml(OmegaConf.structured(compose(job, SCHEMAS[job], overrides)))
-    shown = with_comments(f"jobs.{job}: a header\n\n{plain}\nGroups: some", SCHEMAS[job])
-    settings = shown.removeprefix(f"jobs.{job}: a header\n\n").removesuffix("\nGroups: some")
-    assert yaml.safe_load(settings) == yaml.safe_load(plain)
+    shown = with_comments(plain, SCHEMAS[job])
+    assert yaml.safe_load(shown) == yaml.safe_load(plain)
     tree = yaml.safe_load(plain)
-    wanted = [setting.comment for setting in settings_of(SCHEMAS[job]) if setting.comment and has(tree, setting.key)]
-    assert re.findall(r"  # (.+)$", settings, re.MULTILINE) == wanted
+    wanted = [comment for key, comment in comments_of(SCHEMAS[job]).items() if has(tree, key)]
+    assert re.findall(r"  # (.+)$", shown, re.MULTILINE) == wanted
 
 
 def has(tree: Any, key: str) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from raw_log import small_log
 
-from jobs.entry import compose, imports_not_collected, with_new_keys
-from jobs.preprocess import quote_master
+from jobs.command_line import ready_for_hydra
+from jobs.entry import compose, imports_not_collected
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
@@ -77,23 +77,46 @@ def test_help_lists_every_setting_and_starts_nothing() -> None:
         assert key in result.stdout
 
 
-def test_a_spark_master_may_be_typed_without_quotes() -> None:
-    assert quote_master("spark.master=local[4]") == "spark.master='local[4]'"
-    assert quote_master("spark.master='local[4]'") == "spark.master='local[4]'"
-    assert quote_master("seed=3") == "seed=3"
+def test_a_text_is_taken_as_it_is_typed() -> None:
+    assert ready_for_hydra(["spark.master=local[4]", "spark.master='local[4]'", "seed=3"], PreprocessSettings) == [
+        "spark.master='local[4]'",
+        "spark.master='local[4]'",
+        "seed=3",
+    ]
+    for text in (
+        "2026_11_28",
+        "1.10",
+        "true",
+        "a,b",
+        "größe/ü",
+        "a b",
+        "it's",
+        "back\\",
+        "x=y",
+        "(1)",
+        "{a}",
+        "1e3",
+        "a: b",
+    ):
+        found = compose("train", TrainSettings, [f"data={text}", "out=y", f"init_from={text}"])
+        assert (found.data, found.init_from) == (text, text)
+    assert compose("train", TrainSettings, ["data=x", "out=y", "init_from=null"]).init_from is None
 
 
 def test_a_setting_by_name_may_name_what_no_file_names() -> None:
-    typed_in = ["embedding.dims.item_id=128", "embedding.dim=8", "sharding.tables.a=row_wise", "model=esmm", "--help"]
-    assert with_new_keys(typed_in, TrainSettings) == [
+    typed_in = ["embedding.dims.item_id=128", "embedding.dim=8", "sharding.tables.a=row_wise", "model=esmm"]
+    assert ready_for_hydra(typed_in, TrainSettings) == [
         "++embedding.dims.item_id=128",
         "embedding.dim=8",
         "++sharding.tables.a=row_wise",
         "model=esmm",
-        "--help",
     ]
     typed_in = ["features.fields.item_id.max_ids=9", "source.events.names.application=[apply]", "source.path=RAW"]
-    assert with_new_keys(typed_in, PreprocessSettings) == [f"++{typed_in[0]}", f"++{typed_in[1]}", typed_in[2]]
+    assert ready_for_hydra(typed_in, PreprocessSettings) == [
+        f"++{typed_in[0]}",
+        f"++{typed_in[1]}",
+        "source.path='RAW'",
+    ]
     command = [sys.executable, "-m", "jobs.train", "data=/nowhere", "out=/nowhere", "embedding.dims.item_id=128"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, "data=/nowhere does not exist" in result.stderr) == (2, True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from jobs.entry import compose, settings_of
+from jobs.command_line import settings_of
+from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from training.run.settings import TrainSettings
 

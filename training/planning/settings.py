@@ -12,6 +12,7 @@ from training.run.settings import TrainSettings
 class FeasibilitySettings(TrainSettings):
     """conf/plan.yaml."""
 
+    out: str = ""  # nothing is written
     cluster: str = MISSING  # hosts x devices a host x device: H200 H100 A100 A100-40 V100 V100-16 A10 L4 T4 cpu
     rows: dict[str, int] = field(default_factory=dict)  # by field, the rows of a table in place of the dataset's
     impressions: int | None = None  # of an epoch, in place of the dataset's

@@ -1,0 +1,72 @@
+"""Secrets: which names say that a value is one, and texts and trees without them, for all that is saved or printed."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.plain_settings import FROM_ENVIRONMENT
+
+STARS = "***"
+#: Of a setting, a property of Hadoop's or Java's, or a variable of the environment. Java reads it as well (Spark's own
+#: redaction), so it has no syntax that only Python knows.
+SECRET_NAMES = (
+    r"secret|passw|passphrase|token|credential|authorization"
+    r"|(access|account|api|auth|encryption|master|private|sas|session|shared|signing)[._-]?key|[._]sas([._]|$)"
+)
+_SECRET_NAME = re.compile(SECRET_NAMES, re.IGNORECASE)
+#: name=value or name: value in a text, such as a word of the command line; the value may be in quotes.
+_ASSIGNMENT = re.compile(
+    rf"(?P<name>[\w.-]*(?:{SECRET_NAMES})[\w.-]*['\"]?\s*[:=]\s*)(?P<value>'(?:\\.|[^'\\])*'?|\"(?:\\.|[^\"\\])*\"?|[^\s,;}}\]'\"]+)",
+    re.IGNORECASE,
+)
+_IN_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^\s/@'\"]*:[^\s/@'\"]*@")
+_LEAST_LETTERS = 6  # of a variable's value that is hidden wherever it stands: shorter ones are in ordinary words
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a dotted name says that its value is a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def redacted(tree: Any, name: str = "") -> Any:
+    """Copy plain values with `***` for what a secret's name holds. What the environment holds stays as it is written."""
+    if isinstance(tree, Mapping):
+        return {key: redacted(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redacted(value, name) for value in tree]
+    if isinstance(tree, str) and FROM_ENVIRONMENT.fullmatch(tree):
+        return tree
+    if is_secret_name(name) and tree not in (None, "") and not isinstance(tree, bool):
+        return STARS
+    return without_assignments(tree) if isinstance(tree, str) else tree
+
+
+def without_assignments(text: str) -> str:
+    """Hide the values of secrets' names in `text`, and the credentials in addresses."""
+    hidden = _ASSIGNMENT.sub(
+        lambda found: f"{found['name']}{STARS}" if not _is_looked_up(found["value"]) else found[0], text
+    )
+    return _IN_ADDRESS.sub(rf"\g<scheme>{STARS}@", hidden)
+
+
+def _is_looked_up(value: str) -> bool:
+    return "${oc.env:" in value
+
+
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Hide the values of secrets' names in `text`, and those that `environment` holds under such names."""
+    for name, value in environment.items():
+        if len(value) >= _LEAST_LETTERS and is_secret_name(name):
+            text = text.replace(value, STARS)
+    return without_assignments(text)
+
+
+def refuse_secret_word(word: str) -> None:
+    """Raise InputError for a word of the command line that holds a secret: every user of the machine sees it in `ps`."""
+    if without_assignments(word) != word:
+        raise InputError(
+            f"{without_assignments(word)[:200]} holds a secret, which every user sees in the list of processes; put it into "
+            "an environment variable and write '${oc.env:NAME}', or into a file of --config-dir."
+        )
