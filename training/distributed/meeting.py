@@ -4,10 +4,14 @@ Ranks of one host meet in a file, and gloo listens on loopback: no port is open 
 the store of torchrun, which is unauthenticated (docs/security.md).
 """
 
+import ipaddress
 import os
+import socket
+import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +27,11 @@ _FOLDER = "entirespace-ranks"
 _LEFT_BEHIND_S = 30 * 24 * 3600.0
 #: The network interface of gloo and of NCCL, by the variable that they read.
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+_TORCHRUN_LISTENS = (
+    "warning: torchrun listens on every address of this host, and runs code that a stranger sends there; start with "
+    "`python -m jobs.train ranks=N` instead, or torchrun as docs/security.md says."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ def meet(place: Place, timeout_s: float) -> Meeting:
     """
     deadline_s = time.monotonic() + timeout_s
     if place.is_one_host:
+        if place.shares_store and place.rank == 0:
+            print(_TORCHRUN_LISTENS, file=sys.stderr, flush=True)
         os.environ.update(dict.fromkeys(_INTERFACES, "lo"))
         path = own_folder() / place.start
         meeting = Meeting(dist.FileStore(str(path), place.size), path)  # type: ignore[attr-defined]
@@ -101,18 +112,45 @@ def own_folder() -> Path:
 
 
 def _store_of_torchrun(place: Place, timeout_s: float) -> Any:
-    """Open the TCP store at MASTER_ADDR, which torchrun or rank 0 serves."""
-    timeout = timedelta(seconds=timeout_s)
+    """Open the TCP store at MASTER_ADDR and MASTER_PORT, which torchrun serves, or rank 0."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    serves = place.rank == 0 and not place.shares_store
     try:
-        store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=timeout))  # type: ignore[attr-defined]
-    except (dist.DistError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        with _listener_at(address, int(port)) if serves else nullcontext() as listener:
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                address,
+                int(port),
+                is_master=serves,
+                timeout=timedelta(seconds=timeout_s),
+                wait_for_workers=False,
+                master_listen_fd=listener.detach() if listener else None,
+            )
+    except (dist.DistError, OSError, ValueError) as error:
         raise InputError(
-            f"Rank {place.rank} of {place.size} did not meet the others at {where} within world.timeout_s={timeout_s:g}. Check "
-            "that every rank was started, and that this host reaches that address."
+            f"Rank {place.rank} of {place.size} did not reach the store of the others at {address}:{port} (MASTER_ADDR, "
+            f"MASTER_PORT) within world.timeout_s={timeout_s:g}. Check that torchrun or rank 0 runs there, and that this "
+            "host reaches that address."
         ) from error
     # Trap: torchrun's store outlives a restart of the ranks, and so would the addresses of the ranks before it.
     return dist.PrefixStore(f"start-{place.start}", store)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _listener_at(address: str, port: int) -> Iterator[socket.socket | None]:
+    """Listen on `address` alone; yield None for a name, which other hosts may resolve to another address.
+
+    By itself torch listens on every address.
+    """
+    try:
+        version = ipaddress.ip_address(address).version
+    except ValueError:
+        yield None
+        return
+    with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen()
+        yield listener
 
 
 def _arrival_of(rank: int) -> str:

@@ -22,6 +22,7 @@ class Place:
     local_rank: int
     local_size: int  # ranks of this host; 0: unknown
     start: str  # differs for each start of the ranks, by hand or after a failure; "" without torchrun
+    shares_store: bool = False  # torchrun serves a store, which the ranks may use
 
     @property
     def is_one_host(self) -> bool:
@@ -45,6 +46,7 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
         int(environment.get("LOCAL_RANK", "0")),
         int(environment.get("LOCAL_WORLD_SIZE", "0")),
         start,
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 

@@ -27,6 +27,7 @@ from training.distributed.torchrun import Place, place_of, speaks
 
 #: Exit status of a rank that another one has left alone in a call that nothing interrupts.
 EXIT_LOST = 2
+_LATE_S = 10.0  # gloo may keep its own timeout so much later
 _DYING_S = 1.0  # a process that has closed its connections may still be seen for so long
 _LAST_GROUP: dict[str, Any] = {}  # "group": the process group of the last `join`, which has been left
 
@@ -200,16 +201,17 @@ def _lost_rank_as_input_error(meeting: Meeting, timeout_s: float) -> Iterator[No
 
 @contextmanager
 def _deadline(timeout_s: float, meeting: Meeting) -> Iterator[None]:
-    """End the process with an error message if the block takes longer than `timeout_s`.
+    """End the process with an error message if the block takes longer than `timeout_s` and some seconds.
 
-    Gloo tries to connect three times for the timeout each, and nothing interrupts it.
+    Most of the time gloo keeps its own timeout. But it repeats a connection that fails, for the timeout each time, and
+    nothing interrupts it.
     """
 
     def give_up() -> None:
         print(f"error: {_lost_rank(meeting, timeout_s)}", file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)
 
-    timer = threading.Timer(timeout_s, give_up)
+    timer = threading.Timer(timeout_s + _LATE_S, give_up)
     timer.daemon = True
     timer.start()
     try:
@@ -241,7 +243,7 @@ def _means_a_lost_rank(error: RuntimeError) -> bool:
 
     Gloo raises plain RuntimeErrors, most of which begin with the name of its source file.
     """
-    words_of_gloo = ("gloo/transport", "Gloo", "pair closure")
+    words_of_gloo = ("gloo/transport", "Gloo", "pair closure", "Wait timeout")
     return isinstance(error, dist.DistError) or any(words in str(error) for words in words_of_gloo)
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import CONTEXT, run_ranks
 
 from pipeline.errors import InputError
+from training.distributed import world
+from training.distributed.meeting import Meeting
 from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import speaks
 from training.distributed.tower_gradients import data_parallel
@@ -71,6 +73,19 @@ def test_a_rank_that_is_lost_or_silent_is_told_from_other_errors_by_the_words_of
     error = str(run_ranks(beside_a_rank_that, 2, tmp_path, is_silent)[0]["error"])
     assert error.startswith("Another rank ended, or did not answer within world.timeout_s=6")
     assert "run the same command again: it resumes from the last complete checkpoint" in error
+
+
+def hang_while_joining() -> None:
+    world._LATE_S = 0.0
+    with world._deadline(0.2, Meeting(store=None)):
+        time.sleep(60)
+
+
+def test_a_rank_that_hangs_in_gloo_ends_by_itself() -> None:
+    process = CONTEXT.Process(target=hang_while_joining)
+    process.start()
+    process.join(30)
+    assert process.exitcode == world.EXIT_LOST
 
 
 def test_another_runtime_error_keeps_its_traceback() -> None:
