@@ -79,8 +79,9 @@ def recorded(environment: dict[str, str]) -> tuple[list[str], list[str], dict[st
 def torchrun_of(environment: dict[str, str]):
     """torchrun's arguments as torchrun itself parses them."""
     _, command, _ = recorded(environment)
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    return get_args_parser().parse_args(command[3:])
+    assert command[:4] == ["bash", "-c", 'PET_NODE_RANK=$SLURM_NODEID exec "$@"', "torchrun"]
+    assert command[5:7] == ["-m", "torch.distributed.run"]
+    return get_args_parser().parse_args(command[7:])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -144,14 +145,22 @@ def test_training_starts_one_torchrun_a_node_that_meet_on_the_first(slurm):
     own, command, passed = recorded(slurm)
     assert {option.removeprefix("--").split("=")[0] for option in own} <= SRUN_OPTIONS
     assert {"--nodes=2", "--ntasks-per-node=1"} <= set(own)
-    assert command[0] == str(ROOT / ".venv/bin/python")
+    assert command[4] == str(ROOT / ".venv/bin/python")
     torchrun = torchrun_of(slurm)
     assert (torchrun.nnodes, torchrun.nproc_per_node, torchrun.max_restarts) == ("2", "1", 0)
-    assert (torchrun.rdzv_backend, torchrun.rdzv_endpoint, torchrun.rdzv_id) == ("c10d", "node1:24711", "4711-0")
+    assert (torchrun.rdzv_backend, torchrun.rdzv_endpoint, torchrun.rdzv_id) == ("static", "node1:24711", "4711-0")
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in passed, "the ranks of several nodes meet in torchrun's store"
     assert "SIGUSR1" in torchrun.signals_to_handle
     assert torchrun.module
     assert (torchrun.training_script, torchrun.training_script_args) == ("jobs.train", ["data=/d", "out=/r"])
     assert (passed["OMP_NUM_THREADS"], passed["SRUN_CPUS_PER_TASK"]) == ("16", "16")
+
+
+def test_training_on_one_node_opens_no_port(slurm):
+    submit("train.sbatch", {**slurm, "HOSTS": "node1"}, "data=/d", "out=/r")
+    torchrun = torchrun_of(slurm)
+    assert (torchrun.rdzv_backend, torchrun.rdzv_endpoint, torchrun.rdzv_conf) == ("c10d", "", "store_type=file")
+    assert recorded(slurm)[2]["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 def test_gpus_and_variables_decide_on_ranks_and_threads(slurm):
@@ -163,7 +172,7 @@ def test_gpus_and_variables_decide_on_ranks_and_threads(slurm):
     submit("train.sbatch", {**slurm, **chosen}, "data=/d", "out=/r")
     assert torchrun_of(slurm).nproc_per_node == "32"
     assert torchrun_of(slurm).rdzv_endpoint == "node1:29400"
-    assert recorded(slurm)[1][0] == "/opt/python"
+    assert recorded(slurm)[1][4] == "/opt/python"
     assert recorded(slurm)[2]["OMP_NUM_THREADS"] == "1"
 
 

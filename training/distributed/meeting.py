@@ -132,7 +132,7 @@ def _store_of_torchrun(place: Place, timeout_s: float) -> Any:
             "host reaches that address."
         ) from error
     # Trap: torchrun's store outlives a restart of the ranks, and so would the addresses of the ranks before it.
-    return dist.PrefixStore(f"start-{place.start}", store)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"start-{place.restarts}", store)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -21,7 +21,8 @@ class Place:
     size: int
     local_rank: int
     local_size: int  # ranks of this host; 0: unknown
-    start: str  # differs for each start of the ranks, by hand or after a failure; "" without torchrun
+    start: str  # differs for each start of the ranks of this host, by hand or after a failure; "" without torchrun
+    restarts: str = "0"  # how often torchrun has started the ranks again; the same on every host
     shares_store: bool = False  # torchrun serves a store, which the ranks may use
 
     @property
@@ -46,6 +47,7 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
         int(environment.get("LOCAL_RANK", "0")),
         int(environment.get("LOCAL_WORLD_SIZE", "0")),
         start,
+        environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
         environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 

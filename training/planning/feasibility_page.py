@@ -93,14 +93,13 @@ def proposal_lines(proposed: Mapping[str, str] | None, tables: Sequence[TablePla
 def launch_command(feasibility: Feasibility, given: Sequence[str]) -> str:
     """Write the command that launches the run, on every host."""
     cluster, settings = feasibility.cluster, feasibility.settings
-    nodes = (
-        f"--nnodes {cluster.hosts} --rdzv-backend c10d --rdzv-endpoint HOST:PORT "
-        if cluster.hosts > 1
-        else "--local-addr 127.0.0.1 "
-    )
     chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
     words = [f"data={settings.data}", *chosen, *arguments_to_repeat(given, feasibility.changed)]
-    return f"torchrun {nodes}--nproc-per-node {cluster.per_host} -m jobs.train {shlex.join([*words, 'out=RUN'])}"
+    job = f"jobs.train {shlex.join([*words, 'out=RUN'])}"
+    if cluster.hosts == 1:
+        return f"python -m {job} ranks={cluster.per_host}"
+    nodes = f"--nnodes {cluster.hosts} --node-rank K --rdzv-backend static --rdzv-endpoint HOST:PORT"
+    return f"torchrun {nodes} --nproc-per-node {cluster.per_host} -m {job}"
 
 
 def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[str]:

@@ -116,6 +116,7 @@ def test_a_rank_that_is_lost_while_it_joins_is_one_sentence_before_long(leaves: 
 def sum_of_ranks_by_tcp(port: int) -> Arrays:
     """Meet as ranks of two hosts do; return the sum of ones, and the addresses that this process listens on."""
     del os.environ["LOCAL_WORLD_SIZE"]
+    os.environ["TORCHELASTIC_ERROR_FILE"] = f"/tmp/of_host_{os.environ['RANK']}/none/attempt_0/0/error.json"
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     with join(WorldSettings(device="cpu", timeout_s=60)) as world:
         listeners = listeners_of(os.getpid())
