@@ -104,7 +104,9 @@ class Campaign:
             return False
         before, begun_s = self._traced_bytes(), time.monotonic()
         if moment == "joining":
-            time.sleep(self.draw.uniform(0, self.join_s))
+            until_s = begun_s + self.draw.uniform(0, self.join_s)
+            while time.monotonic() < until_s and self._traced_bytes() == before:
+                time.sleep(LOOK_S)
         else:
             while not self._is_at(moment, before):
                 if process.poll() is not None or ranks_of(process) != ranks:
@@ -199,8 +201,6 @@ def main() -> None:
                 flush=True,
             )
             all_hold = all_hold and verdict == "holds"
-            if not campaign.killed:
-                break
     print(f"{sum(counts.values())} kills: {', '.join(f'{moment} {counts[moment]}' for moment in MOMENTS)}", flush=True)
     sys.exit(not all_hold)
 
