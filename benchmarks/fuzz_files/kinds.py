@@ -23,11 +23,11 @@ from benchmarks.fuzz_files.run_readers import (
     initialized,
     resumed,
 )
-from training.checkpoint.files import CHECKPOINTS, META_FILE
+from training.checkpoint.meta import META_FILE
 from training.run.run_folder import CONFIG
 
 _DATASET_READERS = (inspected, fed_by_pages, fed_by_pyarrow, extended)
-_OF_NEWEST = f"{RUN}/{CHECKPOINTS}/step-*"
+_OF_NEWEST = f"{RUN}/checkpoints/step-*"
 KINDS = (
     Kind("manifest.json", damage.JSON, f"{DATA}/manifest.json", (*_DATASET_READERS, initialized), fall_back=drop_audit),
     Kind("audit.json, run.json", damage.JSON, f"{DATA}/[ar]u*.json", (inspected,), fall_back=drop_audit),

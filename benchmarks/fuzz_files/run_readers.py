@@ -15,8 +15,9 @@ from benchmarks.fuzz_files.inputs import RUN, TODAY
 from benchmarks.fuzz_files.reading import Reading, digest_of
 from pipeline.dataset.manifest import load_manifest
 from training.checkpoint import restore as checkpoint
-from training.checkpoint.files import META_FILE, find_checkpoint
+from training.checkpoint.files import find_checkpoint
 from training.checkpoint.files import folder as checkpoints_of
+from training.checkpoint.meta import META_FILE
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World, join
 from training.run.build import build_model, check_settings, continue_from
@@ -100,6 +101,8 @@ def forge_checkpoint(folder: Path, file: Path) -> None:
         meta = json.loads(path.read_text())
         content = file.read_bytes()
         meta["files"][file.name] = {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+        del meta["content_xxh3"]
+        meta["content_xxh3"] = xxhash.xxh3_64_hexdigest(json.dumps(meta, indent=1, sort_keys=True).encode())
         path.write_text(json.dumps(meta))
 
 
