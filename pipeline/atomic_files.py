@@ -1,12 +1,14 @@
-"""Files that are whole or not there: atomic replacement, fsync of directories, and the checksum of a file."""
+"""Files that are whole or not there: atomic replacement, fsync of directories, the checksum of a file, room for one."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import xxhash
 
 _HASH_BLOCK_BYTES = 4 << 20
+_PROBE_BYTES = 1 << 16
 
 
 class Readable(Protocol):
@@ -52,6 +54,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def probe_room(folder: Path) -> None:
+    """Write a few bytes into a folder and remove them. Raises OSError if it is full, read-only or missing."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as stream:
+        stream.write(bytes(_PROBE_BYTES))
 
 
 def xxh3_of(stream: Readable) -> str:

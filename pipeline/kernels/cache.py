@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import MutableMapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
 
-from pipeline.errors import InputError
+from pipeline.atomic_files import probe_room
+from pipeline.errors import InputError, writing
 
 VARIABLE = "NUMBA_CACHE_DIR"
 _UNUSED_S = 30 * 24 * 3600.0
@@ -36,15 +37,36 @@ def own_directory(environment: MutableMapping[str, str]) -> Path:
     if chosen := environment.get(VARIABLE):
         root = Path(chosen).parent if Path(chosen).name == state else Path(chosen)  # set by a parent process
     else:
-        home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = Path(home) / "entirespace" / "numba"
+        root = user_cache(environment) / "numba"
     _make_own(root)
     is_new = not (root / state).exists()
     _lock_shared(root / state)
     if is_new:  # our kernels have changed, so older directories may be stale
         _remove_unused(root)
     environment[VARIABLE] = str(root / state)
+    with refused_cache(root / state):  # full or read-only: numba would say so later, in the middle of a task
+        probe_room(root / state)
     return root / state
+
+
+def user_cache(environment: Mapping[str, str]) -> Path:
+    """Return the folder of this user's caches: $XDG_CACHE_HOME/entirespace or ~/.cache/entirespace."""
+    if chosen := environment.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "entirespace"
+    try:
+        return Path.home() / ".cache" / "entirespace"
+    except RuntimeError as error:
+        raise InputError(
+            f"HOME is not set and user id {os.geteuid()} has no home directory; set XDG_CACHE_HOME to a folder of your "
+            "own, where compiled code is kept."
+        ) from error
+
+
+@contextmanager
+def refused_cache(path: Path) -> Iterator[None]:
+    """Raise InputError where the file system refuses to keep compiled kernels in `path`."""
+    with writing(f"{VARIABLE}={path}, where compiled kernels are kept,", f"set {VARIABLE} to a directory of your own"):
+        yield
 
 
 def _make_own(path: Path) -> None:
@@ -71,7 +93,7 @@ def _lock_shared(path: Path) -> None:
             with suppress(OSError):  # where files cannot be locked, nothing is removed either
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             _locks[path] = descriptor
-    with suppress(OSError):  # a cache that may only be read
+    with suppress(OSError):  # read-only: `own_directory` says so
         os.utime(path)
 
 

