@@ -30,6 +30,7 @@ from pipeline.passes.unchanged import (
 from pipeline.passes.write import save_tables, write_files
 from pipeline.spark import running
 from pipeline.spark import session as sparks
+from pipeline.spark.exceptions import plain_errors
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.lock import dataset_lock
@@ -43,14 +44,15 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
 
     Raises InputError for a mistake in the settings or the input, before Spark starts where it can be seen by then.
     """
-    job = Job.of(settings)
+    with plain_errors():
+        job = Job.of(settings)
     if done := _finished(job):
         commit.clean_up(job.out, settings.grace_hours)
         return done
     with dataset_lock(job.out):
         if done := _finished(job):
             return done
-        with commit.open_staging(job.out, settings.staging) as staging:
+        with commit.open_staging(job.out, settings.staging) as staging, plain_errors():
             return _run_passes(job, staging)
 
 

@@ -19,7 +19,7 @@ from numba.core import caching
 __all__ = ["nb"]
 
 
-class _KernelFile(caching.IndexDataCacheFile):  # type: ignore[misc]
+class _KernelFile(caching.IndexDataCacheFile):
     """numba's files of one kernel. A full disk is an InputError that names the cache, not the caller's file."""
 
     def load(self, key: Any) -> Any:

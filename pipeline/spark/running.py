@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,8 +94,9 @@ def _show_progress(spark: "SparkSession", title: str, num_tasks: int, unit: str)
     bar = tqdm(total=num_tasks, desc=title, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
     def watch() -> None:
-        while not stop.wait(0.3):
-            bar.update(min(done(), num_tasks) - bar.n)
+        with suppress(Exception):  # the JVM may have ended: the stage says so
+            while not stop.wait(0.3):
+                bar.update(min(done(), num_tasks) - bar.n)
 
     watcher = threading.Thread(target=watch, daemon=True) if not bar.disable else None
     started = time.monotonic()

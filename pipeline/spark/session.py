@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ import pipeline
 from pipeline.config.preprocess import SparkSettings
 from pipeline.errors import InputError
 from pipeline.kernels.cache import own_directory
-from pipeline.spark.exceptions import first_line, is_java_error
+from pipeline.spark.exceptions import first_line, has_java_ended, is_java_error
 from pipeline.spark.java import ensure_java
+from pipeline.spark.machine import LOOPBACK, check_machine, check_master, scratch_folders
 from pipeline.spark.workers import MALLOC
 from pipeline.undo import handler_kept
 
@@ -33,8 +35,8 @@ _DEFAULTS = {
 }
 _LOCAL_DEFAULTS = {
     "spark.driver.memory": "2g",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": LOOPBACK,
+    "spark.driver.bindAddress": LOOPBACK,
     "spark.shuffle.compress": "false",  # one machine: the shuffle stays in the page cache
 }
 # The JVM only moves blobs here: compiling it harder, and collecting in parallel, cost 12 CPU s of a small job's 27.
@@ -58,6 +60,7 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     """Start a session with our defaults, which `spark.conf` overrides; InputError without Java or the master."""
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
     if not submitted:
+        check_master(settings.master)
         ensure_java(os.environ)
     own_directory(os.environ)
     root = str(Path(pipeline.__file__).parent.parent)
@@ -80,13 +83,18 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
             java_options += _LOCAL_JAVA_OPTIONS
             if Path(root).is_dir():  # Python cannot start a module of a zip that Spark ships
                 chosen["spark.python.daemon.module"] = "pipeline.spark.daemon"
-            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+            os.environ.setdefault("SPARK_LOCAL_IP", LOOPBACK)
         chosen["spark.driver.extraJavaOptions"] = java_options
     for name in for_executors:
         if name in os.environ:
             chosen[f"spark.executorEnv.{name}"] = os.environ[name]
     chosen |= {f"spark.executorEnv.{name}": value for name, value in MALLOC.items()}
-    for key, value in (chosen | _dotted_keys(settings.conf)).items():
+    chosen |= _dotted_keys(settings.conf)
+    if not submitted and is_local(settings.master):
+        check_machine(chosen)
+        if scratch_folders(chosen)[0] == "TMPDIR":  # Java does not look at TMPDIR
+            chosen["spark.local.dir"] = tempfile.gettempdir()
+    for key, value in chosen.items():
         builder = builder.config(key, value)
     try:
         with handler_kept():
@@ -94,6 +102,11 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         session.sparkContext.setLogLevel("ERROR")  # spark-submit brings its own log settings
         return session
     except Exception as error:
+        if has_java_ended(error) or "JAVA_GATEWAY_EXITED" in str(error):
+            raise InputError(
+                f"Spark does not start with spark.master={settings.master}: its Java process has ended, and says why "
+                "above; correct spark.conf, JAVA_HOME or the memory of the machine."
+            ) from error
         if isinstance(error, (PySparkException, RuntimeError)) or is_java_error(error):
             raise InputError(
                 f"Spark does not start with spark.master={settings.master}: {first_line(error)}"
@@ -104,9 +117,13 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
 def stop_spark() -> None:
     """End the session, if there is one: executors that lose their driver at its exit log long errors."""
     if pyspark := sys.modules.get("pyspark.sql"):
-        session = pyspark.SparkSession.getActiveSession()
-        if session is not None:
-            session.stop()
+        try:
+            session = pyspark.SparkSession.getActiveSession()
+            if session is not None:
+                session.stop()
+        except Exception as error:
+            if not has_java_ended(error):
+                raise
 
 
 def _dotted_keys(conf: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -125,7 +125,9 @@ def test_a_read_only_cache_is_refused_at_the_door(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(cache, "probe_room", read_only)
-    with pytest.raises(InputError, match=r"NUMBA_CACHE_DIR=.*, where compiled kernels are kept, cannot be written \(Read-only"):
+    with pytest.raises(
+        InputError, match=r"NUMBA_CACHE_DIR=.*, where compiled kernels are kept, cannot be written \(Read-only"
+    ):
         own_directory({VARIABLE: str(tmp_path)})
 
 
@@ -162,7 +164,9 @@ def test_a_full_cache_is_named_by_whoever_compiles_and_a_damaged_one_is_compiled
 
     full = compile_one("full")
     assert full.startswith(f"InputError {VARIABLE}={tmp_path}/"), full
-    assert full.endswith(f"cannot be written (File too large); raise the limit of a file's size (ulimit -f), or set {VARIABLE} to a directory of your own.\n")
+    assert full.endswith(
+        f"cannot be written (File too large); raise the limit of a file's size (ulimit -f), or set {VARIABLE} to a directory of your own.\n"
+    )
     right = compile_one("free")
     indices = list(tmp_path.rglob("*.nbi"))
     assert indices

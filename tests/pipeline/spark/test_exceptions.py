@@ -5,7 +5,7 @@ import pytest
 from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
-from pipeline.spark.exceptions import plain_errors
+from pipeline.spark.exceptions import first_line, plain_errors
 from pipeline.spark.session import with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
@@ -21,6 +21,13 @@ _LOCAL = (
     "Encountered error while reading file file:///raw%20log/1.parquet. is not a Parquet file. SQLSTATE: KD001"
 )
 _NO_ROOM = "java.io.IOException: No space left on device\n\tat java.base/sun.nio.ch …"
+_NO_ROOM_FOR_A_BLOCK = (
+    "Job aborted due to stage failure: java.io.FileNotFoundException: /scratch/blockmgr-1/0c/temp_shuffle_1 (No space left "
+    "on device)\n\tat java.base/java.io …"
+)
+_WORKER = (
+    "An exception was thrown from the Python worker.\nTraceback (most recent call last):\n  File x, line 1, in y\n"
+)
 _OF_A_TASK = "Traceback …\n  File x\npipeline.errors.InputError: a.csv, byte 7: bad_label\n\n\tat org.apache.spark …"
 
 
@@ -33,6 +40,38 @@ _OF_A_TASK = "Traceback …\n  File x\npipeline.errors.InputError: a.csv, byte 7
         (_TOO_LARGE, "leave it out, or raise it"),
         (_NO_HEAP, "raise spark.driver.memory"),
         (_OF_A_TASK, "a.csv, byte 7"),
+        (
+            _NO_ROOM_FOR_A_BLOCK,
+            "Spark's scratch space is full (/scratch/blockmgr-1/0c/temp_shuffle_1); point SPARK_LOCAL_DIRS",
+        ),
+        (f"{_DAMAGED}\n{_NO_ROOM}", "Spark's scratch space is full"),
+        (
+            _WORKER + "OSError: [Errno 28] No space left on device: '/scratch/x'\n\n\tat org…",
+            "/scratch/x, which a task of Spark uses, cannot be written (No space left on device); make room there",
+        ),
+        (
+            _WORKER + "OSError: [Errno 30] Read-only file system\n",
+            "The disk of a task of Spark cannot be written (Read-only",
+        ),
+        (
+            _WORKER + "OSError: [Errno 24] Too many open files: '/log/a.csv'\n",
+            "the limit of open files; raise it (ulimit -n",
+        ),
+        (_WORKER + "MemoryError\n", "A Python worker of Spark ran out of memory; lower source.split_bytes"),
+        (_WORKER + "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 9 TiB\n", "ran out of memory; lower"),
+        (
+            _WORKER + "ModuleNotFoundError: No module named 'numba'\n",
+            "lacks a module (No module named 'numba'); give every",
+        ),
+        (
+            'java.io.IOException: Cannot run program "/nope/python": error=2, No such file',
+            "cannot run /nope/python; set PYSPARK",
+        ),
+        (
+            "org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n\tat …",
+            "were killed each time",
+        ),
+        ("java.lang.OutOfMemoryError: unable to create native thread: possibly out of memory", "ulimit -u"),
     ],
 )
 def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said: str, remedy: str) -> None:
@@ -40,6 +79,29 @@ def test_a_limit_of_spark_and_an_input_error_of_a_task_become_one_sentence(said:
         raise RuntimeError(said)
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Py4JNetworkError(Exception):
+    """As py4j raises it where the JVM is gone."""
+
+
+def test_a_jvm_that_has_ended_is_one_sentence_and_an_input_error_passes_through() -> None:
+    with (
+        pytest.raises(InputError, match=r"Spark's Java process has ended; out is as it was\. .* then run again\."),
+        plain_errors(),
+    ):
+        raise Py4JNetworkError("Answer from Java side is empty")
+    said = InputError("the first sentence (java.lang.OutOfMemoryError)")
+    with pytest.raises(InputError) as caught, plain_errors():
+        raise said
+    assert caught.value is said
+    with pytest.raises(ConnectionError), plain_errors():
+        raise ConnectionRefusedError("of something else than Java, which runs")
+
+
+def test_the_line_that_a_user_sees_of_a_java_exception_has_no_class() -> None:
+    assert first_line(RuntimeError("java.lang.IllegalArgumentException: System memory …\n\tat x")) == "System memory …"
+    assert first_line(RuntimeError("[CANNOT_PARSE] a: b")) == "[CANNOT_PARSE] a: b"
 
 
 def test_any_other_failure_keeps_its_traceback() -> None:
