@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.audit.tally import Tally
 from pipeline.chunks.reasons import rules_of
 from pipeline.config.preprocess import FAIL, PreprocessSettings, settings_xxh3
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import SPLITS, Manifest
 from pipeline.errors import InputError
 from pipeline.events.id_texts import add_id_texts
 from pipeline.features.vocabulary import Vocabulary
@@ -106,7 +106,9 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "write"), running.share_files(spark, partial(save_tables, job, counted)) as tables:
         reports, rejected_early = write_files(spark, job, log, counted, tables, staging)
         counted = replace(counted, vocabularies=_with_id_texts(spark, job, log, counted, tables))
-    _stop_at_failures(job, log, merge_tallies(reports))
+    written = merge_tallies(reports)
+    _stop_at_failures(job, log, written)
+    _stop_at_nothing_good(job, log, counted.tally, written)
     with _clocked(seconds, "quarantine"):
         rejected_late = quarantine(spark, log, reports, staging)
         check_unchanged(spark, job, fingerprints)
@@ -138,6 +140,29 @@ def _stop_at_failures(job: Job, log: InputLog, tally: Tally) -> None:
             f"{log.sources[ordinal].path}, byte {offset}: {reason} ({rules_of(job.settings.source.name)[reason]}), and "
             f"checks.{reason}=fail stops there; fix the line, or set checks.{reason}={lenient}."
         )
+
+
+def _stop_at_nothing_good(job: Job, log: InputLog, scanned: Tally, written: Tally) -> None:
+    """Raise InputError if no impression is left, with the most frequent reason for each table of the log."""
+    if any(written.of(split, "impressions", "written") for split in SPLITS):
+        return
+    rejected = []
+    for grain in ("impressions", "contexts"):
+        by_reason = {
+            reason: sum(tally.of(split, grain, reason) for split in SPLITS for tally in (scanned, written))
+            for reason in rules_of(job.settings.source.name)
+        }
+        reason = max(by_reason, key=lambda reason: by_reason[reason])
+        if by_reason[reason]:
+            ordinal, offset = min(tally.first[reason] for tally in (scanned, written) if reason in tally.first)
+            rejected.append(
+                f"{sum(by_reason.values())} {grain} are rejected, {by_reason[reason]} of them as {reason} "
+                f"({rules_of(job.settings.source.name)[reason]}; the first: {log.sources[ordinal].path}, byte {offset})"
+            )
+    raise InputError(
+        f"source.path={job.settings.source.path} has no impression that can be written: {'; '.join(rejected)}. Repair "
+        "the log, or correct the settings of its source."
+    )
 
 
 @contextmanager

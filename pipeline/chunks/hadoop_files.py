@@ -4,7 +4,8 @@ Private names of PySpark (`SparkSession._jvm`, `._jsc`) are used in this file al
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from pipeline.chunks.files import Entry
@@ -31,13 +32,27 @@ class HadoopFiles:
 
     def open(self, address: str) -> BinaryIO:
         path = self._path(address)
-        return cast(BinaryIO, io.BufferedReader(_JavaFile(self._filesystem(path).open(path)), _BUFFER_BYTES))
+        with _java_errors_as_os_errors():
+            return cast(BinaryIO, io.BufferedReader(_JavaFile(self._filesystem(path).open(path)), _BUFFER_BYTES))
 
     def _path(self, address: str) -> Any:
         return _session()._jvm.org.apache.hadoop.fs.Path(address)
 
     def _filesystem(self, path: Any) -> Any:
         return path.getFileSystem(_session()._jsc.hadoopConfiguration())
+
+
+@contextmanager
+def _java_errors_as_os_errors() -> Iterator[None]:
+    """Raise OSError for an exception of Hadoop, as Python's own files do."""
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except Py4JJavaError as error:
+        text = str(error.java_exception.getMessage() or error.java_exception)
+        is_gone = "FileNotFound" in error.java_exception.getClass().getName()
+        raise (FileNotFoundError if is_gone else OSError)(text.splitlines()[0]) from error
 
 
 class _JavaFile(io.RawIOBase):
@@ -53,13 +68,15 @@ class _JavaFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        block = bytes(self._stream.readNBytes(len(buffer)))
+        with _java_errors_as_os_errors():
+            block = bytes(self._stream.readNBytes(len(buffer)))
         buffer[: len(block)] = block
         return len(block)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         assert whence == io.SEEK_SET, whence
-        self._stream.seek(offset)
+        with _java_errors_as_os_errors():
+            self._stream.seek(offset)
         return offset
 
     def tell(self) -> int:

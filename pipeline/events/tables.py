@@ -5,6 +5,7 @@ Only heads of files are read here: the columns of the first file of each table, 
 
 import csv
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.chunks.files import stamp_of
 from pipeline.chunks.sources import SourceFile, check_parts
 from pipeline.config.events import CSV, JSONL, PARQUET, EventsSettings, JoinSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reason_of
 from pipeline.features.fields import Catalogue, Field
 from pipeline.spark.paths import escape_glob
 
@@ -226,13 +227,7 @@ def _find_table(root: Path, name: str, relative: str, form: str, first_ordinal: 
                    name, "", part.suffix == ".gz", stamp_of(part.stat()))
         for number, part in enumerate(parts)
     )  # fmt: skip
-    try:
-        columns = _file_columns(files, form)
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
-        raise InputError(
-            f"{files[0].path} cannot be read as {form} ({str(error).splitlines()[0]}); repair the file, or set "
-            f"source.events.{name}.format to what it is."
-        ) from error
+    columns = _file_columns(name, files, form)
     for column in (CORRUPT, FILE):
         if column in columns:
             raise InputError(
@@ -255,20 +250,36 @@ def _oddity_of(path: Path) -> str:
     return "a directory" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
 
 
-def _file_columns(files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
-    if form == PARQUET:
-        return {field.name: field.type for field in pq.read_schema(files[0].path)}
+def _file_columns(name: str, files: Sequence[SourceFile], form: str) -> dict[str, pa.DataType]:
+    """Return the columns of the first file; of Parquet and CSV, the head of every file is read."""
     if form == JSONL:
-        return _json_columns(files[0])
-    assert form == CSV
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if header != headers[0]:
+        with _named_if_unreadable(name, files[0], form):
+            return _json_columns(files[0])
+    found: list[dict[str, pa.DataType]] = []
+    for file in files:
+        with _named_if_unreadable(name, file, form):
+            if form == PARQUET:
+                found.append({field.name: field.type for field in pq.read_schema(file.path)})
+            else:
+                assert form == CSV
+                found.append(dict.fromkeys(_header(file), pa.string()))
+        if form == CSV and list(found[-1]) != list(found[0]):
             raise InputError(
-                f"{file.path} has the columns {', '.join(header)}, and {files[0].path} has {', '.join(headers[0])}; "
+                f"{file.path} has the columns {', '.join(found[-1])}, and {files[0].path} has {', '.join(found[0])}; "
                 "the files of a table need one header."
             )
-    return dict.fromkeys(headers[0], pa.string())
+    return found[0]
+
+
+@contextmanager
+def _named_if_unreadable(name: str, file: SourceFile, form: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
+        raise InputError(
+            f"{file.path} cannot be read as {form} ({reason_of(error)}); repair the file, or set "
+            f"source.events.{name}.format to what it is."
+        ) from error
 
 
 def _header(file: SourceFile) -> list[str]:

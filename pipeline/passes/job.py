@@ -1,5 +1,6 @@
 """The job: the settings of a run of jobs.preprocess and the raw files that they name."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.events.tables import EventLog, find_log
 from pipeline.features.base_vocabulary import Base
 from pipeline.features.fields import Catalogue, catalogue
+from pipeline.locations import is_address
 from pipeline.spark.session import start_spark
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.store import Store, store_of
@@ -30,6 +32,7 @@ class Job:
     def of(cls, settings: PreprocessSettings) -> "Job":
         """Find the raw files that `settings` name and check their heads. Raises InputError for what is wrong there."""
         out = store_of(settings.out)
+        _check_apart(settings.source.path, settings.out)
         if settings.source.events and not settings.staging and not isinstance(out, LocalStore):
             raise InputError(
                 f"out={settings.out} is an address, and source=events stores labelled impressions between its stages; "
@@ -60,3 +63,16 @@ class Job:
     def determining(self) -> dict[str, Any]:
         """The settings that decide what the dataset holds, with the base's checksum."""
         return self.settings.determining(self.base.manifest_xxh3 if self.base else None)
+
+
+def _check_apart(source: str, out: str) -> None:
+    """Raise InputError if the dataset would lie among the raw files: a later job would find it there."""
+    places = [
+        place.rstrip("/") if is_address(place) else os.path.realpath(os.path.expanduser(place))
+        for place in (source.removeprefix("file://"), out.removeprefix("file://"))
+    ]
+    if places[1] == places[0] or places[1].startswith(f"{places[0]}/"):
+        raise InputError(
+            f"out={out} lies inside source.path={source}, among the raw files; choose a folder beside it, such as "
+            f"{places[0]}-dataset."
+        )

@@ -149,3 +149,36 @@ def test_a_context_that_is_set_aside_takes_its_impressions_with_it(
     test = preprocess(settings).audit["lines"]["test"]
     assert test["contexts"]["quarantined"] == {"feature_count_mismatch": 1}
     assert test["impressions"]["quarantined"] == {"missing_context": 2}
+
+
+def test_a_log_whose_lines_are_all_rejected_is_refused_with_the_most_frequent_reasons(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    log = small_log()
+    for table in (name for name in log.lines if name.startswith("common")):
+        log.lines[table] = [line.replace(line[:4], b"G000", 1) for line in log.lines[table]]
+    raw = log.write(tmp_path / "raw")
+    with pytest.raises(InputError) as refused:
+        preprocess(preprocess_settings(raw, tmp_path / "out"))
+    assert str(refused.value).startswith(f"source.path={raw} has no impression that can be written: 8 impressions")
+    for grain, reason, file in (
+        ("8 impressions", "missing_context", "sample_skeleton_train.csv"),
+        ("4 contexts", "bad_context_key", "common_features_train.csv"),
+    ):
+        number = grain.split(maxsplit=1)[0]
+        assert f"{grain} are rejected, {number} of them as {reason} ({rules_of('aliccp')[reason]}; " in str(
+            refused.value
+        )
+        assert f"the first: {raw / file}, byte 0)" in str(refused.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "/out", "/sample_skeleton_train/out", "/x/../out"])
+def test_a_dataset_among_its_raw_files_is_refused(tmp_path: Path, preprocess_settings: Settings, inside: str) -> None:
+    raw = small_log().write(tmp_path / "raw", num_parts=1)
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(
+        InputError, match=r"lies inside source.path=.*; choose a folder beside it, such as .*raw-dataset"
+    ):
+        preprocess(preprocess_settings(raw, Path(f"{raw}{inside}")))
+    assert sorted(raw.rglob("*")) == before

@@ -105,7 +105,7 @@ def test_a_column_that_has_lists_or_objects_alone_is_refused_before_spark_starts
         text = "".join(json.dumps(lines[0] | {"user_id": user}) + "\n" for user in users)
         (tmp_path / "impressions").write_bytes(b'{"more": "\xff"}\n' + text.encode())
         (tmp_path / "actions").write_text(json.dumps(lines[0]))
-        return Job.of(preprocess_settings(tmp_path, tmp_path / "out", *overrides))
+        return Job.of(preprocess_settings(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", *overrides))
 
     job(["u"], {"id": 1}, None, "u")
     for nested, kind in ((["u"], "list<.*>"), ({"id": 1}, "struct<.*>")):
