@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from jobs.entry import imports_not_collected, launch
+from training.checkpoint.settings import check_which
 from training.distributed.torchrun import speaks, starts_ranks
 
 
@@ -17,9 +18,12 @@ class EvaluateSettings:
     run: str = MISSING  # the folder of a run that jobs.train has trained
     split: str = "test"  # train | validation | test
     truth: str | None = None  # RAW/truth_test.parquet of a simulated log
-    checkpoint: str = "newest"  # newest | best: the one that validation found best
+    checkpoint: str = "newest"  # newest | best: the one that validation found best | step-N
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
-    data: str | None = None  # the dataset, if it has moved since the training
+    data: str | None = None  # where the dataset is now, or another day's; null: where the run found it
+
+    def __post_init__(self) -> None:
+        check_which(self.checkpoint, "checkpoint")
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -39,10 +43,9 @@ def run(settings: EvaluateSettings) -> None:
     keep_freed_memory()
     folder = Path(settings.run)
     trained = run_folder.load_settings(folder)
-    trained.data = settings.data or trained.data
     truth = Path(settings.truth) if settings.truth else None
     with join(trained.world) as world:
-        figures = evaluate_split(folder, trained, settings.split, truth, world, settings.checkpoint)
+        figures = evaluate_split(folder, trained, settings.split, truth, world, settings.checkpoint, settings.data)
     if figures is not None:
         shown = {
             name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None

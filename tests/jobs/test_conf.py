@@ -35,7 +35,17 @@ SCHEMAS = {
 #: Command line → the settings that it composed to at commit 93bacc0, where conf/ repeated every default.
 RECORDED = json.loads(Path(__file__).with_name("composed_settings.json").read_text(encoding="utf-8"))
 #: Settings and choices that are newer than the record.
-NEWER_SETTINGS = ("decoder", "boundaries", "body", "heads", "ranks", "width", "standardize", "max_line_bytes")
+NEWER_SETTINGS = (
+    "decoder",
+    "boundaries",
+    "body",
+    "heads",
+    "ranks",
+    "width",
+    "standardize",
+    "max_line_bytes",
+    "init_from_checkpoint",
+)
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
     "model=escm2_dr": "train",

@@ -19,8 +19,7 @@ from pipeline.atomic_files import sync_directory, write_whole
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError, reason_of
 from training.checkpoint.meta import META_FILE, Checkpoint, SavedFile, meta_text, path_of, read_meta, steps_of
-
-NEWEST, BEST = "newest", "best"
+from training.checkpoint.settings import BEST, NEWEST, check_which
 
 
 def folder(run: Path) -> Path:
@@ -80,12 +79,6 @@ def find_checkpoint(run: Path, which: str, say: Callable[[str], None], key: str 
     else:
         path = _path_of_step(run, which, key)
     return read_checkpoint(path, f"{key}={which} is damaged; use {key}={NEWEST}.")
-
-
-def check_which(which: str, key: str) -> None:
-    """Raise InputError unless `which` is newest, best or step-N."""
-    if which not in (NEWEST, BEST) and not re.fullmatch(r"step-[0-9]{1,18}", which, re.ASCII):
-        raise InputError(f"{key}={which} is not one of {NEWEST}, {BEST}, step-N; N counts the steps of the run.")
 
 
 def _path_of_step(run: Path, which: str, key: str) -> Path:

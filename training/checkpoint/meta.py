@@ -2,17 +2,15 @@
 
 import json
 import re
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import xxhash
 
-from pipeline.dataset.json_text import parse_json
+from pipeline.dataset.json_text import parse_json, typed
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError, printable, reason_of
 
@@ -22,8 +20,6 @@ TOWERS_FILE = "towers.safetensors"
 #: A file is some 100 bytes of it; this is room for 300,000 ranks.
 _MOST_BYTES = 32 << 20
 _KEYS = frozenset(("format_version", "position", "manifest_xxh3", "judged", "world_size", "files"))
-
-State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ class LogWindow:
     norm_sum: float | None  # of the towers' gradients; None: not finite
 
 
-class SavedFile(NamedTuple):
+@dataclass(frozen=True)
+class SavedFile:
     """What checkpoint.json says of one file."""
 
     bytes: int
@@ -96,7 +93,7 @@ def meta_text(checkpoint: Checkpoint, world_size: int, files: Mapping[str, Saved
         "manifest_xxh3": checkpoint.manifest_xxh3,
         "judged": asdict(checkpoint.validation) if checkpoint.validation else None,
         "world_size": world_size,
-        "files": {name: entry._asdict() for name, entry in files.items()},
+        "files": {name: asdict(entry) for name, entry in files.items()},
         "total_steps": steps_of(checkpoint.path),
     }
     if checkpoint.window:
@@ -121,7 +118,7 @@ def read_meta(path: Path, remedy: str) -> tuple[Checkpoint, dict[str, SavedFile]
         raise InputError(f"{where} has more than {_MOST_BYTES} bytes; {remedy}")
     raw = parse_json(text, where, remedy)
     try:
-        return _checked(path, raw)
+        return _meta_of(path, raw)
     except ValueError as error:
         raise InputError(f"{where}: {printable(str(error))}; {remedy}") from error
 
@@ -135,7 +132,7 @@ def _content_xxh3(meta: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(_canonical({key: meta[key] for key in meta if key != "content_xxh3"}).encode())
 
 
-def _checked(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
+def _meta_of(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
     """Return what `raw` says. Raises ValueError, with the value and the rule."""
     if not isinstance(raw, dict) or not raw.keys() >= _KEYS:
         raise ValueError(f"it is no object with the keys {', '.join(sorted(_KEYS))}")
@@ -145,14 +142,16 @@ def _checked(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
         raise ValueError(
             f"its content has the checksum {_content_xxh3(raw)} where it says content_xxh3={raw.get('content_xxh3')!r}"
         )
-    position = _state(Position, raw["position"], "position")
-    validation = None if raw["judged"] is None else _state(ValidationState, raw["judged"], "judged")
+    position: Position = typed(Position, raw["position"], "position")
+    validation: ValidationState | None = typed(ValidationState | None, raw["judged"], "judged")
     total_steps = steps_of(path)
     if raw.get("total_steps", total_steps) != total_steps:
         raise ValueError(f"it is of step {raw['total_steps']!r}, and its folder is {path.name}")
-    if not _is_possible(position, total_steps):
+    if not _leads_to(total_steps, position):
         raise ValueError(f"position={asdict(position)} is not possible after {total_steps} steps")
-    if validation and not validation.best_steps <= validation.total_steps <= total_steps:
+    if validation and not (
+        0 <= validation.best_steps <= validation.total_steps <= total_steps and validation.num_worse >= 0
+    ):
         raise ValueError(f"judged={asdict(validation)} is not possible after {total_steps} steps")
     manifest_xxh3, num_ranks = _xxh3(raw["manifest_xxh3"], "manifest_xxh3"), raw["world_size"]
     if type(num_ranks) is not int or num_ranks < 1:
@@ -160,59 +159,28 @@ def _checked(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
     files = _files(raw["files"])
     if len(files) != num_ranks + 1 or sorted(files) != [*map(rank_file, range(num_ranks)), TOWERS_FILE]:
         raise ValueError(f"it names {len(files)} files, which are not those of world_size={num_ranks}")
-    window = None if raw.get("log_window") is None else _log_window(raw["log_window"])
+    window: LogWindow | None = typed(LogWindow | None, raw.get("log_window"), "log_window")
+    if window and not 0 <= window.num_steps <= total_steps:
+        raise ValueError(f"log_window.num_steps={window.num_steps} is not possible after {total_steps} steps")
     return Checkpoint(path, position, manifest_xxh3, tuple(sorted(files)), validation, window), files
 
 
-def _log_window(raw: Any) -> LogWindow:
-    if not isinstance(raw, dict) or raw.keys() != {"num_steps", "loss_sums", "norm_sum"}:
-        raise ValueError(f"log_window={raw!r} is no object with the keys num_steps, loss_sums, norm_sum")
-    numbers = raw["loss_sums"]
-    if not isinstance(numbers, list) or not all(type(value) in (int, float) for value in numbers):
-        raise ValueError(f"log_window.loss_sums={numbers!r} is no list of numbers")
-    if type(raw["norm_sum"]) not in (int, float, type(None)):
-        raise ValueError(f"log_window.norm_sum={raw['norm_sum']!r} is no number")
-    return LogWindow(_count(raw["num_steps"], "log_window.num_steps"), tuple(numbers), raw["norm_sum"])
-
-
-def _is_possible(position: Position, total_steps: int) -> bool:
+def _leads_to(total_steps: int, position: Position) -> bool:
     """Check that some number of steps an epoch, more than `position.step`, leads to `total_steps`."""
-    if position.epoch == 0:
-        return position.step == total_steps
+    if position.step < 0 or position.epoch <= 0:
+        return position.epoch == 0 and position.step == total_steps
     steps_per_epoch, rest = divmod(total_steps - position.step, position.epoch)
     return rest == 0 and position.step < steps_per_epoch
 
 
 def _files(raw: Any) -> dict[str, SavedFile]:
-    if not isinstance(raw, dict) or not all(
-        isinstance(entry, dict) and entry.keys() == {"bytes", "xxh3"} for entry in raw.values()
-    ):
-        raise ValueError("files is no object of entries with bytes and xxh3")
-    for name, entry in raw.items():
-        _count(entry["bytes"], f"files.{name}.bytes")
-        _xxh3(entry["xxh3"], f"files.{name}.xxh3")
-    return {name: SavedFile(**entry) for name, entry in raw.items()}
-
-
-def _state(kind: type[State], raw: Any, key: str) -> State:
-    """Return an instance of the dataclass `kind`, whose numbers are counts."""
-    hints = typing.get_type_hints(kind)
-    needed = {entry.name for entry in fields(kind) if entry.default is MISSING}  # type: ignore[arg-type]
-    if not isinstance(raw, dict) or not needed <= raw.keys() <= hints.keys():
-        raise ValueError(f"{key}={raw!r} is no object with the keys {', '.join(hints)}")
-    for name, value in raw.items():
-        allowed = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            raise ValueError(f"{key}.{name}={value!r} is not of the type {hints[name]}")
-        if type(value) is int and int in allowed:
-            _count(value, f"{key}.{name}")
-    return kind(**raw)
-
-
-def _count(value: Any, key: str) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{key}={value!r} is no count of 0 or more")
-    return value
+    entries: dict[str, SavedFile] = {}
+    for name, entry in typed(Mapping[str, Any], raw, "files").items():
+        entries[name] = typed(SavedFile, entry, f"files.{name}")
+        _xxh3(entries[name].xxh3, f"files.{name}.xxh3")
+        if entries[name].bytes < 0:
+            raise ValueError(f"files.{name}.bytes={entries[name].bytes} is negative")
+    return entries
 
 
 def _xxh3(value: Any, key: str) -> str:

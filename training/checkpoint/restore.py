@@ -7,16 +7,16 @@ dropout and the order of the data are functions of the position, so there is no 
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import InputError
-from training.checkpoint.files import NEWEST, find_checkpoint, find_newest
+from training.checkpoint.files import find_checkpoint, find_newest
 from training.checkpoint.meta import TOWERS_FILE, Checkpoint, path_of, read_meta, steps_of
-from training.distributed.sharded_model import ShardedModel
+from training.checkpoint.settings import NEWEST
+from training.checkpoint.tensors import SavedTensors
+from training.distributed.sharded_model import Shard, ShardedModel
 from training.distributed.world import World
 
 
@@ -50,26 +50,28 @@ def find_on_all_ranks(
 def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
     """Fill `model` from `checkpoint`, whatever number of ranks wrote it.
 
-    Raises InputError where a table or a tower has another shape than the saved one.
+    Raises InputError, before it changes the model, where a table or a tower has another name, type or shape than the
+    saved one; and, while it reads, for a number that is not finite.
     """
-    try:
-        readers = [
-            safe_open(checkpoint.path / name, framework="pt") for name in checkpoint.files if name != TOWERS_FILE
-        ]
-        pieces: dict[tuple[str, str], list[tuple[int, Any]]] = {}
-        for reader in readers:
-            for key in reader.keys():  # noqa: SIM118
-                table, first_row, part = key.split("/")
-                pieces.setdefault((table, part), []).append((int(first_row), reader.get_slice(key)))
-        for shard in model.shards:
-            for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
-                _fill(rows, shard.first_row, pieces.get((shard.table, part), []), f"{shard.table}/{part}", checkpoint)
-        with safe_open(checkpoint.path / TOWERS_FILE, framework="pt") as reader:
-            load_towers(model, {key: reader.get_tensor(key) for key in reader.keys()}, checkpoint)  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(
-            f"{checkpoint.path} cannot be read ({error}); delete it to resume from the one before."
-        ) from error
+    saved = SavedTensors(checkpoint)
+    parameters = [name for name, _ in model.towers.named_parameters()]
+    strange = sorted(name for name in saved.tower_names if _parameter_of(name) not in parameters)
+    if strange:
+        raise saved.damage(f"{TOWERS_FILE} has the tensor {strange[0]!r}, and the model has no such parameter")
+    for shard in model.shards:
+        for part, rows in _saved_parts(shard).items():
+            saved.check_like(shard.table, part, rows)
+            last_row, num_saved = shard.first_row + len(rows), saved.num_rows(shard.table, part)
+            if num_saved < last_row:
+                raise InputError(
+                    f"{checkpoint.path} has {num_saved} rows of {shard.table}/{part} and the model {last_row}; "
+                    "the run was trained on another dataset or with other settings, so start a new one (out=…)."
+                )
+    load_towers(model, saved, {name: name for name in parameters})
+    for shard in model.shards:
+        for part, rows in _saved_parts(shard).items():
+            for start, block in saved.blocks(shard.table, part, shard.first_row, shard.first_row + len(rows)):
+                rows[start - shard.first_row : start - shard.first_row + len(block)].copy_(block)
 
 
 def rank_tensors(model: ShardedModel) -> dict[str, Tensor]:
@@ -78,7 +80,7 @@ def rank_tensors(model: ShardedModel) -> dict[str, Tensor]:
         f"{shard.table}/{shard.first_row}/{part}": rows
         for shard in model.shards
         if shard.saved
-        for part, rows in {"weight": shard.weight, **shard.optimizer}.items()
+        for part, rows in _saved_parts(shard).items()
     }
 
 
@@ -93,41 +95,45 @@ def tower_tensors(model: ShardedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def load_towers(model: ShardedModel, saved: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Fill the towers and their optimizer from `saved`. Raises InputError where a shape differs."""
-    for name, parameter in model.towers.named_parameters():
-        _check_shape(name, saved.get(name), parameter, checkpoint)
+def load_towers(model: ShardedModel, saved: SavedTensors, name_of: Mapping[str, str]) -> None:
+    """Fill the parameters of the towers that `name_of` maps to their saved names, and their optimizer's state.
+
+    Raises InputError, before it changes one, where a shape or type differs, or the state is not possible.
+    """
+    found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+    parameters = dict(model.towers.named_parameters())
+    for name, saved_name in name_of.items():
+        shape, dtype = parameters[name].shape, parameters[name].dtype
+        found[name] = saved.tower(saved_name, shape, dtype), _adam_state(saved, saved_name, shape, dtype)
+    for name, (value, state) in found.items():
         with torch.no_grad():
-            parameter.copy_(saved[name])
-        prefix = f"adam/{name}/"
-        moments = {key.removeprefix(prefix): value.clone() for key, value in saved.items() if key.startswith(prefix)}
-        if moments:
-            model.num_updates = int(moments["step"].item())
-            model.tower_optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+            parameters[name].copy_(value)
+        if state:
+            placed = {key: moment.to(parameters[name].device) for key, moment in state.items()}
+            model.tower_optimizer.state[parameters[name]] = placed
+    # The largest: a head that began later, in a run with init_from, has fewer.
+    model.num_updates = max((int(state["step"].item()) for _, state in found.values() if state), default=0)
 
 
-def _fill(target: Tensor, first_row: int, pieces: list[tuple[int, Any]], name: str, checkpoint: Checkpoint) -> None:
-    """Copy rows [first_row, first_row + len(target)) from the saved `pieces` (first row, rows) that cover them."""
-    last_row, filled = first_row + len(target), 0
-    for start, rows in pieces:
-        begin, end = max(first_row, start), min(last_row, start + rows.get_shape()[0])
-        if begin < end:
-            part = rows[begin - start : end - start]
-            _check_shape(name, part, target[begin - first_row : end - first_row], checkpoint)
-            target[begin - first_row : end - first_row].copy_(part)
-            filled += end - begin
-    saved_rows = sum(rows.get_shape()[0] for _, rows in pieces)
-    if filled != len(target) or (first_row == 0 and saved_rows < len(target)):
-        raise InputError(
-            f"{checkpoint.path} has {saved_rows} rows of {name} and the model {last_row}; "
-            "the run was trained on another dataset or with other settings, so start a new one (out=…)."
-        )
+def _adam_state(saved: SavedTensors, name: str, shape: torch.Size, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return Adam's moments and step count of a saved parameter; nothing where it had taken no step."""
+    prefix = f"adam/{name}/"
+    present = {key.removeprefix(prefix) for key in saved.tower_names if key.startswith(prefix)}
+    if not present:
+        return {}
+    if present != {"step", "exp_avg", "exp_avg_sq"}:
+        raise saved.damage(f"Adam's state of {name} has {', '.join(sorted(present))} and not step, exp_avg, exp_avg_sq")
+    state = {key: saved.tower(prefix + key, shape, dtype) for key in ("exp_avg", "exp_avg_sq")}
+    step = saved.tower(f"{prefix}step", torch.Size(()), torch.float32)
+    if step < 1 or step != step.round() or (state["exp_avg_sq"] < 0).any():
+        raise saved.damage(f"Adam's state of {name} is not possible: {step.item():g} steps, or a negative square")
+    return state | {"step": step}
 
 
-def _check_shape(name: str, saved: Tensor | None, wanted: Tensor, checkpoint: Checkpoint) -> None:
-    if saved is None or saved.shape != wanted.shape:
-        found = "is not there" if saved is None else f"is {list(saved.shape)}"
-        raise InputError(
-            f"{checkpoint.path}: {name} {found} and the model's is {list(wanted.shape)}; "
-            "the run was trained with other settings, so start a new one (out=…)."
-        )
+def _parameter_of(name: str) -> str:
+    return name.removeprefix("adam/").rpartition("/")[0] if name.startswith("adam/") else name
+
+
+def _saved_parts(shard: Shard) -> dict[str, Tensor]:
+    """Return what is saved of the rows of a shard."""
+    return {"weight": shard.weight, **shard.optimizer}

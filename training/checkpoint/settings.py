@@ -1,8 +1,11 @@
 """The settings of checkpoints; loads no torch (see training.run.settings)."""
 
+import re
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+
+NEWEST, BEST = "newest", "best"
 
 
 @dataclass
@@ -22,3 +25,9 @@ class CheckpointSettings:
                 )
         if self.keep < 1:
             raise InputError(f"checkpoint.keep={self.keep} is below 1; a run resumes from its newest checkpoint.")
+
+
+def check_which(which: str, key: str) -> None:
+    """Raise InputError unless `which` is newest, best or step-N."""
+    if which not in (NEWEST, BEST) and not re.fullmatch(r"step-[0-9]{1,18}", which, re.ASCII):
+        raise InputError(f"{key}={which} is not one of {NEWEST}, {BEST}, step-N; N counts the steps of the run.")

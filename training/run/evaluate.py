@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,23 @@ from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.checkpoint import restore as checkpoint
+from training.checkpoint.settings import NEWEST
 from training.distributed.rank_batches import rank_batches
 from training.distributed.world import World
 from training.evaluation import metrics, report
 from training.evaluation.run_files import read_predictions
 from training.feed.batch import UNKNOWN_GROUP, Batch
 from training.feed.plan import Plan
-from training.run.build import build_model, check_dataset, check_settings, open_feed
+from training.run.build import (
+    build_model,
+    check_dataset,
+    check_position,
+    check_settings,
+    manifest_xxh3,
+    open_feed,
+    train_plan,
+)
+from training.run.continuation import restore_elsewhere, with_moments_of
 from training.run.journal import say
 from training.run.settings import TrainSettings
 
@@ -29,15 +40,22 @@ _ROWS_PER_GROUP = 1 << 19
 
 
 def evaluate_split(
-    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
+    run: Path,
+    settings: TrainSettings,
+    split: str,
+    truth: Path | None,
+    world: World,
+    which: str = NEWEST,
+    data: str | None = None,
 ) -> metrics.Metrics | None:
     """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
     RUN/report.html; return the figures on rank 0, None elsewhere.
 
-    `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest or best. Raises InputError for a run without a
-    checkpoint and for a dataset other than the one it was trained on.
+    `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest, best or step-N.
+    `data` is where the run's dataset is now, or another one, such as that of the next day. Raises InputError for a run
+    without a checkpoint, for a dataset with another schema, and where the run's own dataset has been replaced.
     """
-    predict_split(run, settings, split, truth, world, which)
+    predict_split(run, settings, split, truth, world, which, data)
     if world.rank:
         return None
     columns = read_predictions(run, split)
@@ -52,23 +70,43 @@ def evaluate_split(
 
 
 def predict_split(
-    run: Path, settings: TrainSettings, split: str, truth: Path | None, world: World, which: str = "newest"
+    run: Path,
+    settings: TrainSettings,
+    split: str,
+    truth: Path | None,
+    world: World,
+    which: str = NEWEST,
+    data: str | None = None,
 ) -> None:
     """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; all files appear at once, by a rename."""
-    manifest = load_manifest(settings.data)
-    files = manifest.files_of(split)
-    graph = check_settings(settings, manifest, world.device)
+    location = data or settings.data
+    with world.agreeing():
+        manifest = load_manifest(location)
+        files = manifest.files_of(split)
+        graph = check_settings(settings, manifest, world.device)
     found = checkpoint.find_on_all_ranks(run, world, say, which)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
-    check_dataset(found, manifest, settings.data)
+    is_elsewhere = data is not None and found.manifest_xxh3 != manifest_xxh3(manifest)
     with world.agreeing():
+        if is_elsewhere:
+            manifest = with_moments_of(run, settings, location, manifest)
+        else:
+            check_dataset(found, manifest, location)
+            check_position(found, train_plan(settings, manifest))
         true = _read_oracle(truth) if truth is not None else None
     model = build_model(settings, manifest, graph, world)
     with world.agreeing():
-        checkpoint.restore(found, model)
+        if is_elsewhere:
+            restore_elsewhere(found, run, settings, location, manifest, model)
+        else:
+            checkpoint.restore(found, model)
+    if is_elsewhere and world.rank == 0:
+        say(
+            f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are new are out of vocabulary."
+        )
     plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
-    feed = open_feed(settings, manifest, split, plan, world)
+    feed = open_feed(replace(settings, data=location), manifest, split, plan, world)
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:

@@ -39,27 +39,31 @@ _MAY_DIFFER = (
 _SHAPE = ("embedding.dim", "model.towers.hidden", "model.body", "optimizer.embeddings.name", "init_from")
 
 
-def write_config(run: Path, settings: TrainSettings) -> None:
-    """Write RUN/config.yaml, after comparing it with the settings of the run that is there. The run is locked.
+def check_config(run: Path, settings: TrainSettings) -> None:
+    """Compare `settings` with those of the run that is there. The run is locked.
 
     Raises InputError if `run` has a checkpoint that was trained with settings that give other weights, or with unknown
     ones, because its config.yaml is gone.
     """
-    wanted = asdict(settings)
-    if checkpoint_paths(run):
-        if not (run / CONFIG).exists():
-            raise InputError(
-                f"out={run} has checkpoints and no {CONFIG}, so nothing says with which settings they were trained; put its "
-                f"{CONFIG} back, or train into another out=…."
-            )
-        before = asdict(load_settings(run, "out"))
-        for key in _differences(before, wanted):
-            raise InputError(
-                f"out={run} was started with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
-                f"resume with the same settings, or choose another out=….{_remedy_for(key, run)}"
-            )
+    if not checkpoint_paths(run):
+        return
+    if not (run / CONFIG).exists():
+        raise InputError(
+            f"out={run} has checkpoints and no {CONFIG}, so nothing says with which settings they were trained; put its "
+            f"{CONFIG} back, or train into another out=…."
+        )
+    before, wanted = asdict(load_settings(run, "out")), asdict(settings)
+    for key in _differences(before, wanted):
+        raise InputError(
+            f"out={run} was started with {key}={_at(before, key)} and this command says {_at(wanted, key)}; "
+            f"resume with the same settings, or choose another out=….{_remedy_for(key, run)}"
+        )
+
+
+def write_config(run: Path, settings: TrainSettings) -> None:
+    """Write RUN/config.yaml. The run is locked."""
     try:
-        write_whole(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(wanted)))
+        write_whole(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
 

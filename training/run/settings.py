@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
-from training.checkpoint.settings import CheckpointSettings
+from training.checkpoint.settings import CheckpointSettings, check_which
 from training.distributed.settings import OptimizerSettings, ShardingSettings, WorldSettings
 from training.feed.plan import PlanSettings
 from training.feed.settings import FeedSettings
@@ -75,6 +75,7 @@ class TrainSettings:
     out: str = MISSING  # the folder of the run; the same command resumes there
     seed: int = 1  # of the initial values and of dropout
     init_from: str | None = None  # a run whose model is trained on here; rows follow their raw ids, new ids start fresh
+    init_from_checkpoint: str = "newest"  # of that run: newest | best: the one that validation found best | step-N
     epochs: int = 1
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     precision: str = "fp32"  # of the towers' matrix products: fp32 | bf16; weights, gradients and tables stay fp32
@@ -97,3 +98,4 @@ class TrainSettings:
             raise InputError(f"epochs={self.epochs} is below 1.")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}.")
+        check_which(self.init_from_checkpoint, "init_from_checkpoint")

@@ -24,13 +24,15 @@ from training.run.build import (
     check_dataset,
     check_position,
     check_settings,
-    continue_from,
     manifest_xxh3,
     open_feed,
+    train_plan,
 )
+from training.run.continuation import continue_from
+from training.run.dataset_copy import keep_dataset
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import Journal, LoggedStep, say
-from training.run.run_folder import lock_run, write_config
+from training.run.run_folder import check_config, lock_run, write_config
 from training.run.settings import TrainSettings
 from training.run.validation import Validation, best_of
 
@@ -64,13 +66,7 @@ class Trainer:
         with world.agreeing():
             self.manifest = load_manifest(settings.data)
             self.graph = check_settings(settings, self.manifest, world.device)
-            self.plan = Plan(
-                self.manifest.files_of("train"),
-                batch_size=settings.plan.batch_size,
-                lanes=settings.plan.lanes,
-                seed=settings.plan.seed,
-                unit=settings.model.train_on,
-            )
+            self.plan = train_plan(settings, self.manifest)
             self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
             self.validation = self._open_validation()
         self._interrupts = Interrupts()
@@ -79,7 +75,7 @@ class Trainer:
             with world.agreeing():
                 if world.rank == 0:  # whoever else trains it may write its settings and delete its checkpoints
                     lock.enter_context(lock_run(self.run))
-                    write_config(self.run, settings)
+                    check_config(self.run, settings)
             self._resume()
             self._lock = lock.pop_all()  # until `close`
 
@@ -95,6 +91,10 @@ class Trainer:
             with world.agreeing():
                 check_dataset(found, self.manifest, settings.data)
                 check_position(found, self.plan)
+        with world.agreeing():
+            if world.rank == 0:
+                keep_dataset(self.run, settings.data, self.manifest)
+                write_config(self.run, settings)
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
         if self.finished:
             return
@@ -103,7 +103,7 @@ class Trainer:
             with world.agreeing():
                 checkpoint.restore(found, self.model)
         elif settings.init_from:
-            continue_from(Path(settings.init_from), settings, self.manifest, self.model, world)
+            continue_from(Path(settings.init_from), settings, self.manifest, self.graph, self.model, world)
         self._writer = CheckpointWriter(self.run, self.model, manifest_xxh3(self.manifest), world, settings.checkpoint)
 
     @property

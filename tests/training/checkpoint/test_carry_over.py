@@ -1,3 +1,5 @@
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from ranks import Arrays, run_ranks
 from tiny_dataset import FIELDS, write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings, weights
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
+from training.checkpoint.carry_over import rows_before
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
 from training.model.counter_random import uniform_rows
+from training.model.settings import GraphSettings
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -56,7 +60,7 @@ def rows_of(ranks: list[Arrays], table: str, part: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def yesterday(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
-    """A finished run on data/, and what it ended with."""
+    """A finished run on data/, and what it ended with; data/ has been deleted since, but for its vocabularies in kept/."""
     folder = tmp_path_factory.mktemp("continuation")
     write_tiny_dataset(folder / "data", num_contexts=40)
     grown(folder / "grown")
@@ -64,7 +68,10 @@ def yesterday(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
         trainer.fit()
-        return folder, weights(trainer)
+        ended = weights(trainer)
+    shutil.copytree(folder / "data/vocabulary", folder / "kept/vocabulary")
+    shutil.rmtree(folder / "data")
+    return folder, ended
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
@@ -75,7 +82,7 @@ def test_old_ids_keep_their_rows_and_new_ones_start_fresh(
     settings = tiny_settings(folder / "grown", tmp_path / "run", batch_size=32)
     settings.init_from, settings.sharding = str(folder / "run"), ShardingSettings(sharding)
     ranks = run_ranks(built, 2, tmp_path / "ranks", settings)
-    old_index = {row["raw_id"]: row["index"] for row in vocabulary(folder / "data")}
+    old_index = {row["raw_id"]: row["index"] for row in vocabulary(folder / "kept")}
     fresh = uniform_rows(settings.seed, "item_id", 0, 60, 18, settings.embedding.init_bound)
     found, momentum = rows_of(ranks, "item_id", "weight"), rows_of(ranks, "item_id", "momentum1")
     same = {0: 0, 1: 1} | {
@@ -100,7 +107,7 @@ def vocabulary(data: Path) -> list[dict]:
     return pq.read_table(data / "vocabulary/item_id.parquet").to_pylist()
 
 
-@pytest.mark.parametrize("name", ["data", "grown"])
+@pytest.mark.parametrize("name", ["run/dataset", "grown"])
 def test_a_vocabulary_reversed_since_then_is_refused_instead_of_mixing_up_rows(
     yesterday: tuple[Path, Arrays], tmp_path: Path, name: str
 ) -> None:
@@ -139,7 +146,115 @@ def test_another_schema_is_refused_with_all_differences(yesterday: tuple[Path, A
 
 def test_a_run_without_a_checkpoint_is_refused(yesterday: tuple[Path, Arrays], tmp_path: Path) -> None:
     folder, _ = yesterday
-    settings = tiny_settings(folder / "data", tmp_path / "run")
+    settings = tiny_settings(folder / "grown", tmp_path / "run")
     settings.init_from = str(tmp_path / "nothing")
     with join(settings.world) as world, pytest.raises(InputError, match=r"init_from=\S+nothing has no config\.yaml"):
+        Trainer(settings, world)
+
+
+def test_an_id_that_the_model_does_not_know_reads_the_row_out_of_vocabulary_in_an_evaluation(
+    yesterday: tuple[Path, Arrays],
+) -> None:
+    folder, _ = yesterday
+    kept, grown_data = folder / "run/dataset", folder / "grown"
+    old, new = (
+        next(entry for entry in load_manifest(data).fields if entry.name == "item_id") for data in (kept, grown_data)
+    )
+    source = rows_before(str(kept), old, str(grown_data), new, 1)
+    new_rows = [row["index"] for row in vocabulary(grown_data) if row["raw_id"] >= 5000]
+    assert source[new_rows].tolist() == [1] * NUM_NEW_ITEMS
+    fresh = rows_before(str(kept), old, str(grown_data), new)
+    assert fresh[new_rows].tolist() == [-1] * NUM_NEW_ITEMS
+    np.testing.assert_array_equal(np.delete(source, new_rows), np.delete(fresh, new_rows))
+
+
+def head_start(
+    folder: Path, tmp_path: Path, edges: list[str], losses: list, heads: tuple[str, ...] = ()
+) -> TrainSettings:
+    settings = tiny_settings(folder / "grown", tmp_path / "run", batch_size=32)
+    settings.init_from, settings.seed = str(folder / "run"), 7
+    settings.model.graph = GraphSettings(edges, losses, {"p_cvr": "conversion | click"}, heads=list(heads))
+    return settings
+
+
+CLICK, CONVERSION = "click | impression", "conversion | click"
+IPS = {"of": CONVERSION, "kind": "ips", "propensity": "click", "clip": 10.0}
+DR = {"of": CONVERSION, "kind": "dr", "propensity": "click", "imputation": "conversion_error", "clip": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("edges", "losses", "heads", "saved_number", "told"),
+    [
+        ([CLICK, CONVERSION], ["click", IPS, "conversion"], (), {0: 0, 1: 1}, []),
+        ([CONVERSION, CLICK], ["click", "conversion"], (), {0: 1, 1: 0}, []),
+        ([CONVERSION], [CONVERSION], (), {0: 1}, [f"its tower of `{CLICK}` is not used"]),
+        (
+            [CLICK, CONVERSION],
+            ["click", DR],
+            ("conversion_error",),
+            {0: 0, 1: 1, 2: None},
+            ["the run has no tower of `conversion_error | impression`, which starts at its initial values"],
+        ),
+    ],
+    ids=["other losses", "another order", "a head less", "a head more"],
+)
+def test_towers_follow_the_names_of_their_heads_and_the_others_are_said(
+    yesterday: tuple[Path, Arrays], tmp_path: Path, capsys: pytest.CaptureFixture[str], edges: list[str], losses: list,
+    heads: tuple[str, ...], saved_number: dict[int, int | None], told: list[str],
+) -> None:  # fmt: skip
+    folder, before = yesterday
+    settings = head_start(folder, tmp_path, edges, losses, heads)
+    found, fresh = built(settings), built(replace(settings, init_from=None, out=str(tmp_path / "fresh")))
+    names = {name.split("/")[1].partition(".")[::2] for name in found if name.startswith("towers/")}
+    assert {int(number) for number, _ in names} == set(saved_number)
+    for number, rest in names:
+        saved, place = saved_number[int(number)], f"towers/{number}.{rest}"
+        expected = fresh[place] if saved is None else before[f"towers/{saved}.{rest}"]
+        np.testing.assert_array_equal(found[place], expected)
+    said = [line for line in capsys.readouterr().err.splitlines() if "tower" in line]
+    assert said == [f"init_from={folder / 'run'}: {line}" for line in told]
+    with join(settings.world) as world:  # and it trains on, is saved, and resumes
+        assert Trainer(settings, world).fit() == 0
+        assert Trainer(replace(settings, epochs=2), world).fit() == 0
+
+
+def test_the_model_of_another_step_is_taken_where_it_is_named(yesterday: tuple[Path, Arrays], tmp_path: Path) -> None:
+    folder, before = yesterday
+    last = sorted((folder / "run/checkpoints").iterdir())[-1]
+    settings = tiny_settings(folder / "grown", tmp_path / "run", batch_size=32)
+    settings.init_from = str(folder / "run")
+    for which in (last.name.replace("step-000000", "step-"), "best"):
+        settings.init_from_checkpoint, settings.out = which, str(tmp_path / which)
+        np.testing.assert_array_equal(built(settings)["towers/0.first_bias"], before["towers/0.first_bias"])
+    settings.init_from_checkpoint = "step-3"
+    with (
+        join(settings.world) as world,
+        pytest.raises(InputError, match=r"init_from_checkpoint=step-3: .* no checkpoint"),
+    ):
+        Trainer(settings, world)
+
+
+@pytest.mark.parametrize("harm", ["reversed", "changed", "missing", "a FIFO", "no Parquet"])
+def test_a_vocabulary_that_is_not_the_one_of_the_run_is_refused(
+    yesterday: tuple[Path, Arrays], tmp_path: Path, harm: str
+) -> None:
+    folder, _ = yesterday
+    run = shutil.copytree(folder / "run", tmp_path / "before")
+    victim = run / "dataset/vocabulary/item_id.parquet"
+    table = pq.read_table(victim)
+    content = victim.read_bytes()
+    victim.unlink()
+    if harm == "reversed":
+        table = table.set_column(0, "raw_id", table["raw_id"].take(np.arange(len(table))[::-1]))
+        pq.write_table(table, victim)
+    elif harm == "changed":
+        victim.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    elif harm == "a FIFO":
+        os.mkfifo(victim)
+    elif harm == "no Parquet":
+        victim.write_text("?")
+    settings = tiny_settings(folder / "grown", tmp_path / "run", batch_size=32)
+    settings.init_from = str(run)
+    told = r"item_id\.parquet (has the checksum|is missing|cannot be read)"
+    with join(settings.world) as world, pytest.raises(InputError, match=told):
         Trainer(settings, world)

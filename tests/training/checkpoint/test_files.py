@@ -335,5 +335,5 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     assert found is not None
     with pytest.raises(InputError, match="has 10 rows of t/weight and the model 12"):
         restore(found, fake(range(12)))
-    with pytest.raises(InputError, match=r"t/weight is \[10, 4\] and the model's is \[10, 8\]"):
+    with pytest.raises(InputError, match=r"t/weight is \[10, 4\] of F32 and the model's is \[10, 8\]"):
         restore(found, fake(range(10), columns=8))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from graphs import ESM2
 from ranks import Arrays, run_ranks
-from tiny_dataset import write_tiny_dataset
+from tiny_dataset import write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.evaluation import metrics
@@ -138,6 +139,43 @@ def test_what_cannot_be_evaluated_is_refused(trained: tuple[TrainSettings, Manif
     write_tiny_dataset(tmp_path / "other", num_contexts=120, seed=2)
     with pytest.raises(InputError, match="is not the dataset that"):
         judged(replace(settings, data=str(tmp_path / "other")))
+    other = write_tiny_dataset(tmp_path / "narrow", num_contexts=120)
+    write_manifest(tmp_path / "narrow", replace(other, fields=other.fields[:-1]))
+    with pytest.raises(InputError, match=r"cannot go on with data=\S+narrow: the field user_item_brands is gone"):
+        elsewhere(settings, tmp_path / "narrow")
+
+
+def elsewhere(settings: TrainSettings, data: Path) -> dict[str, np.ndarray]:
+    with join(settings.world) as world:
+        evaluate_split(Path(settings.out), settings, "test", None, world, data=str(data))
+    return rows_of(Path(settings.out))
+
+
+def test_another_days_dataset_is_evaluated_by_raw_ids_without_the_one_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same impressions, whose manifest and means differ: the model sees what it was trained with."""
+    data, moved, other = (tmp_path / name for name in ("data", "moved", "other"))
+    write_tiny_dataset(data, num_contexts=60, numeric=True)
+    settings = tiny_settings(data, tmp_path / "run")
+    with join(settings.world) as world:
+        Trainer(settings, world).fit()
+    judged(settings)
+    expected = rows_of(tmp_path / "run")
+    shutil.copytree(data, other)
+    data.rename(moved)
+    manifest = load_manifest(other)
+    shifted = [replace(entry, mean=entry.mean and entry.mean + 1.0) for entry in manifest.fields]
+    write_manifest(other, replace(manifest, fields=tuple(shifted)))
+    capsys.readouterr()
+    for place, is_said in ((moved, False), (other, True)):
+        found = elsewhere(settings, place)
+        for name, column in expected.items():
+            np.testing.assert_array_equal(found[name], column, err_msg=name)
+        assert ("is not the dataset that" in capsys.readouterr().err) == is_said
+    (tmp_path / "run/dataset/manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"run/dataset, the copy that run=.* keeps, is damaged"):
+        elsewhere(settings, other)
 
 
 @pytest.mark.parametrize(
