@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 #: What file systems and Arrow raise for a file that cannot be read or holds what it may not: a footer that is no UTF-8, …
-UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError)
+READING_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError)
 
 
 def printable(text: str) -> str:
@@ -63,10 +63,11 @@ def remedy_for_reading(error: BaseException, otherwise: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the reason of an error in one line: the system's text if there is one."""
+    """Return the reason of an error in one printable line: the system's text if there is one."""
     if isinstance(error, OSError) and error.errno and error.strerror:
         return os.strerror(error.errno)  # Arrow's text repeats the path
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    first_line = str(error).strip().split("\n")[0]
+    return printable(first_line) or type(error).__name__
 
 
 def _advice_for_address(location: str) -> str:

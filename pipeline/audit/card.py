@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.audit.summary import quarantined_line
 from pipeline.dataset.kinds import NUMBER, STORED_KINDS, VECTOR
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
-from pipeline.storage.commit import read_audit
+from pipeline.errors import printable
+from pipeline.storage.commit import audit_figures, read_audit
 from pipeline.storage.store import store_of
 
 _NONE = "–"
@@ -13,23 +15,31 @@ _NONE = "–"
 
 def card(dataset: str, manifest: Manifest) -> str:
     """Describe the origin, splits, labels and fields of a dataset."""
-    audit, doubt = read_audit(store_of(dataset))
+    store = store_of(dataset)
+    audit, doubt = read_audit(store)
     splits = [split for split in SPLITS if split in manifest.totals]
-    parts = [_origin(dataset, manifest), _splits(manifest, splits), _labels(manifest), _fields(manifest, audit, splits)]
-    quarantined = ", ".join(
-        f"{number:,} {reason}" for reason, number in manifest.audit["quarantined"].items() if number
-    )
-    return "\n\n".join([*parts, f"quarantined: {quarantined or 'nothing'}", *([f"warning: {doubt}"] if doubt else [])])
+    with audit_figures(store):
+        fields = _fields(manifest, audit, splits)
+    parts = [
+        _origin(dataset, manifest),
+        _splits(manifest, splits),
+        _labels(manifest),
+        fields,
+        quarantined_line(manifest),
+    ]
+    return "\n\n".join([*parts, *([f"warning: {printable(doubt)}"] if doubt else [])])
 
 
 def _origin(dataset: str, manifest: Manifest) -> str:
     size = sum(source.bytes for source in manifest.sources)
-    names = [source.name for source in manifest.sources]
+    names = [printable(source.name) for source in manifest.sources]
+    source = manifest.settings.get("source")
+    kind = source.get("name") if isinstance(source, dict) else "unknown"
     named = ", ".join(names[:4]) + (f", … ({len(names)} files)" if len(names) > 4 else "")
     lines = [
-        dataset,
-        f"  source={manifest.settings['source']['name']}: {size / 1e6:,.1f} MB in {named}",
-        f"  settings {manifest.settings_xxh3}, format {manifest.format_version}",
+        printable(dataset),
+        f"  source={printable(str(kind))}: {size / 1e6:,.1f} MB in {named}",
+        f"  settings {printable(manifest.settings_xxh3)}, format {manifest.format_version}",
     ]
     if manifest.lineage:
         lines.append(f"  vocabulary.base: manifest {' ← '.join(manifest.lineage)}")
@@ -58,14 +68,16 @@ def _rate(total: Mapping[str, int], name: str) -> str:
 
 def _labels(manifest: Manifest) -> str:
     known = [label for label in LABELS if label in manifest.labels]
-    return "\n".join(f"{label}: {manifest.labels[label]}" for label in known)
+    return "\n".join(f"{label}: {printable(manifest.labels[label])}" for label in known)
 
 
 def _fields(manifest: Manifest, audit: Mapping[str, Any], splits: Sequence[str]) -> str:
     rows = [["field", "raw id", "of each", "values", "table", *(f"unknown, {split}" for split in splits)]]
     for field in manifest.fields:
         unknown = [_unknown(audit.get("fields", {}).get(field.name, {}).get(split, {})) for split in splits]
-        rows.append([field.name, field.raw_id, field.scope, _shape_text(field), _table_text(field), *unknown])
+        rows.append(
+            [field.name, printable(field.raw_id), field.scope, _shape_text(field), _table_text(field), *unknown]
+        )
     return _aligned(rows)
 
 

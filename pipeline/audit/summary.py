@@ -2,7 +2,8 @@
 
 from pipeline.audit.leakage import leak_warnings
 from pipeline.dataset.manifest import SPLITS, Manifest
-from pipeline.storage.commit import AUDIT_PAGE, read_audit
+from pipeline.errors import printable
+from pipeline.storage.commit import AUDIT_PAGE, audit_figures, read_audit
 from pipeline.storage.store import store_of
 
 _TOTALS = ("rows", "impressions", "clicks", "dactions", "conversions")
@@ -16,14 +17,23 @@ def summarize(manifest: Manifest) -> str:
         for split in SPLITS
         if split in manifest.totals
     ]
-    quarantined = {reason: number for reason, number in manifest.audit["quarantined"].items() if number}
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in quarantined.items())
-    return "\n".join([*lines, f"quarantined: {reasons or 'nothing'}"])
+    return "\n".join([*lines, quarantined_line(manifest)])
+
+
+def quarantined_line(manifest: Manifest) -> str:
+    """Say how many lines of each reason are in quarantine."""
+    counts = manifest.audit.get("quarantined", {})
+    reasons = ", ".join(f"{number:,} {printable(reason)}" for reason, number in counts.items() if number)
+    return f"quarantined: {reasons or 'nothing'}"
 
 
 def audit_warnings(out: str) -> list[str]:
     """List the fields that audit.json suspects of leakage; warn if audit.json is not of this dataset."""
-    audit, doubt = read_audit(store_of(out))
-    leaks = leak_warnings(audit["leakage"]) if "leakage" in audit else []  # a dataset of an earlier release has none
+    store = store_of(out)
+    audit, doubt = read_audit(store)
+    with audit_figures(store):
+        leaks = (
+            leak_warnings(audit["leakage"]) if "leakage" in audit else []
+        )  # a dataset of an earlier release has none
     found = [f"{warning} {out}/{AUDIT_PAGE} has the other fields." for warning in leaks]
     return [*found, *([doubt] if doubt else [])]

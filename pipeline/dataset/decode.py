@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.kinds import NUMBER, STORED_KINDS, VECTOR
@@ -19,13 +18,17 @@ from pipeline.dataset.manifest import (
     DatasetFile,
     Manifest,
     ManifestField,
+    dataset_files,
     load_manifest,
 )
-from pipeline.errors import InputError
-from pipeline.locations import open_location
+from pipeline.dataset.named_files import NamedFiles
+from pipeline.dataset.schema import check_types, schema_of
+from pipeline.errors import InputError, printable, reason_of
 
 _MOST_VALUES, _MOST_IMPRESSIONS = 6, 3  # shown of a field, of a row
 _NAME_WIDTH = 32
+#: What formatting raises for a row whose lists do not fit each other, or whose index has no id.
+_CONTRADICTIONS = (IndexError, KeyError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -42,30 +45,40 @@ class Decoder:
             return index_text(field.parameters, index - NUM_RESERVED_ROWS)
         if not field.vocabulary:
             return f"bucket {index - NUM_RESERVED_ROWS}"
-        return "out of vocabulary" if index == OUT_OF_VOCABULARY else str(self.ids[field.name][index])
+        return "out of vocabulary" if index == OUT_OF_VOCABULARY else printable(str(self.ids[field.name][index]))
 
 
 def decode_rows(dataset: str, split: str, rows: int) -> str:
-    """Format the first rows of a split with raw ids and weights. Raises InputError where a file is missing or damaged."""
+    """Format the first rows of a split with raw ids and weights.
+
+    Raises InputError where a file from which something is shown is missing, damaged, or not the one that the manifest
+    names: each is compared with its checksum.
+    """
     manifest = load_manifest(dataset)
-    files = manifest.files_of(split)
+    files = dataset_files(dataset, "restore the file, or run jobs.preprocess again.")
+    found = _first_rows(files, manifest, manifest.files_of(split), rows)
     try:
-        found = _first_rows(dataset, files, rows)
-        decoder = Decoder(
-            {field.name: _raw_ids_of(dataset, field, _indices(found, field)) for field in manifest.fields}
-        )
-    except (OSError, pa.ArrowException) as error:
+        ids = {field.name: _raw_ids_of(files, field, _indices(found, field)) for field in manifest.fields}
+        rows_text = [_row(manifest, Decoder(ids), split, number, row) for number, row in enumerate(found, 1)]
+    except _CONTRADICTIONS as error:
         raise InputError(
-            f"data={dataset} cannot be read ({error}); restore the file, or run jobs.preprocess again."
+            f"data={dataset} has rows of split={split} that contradict its manifest ({type(error).__name__}: "
+            f"{reason_of(error)}); {files.remedy}"
         ) from error
-    return "\n\n".join(_row(manifest, decoder, split, number, row) for number, row in enumerate(found, 1))
+    return "\n\n".join(rows_text)
 
 
-def _first_rows(dataset: str, files: Sequence[DatasetFile], rows: int) -> list[dict[str, Any]]:
-    filesystem, root = open_location(dataset)
+def _first_rows(
+    files: NamedFiles, manifest: Manifest, chosen: Sequence[DatasetFile], rows: int
+) -> list[dict[str, Any]]:
+    labels = [label for label in LABELS if label in manifest.labels]
+    wanted = {column.name: column.type for column in schema_of(manifest.fields, labels, timed=False)}
     found: list[dict[str, Any]] = []
-    for file in files:
-        with pq.ParquetFile(f"{root}/{file.path}", filesystem=filesystem) as parquet:
+    for file in chosen:
+        files.check_size(file.path, file.bytes)
+        files.check_content(file.path, file.xxh3)
+        with files.open(file.path) as stream, files.readable(file.path), pq.ParquetFile(stream) as parquet:
+            check_types(parquet.schema_arrow, wanted, file.path)
             for batch in parquet.iter_batches(rows):
                 found += batch.slice(0, rows - len(found)).to_pylist()
                 if len(found) == rows:
@@ -82,14 +95,15 @@ def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndar
     return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
 
 
-def _raw_ids_of(dataset: str, field: ManifestField, indices: np.ndarray) -> dict[int, int | str]:
+def _raw_ids_of(files: NamedFiles, field: ManifestField, indices: np.ndarray) -> dict[int, int | str]:
     """Map index → raw id, or the text that it is the hash of. Index i stands in row i − 2 of the vocabulary."""
     if not len(indices):
         return {}
-    filesystem, root = open_location(dataset)
+    name = field.vocabulary
+    files.check_content(name, field.vocabulary_xxh3)
     found: dict[int, int | str] = {}
     first = NUM_RESERVED_ROWS
-    with pq.ParquetFile(f"{root}/{field.vocabulary}", filesystem=filesystem) as parquet:
+    with files.open(name) as stream, files.readable(name), pq.ParquetFile(stream) as parquet:
         for number in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(number).num_rows
             mine = indices[(indices >= first) & (indices < first + size)]
@@ -105,7 +119,7 @@ def _raw_ids_of(dataset: str, field: ManifestField, indices: np.ndarray) -> dict
 def _row(manifest: Manifest, decoder: Decoder, split: str, number: int, row: Mapping[str, Any]) -> str:
     shown = len(row["impression_id"])
     group = "missing" if row["group_id"] is None else row["group_id"]
-    lines = [f"{split} row {number}: context {row['context_id']}, group_id {group}, {shown} impressions"]
+    lines = [f"{split} row {number}: context {printable(row['context_id'])}, group_id {group}, {shown} impressions"]
     for field in manifest.fields_of("context"):
         value, weights = row[field.name], row.get(f"{field.name}__weight")
         lines.append(f"  {field.name:<{_NAME_WIDTH}}{_values_text(field, decoder, value, weights)}")

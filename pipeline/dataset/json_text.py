@@ -10,8 +10,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import xxhash
+
 from pipeline.errors import InputError, printable, reason_of
 
+#: The key of a file's checksum of itself: of its canonical text without this key. Earlier releases wrote none.
+CONTENT_XXH3 = "content_xxh3"
 _MOST_INT = 2**63 - 1
 
 
@@ -31,7 +35,7 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
             json.dumps(found, ensure_ascii=False).encode("utf-8")  # raises for half of a surrogate pair
         return found
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON ({printable(reason_of(error))}); {remedy}") from error
+        raise InputError(f"{where} is not valid JSON ({reason_of(error)}); {remedy}") from error
 
 
 def _refuse(text: str) -> float:
@@ -54,6 +58,27 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {name!r} stands twice in one object")
     return found
+
+
+def canonical_text(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file: the same content gives the same bytes."""
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
+
+
+def xxh3_of_content(content: Mapping[str, Any]) -> str:
+    """Hash the canonical text of `content` without its key CONTENT_XXH3."""
+    rest = {name: value for name, value in content.items() if name != CONTENT_XXH3}
+    digest: str = xxhash.xxh3_64_hexdigest(canonical_text(rest).encode())
+    return digest
+
+
+def check_own_xxh3(content: Mapping[str, Any], where: str, remedy: str) -> None:
+    """Raise InputError where `content` has a checksum of itself, and another content."""
+    if CONTENT_XXH3 in content and content[CONTENT_XXH3] != xxh3_of_content(content):
+        raise InputError(
+            f"{where} is damaged: its content has another checksum than its key {CONTENT_XXH3} says, so it was changed "
+            f"after it was written; {remedy}"
+        )
 
 
 class WrongType(ValueError):

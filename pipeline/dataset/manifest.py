@@ -7,7 +7,6 @@ it holds nothing that differs between two runs of the same input and settings: n
 Every job reads it here, and believes nothing of it: `Manifest.from_json` checks types, manifest_checks ranges and sums.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +17,15 @@ import pyarrow as pa
 import xxhash
 from pyarrow import fs as pafs
 
-from pipeline.dataset.json_text import WrongType, parse_json, typed
+from pipeline.dataset.json_text import (
+    CONTENT_XXH3,
+    WrongType,
+    canonical_text,
+    check_own_xxh3,
+    parse_json,
+    typed,
+    xxh3_of_content,
+)
 from pipeline.dataset.kinds import CATEGORICAL, STORED_KINDS, num_inputs
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError, printable, reason_of
@@ -28,8 +35,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 #: The end of every message about a damaged dataset.
 REMEDY = "run jobs.preprocess again."
-#: The key of the manifest's own checksum: of its canonical text without this key. Earlier releases wrote none.
-_OWN_XXH3 = "content_xxh3"
 SPLITS = ("train", "validation", "test")
 LABELS = ("click", "daction", "conversion")
 SCOPES = ("context", "impression")
@@ -151,8 +156,8 @@ class Manifest:
             if not source["fingerprint"]:
                 del source["fingerprint"]
         if content.pop("has_own_xxh3"):
-            content[_OWN_XXH3] = _xxh3_of_content(content)
-        return _canonical_text(content)
+            content[CONTENT_XXH3] = xxh3_of_content(content)
+        return canonical_text(content)
 
     @property
     def xxh3(self) -> str:
@@ -173,28 +178,14 @@ class Manifest:
                 f"{FORMAT_VERSION}; preprocess the source again with this release."
             )
         check_kinds(raw, where)
-        own_xxh3 = raw.pop(_OWN_XXH3, None)
         known = {entry.name for entry in fields(cls)} - {"has_own_xxh3"}
         try:
             found: Manifest = typed(cls, {name: value for name, value in raw.items() if name in known})
         except WrongType as error:
             raise InputError(f"{where} is damaged: {error}; {REMEDY}") from error
         check_manifest(found, where)
-        if own_xxh3 is not None and own_xxh3 != _xxh3_of_content(raw):
-            raise InputError(
-                f"{where} is damaged: its content has another checksum than its key {_OWN_XXH3} says, so it was changed "
-                f"after it was written; {REMEDY}"
-            )
-        return replace(found, has_own_xxh3=own_xxh3 is not None)
-
-
-def _canonical_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
-
-
-def _xxh3_of_content(content: Mapping[str, Any]) -> str:
-    digest: str = xxhash.xxh3_64_hexdigest(_canonical_text(content).encode())
-    return digest
+        check_own_xxh3(raw, where, REMEDY)
+        return replace(found, has_own_xxh3=CONTENT_XXH3 in raw)
 
 
 def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
@@ -207,6 +198,11 @@ def totals_of(files: Iterable[DatasetFile]) -> dict[str, dict[str, int]]:
                 if value is not None:
                     total[name] = total.get(name, 0) + value
     return totals
+
+
+def dataset_files(dataset: str | os.PathLike[str], remedy: str = REMEDY) -> NamedFiles:
+    """Return the files that the manifest of `dataset` names, to be opened and compared with it."""
+    return NamedFiles.below(dataset, f"{os.fspath(dataset).rstrip('/')}/{MANIFEST}", remedy)
 
 
 def load_manifest(dataset: str | os.PathLike[str]) -> Manifest:

@@ -132,11 +132,11 @@ def _check_file(file: DatasetFile, with_daction: bool, where: str) -> None:
     if not 1 <= file.bytes <= _MOST or not file.row_groups:
         raise _Contradiction(f"{what} has {file.bytes} bytes and {len(file.row_groups)} row groups")
     for number, group in enumerate(file.row_groups):
-        if not _is_possible(group, with_daction):
+        if not _counts_can_be(group, with_daction):
             raise _Contradiction(f"{what}, row group {number} has the counts {group}")
 
 
-def _is_possible(group: RowGroup, with_daction: bool) -> bool:
+def _counts_can_be(group: RowGroup, with_daction: bool) -> bool:
     """Say whether the counts of a row group can be: each row has an impression, an impression each label once."""
     dactions = group.dactions if with_daction else 0
     if dactions is None or (group.dactions is not None and not with_daction):

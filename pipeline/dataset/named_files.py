@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.atomic_files import xxh3_of
-from pipeline.errors import UNREADABLE, InputError, printable, reason_of
+from pipeline.errors import READING_ERRORS, InputError, printable, reason_of, remedy_for_reading
 from pipeline.locations import open_location
 
 
@@ -76,8 +76,9 @@ class NamedFiles:
             yield
         except FileNotFoundError as error:
             raise InputError(f"{name} is missing, though {self.named_by} names it; {self.remedy}") from error
-        except UNREADABLE as error:
-            raise InputError(f"{name} cannot be read ({printable(reason_of(error))}); {self.remedy}") from error
+        except READING_ERRORS as error:
+            remedy = f"{remedy_for_reading(error, self.remedy.rstrip('.'))}."
+            raise InputError(f"{name} cannot be read ({reason_of(error)}); {remedy}") from error
 
     def check_size(self, name: str, num_bytes: int) -> FileStamp:
         """Raise InputError unless the file has `num_bytes`; return its stamp."""

@@ -3,12 +3,13 @@
 pipeline/ writes this schema, and training/ compares every file with it before it reads.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 
 from pipeline.dataset.kinds import NUMBER, VECTOR
+from pipeline.errors import InputError
 
 
 class StoredField(Protocol):
@@ -40,6 +41,22 @@ def schema_of(fields: Iterable[StoredField], labels: Sequence[str], timed: bool)
     columns += [_required("timestamp", pa.int64())] if timed else []
     columns += [_required(label, pa.int8()) for label in labels]
     return pa.schema([*columns, *by_scope["impression"]])
+
+
+def check_types(schema: pa.Schema, wanted: Mapping[str, pa.DataType], where: str) -> None:
+    """Raise InputError unless a file has each column of `wanted` with its type."""
+    for name, kind in wanted.items():
+        position = schema.get_field_index(name)
+        found = schema.field(position).type if position >= 0 else None
+        if pa.types.is_list(kind):  # the list's item is called item or element, by writer
+            same = found is not None and pa.types.is_list(found) and found.value_type == kind.value_type
+        else:
+            same = found == kind
+        if not same:
+            problem = "is missing" if found is None else f"has type {found}"
+            raise InputError(
+                f"{where}, column {name} {problem} where the manifest's fields imply {kind}; run jobs.preprocess again."
+            )
 
 
 def columns_of(entry: StoredField) -> list[pa.Field]:

@@ -14,7 +14,11 @@ from pipeline.dataset.manifest import NUM_RESERVED_ROWS, ManifestField
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError
 
-_TYPES = {"raw_id": pa.int64(), "index": pa.int32(), "text": pa.string()}  # text: of event logs whose ids are texts
+_COLUMN_TYPES = {
+    "raw_id": pa.int64(),
+    "index": pa.int32(),
+    "text": pa.string(),
+}  # text: of event logs whose ids are texts
 
 
 def read_vocabulary(files: NamedFiles, entry: ManifestField) -> pa.Table:
@@ -27,13 +31,16 @@ def read_vocabulary(files: NamedFiles, entry: ManifestField) -> pa.Table:
         content = stream.read()
     files.compare_xxh3(name, xxhash.xxh3_64_hexdigest(content), entry.vocabulary_xxh3)
     with files.readable(name):  # names of columns that are no UTF-8 are found late
-        return _checked(pq.read_table(io.BytesIO(content)), files, entry)
+        return _checked_table(pq.read_table(io.BytesIO(content)), files, entry)
 
 
-def _checked(table: pa.Table, files: NamedFiles, entry: ManifestField) -> pa.Table:
+def _checked_table(table: pa.Table, files: NamedFiles, entry: ManifestField) -> pa.Table:
     index_N = np.arange(NUM_RESERVED_ROWS, entry.num_rows)
-    wanted = [column for column in _TYPES if column != "text" or column in table.column_names]
-    if any(column not in table.column_names or table.schema.field(column).type != _TYPES[column] for column in wanted):
+    wanted = [column for column in _COLUMN_TYPES if column != "text" or column in table.column_names]
+    if any(
+        column not in table.column_names or table.schema.field(column).type != _COLUMN_TYPES[column]
+        for column in wanted
+    ):
         raise InputError(f"{entry.vocabulary} has not the columns of a vocabulary; {files.remedy}")
     table = table.select(wanted)
     if table["raw_id"].null_count or not np.array_equal(table["index"].to_numpy(), index_N):

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.dataset.manifest import MANIFEST, Manifest, ManifestField, field_differences, read_manifest
-from pipeline.dataset.named_files import NamedFiles
+from pipeline.dataset.manifest import Manifest, ManifestField, dataset_files, field_differences, read_manifest
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
 from pipeline.features.fields import Field
@@ -56,13 +55,10 @@ class Base:
         if not entry.vocabulary:
             none = np.empty(0, np.int64)
             return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
-        table = read_vocabulary(self._files(), entry)
+        files = dataset_files(self.path, "restore the file, or preprocess vocabulary.base again.")
+        table = read_vocabulary(files, entry)
         texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
         return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts)
-
-    def _files(self) -> NamedFiles:
-        named_by = f"{self.path.rstrip('/')}/{MANIFEST}"
-        return NamedFiles.below(self.path, named_by, "restore the file, or preprocess vocabulary.base again.")
 
 
 def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:

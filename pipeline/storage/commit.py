@@ -6,7 +6,6 @@ lock ─▶ write to staging ─▶ content names ─▶ audit.json, run.json �
 """
 
 import io
-import json
 import re
 import shutil
 import sys
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pipeline.dataset.json_text import CONTENT_XXH3, canonical_text, check_own_xxh3, parse_json, xxh3_of_content
 from pipeline.dataset.manifest import MANIFEST, SPLITS, Manifest
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable, reason_of
 from pipeline.storage.local_store import STAGING, LocalStore
 from pipeline.storage.lock import dataset_lock
 from pipeline.storage.staged_file import StagedFile
@@ -34,6 +34,7 @@ OF_MANIFEST = "manifest_xxh3"
 AUDIT, AUDIT_PAGE, RUN, SUPERSEDED = "audit.json", "audit.html", "run.json", "_superseded"
 VOCABULARY_FOLDER, QUARANTINE_FOLDER = "vocabulary", "quarantine"
 FOLDERS = (*SPLITS, VOCABULARY_FOLDER, QUARANTINE_FOLDER)
+_AUDIT_REMEDY = "the dataset beside it stays readable: remove the file, or preprocess again with overwrite=true."
 _S_PER_HOUR = 3600.0
 # Only data files of this form are removed: the directory may hold a user's own files.
 _DATA_FILE = re.compile(r"[a-z0-9_]+-(?:\d{5}-)?[0-9a-f]{16}\.parquet\Z")
@@ -97,14 +98,14 @@ def read_finished_manifest(store: Store) -> Manifest | None:
     return None if text is None else Manifest.from_json(text, f"{store.location}/{MANIFEST}")
 
 
-def read_audit(store: Store) -> tuple[dict[str, Any], str]:
+def read_audit(store: Store) -> tuple[Mapping[str, Any], str]:
     """Read audit.json: return its content and "", or nothing and a message that says why it is not this dataset's.
 
     audit.json, audit.html and run.json are replaced just before the manifest. A job that is killed in between leaves
-    them beside the earlier manifest, and their figures belong to another dataset.
+    them beside the earlier manifest, and their figures belong to another dataset. Raises InputError for damaged ones.
     """
     xxh3 = xxhash.xxh3_64_hexdigest(store.read(MANIFEST) or b"")
-    found = {name: json.loads(store.read(name) or "{}") for name in (AUDIT, RUN)}
+    found = {name: _read_json(store, name) for name in (AUDIT, RUN)}
     foreign = [name for name, content in found.items() if content.get(OF_MANIFEST, xxh3) != xxh3]
     message = (
         f"{' and '.join(foreign)} in {store.location} are not of this dataset but of a job that was to replace it and ended "
@@ -114,9 +115,30 @@ def read_audit(store: Store) -> tuple[dict[str, Any], str]:
     return ({}, message) if foreign else (found[AUDIT], "")
 
 
+@contextmanager
+def audit_figures(store: Store) -> Iterator[None]:
+    """Raise InputError where the block meets a figure that audit.json cannot have: one without a checksum of itself may."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{store.location}/{AUDIT} is damaged ({reason_of(error)}); {_AUDIT_REMEDY}") from error
+
+
+def _read_json(store: Store, name: str) -> Mapping[str, Any]:
+    """Read a file that `write_json` wrote; return nothing if there is none."""
+    text, where = store.read(name), f"{store.location}/{name}"
+    found = {} if text is None else parse_json(text, where, _AUDIT_REMEDY)
+    if not isinstance(found, dict):
+        raise InputError(f"{where} is damaged (it is no JSON object); {_AUDIT_REMEDY}")
+    check_own_xxh3(found, where, _AUDIT_REMEDY)
+    return found
+
+
 def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically."""
-    store.put(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    """Replace a JSON file atomically. It has a checksum of itself."""
+    store.put(name, canonical_text({**content, CONTENT_XXH3: xxh3_of_content(content)}).encode())
 
 
 def publish(store: Store, manifest: Manifest, before: Manifest | None) -> None:
@@ -130,10 +152,14 @@ def publish(store: Store, manifest: Manifest, before: Manifest | None) -> None:
 def remove_unnamed_files(store: Store, grace_hours: float) -> None:
     """Remove superseded manifests, data files that no manifest names, and the staging of dead runs.
 
-    They must be older than the grace period. Call it under the lock.
+    They must be older than the grace period. Call it under the lock. An InputError is only printed: no job depends on it,
+    and a superseded manifest that is damaged may name any file.
     """
-    for name in unnamed_files(store, grace_hours):
-        store.remove(name)
+    try:
+        for name in unnamed_files(store, grace_hours):
+            store.remove(name)
+    except InputError as error:
+        _say_unnamed_files_stay(error)
 
 
 def unnamed_files(store: Store, grace_hours: float) -> list[str]:
@@ -164,7 +190,11 @@ def clean_up(store: Store, grace_hours: float) -> None:
             with dataset_lock(store):
                 remove_unnamed_files(store, grace_hours)
     except InputError as error:
-        print(f"unnamed files stay: {error}", file=sys.stderr, flush=True)
+        _say_unnamed_files_stay(error)
+
+
+def _say_unnamed_files_stay(error: InputError) -> None:
+    print(f"unnamed files stay: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
 def files_named(manifest: Manifest) -> list[str]:

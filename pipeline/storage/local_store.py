@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.atomic_files import sync_directory, write_whole
-from pipeline.errors import writing
+from pipeline.errors import reading, writing
 from pipeline.storage.staged_file import StagedFile
 
 STAGING = "_staging"
@@ -61,8 +61,12 @@ class LocalStore:
                     sync_directory(path)
 
     def read(self, name: str) -> bytes | None:
+        path = self.root / name
         try:
-            return (self.root / name).read_bytes()
+            with reading(str(path)):
+                if path.exists() and not path.is_file():  # a FIFO would be read without an end
+                    raise OSError("it is not a regular file")
+                return path.read_bytes()
         except FileNotFoundError:
             return None
 

@@ -11,7 +11,7 @@ import pytest
 from raw_log import small_log
 
 from jobs.command_line import ready_for_hydra
-from jobs.entry import compose, imports_not_collected
+from jobs.entry import _stop, compose, imports_not_collected
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
@@ -137,6 +137,12 @@ def test_settings_of_a_group_that_may_be_left_out_are_settings_where_it_is_chose
         InputError, match=r"is a setting of source\.events, which this command does not choose; give source=events too"
     ):
         compose("preprocess", PreprocessSettings, ["source.path=x", "out=y", "source.events.actions_end=7"])
+
+
+def test_an_error_message_is_printed_with_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _stop("data=\x1b[2J\nerror: nothing\u202e is not there", speaks=True)
+    assert capsys.readouterr().err == "error: data=\\x1b[2J\\nerror: nothing\\u202e is not there\n"
 
 
 def test_no_collection_scans_what_is_imported() -> None:

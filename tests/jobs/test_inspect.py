@@ -1,17 +1,23 @@
 """jobs.inspect: the card says what the manifest says, and rows come back with the raw ids and weights of the log."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from damaged_files import first_table, with_table
 from raw_log import RawLog, context_line, impression_line, key_of
+from tiny_dataset import write_manifest, write_tiny_dataset
 
 from jobs.inspect import InspectSettings, run
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.decode import decode_rows
+from pipeline.dataset.manifest import Source, load_manifest
 from pipeline.errors import InputError
 from pipeline.preprocess import preprocess
 
@@ -83,9 +89,115 @@ def test_a_mistake_is_answered_in_one_sentence(dataset: Path) -> None:
     vocabulary = next((dataset / "vocabulary").glob("item_id-*.parquet"))
     whole = vocabulary.read_bytes()
     vocabulary.write_bytes(whole[:20])
-    with pytest.raises(InputError, match=r"cannot be read .*; restore the file, or run jobs.preprocess again"):
+    with pytest.raises(
+        InputError, match=r"vocabulary/item_id-\w+.parquet has the checksum .*; restore the file, or run jobs"
+    ):
         decode_rows(str(dataset), "train", 1)
     vocabulary.write_bytes(whole)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    write_tiny_dataset(tmp_path / "data", num_contexts=40)
+    return tmp_path / "data"
+
+
+def first_file(data: Path, split: str) -> Path:
+    return data / load_manifest(data).files_of(split)[0].path
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def in_place(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+FAULTS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda data: os.truncate(first_file(data, "test"), 9), r"test/part\S+ has 9 bytes where .*manifest.json says"),
+    (
+        lambda data: first_file(data, "validation").unlink(),
+        r"validation/part\S+ is missing, though .*manifest.json names",
+    ),
+    (lambda data: flip_a_bit(first_file(data, "train")), r"train/part\S+ has the checksum"),
+    (lambda data: flip_a_bit(data / "vocabulary/item_id.parquet"), r"vocabulary/item_id.parquet has the checksum"),
+    (lambda data: in_place(data / "vocabulary/user_id.parquet", os.mkfifo), r"user_id.parquet .*not a regular file"),
+    (lambda data: in_place(first_file(data, "test"), lambda path: path.symlink_to("/dev/zero")), "a link leads out"),
+    (lambda data: (data / "audit.json").write_bytes(b"{"), r"audit.json is not valid JSON"),
+    (lambda data: (data / "audit.json").write_bytes(b"\xff"), r"audit.json is not valid JSON \('utf-8' codec"),
+    (lambda data: (data / "audit.json").write_bytes(b"[" * 100_000), r"audit.json is not valid JSON"),
+    (lambda data: (data / "audit.json").write_bytes(b'"x"'), r"audit.json is damaged .it is no JSON object"),
+    (lambda data: (data / "audit.json").write_bytes(b'{"fields": 7}'), r"audit.json is damaged"),
+    (
+        lambda data: (data / "audit.json").write_bytes(b'{"content_xxh3": "0"}'),
+        r"audit.json is damaged: its content has",
+    ),
+    (lambda data: (data / "run.json").write_bytes(b"{"), r"run.json is not valid JSON"),
+    (lambda data: os.mkfifo(data / "audit.json"), r"audit.json cannot be read .it is not a regular file"),
+    (lambda data: (data / "audit.json").mkdir(), r"audit.json cannot be read .it is not a regular file"),
+    (
+        lambda data: (data / "audit.json").symlink_to("/dev/zero"),
+        r"audit.json cannot be read .it is not a regular file",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", range(len(FAULTS)))
+def test_a_damaged_dataset_is_refused_before_anything_is_printed(
+    tiny: Path, capsys: pytest.CaptureFixture[str], fault: int
+) -> None:
+    damage, sentence = FAULTS[fault]
+    damage(tiny)
+    with pytest.raises(InputError, match=sentence) as caught:
+        run(InspectSettings(data=str(tiny)))
+    assert str(caught.value).isprintable()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_checksum_of_every_file_is_compared_where_asked_for(tiny: Path) -> None:
+    flip_a_bit(first_file(tiny, "test"))
+    run(InspectSettings(data=str(tiny)))
+    with pytest.raises(InputError, match=r"test/part\S+ has the checksum"):
+        run(InspectSettings(data=str(tiny), verify="checksum"))
+    with pytest.raises(InputError, match=r"verify=all is not one of size, checksum"):
+        InspectSettings(data=str(tiny), verify="all")
+
+
+def test_text_of_the_input_is_printed_with_its_control_characters_escaped(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = load_manifest(tiny)
+    table = first_table(tiny, manifest)
+    bad = "\x1b[2Jx\n\u202e"
+    contexts = pa.array([bad] * len(table))
+    manifest = with_table(
+        tiny, manifest, table.set_column(0, table.schema.field("context_id"), contexts), compression="zstd"
+    )
+    fields = tuple(replace(entry, raw_id=bad) for entry in manifest.fields)
+    labels = dict.fromkeys(manifest.labels, bad)
+    write_manifest(tiny, replace(manifest, fields=fields, labels=labels, sources=(Source(bad, 1),)))
+    run(InspectSettings(data=str(tiny)))
+    text = capsys.readouterr().out
+    assert text.count(r"\x1b[2Jx\n\u202e") == len(fields) + len(labels) + 1 + 3
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_rows_that_contradict_their_manifest_are_one_sentence(tiny: Path) -> None:
+    manifest = load_manifest(tiny)
+    table = first_table(tiny, manifest)
+    place = table.schema.get_field_index("user_id")
+    users = pa.array([999] * len(table), pa.int32())
+    forged = with_table(tiny, manifest, table.set_column(place, table.schema.field(place), users), compression="zstd")
+    write_manifest(tiny, forged)
+    with pytest.raises(InputError, match=r"has rows of split=train that contradict its manifest \(KeyError: 999\)"):
+        run(InspectSettings(data=str(tiny)))
+    write_manifest(tiny, with_table(tiny, manifest, table.drop_columns("click"), compression="zstd"))
+    with pytest.raises(InputError, match=r"column click is missing where the manifest's fields imply"):
+        run(InspectSettings(data=str(tiny)))
 
 
 def test_a_job_run_by_its_path_finds_the_standard_librarys_inspect(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def _dataset(folder: Path, manifest: Record, xxh3: str) -> Record:
         quarantine[file["path"]] = {"reasons": Counter(row["reason"] for row in rows), "rows_xxh3": _xxh3_of(texts)}
     audit = json.loads((folder / "audit.json").read_text())
     assert audit.pop("manifest_xxh3") == xxh3, f"{folder}/audit.json names another manifest"
+    assert audit.pop("content_xxh3"), f"{folder}/audit.json has no checksum of itself"
     return {
         "manifest_xxh3": _xxh3_of(_json_of(manifest)),
         "manifest": {key: value if key == "totals" else _xxh3_of(value) for key, value in manifest.items()},

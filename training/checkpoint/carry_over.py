@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.dataset.manifest import MANIFEST, NUM_RESERVED_ROWS, Manifest, ManifestField
-from pipeline.dataset.named_files import NamedFiles
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField, dataset_files
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from training.checkpoint.tensors import SavedTensors
 from training.distributed.sharded_model import ShardedModel
@@ -75,4 +74,4 @@ def _take(target: Tensor, source: Tensor, first_row: int, saved: Tensor) -> None
 
 def _vocabulary(data: str, entry: ManifestField) -> pa.Table:
     remedy = "restore the file, or give a run and a dataset that are complete (init_from, data)."
-    return read_vocabulary(NamedFiles.below(data, f"{data.rstrip('/')}/{MANIFEST}", remedy), entry)
+    return read_vocabulary(dataset_files(data, remedy), entry)

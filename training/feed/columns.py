@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.dataset.kinds import FORMS, INDEX
 from pipeline.dataset.manifest import ManifestField
-from pipeline.dataset.schema import schema_of
+from pipeline.dataset.schema import check_types, schema_of
 from pipeline.errors import InputError
 from training.feed.numeric import check_moments
 from training.feed.settings import POOLINGS
@@ -63,15 +63,4 @@ class Columns:
 
 def check_schema(schema: pa.Schema, columns: Columns, where: str) -> None:
     """Raise InputError unless the file's columns have the types that the manifest's fields imply."""
-    for name, wanted in columns.types().items():
-        position = schema.get_field_index(name)
-        found = schema.field(position).type if position >= 0 else None
-        if pa.types.is_list(wanted):  # the list's item is called item or element, by writer
-            same = found is not None and pa.types.is_list(found) and found.value_type == wanted.value_type
-        else:
-            same = found == wanted
-        if not same:
-            problem = "is missing" if found is None else f"has type {found}"
-            raise InputError(
-                f"{where}, column {name} {problem} where the manifest's fields imply {wanted}; run jobs.preprocess again."
-            )
+    check_types(schema, columns.types(), where)
