@@ -24,6 +24,7 @@ from omegaconf import OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs.command_line import parse_words, ready_for_hydra, settings_of
+from jobs.output import check_output
 from jobs.own_files import search_path_of
 from pipeline.errors import InputError, printable
 from pipeline.plain_settings import typed
@@ -53,6 +54,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], a
     A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`. Any other
     exception is a bug, and keeps its traceback. `--help` prints `about` and every setting instead.
     """
+    check_output()
     try:
         words = parse_words(sys.argv[1:])
         for word in words.overrides:
@@ -62,9 +64,10 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], a
             from jobs.help_page import help_page  # it reads the sources of the dataclasses
 
             if speaks:
-                print(help_page(f"jobs.{name}: {about}", redacted(config), schema, words.config_dir))
+                print(help_page(f"jobs.{name}: {about}", redacted(config), schema, words.config_dir), flush=True)
             return
         run(to_settings(schema, config))
+        sys.stdout.flush()
     except InputError as error:
         _stop(without_secrets(str(error)), speaks)
 

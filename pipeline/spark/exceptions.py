@@ -16,11 +16,11 @@ from pipeline.errors import InputError, not_written
 
 # An InputError of a task arrives as text in Spark's exception.
 _INPUT_ERROR = re.compile(rf"{re.escape(InputError.__module__)}\.{InputError.__qualname__}: (.+)")
-_UNREADABLE = re.compile(
+_UNREADABLE_FILE = re.compile(
     r"\[FAILED_READ_FILE[^\]]*\] Encountered error while reading file (?:file:/+(?=/))?(.+?)\.\s(.*?)\s*SQLSTATE"
 )
 # What Python says in a task, at the end of its trace.
-_NOT_WRITTEN = "|".join(str(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+_NOT_WRITTEN = "|".join(map(str, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 _SYSTEM_ERROR = re.compile(rf"^OSError: \[Errno ({_NOT_WRITTEN})\] ([^\n:]+)(?:: '([^\n]+)')?$", re.MULTILINE)
 _NO_MODULE = re.compile(r"^(?:ModuleNotFoundError|ImportError): ([^\n]+)$", re.MULTILINE)
 _NO_PYTHON = re.compile(r'Cannot run program "([^"]+)"')
@@ -77,7 +77,7 @@ def _message_for(text: str) -> str:
     if found := _INPUT_ERROR.search(text):
         return found.group(1).strip()
     is_fault_of_machine = any(sign in text for sign in _OF_THE_MACHINE)
-    if (found := _UNREADABLE.search(text)) and not is_fault_of_machine:
+    if (found := _UNREADABLE_FILE.search(text)) and not is_fault_of_machine:
         return (
             f"{unquote(found.group(1))} cannot be read to its end "
             f"({found.group(2) or 'it is damaged, or not of the format that it should have'}); "

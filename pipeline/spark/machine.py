@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.atomic_files import probe_room
-from pipeline.errors import InputError, writing
+from pipeline.errors import InputError, reason_of, writing
 
 _WANTED_FILES, _LEAST_FILES = 4096, 512
 _LEAST_HEAP_BYTES = 471_859_200  # Spark's own rule
@@ -80,7 +80,7 @@ def _check_loopback() -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"Python and Java talk over {LOOPBACK}, which this machine does not have ({error.strerror}); bring the "
+            f"Python and Java talk over {LOOPBACK}, which this machine does not have ({reason_of(error)}); bring the "
             "loopback interface up, with IPv4 (ip link set lo up)."
         ) from error
 
