@@ -6,17 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import xxhash
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipeline.atomic_files import write_whole
-from pipeline.errors import InputError, reason_of
+from pipeline.errors import InputError, printable, reason_of
 from pipeline.file_lock import LockHeld, exclusive_lock
+from pipeline.plain_settings import read_yaml
 from training.checkpoint.files import checkpoint_paths
 from training.run.settings import TrainSettings
 
 CONFIG = "config.yaml"
+_CHECKSUM_COMMENT = "# xxh3 of the lines above: "
 LOCK = ".lock"
 
 #: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
@@ -63,7 +65,7 @@ def check_config(run: Path, settings: TrainSettings) -> None:
 def write_config(run: Path, settings: TrainSettings) -> None:
     """Write RUN/config.yaml. The run is locked."""
     try:
-        write_whole(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
+        write_whole(run / CONFIG, _signed(OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))))
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
 
@@ -102,20 +104,35 @@ def load_settings(run: Path, key: str = "run") -> TrainSettings:
     """
     path = run / CONFIG
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        raw = read_yaml(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{key}={run} has no {CONFIG}, so no training run is there; start one with: "
             f"python -m jobs.train ranks=2 data=DATASET model=esmm out={run}"
         ) from error
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from error
+    _check_comment(path)
     _refuse_code(raw, str(path))
     try:
         return cast(TrainSettings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainSettings), raw)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path} does not fit this release ({first}); train the run again.") from error
+        raise InputError(
+            f"{path} does not fit this release ({printable(reason_of(error))}); train the run again."
+        ) from error
+
+
+def _signed(text: str) -> str:
+    """Append a comment with the checksum of `text`."""
+    return f"{text}{_CHECKSUM_COMMENT}{xxhash.xxh3_64_hexdigest(text.encode())}\n"
+
+
+def _check_comment(path: Path) -> None:
+    """Raise InputError where a last line with a checksum does not fit the lines above; earlier releases wrote none."""
+    text, comment, _ = path.read_text(encoding="utf-8").rpartition(_CHECKSUM_COMMENT)
+    if comment and path.read_text(encoding="utf-8") != _signed(text):
+        raise InputError(
+            f"{path} has been changed since it was written: its last line has the checksum of other lines; put the "
+            "original back, or delete that line if you know that the model was trained with these settings."
+        )
 
 
 def _refuse_code(node: Any, where: str) -> None:
