@@ -94,3 +94,11 @@ def test_the_defaults_are_those_of_the_dataclasses() -> None:
 def test_no_job_loads_torch_before_its_settings_are_checked(job: str) -> None:
     code = f"import sys, jobs.{job}; sys.exit('torch' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_waiting_threads_sleep_in_every_job_unless_the_user_says_otherwise(given: dict[str, str], found: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    code = "import os, sys, jobs.entry; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [found, "False"], done.stderr

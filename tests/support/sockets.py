@@ -21,7 +21,8 @@ class Listener(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only processes of this host reach it."""
-        return ipaddress.ip_address(self.address).is_loopback
+        address = ipaddress.ip_address(self.address)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def process_tree(pid: int) -> list[int]:

@@ -95,11 +95,12 @@ def launch_command(feasibility: Feasibility, given: Sequence[str]) -> str:
     cluster, settings = feasibility.cluster, feasibility.settings
     chosen = [text for text in given if text.startswith("model=")] or [f"model={settings.model.name}"]
     words = [f"data={settings.data}", *chosen, *arguments_to_repeat(given, feasibility.changed)]
-    job = f"jobs.train {shlex.join([*words, 'out=RUN'])}"
+    arguments = shlex.join([*words, "out=RUN"])
     if cluster.hosts == 1:
-        return f"python -m {job} ranks={cluster.per_host}"
+        ranks = f"ranks={cluster.per_host} " if cluster.per_host > 1 else ""
+        return f"python -m jobs.train {ranks}{arguments}"
     nodes = f"--nnodes {cluster.hosts} --node-rank K --rdzv-backend static --rdzv-endpoint HOST:PORT"
-    return f"torchrun {nodes} --nproc-per-node {cluster.per_host} -m {job}"
+    return f"torchrun {nodes} --nproc-per-node {cluster.per_host} -m jobs.train {arguments}"
 
 
 def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[str]:

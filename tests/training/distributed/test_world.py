@@ -75,6 +75,23 @@ def test_a_rank_that_is_lost_or_silent_is_told_from_other_errors_by_the_words_of
     assert "run the same command again: it resumes from the last complete checkpoint" in error
 
 
+def threads_of_a_rank(given: str) -> dict[str, np.ndarray]:
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if given:
+        os.environ["OMP_NUM_THREADS"] = given
+    before = torch.get_num_threads()
+    with join(CPU):
+        return {"threads": np.array([before, torch.get_num_threads()])}
+
+
+def test_the_ranks_of_a_host_divide_its_cores_unless_they_are_told_how_many_threads_to_take(tmp_path: Path) -> None:
+    num_ranks = 2
+    for rank in run_ranks(threads_of_a_rank, num_ranks, tmp_path / "free", ""):
+        assert rank["threads"][1] == max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    for rank in run_ranks(threads_of_a_rank, num_ranks, tmp_path / "told", "3"):
+        assert rank["threads"][1] == rank["threads"][0]
+
+
 def hang_while_joining() -> None:
     world._LATE_S = 0.0
     with world._deadline(0.2, Meeting(store=None)):
