@@ -13,7 +13,7 @@ from training.run.settings import TrainSettings
 
 #: Settings that a launch does not repeat as they were given: those of the planning alone, and those it states itself.
 _NOT_REPEATED = {entry.name for entry in fields(FeasibilitySettings)} - {entry.name for entry in fields(TrainSettings)}
-_NOT_REPEATED |= {"data", "model", "out"}
+_NOT_REPEATED |= {"data", "model", "out", "ranks"}
 
 
 def feasibility_lines(feasibility: Feasibility, given: Sequence[str] = ()) -> list[str]:
