@@ -27,7 +27,7 @@ from jobs.command_line import parse_words, ready_for_hydra, settings_of
 from jobs.output import check_output
 from jobs.own_files import search_path_of
 from pipeline.errors import InputError, printable
-from pipeline.plain_settings import typed
+from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
 
 #: Exit status of a run that stopped at a mistake of the user or of the input.
@@ -64,7 +64,8 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], a
             from jobs.help_page import help_page  # it reads the sources of the dataclasses
 
             if speaks:
-                print(help_page(f"jobs.{name}: {about}", redacted(config), schema, words.config_dir), flush=True)
+                shown = config | {"spark": redacted(config["spark"])} if "spark" in config else config
+                print(help_page(f"jobs.{name}: {about}", shown, schema, words.config_dir), flush=True)
             return
         run(to_settings(schema, config))
         sys.stdout.flush()
@@ -136,7 +137,7 @@ def _plain(schema: type[Any]) -> Any:
 def to_settings(schema: type[Settings], config: dict[str, Any]) -> Settings:
     """Convert `config` to an instance of `schema`; InputError for an unknown key, a wrong type or a missing value."""
     try:
-        return typed(schema, config)
+        return build_settings(schema, config)
     except OmegaConfBaseException as error:
         raise InputError(_message_of(error, schema)) from error
 

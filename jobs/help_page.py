@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from jobs.command_line import settings_of
 from jobs.own_files import CONF
@@ -19,9 +19,9 @@ from jobs.own_files import CONF
 _ABOUT = "Every setting with its default; override any as key=value, or choose a group's file as group=name."
 
 
-def help_page(header: str, config: DictConfig, schema: type[Any], config_dir: Path | None) -> str:
+def help_page(header: str, config: dict[str, Any], schema: type[Any], config_dir: Path | None) -> str:
     """Format the composed settings of a job with their comments, and list what each group can be set to."""
-    settings = with_comments(OmegaConf.to_yaml(config), schema)
+    settings = with_comments(OmegaConf.to_yaml(OmegaConf.create(config)), schema)
     return f"{header}\n\n{_ABOUT}\n\n{settings}\nGroups:\n{_choices([CONF, *([config_dir] if config_dir else [])])}\n"
 
 

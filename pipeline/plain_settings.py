@@ -17,14 +17,13 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from pipeline.errors import InputError, reason_of
+from pipeline.secrets import FROM_ENVIRONMENT, has_credentials, without_assignments
 
 Schema = TypeVar("Schema")
 
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_NODES = 50_000  # keys, values, mappings and lists of one file
 MAX_YAML_DEPTH = 30
-#: The one interpolation: a value below spark.conf, which is looked up when Spark starts, and saved as it is written.
-FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+)\}")
 _LEAST_TOO_LARGE = 1 << 63
 _FLOAT_TEXT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9_]+(?:[eE][-+][0-9]+)?"
@@ -139,7 +138,7 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _PlainLoader.add_constructor(None, _refuse_tag)
 
 
-def typed(schema: type[Schema], raw: Any) -> Schema:
+def build_settings(schema: type[Schema], raw: Any) -> Schema:
     """Convert plain values to an instance of `schema`, whose own rules may raise InputError.
 
     Raises InputError for what no setting may be: code, a number that is none, an empty text, a missing value; OmegaConfBaseException for
@@ -197,6 +196,11 @@ def _check_text(value: str, key: str, default: Any, is_text: bool) -> None:
         raise InputError(
             f"{key} holds an interpolation; settings hold values only: write the value itself (a value of spark.conf may be "
             "'${oc.env:NAME}', looked up when Spark starts)."
+        )
+    if has_credentials(value):
+        raise InputError(
+            f"{key}={without_assignments(value)} holds a credential, which would be saved; give the address without it, and "
+            "the credential by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."
         )
     if value == "" and is_text and default != "":
         raise InputError(f"{key} is empty; give a text of one letter or more, or leave {key} out.")

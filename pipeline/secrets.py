@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.plain_settings import FROM_ENVIRONMENT
 
 STARS = "***"
+#: The one interpolation: a value below spark.conf, which is looked up when Spark starts, and saved as it is written.
+FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+)\}")
 #: Of a setting, a property of Hadoop's or Java's, or a variable of the environment. Java reads it as well (Spark's own
 #: redaction), so it has no syntax that only Python knows.
 SECRET_NAMES = (
@@ -65,8 +66,24 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
 
 def refuse_secret_word(word: str) -> None:
     """Raise InputError for a word of the command line that holds a secret: every user of the machine sees it in `ps`."""
-    if without_assignments(word) != word:
+    is_free = word.lstrip("+~").startswith("spark.conf")  # other settings have names of ours, and of the log's fields
+    if has_credentials(word) or (is_free and without_assignments(word) != word):
         raise InputError(
-            f"{without_assignments(word)[:200]} holds a secret, which every user sees in the list of processes; put it into "
-            "an environment variable and write '${oc.env:NAME}', or into a file of --config-dir."
+            f"{without_assignments(word)[:200]} holds a secret, which every user sees in the list of processes; "
+            "write '${oc.env:NAME}' for a variable of the environment, or put it into a file of --config-dir."
         )
+
+
+def has_credentials(text: str) -> bool:
+    """Tell whether an address in `text` names an account and its secret, as s3://KEY:SECRET@bucket does."""
+    return _IN_ADDRESS.search(text) is not None
+
+
+def looked_up(key: str, value: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the value of the variable that `value` names, or `value`. Raises InputError where it is not set."""
+    named = FROM_ENVIRONMENT.fullmatch(value)
+    if named is None:
+        return value
+    if named[1] not in environment:
+        raise InputError(f"{key}={value}: the environment has no {named[1]}; export it, or write another name.")
+    return environment[named[1]]

@@ -27,6 +27,7 @@ from pipeline.passes.input import InputLog
 from pipeline.passes.job import Job
 from pipeline.passes.reports import DataReport, QuarantineReport
 from pipeline.passes.unchanged import stamps_of
+from pipeline.secrets import redacted
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.parquet_files import HashedFile
@@ -166,7 +167,7 @@ def write_run(
     """Write run.json, which holds what may differ between two runs that give the same dataset."""
     run = {
         commit.OF_MANIFEST: manifest.xxh3,
-        "settings": job.settings.run_only(),
+        "settings": redacted(job.settings.run_only()),
         "inputs": stamps_of(job.sources),
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
@@ -176,4 +177,4 @@ def write_run(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
-    commit.write_json(job.out, commit.RUN, run)
+    commit.write_json(job.out, commit.RUN, run, mode=0o600)  # it holds settings

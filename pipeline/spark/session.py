@@ -11,6 +11,7 @@ import pipeline
 from pipeline.config.preprocess import SparkSettings
 from pipeline.errors import InputError
 from pipeline.kernels.cache import own_directory
+from pipeline.secrets import SECRET_NAMES, is_secret_name, looked_up, without_assignments
 from pipeline.spark.exceptions import first_line, has_java_ended, is_java_error
 from pipeline.spark.java import ensure_java
 from pipeline.spark.machine import LOOPBACK, check_machine, check_master, scratch_folders
@@ -30,6 +31,7 @@ _DEFAULTS = {
     "spark.python.unix.domain.socket.enabled": "true",  # cheaper than TCP between the JVM and Python
     "spark.buffer.size": str(1 << 20),
     "spark.driver.maxResultSize": "0",  # vocabularies come to the driver: 16 bytes for each id that is kept
+    "spark.redaction.regex": f"(?i){SECRET_NAMES}",  # in event logs
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -42,6 +44,7 @@ _LOCAL_DEFAULTS = {
 # The JVM only moves blobs here: compiling it harder, and collecting in parallel, cost 12 CPU s of a small job's 27.
 _LOCAL_JAVA_OPTIONS = " -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _ATTEMPTS = 4
+_APP_NAME = "entirespace preprocess"
 #: The place and the account of remote files, as far as it is no secret: executors need it too.
 _REMOTE_FILES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 
@@ -73,7 +76,7 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
-    builder = SparkSession.builder.appName("entirespace preprocess")
+    builder = SparkSession.builder.appName(_APP_NAME)
     chosen = dict(_DEFAULTS)
     if not submitted:
         builder = builder.master(with_retries(settings.master))
@@ -89,7 +92,7 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         if name in os.environ:
             chosen[f"spark.executorEnv.{name}"] = os.environ[name]
     chosen |= {f"spark.executorEnv.{name}": value for name, value in MALLOC.items()}
-    chosen |= _dotted_keys(settings.conf)
+    chosen |= _looked_up_conf(settings.conf)
     if not submitted and is_local(settings.master):
         check_machine(chosen)
         if scratch_folders(chosen)[0] == "TMPDIR":  # Java does not look at TMPDIR
@@ -98,6 +101,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
         builder = builder.config(key, value)
     try:
         with handler_kept():
+            if not submitted:
+                _start_context(with_retries(settings.master), chosen)
             session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")  # spark-submit brings its own log settings
         return session
@@ -112,6 +117,34 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
                 f"Spark does not start with spark.master={settings.master}: {first_line(error)}"
             ) from error
         raise
+
+
+def _start_context(master: str, conf: dict[str, str]) -> None:
+    """Start the JVM, and the context in it, where `conf` has secrets.
+
+    PySpark starts a JVM with every setting on its command line, which all users see; secrets follow by its socket.
+    """
+    from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
+
+    public = {key: value for key, value in conf.items() if not is_secret_name(key)}
+    if len(public) == len(conf) or SparkContext._active_spark_context is not None:
+        return
+    own = {"spark.master": master, "spark.app.name": _APP_NAME}
+    gateway = launch_gateway(SparkConf(loadDefaults=False).setAll(list((own | public).items())))
+    SparkContext(conf=SparkConf(loadDefaults=False).setAll(list((own | conf).items())), gateway=gateway)
+
+
+def _looked_up_conf(conf: dict[str, Any]) -> dict[str, str]:
+    """Return `spark.conf` by Spark's keys, with what it names of the environment."""
+    found = {key: looked_up(f"spark.conf.{key}", value) for key, value in _dotted_keys(conf).items()}
+    for key, value in found.items():
+        if key.endswith("JavaOptions") and without_assignments(value) != value:
+            raise InputError(
+                f"spark.conf.{key}={without_assignments(value)} holds a secret, and Java's options are seen by every user; "
+                "give it as a property of its own, such as spark.hadoop.NAME."
+            )
+    return found
 
 
 def stop_spark() -> None:

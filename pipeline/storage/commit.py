@@ -136,9 +136,9 @@ def _read_json(store: Store, name: str) -> Mapping[str, Any]:
     return found
 
 
-def write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically. It has a checksum of itself."""
-    store.put(name, canonical_text({**content, CONTENT_XXH3: xxh3_of_content(content)}).encode())
+def write_json(store: Store, name: str, content: Mapping[str, Any], mode: int | None = None) -> None:
+    """Replace a JSON file atomically; `mode` is its mode where the store has modes. It has a checksum of itself."""
+    store.put(name, canonical_text({**content, CONTENT_XXH3: xxh3_of_content(content)}).encode(), mode)
 
 
 def publish(store: Store, manifest: Manifest, before: Manifest | None) -> None:

@@ -70,14 +70,14 @@ class LocalStore:
         except FileNotFoundError:
             return None
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes, mode: int | None = None) -> None:
         """Write in the staging directory, where a dead file would be removed, and rename."""
         path = self.root / name
         fresh = self.root / STAGING / fresh_name(name)
         with writing(f"out={self.location}"):
             path.parent.mkdir(exist_ok=True)
             fresh.parent.mkdir(exist_ok=True)
-            write_whole(path, content, partial=fresh)
+            write_whole(path, content, partial=fresh, mode=mode)
 
     def names(self, folder: str) -> list[tuple[str, float]]:
         """List files and their age by the clock of this host."""

@@ -75,7 +75,7 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes, mode: int | None = None) -> None:
         """PUT the content; on a file system behind an address (HDFS), write a file beside it and rename."""
         filesystem, root = self._open()
         with writing(f"out={self.location}"):

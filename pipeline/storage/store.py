@@ -45,7 +45,7 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """Read a small file; None if there is none."""
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes, mode: int | None = None) -> None:
         """Make or replace a small file atomically."""
 
     def names(self, folder: str) -> list[tuple[str, float]]:

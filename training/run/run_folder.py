@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import xxhash
 from omegaconf import OmegaConf
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError, printable, reason_of
 from pipeline.file_lock import LockHeld, exclusive_lock
-from pipeline.plain_settings import read_yaml
+from pipeline.plain_settings import build_settings, read_yaml
 from training.checkpoint.files import checkpoint_paths
 from training.run.settings import TrainSettings
 
@@ -65,7 +65,7 @@ def check_config(run: Path, settings: TrainSettings) -> None:
 def write_config(run: Path, settings: TrainSettings) -> None:
     """Write RUN/config.yaml. The run is locked."""
     try:
-        write_whole(run / CONFIG, _signed(OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))))
+        write_whole(run / CONFIG, _signed(OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))), mode=0o600)
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
 
@@ -111,13 +111,14 @@ def load_settings(run: Path, key: str = "run") -> TrainSettings:
             f"python -m jobs.train ranks=2 data=DATASET model=esmm out={run}"
         ) from error
     _check_comment(path)
-    _refuse_code(raw, str(path))
     try:
-        return cast(TrainSettings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainSettings), raw)))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        return build_settings(TrainSettings, raw)
+    except OmegaConfBaseException as error:
         raise InputError(
             f"{path} does not fit this release ({printable(reason_of(error))}); train the run again."
         ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _signed(text: str) -> str:
@@ -133,16 +134,6 @@ def _check_comment(path: Path) -> None:
             f"{path} has been changed since it was written: its last line has the checksum of other lines; put the "
             "original back, or delete that line if you know that the model was trained with these settings."
         )
-
-
-def _refuse_code(node: Any, where: str) -> None:
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in children:
-        if key == "_target_":
-            raise InputError(f"{where} names a _target_; a saved configuration holds values only.")
-        _refuse_code(child, where)
-    if isinstance(node, str) and "${" in node:
-        raise InputError(f"{where} has the interpolation {node!r}; a saved configuration holds values only.")
 
 
 def _differences(before: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
