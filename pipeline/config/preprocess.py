@@ -64,6 +64,11 @@ class VocabularySettings:
     max_ids: int | None = None  # of a field, the most frequent ones; null: no limit; or features.fields.<name>.max_ids
     base: str | None = None  # an earlier dataset: every index of it stays, and new ids follow
 
+    def __post_init__(self) -> None:
+        _at_least("vocabulary.min_count", self.min_count, 1)
+        if self.max_ids is not None:
+            _at_least("vocabulary.max_ids", self.max_ids, 1)
+
 
 @dataclass
 class SplitSettings:
@@ -171,6 +176,7 @@ class PreprocessSettings:
 
     def __post_init__(self) -> None:
         _at_least("grace_hours", self.grace_hours, 0)
+        _at_least("seed", self.seed, 0)
 
     def determining(self, base_xxh3: str | None) -> dict[str, Any]:
         """Return the settings that decide what the dataset holds; `base_xxh3` is the hash of the base's manifest."""

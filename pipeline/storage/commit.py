@@ -128,7 +128,13 @@ def audit_figures(store: Store) -> Iterator[None]:
 
 def _read_json(store: Store, name: str) -> Mapping[str, Any]:
     """Read a file that `write_json` wrote; return nothing if there is none."""
-    text, where = store.read(name), f"{store.location}/{name}"
+    where = f"{store.location}/{name}"
+    try:
+        text = store.read(name)
+    except InputError as error:
+        if name != RUN or not isinstance(error.__cause__, PermissionError):
+            raise
+        text = None  # it holds settings, and only the user who made the dataset may read it
     found = {} if text is None else parse_json(text, where, _AUDIT_REMEDY)
     if not isinstance(found, dict):
         raise InputError(f"{where} is damaged (it is no JSON object); {_AUDIT_REMEDY}")

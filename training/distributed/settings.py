@@ -16,6 +16,8 @@ EMBEDDING_OPTIMIZERS = {
 }
 DECAYS = ("none", "linear", "cosine")
 _BYTES_PER_WEIGHT = 4
+_LARGEST_RATE = 1000.0
+_LONGEST_TIMEOUT_S = 604_800.0
 
 
 @dataclass
@@ -24,6 +26,14 @@ class WorldSettings:
 
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
     timeout_s: float = 600.0  # a rank that is silent for longer ends the run
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"world.device={self.device} is not one of auto, cpu, cuda.")
+        if not 0.0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
+            raise InputError(
+                f"world.timeout_s={self.timeout_s} is not above 0 and at most {_LONGEST_TIMEOUT_S:g} s, a week; give seconds."
+            )
 
 
 @dataclass
@@ -120,6 +130,12 @@ class EmbeddingOptimizerSettings:
     eps: float = 1e-8
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
 
+    def __post_init__(self) -> None:
+        known = sorted({name for names in EMBEDDING_OPTIMIZERS.values() for name in names})
+        if self.name not in known:
+            raise InputError(f"optimizer.embeddings.name={self.name} is not one of {', '.join(known)}.")
+        _check_rates("optimizer.embeddings", self.lr, self.eps)
+
 
 @dataclass
 class TowerOptimizerSettings:
@@ -136,8 +152,20 @@ class TowerOptimizerSettings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
 
     def __post_init__(self) -> None:
+        _check_rates("optimizer.towers", self.lr, self.eps)
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise InputError(
+                f"optimizer.towers.betas={list(self.betas)} are not two numbers in [0, 1); give [0.9, 0.999], as Adam has them."
+            )
         if not self.clip_norm >= 0.0:
             raise InputError(f"optimizer.towers.clip_norm={self.clip_norm} is below 0; 0 does not clip.")
+
+
+def _check_rates(group: str, lr: float, eps: float) -> None:
+    if not 0.0 < lr <= _LARGEST_RATE:
+        raise InputError(f"{group}.lr={lr} is not a learning rate above 0 and at most {_LARGEST_RATE:g}; try 0.001.")
+    if not 0.0 < eps <= 1.0:
+        raise InputError(f"{group}.eps={eps} is not above 0 and at most 1; it keeps a division finite, as 1e-8 does.")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 PAGES, PYARROW = "pages", "pyarrow"
 #: How the rows of a multi-valued field's table become one.
 POOLINGS = ("sum", "mean")
+MOST_THREADS, MOST_AHEAD = 256, 10_000
 
 
 @dataclass
@@ -24,3 +25,11 @@ class FeedSettings:
         for name in ("threads", "row_groups_ahead", "batches_ahead"):
             if getattr(self, name) < 1:
                 raise InputError(f"feed.{name}={getattr(self, name)} is below 1; set it to 1 or more.")
+        if self.threads > MOST_THREADS or max(self.row_groups_ahead, self.batches_ahead) > MOST_AHEAD:
+            raise InputError(
+                f"feed: threads={self.threads}, row_groups_ahead={self.row_groups_ahead}, batches_ahead={self.batches_ahead} "
+                f"are more than {MOST_THREADS} threads or {MOST_AHEAD} ahead; give fewer."
+            )
+        for name, allowed in (("verify", ("checksum", "size")), ("decoder", (PAGES, PYARROW))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"feed.{name}={getattr(self, name)} is not one of {', '.join(allowed)}.")

@@ -12,6 +12,7 @@ from training.feed.settings import POOLINGS
 
 #: Of the towers' matrix products.
 PRECISIONS = ("fp32", "bf16")
+MOST_COLUMNS = 1 << 16  # of a table or a layer
 
 
 @dataclass
@@ -35,8 +36,10 @@ class TowerSettings:
     dropout: float = 0.0  # after each hidden layer
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise InputError(f"model.towers.hidden={self.hidden} has a layer narrower than 1.")
+        if any(not 1 <= width <= MOST_COLUMNS for width in self.hidden):
+            raise InputError(
+                f"model.towers.hidden={self.hidden} has a layer outside [1, {MOST_COLUMNS}]; give other widths."
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"model.towers.dropout={self.dropout} is outside [0, 1).")
 
@@ -53,8 +56,10 @@ class EmbeddingSettings:
 
     def __post_init__(self) -> None:
         for key, dim in {"dim": self.dim, **{f"dims.{name}": dim for name, dim in self.dims.items()}}.items():
-            if dim < 1:
-                raise InputError(f"embedding.{key}={dim} is below 1.")
+            if not 1 <= dim <= MOST_COLUMNS:
+                raise InputError(f"embedding.{key}={dim} is not a width from 1 to {MOST_COLUMNS}; the default is 18.")
+        if not 0.0 <= self.init_bound <= 1.0:
+            raise InputError(f"embedding.init_bound={self.init_bound} is outside [0, 1]; the default is 0.05.")
         poolings = {"pooling": self.pooling, **{f"poolings.{name}": how for name, how in self.poolings.items()}}
         for key, how in poolings.items():
             if how not in POOLINGS:

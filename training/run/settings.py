@@ -31,6 +31,8 @@ class LogSettings:
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise InputError(f"log.every_steps={self.every_steps} is below 1; 1 logs every step.")
+        if self.line_every_s < 0:
+            raise InputError(f"log.line_every_s={self.line_every_s} is negative; give seconds, 0 or more.")
 
 
 @dataclass
@@ -94,6 +96,8 @@ class TrainSettings:
     world: WorldSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed} is negative; give a whole number from 0.")
         if self.epochs < 1:
             raise InputError(f"epochs={self.epochs} is below 1.")
         if self.precision not in PRECISIONS:
