@@ -1,5 +1,10 @@
 """python -m jobs.evaluate run=RUN split=test [truth=RAW/truth_test.parquet] [ranks=2]"""
 
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()  # the imports take a second
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,5 +60,6 @@ def run(settings: EvaluateSettings) -> None:
 
 
 if __name__ == "__main__":
+    end_on_signals(speaks())
     about = "predict a split with a trained run; writes RUN/predictions, RUN/metrics.json and RUN/report.html."
     launch("evaluate", EvaluateSettings, run, about, speaks=speaks())

@@ -1,5 +1,10 @@
 """python -m jobs.train ranks=2 data=DATASET model=esmm out=RUN, or torchrun … -m jobs.train (docs/security.md)"""
 
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()  # the imports take a second
+
 import sys
 
 from jobs.entry import imports_not_collected, launch
@@ -26,5 +31,6 @@ def run(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
+    end_on_signals(speaks())
     about = "train a model of the behaviour graph on a dataset; ranks=N starts several ranks of this host."
     launch("train", TrainSettings, run, about, speaks=speaks())

@@ -16,13 +16,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _CHILD_PATIENCE_S = 5.0
+_speaks = True
 _actions: list[Callable[[], object]] = []  # the latest last
 
 
-def end_on_signals() -> None:
-    """Let Ctrl-C end this process with status 130, and SIGTERM with 143, after undoing what `undone_by` has registered."""
+def end_on_signals(speaks: bool = True) -> None:
+    """Let Ctrl-C end this process with status 130, SIGTERM with 143 and SIGUSR1 with 138; undo what `undone_by` registers.
+
+    Of several processes that get the signal together, one `speaks`.
+    """
+    global _speaks
+    _speaks = speaks
     for number in _NAMES:
         signal.signal(number, _end)
 
@@ -70,7 +76,8 @@ def _end(number: int, _frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_DFL)
     name = _NAMES[signal.Signals(number)]
     with suppress(OSError):  # not print: the signal may have come in the middle of one
-        os.write(2, f"stopped by {name}; what was not finished is removed: start the job again.\n".encode())
+        if _speaks:
+            os.write(2, f"stopped by {name}; what was not finished is removed: start the job again.\n".encode())
     for action in (_end_children, *reversed(_actions)):
         with suppress(Exception):
             action()

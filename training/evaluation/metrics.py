@@ -5,8 +5,8 @@
     ctavr   click and daction                 all impressions
     ctcvr   click and conversion              all impressions
 
-Every figure is computed over the whole split at once, never as a mean of batches. Where one is undefined (a single class)
-its value is None, null in JSON. `training.evaluation.ranking` and `training.evaluation.calibration` hold the arithmetic.
+Every figure is computed over the whole split at once, never as a mean of batches. Where one is undefined (a single class,
+predictions that are not finite) its value is None, null in JSON, and `reasons_undefined` says why. `training.evaluation.ranking` and `training.evaluation.calibration` hold the arithmetic.
 """
 
 # Shapes: N impressions.
@@ -19,13 +19,24 @@ import numpy as np
 from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, expected_calibration_error, mean_log_loss
-from training.evaluation.ranking import Array, auc, check_finite, expected_auc, group_numbers, grouped_auc, top_share
+from training.evaluation.ranking import Array, auc, expected_auc, group_numbers, grouped_auc, is_finite, top_share
 from training.feed.batch import UNKNOWN_GROUP
 
 Metrics = dict[str, float | int | None]
 
 #: Shares of all impressions at which ESM² Tables 4 and 5 cut the list, by the name in the key.
 TOP_SHARES = {"0.1pct": 0.001, "0.6pct": 0.006, "1pct": 0.01}
+
+
+#: The figures of p_cvr over all impressions, which need the oracle.
+_CVR_ALL = (
+    "cvr_all_log_loss",
+    "true_cvr_all_log_loss",
+    "cvr_all_bias",
+    "cvr_all_auc",
+    "true_cvr_all_auc",
+    "cvr_all_auc_share",
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,12 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
         metrics["num_impressions_without_group"] = len(known_N) - int(known_N.sum())
     for task in tasks(predictions):
         label, score = task.label_N, predictions[task.score]
-        check_finite(task.score, score)
         counted_N = click_N if task.clicked_only else slice(None)
+        if not is_finite(score):
+            metrics |= dict.fromkeys(_ranking_and_calibration(task.name, label[:0], score[:0]))
+            if group_N is not None:
+                metrics |= {f"{task.name}_{name}": None for name in ("gauc", "gauc_groups", "gauc_groups_left_out")}
+            continue
         metrics |= _ranking_and_calibration(task.name, label[counted_N], score[counted_N])
         if group_N is not None:
             kept_N = known_N & click_N if task.clicked_only else known_N
@@ -78,6 +93,42 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
             metrics[f"{task.name}_gauc_groups"] = grouped.num_groups
             metrics[f"{task.name}_gauc_groups_left_out"] = grouped.num_groups_left_out
     return metrics
+
+
+def reasons_undefined(metrics: Metrics, predictions: Mapping[str, Array]) -> dict[str, str]:
+    """Return why each figure of `metrics` that is None is undefined, by its name."""
+    of_task = {task.name: _reason(task, predictions) for task in tasks(predictions)}
+    if "p_cvr" in predictions:  # cvr_all is over clicked impressions and others
+        of_task["cvr_all"] = _reason_of_scores("p_cvr", predictions["p_cvr"])
+    reasons = {}
+    for name in (name for name, value in metrics.items() if value is None):
+        bare = name.removeprefix("true_")
+        reason = next((of_task[task] for task in sorted(of_task, key=len, reverse=True) if bare.startswith(task)), "")
+        if name.endswith("_gauc"):
+            reason = reason or "no user has both classes"
+        reasons[name] = reason or "the oracle's AUC is undefined or one half"
+    return reasons
+
+
+def _reason(task: Task, predictions: Mapping[str, Array]) -> str:
+    """Return why a figure of `task` may be undefined; "" where none is."""
+    if reason := _reason_of_scores(task.score, predictions[task.score]):
+        return reason
+    rows = predictions["click"].astype(bool) if task.clicked_only else slice(None)
+    label_N, unit = task.label_N[rows], "clicked impressions" if task.clicked_only else "impressions"
+    if len(label_N) == 0:
+        return f"the split has no {unit}"
+    num_positives = int(np.count_nonzero(label_N))
+    if num_positives == 0:
+        return f"none of {len(label_N)} {unit} is a positive"
+    return f"all {len(label_N)} {unit} are positives" if num_positives == len(label_N) else ""
+
+
+def _reason_of_scores(name: str, score_N: Array) -> str:
+    num_bad = len(score_N) - int(np.count_nonzero(np.isfinite(score_N)))
+    if num_bad:
+        return f"{name} is NaN or infinite for {num_bad} of {len(score_N)} impressions"
+    return "" if len(score_N) else "the split has no impressions"
 
 
 def _ranking_and_calibration(name: str, label_N: Array, score_N: Array) -> Metrics:
@@ -141,12 +192,15 @@ def oracle_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array])
         counted_N = click_N if task.clicked_only else slice(None)
         ceiling = auc(task.label_N[counted_N], true[task.score][counted_N])
         metrics[f"true_{task.name}_auc"] = ceiling
-        if task.score in predictions:
+        if task.score in predictions and not is_finite(predictions[task.score]):
+            metrics[f"{task.name}_auc_share"] = None
+        elif task.score in predictions:
             reached = auc(task.label_N[counted_N], predictions[task.score][counted_N])
             metrics[f"{task.name}_auc_share"] = _share(reached, ceiling)
     if "p_cvr" in predictions:
         true_cvr_N, p_cvr_N = true["p_cvr"], predictions["p_cvr"]
-        check_finite("p_cvr", p_cvr_N)
+        if len(p_cvr_N) == 0 or not is_finite(p_cvr_N):
+            return metrics | dict.fromkeys(_CVR_ALL)
         metrics["cvr_all_log_loss"] = mean_log_loss(true_cvr_N, p_cvr_N)
         metrics["true_cvr_all_log_loss"] = mean_log_loss(true_cvr_N, true_cvr_N)
         metrics["cvr_all_bias"] = float(p_cvr_N.mean(dtype=np.float64) - true_cvr_N.mean(dtype=np.float64))

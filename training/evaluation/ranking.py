@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]  # any dtype: labels are int8 or bool, scores float32 or float64
 
 
-def check_finite(name: str, values: Array) -> None:
-    """Assert that `values` holds no NaN or infinity, which cannot be ranked."""
+def is_finite(values: Array) -> bool:
+    """Tell whether `values` holds no NaN or infinity, which cannot be ranked."""
     # A sum is finite only if every term is, and takes no array of booleans.
-    assert math.isfinite(float(values.sum(dtype=np.float64))), f"{name} holds NaN or infinity"
+    return math.isfinite(float(values.sum(dtype=np.float64)))
 
 
 def auc(label_N: Array, score_N: Array, ascending_N: Array | None = None) -> float | None:

@@ -17,9 +17,9 @@ from pipeline.html.charts import Chart
 from pipeline.html.page import render
 from training.evaluation.calibration import ECE_BINS
 from training.evaluation.metrics import Metrics, Task, tasks, true_probabilities
-from training.evaluation.ranking import Array
+from training.evaluation.ranking import Array, is_finite
 from training.evaluation.report_charts import calibration_chart, histogram_chart, loss_charts, roc_chart
-from training.evaluation.run_files import LogEntry, read_log, read_metrics
+from training.evaluation.run_files import LogEntry, best_validation, read_log, read_metrics
 
 TASK_TITLES = {
     "ctr": ("CTR", "click given an impression"),
@@ -103,6 +103,7 @@ def write_report(run: Path, split: str, predictions: Mapping[str, Array]) -> Pat
     Raises InputError if the run has no metrics of that split.
     """
     metrics = read_metrics(run, split)
+    reasons: Mapping[str, str] = metrics.pop("undefined", {})  # type: ignore[assignment]
     log, num_broken_lines = read_log(run / "log.jsonl")
     config = run / "config.yaml"
     page = render(
@@ -111,11 +112,16 @@ def write_report(run: Path, split: str, predictions: Mapping[str, Array]) -> Pat
         split=split,
         headline=headline(metrics),
         groups=groups(metrics),
+        undefined=[
+            (", ".join(name for name in reasons if reasons[name] == reason), reason)
+            for reason in dict.fromkeys(reasons.values())
+        ],
         has_oracle=any(name.startswith("true_") for name in metrics),
         ece_bins=ECE_BINS,
         funnel=funnel(metrics),
         loss_charts=loss_charts(log),
         training=training_facts(log),
+        best=best_validation(run / "log.jsonl"),
         num_broken_lines=num_broken_lines,
         tasks=[task_section(task, predictions) for task in tasks(predictions)],
         metrics={str(name): json.dumps(value) for name, value in metrics.items()},
@@ -194,6 +200,8 @@ def task_section(task: Task, predictions: Mapping[str, Array]) -> TaskSection:
     """Draw ROC curve, calibration and histogram of one task."""
     rows = predictions["click"].astype(bool) if task.clicked_only else slice(None)
     label, score = task.label_N[rows], predictions[task.score][rows]
+    if not is_finite(score):
+        return TaskSection(*TASK_TITLES[task.name], [])
     oracle = _oracle_columns(predictions)
     oracle_score = oracle[task.score][rows] if task.score in oracle else None
     title, meaning = TASK_TITLES[task.name]

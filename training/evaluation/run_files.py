@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +65,29 @@ def read_log(path: Path) -> tuple[list[LogEntry], int]:
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             num_broken += 1
     return [steps[step] for step in sorted(steps)], num_broken
+
+
+class BestValidation(NamedTuple):
+    """What log.jsonl says of the validations of a run."""
+
+    metric: str
+    value: float
+    step: int
+    stopped_early: int | None  # the step; None for a run that went on to its last one
+
+
+def best_validation(path: Path) -> BestValidation | None:
+    """Read the best validation from the latest one in log.jsonl; None where there is none, or none whose metric is defined."""
+    found = None
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            value, best_step = float(entry["best_value"]), int(entry["best_step"])
+            stopped = int(entry["step"]) if entry.get("stops_early") else None
+            found = BestValidation(str(entry["best_metric"]), value, best_step, stopped)
+        except (ValueError, KeyError, TypeError):  # a step of training, an undefined one, or a line that was cut short
+            continue
+    return found
 
 
 def _evaluate_command(run: Path, split: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import load_manifest
-from pipeline.errors import InputError
+from pipeline.errors import InputError, writing
+from pipeline.undo import undone_by
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.settings import NEWEST
 from training.distributed.rank_batches import rank_batches
@@ -63,9 +65,14 @@ def evaluate_split(
     if truth is not None:
         true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
         figures |= metrics.oracle_metrics(columns, true)
-    for name in (f"metrics.{split}.json", "metrics.json"):
-        write_whole(run / name, json.dumps({"split": split, **figures}, indent=1) + "\n")
-    report.write_report(run, split, columns)
+    reasons = metrics.reasons_undefined(figures, columns)
+    for reason in dict.fromkeys(reasons.values()):
+        say(f"{', '.join(name for name in reasons if reasons[name] == reason)}: undefined, for {reason}.")
+    saved = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
+    with writing(f"The figures of run={run}", "copy the run to another place"):
+        for name in (f"metrics.{split}.json", "metrics.json"):
+            write_whole(run / name, json.dumps(saved, indent=1) + "\n")
+        report.write_report(run, split, columns)
     return figures
 
 
@@ -118,20 +125,30 @@ def predict_split(
             if rank_batch.num_impressions:
                 yield _prediction_table(rank_batch.batch, columns)
 
-    if world.rank == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    world.barrier()
-    predicted = tables()
-    whole = (_with_oracle(table, true) for table in predicted)
-    failure = _error_of(lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole))
-    for _ in predicted:  # if this rank cannot write: the others wait for it at every step
-        pass
-    world.agree(failure)
-    if world.rank == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(staging, final)
-    world.barrier()
+    with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)):
+        with world.agreeing(), _writing_predictions(staging):
+            if world.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        predicted = tables()
+        whole = (_with_oracle(table, true) for table in predicted)
+        failure = _error_of(staging, lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole))
+        for _ in predicted:  # if this rank cannot write: the others wait for it at every step
+            pass
+        try:
+            world.agree(failure)
+        except InputError:
+            if world.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)  # what is left of it would keep the disk full
+            raise
+    with world.agreeing(), _writing_predictions(final):
+        if world.rank == 0:
+            replaced = final.with_name(f".{split}.old.tmp")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if final.exists():
+                os.replace(final, replaced)
+            os.replace(staging, final)
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
@@ -163,6 +180,12 @@ def _read_oracle(path: Path) -> dict[str, np.ndarray]:
         ) from error
     if not {"impression_id", "p_ctr", "p_cvr"} <= set(wanted):
         raise InputError(f"truth={path} lacks impression_id, p_ctr or p_cvr; give the file that jobs.simulate wrote.")
+    for name in wanted[1:]:
+        column = table.column(name).to_numpy()
+        if not ((column >= 0) & (column <= 1)).all():
+            raise InputError(
+                f"truth={path}: {name} is not a probability in every row; give the file that jobs.simulate wrote."
+            )
     order = np.argsort(table.column("impression_id").to_numpy())
     return {name: table.column(name).to_numpy()[order] for name in wanted}
 
@@ -208,12 +231,15 @@ def _write_predictions(path: Path, tables: Iterator[pa.Table]) -> None:
             writer.close()
 
 
-def _error_of(action: Callable[[], None]) -> InputError | None:
-    """Run `action` and return the error that a user can fix, if there is one."""
+def _error_of(folder: Path, action: Callable[[], None]) -> InputError | None:
+    """Run `action`, which writes to `folder`, and return the error that a user can fix, if there is one."""
     try:
-        action()
+        with _writing_predictions(folder):
+            action()
     except InputError as error:
         return error
-    except OSError as error:
-        return InputError(f"The predictions cannot be written ({error}); free some space and run it again.")
     return None
+
+
+def _writing_predictions(folder: Path) -> AbstractContextManager[None]:
+    return writing(f"The predictions in {folder}", "copy the run to another place")

@@ -51,7 +51,7 @@ class Interrupts:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.ctrl_c = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         else:
             self.requeue = True
 

@@ -296,8 +296,9 @@ class Trainer:
     def _stop(self, agreed: StepOutcome) -> int:
         """Write RUN/REQUEUE if a scheduler stopped the run, and return the exit status."""
         line = f"{self.run} is stopped and saved after step {self.steps_done}; the same command resumes there."
-        if agreed.requeue and self.world.rank == 0:
-            write_requeue(self.run, line)
+        with self.world.agreeing():
+            if agreed.requeue and self.world.rank == 0:
+                write_requeue(self.run, line)
         self.world.barrier()  # for the launcher ends the other ranks when the first one has ended
         self._say(line)
         return EXIT_REQUEUE if agreed.requeue else EXIT_CTRL_C

@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +14,15 @@ from graphs import ESM2
 from ranks import Arrays, run_ranks
 from tiny_dataset import write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings
+from torch import Tensor
 
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
-from training.evaluation import metrics
+from training.evaluation import metrics, report
+from training.model.graph import Graph
 from training.model.settings import GraphSettings
+from training.run import evaluate as evaluate_module
 from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -206,3 +212,81 @@ def test_esm2_and_base_train_and_predict_what_their_graphs_name(
     assert len(rows["p_cvr"]) == manifest.totals["test"]["impressions"]
     assert figures is not None
     assert [f"{name.removeprefix('p_')}_auc" in figures for name in columns] == [True] * len(columns)
+
+
+def test_what_is_undefined_is_null_with_its_reason_on_the_terminal_in_the_metrics_and_in_the_report(
+    trained: tuple[TrainSettings, Manifest],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, manifest = trained
+    run, rows = Path(settings.out), dataset_rows(settings, manifest, "test")
+    truth = {"impression_id": list(rows), "p_ctr": [0.5] * len(rows), "p_cvr": [0.5] * len(rows)}
+    pq.write_table(pa.table(truth), tmp_path / "truth.parquet")
+    predicted = Graph.predict
+
+    def with_nan(graph: Graph, logits: Any) -> dict[str, Tensor]:
+        columns = predicted(graph, logits)
+        columns["p_cvr"][:2] = float("nan")
+        return columns
+
+    monkeypatch.setattr(Graph, "predict", with_nan)
+    figures = judged(settings, truth=tmp_path / "truth.parquet")
+    assert figures is not None
+    assert figures["ctr_auc"] is not None
+    saved = json.loads((run / "metrics.json").read_text())
+    num_bad = int(np.isnan(rows_of(run)["p_cvr"]).sum())
+    reason = f"p_cvr is NaN or infinite for {num_bad} of {len(rows)} impressions"
+    for name in ("cvr_auc", "cvr_gauc", "cvr_log_loss", "cvr_auc_share", "cvr_all_auc", "cvr_all_bias"):
+        assert figures[name] is saved[name] is None
+        assert saved["undefined"][name] == reason
+    assert saved["undefined"].keys() == {name for name, value in saved.items() if value is None}
+    assert saved["undefined"]["ctr_auc_share"] == "the oracle's AUC is undefined or one half"
+    assert f"undefined, for {reason}." in capsys.readouterr().err
+    assert f"undefined, for {reason}." in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("click", "conversion", "reasons"),
+    [
+        ([0, 0, 0], [0, 0, 0], ("none of 3 impressions is a positive", "the split has no clicked impressions")),
+        ([1, 1, 1], [0, 0, 0], ("all 3 impressions are positives", "none of 3 clicked impressions is a positive")),
+        ([], [], ("the split has no impressions", "the split has no impressions")),
+    ],
+)
+def test_a_split_of_one_class_says_which(click: list[int], conversion: list[int], reasons: tuple[str, str]) -> None:
+    columns: dict[str, np.ndarray] = {"click": np.array(click, np.int8), "conversion": np.array(conversion, np.int8)}
+    columns |= {name: np.full(len(click), 0.5, np.float32) for name in ("p_ctr", "p_cvr", "p_ctcvr")}
+    columns["group_id"] = np.zeros(len(click), np.int64)
+    true = {name: np.full(len(click), 0.5) for name in ("p_ctr", "p_cvr")}
+    figures = metrics.evaluate(columns) | metrics.oracle_metrics(columns, true)
+    found = metrics.reasons_undefined(figures, columns)
+    assert (found["ctr_auc"], found["cvr_auc"]) == (found["ctr_gauc"], found["cvr_gauc"]) == reasons
+    assert found.keys() == {name for name, value in figures.items() if value is None}
+
+
+def test_predictions_or_figures_that_cannot_be_written_are_told_and_leave_nothing(
+    trained: tuple[TrainSettings, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _ = trained
+    run = Path(settings.out)
+    judged(settings)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for owner, name in ((pq.ParquetWriter, "write_table"), (evaluate_module, "write_whole"), (report, "write_whole")):
+        before = {path: path.read_bytes() for path in (run / "predictions").rglob("*.parquet")}
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); make room there"):
+                judged(settings)
+        assert {path: path.read_bytes() for path in (run / "predictions").rglob("*.parquet")} == before
+        assert not list((run / "predictions").glob(".*"))
+    (run / "predictions.away").mkdir()
+    (run / "predictions").rename(run / "predictions.away" / "p")
+    (run / "predictions").write_text("a file in the place of the folder")
+    with pytest.raises(InputError, match=r"cannot be written \(.*\); remove the file that is in the place"):
+        judged(settings)
+    (run / "predictions").unlink()
