@@ -4,6 +4,12 @@ In each row a reader polls the dataset and verifies every file that its manifest
 manifest must be that of the undisturbed run, byte for byte. Odd kills of the driver hit a job that replaces
 an earlier dataset. In the end the sweep, its grace period over, must leave what the manifest names and nothing else.
 Needs root, for the full and the read-only disk.
+
+    python -m benchmarks.preprocess_faults changes=50 [impressions=5000] [seed=1]
+
+changes its inputs instead, at random moments of each job: other content of the same size, a file that grows, is cut or
+deleted. Each job must give the manifest of the undisturbed run of what was there before or is there now, or one error
+message that names the file, and then no manifest.
 """
 
 import json
@@ -229,15 +235,83 @@ def two_at_once(bench: Bench) -> None:
     row.same = row.same and second[0].returncode == 2
 
 
+def exchange_content(path: Path, draw: random.Random) -> None:
+    """Write other content of the same size: another digit in one of a hundred features."""
+    pieces = path.read_bytes().split(b"\x02")
+    for place in draw.sample(range(1, len(pieces)), max(1, len(pieces) // 100)):
+        pieces[place] = (b"2" if pieces[place][:1] == b"1" else b"1") + pieces[place][1:]
+    path.write_bytes(b"\x02".join(pieces))
+
+
+def grow(path: Path, draw: random.Random) -> None:
+    with path.open("ab") as stream:
+        stream.write(path.read_bytes()[: draw.randrange(1, 5000)])
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+def delete(path: Path, draw: random.Random) -> None:
+    path.unlink()
+
+
+def change_inputs(bench: Bench, num_changes: int) -> int:
+    """Run jobs whose inputs change at random moments, print a row of each; return how many ended wrongly."""
+    started = time.monotonic()
+    _finish(bench.start(bench.directory / "undisturbed"))
+    bench.run_s = time.monotonic() - started
+    raw, before = bench.raw, (bench.directory / "undisturbed" / MANIFEST).read_bytes()
+    print(f"undisturbed: {bench.run_s:.1f} s", flush=True)
+    print(f"{'change':<18} {'file':<28} {'at s':>7} {'exit':>5}  {'manifest':<16} said", flush=True)
+    num_wrong = 0
+    for number in range(num_changes):
+        change = (exchange_content, grow, cut, delete)[(0, 0, 1, 2, 0, 3)[number % 6]]
+        bench.raw = bench.directory / f"raw{number}"
+        shutil.copytree(raw, bench.raw)
+        path = bench.raw / bench.draw.choice(sorted(file.name for file in raw.glob("*.csv")))
+        moment_s = bench.run_s * bench.draw.uniform(0.1, 1)
+        out = bench.directory / f"out{number}"
+        job = bench.start(out)
+        time.sleep(moment_s)
+        change(path, bench.draw)
+        _, text = job.communicate(timeout=_WAIT_S)
+        said = _error_message(text)
+        if job.returncode == 0:
+            found = (out / MANIFEST).read_bytes()
+            what = "before" if found == before else "now" if found == _manifest_of(bench, number) else "A MIXTURE"
+        else:
+            is_right = job.returncode == 2 and str(path) in said and not (out / MANIFEST).exists()
+            what = "none" if is_right and "Traceback" not in text else "none, WRONGLY"
+        num_wrong += what not in ("before", "now", "none")
+        print(
+            f"{change.__name__:<18} {path.name:<28} {moment_s:>7.2f} {job.returncode:>5}  {what:<16} {said}", flush=True
+        )
+        shutil.rmtree(bench.raw)
+        shutil.rmtree(out, ignore_errors=True)
+    print(f"{num_changes} changes, {num_wrong} with a wrong outcome", flush=True)
+    return num_wrong
+
+
+def _manifest_of(bench: Bench, number: int) -> bytes:
+    """Run the job on the files that are there now; b"" if it refuses them."""
+    out = bench.directory / f"now{number}"
+    bench.start(out).communicate(timeout=_WAIT_S)
+    return (out / MANIFEST).read_bytes() if (out / MANIFEST).exists() else b""
+
+
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     impressions, seed = int(given.get("impressions", 5000)), int(given.get("seed", 1))
+    num_changes = int(given.get("changes", 0))
     directory = Path(tempfile.mkdtemp(prefix="entirespace-faults-"))
     try:
         raw = directory / "raw"
         simulate = [sys.executable, "-m", "jobs.simulate", f"out={raw}", f"impressions={impressions}", f"seed={seed}"]
         subprocess.run(simulate, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         bench = Bench(directory, random.Random(seed), raw)
+        if num_changes:
+            sys.exit(bool(change_inputs(bench, num_changes)))
         bench.run_undisturbed()
         print(HEAD, flush=True)
         for _ in range(NUM_KILLS_OF_COMMIT):
