@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,20 @@ def with_retries(master: str) -> str:
     return re.sub(r"\Alocal\[(\d+|\*)\]\Z", rf"local[\1,{_ATTEMPTS}]", master)
 
 
+def name_files_in_utf8(environment: MutableMapping[str, str]) -> None:
+    """Choose a UTF-8 locale where there is none, as Python does: Java could not open a path beyond ASCII."""
+    chosen = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
+    if "utf" not in chosen.lower():
+        environment["LC_ALL"] = "C.UTF-8"
+
+
 def start_spark(settings: SparkSettings) -> "SparkSession":
     """Start a session with our defaults, which `spark.conf` overrides; InputError without Java or the master."""
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
     if not submitted:
         check_master(settings.master)
         ensure_java(os.environ)
+        name_files_in_utf8(os.environ)
     own_directory(os.environ)
     root = str(Path(pipeline.__file__).parent.parent)
     # Spark ships a zip (--py-files) to the executors itself; a checkout must have the same path there.
@@ -109,8 +118,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     except Exception as error:
         if has_java_ended(error) or "JAVA_GATEWAY_EXITED" in str(error):
             raise InputError(
-                f"Spark does not start with spark.master={settings.master}: its Java process has ended, and says why "
-                "above; correct spark.conf, JAVA_HOME or the memory of the machine."
+                f"Spark does not start with spark.master={settings.master}: its Java process has ended (its own "
+                "message, if any, stands above); correct spark.conf, JAVA_HOME or the memory of the machine."
             ) from error
         if isinstance(error, (PySparkException, RuntimeError)) or is_java_error(error):
             raise InputError(

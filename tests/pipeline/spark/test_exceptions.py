@@ -6,7 +6,7 @@ from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from pipeline.spark.exceptions import first_line, plain_errors
-from pipeline.spark.session import with_retries
+from pipeline.spark.session import name_files_in_utf8, with_retries
 
 # The first lines of what PySpark 4.3 raised here with spark.driver.maxResultSize=10k, and with a heap that was too small.
 _TOO_LARGE = """[UNKNOWN] Job aborted due to stage failure: Total size of serialized results of 1 tasks (324.8 KiB) is bigger than spark.driver.maxResultSize (10.0 KiB)
@@ -130,3 +130,13 @@ def test_a_local_master_tries_a_task_as_often_as_a_cluster_does_unless_it_says_o
     assert [with_retries(master) for master in ("local[2]", "local[*]")] == ["local[2,4]", "local[*,4]"]
     for master in ("local", "local[2,1]", "spark://host:7077", "local-cluster[2,1,1024]"):
         assert with_retries(master) == master
+
+
+def test_java_has_a_utf8_locale_whatever_the_shell_has_chosen() -> None:
+    for chosen in ({"LC_ALL": "C"}, {"LANG": "POSIX"}, {}, {"LC_ALL": "", "LANG": "de_DE.ISO-8859-1"}):
+        environment = dict(chosen)
+        name_files_in_utf8(environment)
+        assert environment["LC_ALL"] == "C.UTF-8"
+    environment = {"LANG": "de_DE.UTF-8"}
+    name_files_in_utf8(environment)
+    assert environment == {"LANG": "de_DE.UTF-8"}
