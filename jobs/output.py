@@ -1,8 +1,9 @@
 """Standard output and standard error where they cannot be written: a full disk, or a reader that has gone."""
 
+import errno
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.errors import InputError, reason_of
 
@@ -36,7 +37,7 @@ class CheckedOutput:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        if not self._is_silent:
+        if not self._is_silent and error.errno != errno.EPIPE:  # `| head` has read what it wanted
             raise InputError(
                 f"{self._name} cannot be written ({reason_of(error)}); send it elsewhere. The files that the job has "
                 "written are not affected."
@@ -45,5 +46,10 @@ class CheckedOutput:
 
 def check_output() -> None:
     """Let a full standard output end the job in one sentence, and a full standard error do nothing."""
-    sys.stdout = CheckedOutput(sys.stdout, "standard output", is_silent=False)
-    sys.stderr = CheckedOutput(sys.stderr, "standard error", is_silent=True)
+    # None: the job was started without one (>&-).
+    sys.stdout = CheckedOutput(sys.stdout or _nowhere(), "standard output", is_silent=False)
+    sys.stderr = CheckedOutput(sys.stderr or _nowhere(), "standard error", is_silent=True)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")

@@ -20,3 +20,10 @@ def test_a_full_stderr_stops_nothing() -> None:
     command = f'{sys.executable} -c "{_JOB.format("stderr")}" 2> /dev/full'
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "end\n")
+
+
+def test_a_reader_that_has_gone_and_a_closed_output_stop_nothing() -> None:
+    for redirection in ("| true", ">&-", "2>&-"):
+        command = f"set -o pipefail; {sys.executable} -m jobs.inspect --help {redirection}"
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, ""), redirection
