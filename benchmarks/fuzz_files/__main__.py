@@ -5,7 +5,7 @@
 A small log is preprocessed and a run of two epochs trained. Then one file after another is damaged (bits, blocks, JSON, YAML
 and footers, or a folder, FIFO or link in its place) and read by the functions that the jobs call, in one process that is
 replaced when it hangs or ends. FOLDER keeps the undisturbed files for the next time. Prints a table of kind × outcome, and each failure with the seed that repeats it by
-`only=SEED`. Exits with status 1 if anything failed.
+`only=SEED`. Exits with status 1 if anything failed. Ctrl-C ends early, with the table of what was done.
 
 same         the figures of the undisturbed files
 refused      one sentence, and nothing but what the reader says it falls back to (an earlier checkpoint, a card without audit)
@@ -56,6 +56,8 @@ def main() -> None:
                     print(line.encode("ascii", "backslashreplace").decode().replace("\0", "\\0"), flush=True)
                 if verdict.outcome in WRONG:
                     failures[f"{kind.name}: {verdict.outcome}: {class_of(verdict.why)}"].append(str(seed))
+    except KeyboardInterrupt:
+        print("stopped early", flush=True)
     finally:
         if "work" not in options:
             shutil.rmtree(work, ignore_errors=True)
