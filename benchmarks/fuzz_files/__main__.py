@@ -10,7 +10,7 @@ replaced when it hangs or ends. FOLDER keeps the undisturbed files for the next 
 same         the figures of the undisturbed files
 refused      one sentence, and nothing but what the reader says it falls back to (an earlier checkpoint, a card without audit)
 other data   for files whose content is the user's, or whose checksums were forged: the figures of an independent reading
-             of the damaged file (tests/support/references, PyYAML, the other decoder)
+             of the damaged file (tests/support/references, PyYAML, the other decoder); forged tensors have no second reading
 differs      other figures, without a word
 """
 
