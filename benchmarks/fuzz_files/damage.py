@@ -205,8 +205,8 @@ def _damage_yaml(draw: random.Random, path: Path) -> str:
 def _yaml_of(tree: Any) -> str:
     try:
         return yaml.safe_dump(tree, allow_unicode=len(repr(tree)) % 2 == 0)
-    except yaml.YAMLError:
-        return str(tree)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return f"deep: {'[' * 900}{']' * 900}"
 
 
 def _damage_header(draw: random.Random, path: Path) -> str:

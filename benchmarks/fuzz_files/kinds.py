@@ -29,11 +29,13 @@ from training.run.run_folder import CONFIG
 _DATASET_READERS = (inspected, fed_by_pages, fed_by_pyarrow, extended)
 _OF_NEWEST = f"{RUN}/checkpoints/step-*"
 KINDS = (
-    Kind("manifest.json", damage.JSON, f"{DATA}/manifest.json", (*_DATASET_READERS, initialized), fall_back=drop_audit),
+    Kind("manifest.json", damage.JSON, f"{DATA}/manifest.json", _DATASET_READERS, fall_back=drop_audit),
     Kind("audit.json, run.json", damage.JSON, f"{DATA}/[ar]u*.json", (inspected,), fall_back=drop_audit),
-    Kind("vocabularies", damage.PARQUET, f"{DATA}/vocabulary/*.parquet", (inspected, extended, initialized)),
+    Kind("vocabularies", damage.PARQUET, f"{DATA}/vocabulary/*.parquet", (inspected, extended)),
     Kind("dataset's Parquet", damage.PARQUET, f"{DATA}/t*/*.parquet", (inspected, fed_by_pages, fed_by_pyarrow)),
     Kind("Parquet, forged checksum", damage.PARQUET, f"{DATA}/t*/*.parquet", (fed_by_both,), is_content=True),
+    Kind("run's manifest.json", damage.JSON, f"{RUN}/dataset/manifest.json", (initialized,)),
+    Kind("run's vocabularies", damage.PARQUET, f"{RUN}/dataset/vocabulary/*.parquet", (initialized,)),
     Kind("checkpoint.json", damage.JSON, f"{_OF_NEWEST}/{META_FILE}", (resumed, best_restored, initialized), fall_back=drop_newest_checkpoint),
     Kind("safetensors", damage.SAFETENSORS, f"{_OF_NEWEST}/*.safetensors", (resumed, best_restored, initialized), fall_back=drop_newest_checkpoint),
     Kind("safetensors, forged", damage.SAFETENSORS, f"{_OF_NEWEST}/*.safetensors", (resumed, initialized), forge_checkpoint, True, drop_newest_checkpoint),

@@ -20,7 +20,8 @@ from training.checkpoint.files import folder as checkpoints_of
 from training.checkpoint.meta import META_FILE
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World, join
-from training.run.build import build_model, check_settings, continue_from
+from training.run.build import build_model, check_settings
+from training.run.continuation import continue_from
 from training.run.run_folder import CONFIG, load_settings, write_config
 
 
@@ -51,7 +52,9 @@ def initialized(folder: Path) -> Reading:
     settings.data, settings.out, settings.init_from = str(folder / TODAY), str(folder / "next"), str(folder / RUN)
     _clear(model)
     with contextlib.redirect_stderr(printed):
-        continue_from(folder / RUN, settings, load_manifest(folder / TODAY), model, world)
+        manifest = load_manifest(folder / TODAY)
+        graph = check_settings(settings, manifest, world.device)
+        continue_from(folder / RUN, settings, manifest, graph, model, world)
     return _state_of(model), printed.getvalue().splitlines()
 
 
