@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 META_FILE = "checkpoint.json"
 TOWERS_FILE = "towers.safetensors"
 #: A file is some 100 bytes of it; this is room for 300,000 ranks.
-_MOST_BYTES = 32 << 20
+_LARGEST_META_BYTES = 32 << 20
 _KEYS = frozenset(("format_version", "position", "manifest_xxh3", "judged", "world_size", "files"))
 
 
@@ -111,11 +111,11 @@ def read_meta(path: Path, remedy: str) -> tuple[Checkpoint, dict[str, SavedFile]
     named = NamedFiles.below(path, f"The folder {path}", remedy)
     with named.open(META_FILE) as stream:
         try:
-            text = stream.read(_MOST_BYTES + 1)
+            text = stream.read(_LARGEST_META_BYTES + 1)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{where} cannot be read ({printable(reason_of(error))}); {remedy}") from error
-    if len(text) > _MOST_BYTES:
-        raise InputError(f"{where} has more than {_MOST_BYTES} bytes; {remedy}")
+    if len(text) > _LARGEST_META_BYTES:
+        raise InputError(f"{where} has more than {_LARGEST_META_BYTES} bytes; {remedy}")
     raw = parse_json(text, where, remedy)
     try:
         return _meta_of(path, raw)

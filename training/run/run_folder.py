@@ -65,7 +65,8 @@ def check_config(run: Path, settings: TrainSettings) -> None:
 def write_config(run: Path, settings: TrainSettings) -> None:
     """Write RUN/config.yaml. The run is locked."""
     try:
-        write_whole(run / CONFIG, _signed(OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))), mode=0o600)
+        text = _with_checksum(OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
+        write_whole(run / CONFIG, text, mode=0o600)
     except OSError as error:
         raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
 
@@ -121,7 +122,7 @@ def load_settings(run: Path, key: str = "run") -> TrainSettings:
         raise InputError(f"{path}: {error}") from error
 
 
-def _signed(text: str) -> str:
+def _with_checksum(text: str) -> str:
     """Append a comment with the checksum of `text`."""
     return f"{text}{_CHECKSUM_COMMENT}{xxhash.xxh3_64_hexdigest(text.encode())}\n"
 
@@ -129,7 +130,7 @@ def _signed(text: str) -> str:
 def _check_comment(path: Path) -> None:
     """Raise InputError where a last line with a checksum does not fit the lines above; earlier releases wrote none."""
     text, comment, _ = path.read_text(encoding="utf-8").rpartition(_CHECKSUM_COMMENT)
-    if comment and path.read_text(encoding="utf-8") != _signed(text):
+    if comment and path.read_text(encoding="utf-8") != _with_checksum(text):
         raise InputError(
             f"{path} has been changed since it was written: its last line has the checksum of other lines; put the "
             "original back, or delete that line if you know that the model was trained with these settings."
