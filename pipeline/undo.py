@@ -18,7 +18,7 @@ from types import FrameType
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _CHILD_PATIENCE_S = 5.0
-_speaks = True
+_says_so = True
 _actions: list[Callable[[], object]] = []  # the latest last
 
 
@@ -27,8 +27,8 @@ def end_on_signals(speaks: bool = True) -> None:
 
     Of several processes that get the signal together, one `speaks`.
     """
-    global _speaks
-    _speaks = speaks
+    global _says_so
+    _says_so = speaks
     for number in _NAMES:
         signal.signal(number, _end)
 
@@ -76,7 +76,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_DFL)
     name = _NAMES[signal.Signals(number)]
     with suppress(OSError):  # not print: the signal may have come in the middle of one
-        if _speaks:
+        if _says_so:
             os.write(2, f"stopped by {name}; what was not finished is removed: start the job again.\n".encode())
     for action in (_end_children, *reversed(_actions)):
         with suppress(Exception):
