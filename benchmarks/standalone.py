@@ -114,7 +114,7 @@ def descendants(root: int) -> list[int]:
 def python_workers(root: int) -> list[int]:
     """List the processes below `root` in which Spark's tasks run Python: PySpark's daemon forks them."""
     table = processes()
-    daemons = {pid for pid, (_, line) in table.items() if "pyspark.daemon" in line}
+    daemons = {pid for pid, (_, line) in table.items() if "spark.daemon" in line}
     return [pid for pid in descendants(root) if pid in daemons and table[pid][0] in daemons]
 
 
