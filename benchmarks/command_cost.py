@@ -102,8 +102,8 @@ class _SparkWorkers:
         """Yield (process id, CPU seconds) of the workers. Their parent is the daemon, whose command line is the same."""
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # the process has ended
-                if b"pyspark.daemon" in (folder / "cmdline").read_bytes():
+                if b"spark.daemon" in (folder / "cmdline").read_bytes():
                     parent, cpu_s = parent_and_cpu_s((folder / "stat").read_text())
-                    is_worker = b"pyspark.daemon" in Path(f"/proc/{parent}/cmdline").read_bytes()
+                    is_worker = b"spark.daemon" in Path(f"/proc/{parent}/cmdline").read_bytes()
                     if is_worker and self._mark in (folder / "environ").read_bytes():
                         yield int(folder.name), cpu_s
