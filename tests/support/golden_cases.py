@@ -48,7 +48,7 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *EVENTS,
             f"source.events.boundaries=[0,{24 * H},{36 * H},{48 * H}]",
-            "source.events.actions_end=430_000",  # the last impressions are immature
+            "source.events.actions_end=430000",  # the last impressions are immature
             "source.events.actions.format=jsonl",
             "source.events.actions.path=actions.jsonl",
             "source.events.actions.impression=[impression_id]",

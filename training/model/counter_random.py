@@ -44,7 +44,7 @@ def _fill_uniform(key: np.uint64, first_row: int, bound: np.float32, out_ND: np.
             out[column] = np.float32(bits) * scale - bound
 
 
-def _signed(number: int) -> int:
+def _as_int64(number: int) -> int:
     """Return the int64 with the bits of a uint64."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
@@ -52,7 +52,7 @@ def _signed(number: int) -> int:
 def _mix_tensor(counter: Tensor) -> Tensor:
     """Hash int64 as `mix` hashes uint64, on any device. torch shifts in copies of the sign, which are masked away."""
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)
+        counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * _as_int64(multiplier)
     return counter ^ ((counter >> 31) & ((1 << 33) - 1))
 
 
@@ -73,8 +73,8 @@ def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, widt
 def _mask_torch(key: int, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
     """Draw bool [B, width], True for the units that are kept, on any device."""
     num_hashes = -(-width // _UNITS_PER_HASH)
-    counter = torch.arange(num_hashes, device=impression_id_B.device) * _signed(GOLDEN)
-    rows = _mix_tensor(impression_id_B * _signed(GOLDEN) + _signed(key))
+    counter = torch.arange(num_hashes, device=impression_id_B.device) * _as_int64(GOLDEN)
+    rows = _mix_tensor(impression_id_B * _as_int64(GOLDEN) + _as_int64(key))
     bits = _mix_tensor(rows[:, None] + counter)
     parts = [(bits >> (16 * part)) & 0xFFFF for part in range(_UNITS_PER_HASH)]
     return torch.stack(parts, dim=2).view(len(impression_id_B), -1)[:, :width] >= first_kept
