@@ -42,7 +42,7 @@ _STAGES: list[tuple[str, Any, str]] = [
     ("merge counts", Counter, "add_pairs"),
     ("look ids up", Lookup, "indices_of"),
     ("encode records", write, "encode"),
-    ("cut at groups", write, "grouped"),
+    ("cut at groups", write, "whole_groups"),
     ("select rows", write, "select"),
     ("gather columns", write, "rows_of"),
     ("audit statistics", Statistics, "add"),

@@ -22,7 +22,7 @@ from pipeline.preprocess import preprocess
 from training.checkpoint.carry_over import rows_before
 from training.distributed.world import join
 from training.planning.memory_estimate import table_plans
-from training.run.build import check_same_schema
+from training.run.continuation import check_same_schema
 from training.run.trainer import Trainer
 
 Settings = Callable[..., PreprocessSettings]
@@ -119,11 +119,11 @@ def test_other_boundaries_are_another_catalogue_for_a_base_and_for_yesterdays_mo
 ) -> None:
     manifest = load_manifest(data)
     settings = tiny_settings(data, tmp_path / "run")
-    check_same_schema(settings, manifest, settings, manifest)
+    check_same_schema("init_from=RUN", settings, manifest, settings, manifest)
     with pytest.raises(
         InputError, match=r"brands was parameters={'boundaries': \[1.0\]} and is {'boundaries': \[2.0\]}"
     ):
-        check_same_schema(settings, manifest, settings, with_boundaries(manifest, "brands", [2.0]))
+        check_same_schema("init_from=RUN", settings, manifest, settings, with_boundaries(manifest, "brands", [2.0]))
     raw = random_log(9).write(tmp_path / "raw")
     other = [STRENGTH[0], STRENGTH[1].replace("[1]", "[2]"), f"vocabulary.base={data}"]
     with pytest.raises(InputError, match=r"has another catalogue: brands was parameters="):

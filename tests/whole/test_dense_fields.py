@@ -31,7 +31,7 @@ from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.feed.settings import FeedSettings
 from training.planning.memory_estimate import widths
-from training.run.build import check_same_schema
+from training.run.continuation import check_same_schema
 from training.run.evaluate import evaluate_split
 from training.run.interrupts import EXIT_REQUEUE
 from training.run.settings import TrainSettings
@@ -283,7 +283,7 @@ def test_another_width_is_another_catalogue_for_a_base_and_for_yesterdays_model(
         for entry in manifest.fields
     )
     with pytest.raises(InputError, match=r"user_taste was parameters={.*'width': 2} and is {.*'width': 4}"):
-        check_same_schema(settings, manifest, settings, dataclasses.replace(manifest, fields=fields))
+        check_same_schema("init_from=RUN", settings, manifest, settings, dataclasses.replace(manifest, fields=fields))
     overrides = [*written(tmp_path / "raw", "parquet", *log_of_vectors()), f"vocabulary.base={data}"]
     other = [IMAGE.replace("}", ", standardize: false}"), TASTE, PRICE]
     with pytest.raises(

@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from training.distributed.world import join
 from training.planning.memory_estimate import tower_parameters
-from training.run.build import check_same_schema
+from training.run.continuation import check_same_schema
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -69,6 +69,6 @@ def test_the_loss_falls_the_aucs_are_there_and_a_resumed_run_ends_with_the_same_
 )
 def test_another_architecture_cannot_go_on_from_a_run(data: Path, tmp_path: Path, model: str, key: str) -> None:
     manifest, before = load_manifest(data), settings_of(data, tmp_path, "esmm")
-    check_same_schema(before, manifest, settings_of(data, tmp_path, "esmm"), manifest)
+    check_same_schema("init_from=RUN", before, manifest, settings_of(data, tmp_path, "esmm"), manifest)
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
-        check_same_schema(before, manifest, settings_of(data, tmp_path, model), manifest)
+        check_same_schema("init_from=RUN", before, manifest, settings_of(data, tmp_path, model), manifest)

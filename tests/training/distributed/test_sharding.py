@@ -150,6 +150,7 @@ def settings_of(data: Path, out: Path, sharding: str) -> TrainSettings:
 def test_two_ranks_compute_what_one_unsharded_model_does(data: Path, tmp_path: Path, sharding: str) -> None:
     settings, sgd = (settings_of(data, tmp_path / name, sharding) for name in ("run", "sgd"))
     sgd.optimizer.embeddings = EmbeddingOptimizerSettings("sgd", lr=1.0)
+    (tmp_path / "run").mkdir()
     write_config(tmp_path / "run", settings)
     ranks = run_ranks(trained, 2, tmp_path / "ranks", sgd, settings)
 

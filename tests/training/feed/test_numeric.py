@@ -24,7 +24,7 @@ from training.distributed.settings import ShardingSettings
 from training.distributed.world import join
 from training.feed.numeric import squash
 from training.model.settings import EmbeddingSettings
-from training.run.build import check_same_schema
+from training.run.continuation import check_same_schema
 from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
@@ -254,10 +254,12 @@ def test_settings_of_tables_are_refused_for_a_numeric_field(own: tuple[Path, Man
 def test_a_continuation_tells_a_field_that_became_numeric(own: tuple[Path, Manifest]) -> None:
     path, manifest = own
     settings = tiny_settings(path, path / "run")
-    check_same_schema(settings, manifest, settings, replaced(manifest, "user_spend", mean=1.0, std=2.0))
+    check_same_schema(
+        "init_from=RUN", settings, manifest, settings, replaced(manifest, "user_spend", mean=1.0, std=2.0)
+    )
     changed = replaced(manifest, "user_spend", kind=CATEGORICAL, num_rows=5)
     with pytest.raises(InputError, match=r"user_spend was kind=numeric and is categorical"):
-        check_same_schema(settings, manifest, settings, changed)
+        check_same_schema("init_from=RUN", settings, manifest, settings, changed)
 
 
 def test_yesterdays_model_goes_on_with_its_numeric_fields(data: Path, tmp_path: Path) -> None:

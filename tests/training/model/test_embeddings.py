@@ -22,8 +22,8 @@ def test_a_table_allocates_a_multiple_of_four_columns() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"dim": 0}, r"embedding\.dim=0 is below 1"),
-        ({"dims": {"a": 0}}, r"embedding\.dims\.a=0 is below 1"),
+        ({"dim": 0}, r"embedding\.dim=0 is not a width from 1 to 65536"),
+        ({"dims": {"a": 0}}, r"embedding\.dims\.a=0 is not a width from 1 to 65536"),
         ({"pooling": "max"}, r"embedding\.pooling=max is not one of sum, mean"),
         ({"poolings": {"a": "max"}}, r"embedding\.poolings\.a=max"),
     ],
