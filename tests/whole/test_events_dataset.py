@@ -341,7 +341,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, preprocess_settings: Settings) 
     with pytest.raises(InputError) as stopped:
         preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
     assert str(stopped.value).startswith(f"{path} cannot be read as parquet (")
-    assert str(stopped.value).endswith("repair or replace the file, then run again.")
+    assert str(stopped.value).endswith("repair the file, or set source.events.actions.format to what it is.")
 
 
 @pytest.mark.usefixtures("spark")

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from raw_log import random_log, small_log
@@ -104,10 +103,10 @@ def test_a_job_that_is_killed_just_before_it_replaces_a_dataset_leaves_an_audit_
     assert "warning" not in capsys.readouterr().out
     put, names = LocalStore.put, iter(["audit.json", "audit.html", "run.json"][:written])
 
-    def put_until_killed(store: LocalStore, name: str, content: bytes, **options: Any) -> None:
+    def put_until_killed(store: LocalStore, name: str, content: bytes, mode: int | None = None) -> None:
         if name != next(names, None):
             raise KeyboardInterrupt
-        put(store, name, content, **options)
+        put(store, name, content, mode)
 
     monkeypatch.setattr(LocalStore, "put", put_until_killed)
     with pytest.raises(KeyboardInterrupt):
