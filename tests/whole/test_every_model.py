@@ -65,6 +65,7 @@ def test_the_loss_falls_the_aucs_are_there_and_a_resumed_run_ends_with_the_same_
 
 @pytest.mark.parametrize(
     ("model", "key"),
+    [("mmoe", "model.body"), ("ple", "model.body")],
 )
 def test_another_architecture_cannot_go_on_from_a_run(data: Path, tmp_path: Path, model: str, key: str) -> None:
     manifest, before = load_manifest(data), settings_of(data, tmp_path, "esmm")
