@@ -3,9 +3,9 @@
     end_on_signals()              the first statement of a job
     with undone_by(remove): …     a signal during the block calls `remove`; any other end of the block does not
 
-The handler does all of it itself, ends the processes that this one has started, and raises nothing. An exception could be swallowed by a callback of C++ or of the
-garbage collector, or be held up by a `finally` of PySpark that waits for the stage. A second signal ends the process at
-once: by then its default action is back.
+The handler does all of it itself, ends the processes that this one has started, and raises nothing. A callback of C++ or
+of the garbage collector could swallow an exception, and a `finally` of PySpark that waits for the stage could hold it up.
+A second signal ends the process at once: by then its default action is back.
 """
 
 import os

@@ -4,8 +4,9 @@
 
 A small log is preprocessed and a run of two epochs trained. Then one file after another is damaged (bits, blocks, JSON, YAML
 and footers, or a folder, FIFO or link in its place) and read by the functions that the jobs call, in one process that is
-replaced when it hangs or ends. FOLDER keeps the undisturbed files for the next time. Prints a table of kind × outcome, and each failure with the seed that repeats it by
-`only=SEED`. Exits with status 1 if anything failed. Ctrl-C ends early, with the table of what was done.
+replaced when it hangs or ends. FOLDER keeps the undisturbed files for the next time. Prints a table of kind × outcome, and
+each failure with the seed that repeats it by `only=SEED`. Exits with status 1 if anything failed. Ctrl-C ends early, with
+the table of what was done.
 
 same         the figures of the undisturbed files
 refused      one sentence, and nothing but what the reader says it falls back to (an earlier checkpoint, a card without audit)

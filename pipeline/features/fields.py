@@ -137,9 +137,9 @@ class Catalogue:
 def catalogue(settings: FeaturesSettings, min_count: int, timed: bool = False, max_ids: int | None = None) -> Catalogue:
     """Check `settings` and return the catalogue; `min_count` and `max_ids` serve fields that set none of their own.
 
-    Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but for fields of other
-    kinds and the same scope), a weight on a field of arity one, a setting of vocabularies on a field that has none, or a
-    group that is no context field.
+    Raises InputError for an unknown word, a name that is no identifier or a column's of ours, a raw id used twice (but
+    for fields of other kinds and the same scope), a weight on a field of arity one, a setting of vocabularies on a field
+    that has none, or a group that is no context field.
     """
     if not settings.fields:
         raise InputError("features.fields is empty; choose a catalogue, for example features=aliccp.")

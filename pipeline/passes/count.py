@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 #: Rows of the first pass. `part` says what `blob` holds:
 #: the key of a vocabulary partition: pairs of ids and counts; a key of `duplicates.Partitions`: occurrences of
-#: impression ids; NO_PART: the tally of a task and the fingerprints of its splits as JSON; NUMBERS_PART: the moments of its numeric fields.
+#: impression ids; NO_PART: the tally of a task and the fingerprints of its splits as JSON; NUMBERS_PART: the moments of
+#: its numeric fields.
 COUNTS = "part int, blob binary"
 _COUNTS_SCHEMA = pa.schema([("part", pa.int32()), ("blob", pa.binary())])
 NO_PART, NUMBERS_PART = -1, -2

@@ -6,7 +6,6 @@ check_unchanged in the end: files with another stamp than in the beginning are r
 changed_since   before a job that may have nothing to do: likewise, with the stamps in run.json
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,7 @@ def changed_since(job: Job, existing: Manifest) -> SourceFile | None:
 
     A file whose stamp is that in run.json is not read. Of a dataset of an earlier release, nothing is known.
     """
-    run = json.loads(job.out.read(commit.RUN) or b"{}")
+    run = commit.read_run(job.out)
     stamps: dict[str, Any] = run.get("inputs", {}) if run.get(commit.OF_MANIFEST) == existing.xxh3 else {}
     fingerprints = [source.fingerprint for source in existing.sources]
     touched = [

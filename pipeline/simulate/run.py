@@ -146,7 +146,7 @@ def _holds_this_log(out: Path, settings: SimulateSettings) -> bool:
     names = sorted(path.name for path in out.iterdir())
     if SIMULATION in names:
         try:
-            written = json.loads((out / SIMULATION).read_text())["settings"]
+            written = dict(json.loads((out / SIMULATION).read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out / SIMULATION} is damaged ({error}); empty {out} or name another out=.") from error
         wanted = json.loads(json.dumps(settings.determining()))

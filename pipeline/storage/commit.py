@@ -115,6 +115,11 @@ def read_audit(store: Store) -> tuple[Mapping[str, Any], str]:
     return ({}, message) if foreign else (found[AUDIT], "")
 
 
+def read_run(store: Store) -> Mapping[str, Any]:
+    """Read run.json; return nothing if there is none. Raises InputError for a damaged one."""
+    return _read_json(store, RUN)
+
+
 @contextmanager
 def audit_figures(store: Store) -> Iterator[None]:
     """Raise InputError where the block meets a figure that audit.json cannot have: one without a checksum of itself may."""

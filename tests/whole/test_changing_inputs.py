@@ -105,6 +105,12 @@ def test_a_rerun_tells_a_touched_file_from_one_that_has_changed_at_the_same_size
     os.utime(path, ns=(1, 1))
     assert preprocess(settings) == manifest
     assert f"{path} was written or moved since" in capsys.readouterr().out
+    record = tmp_path / "out" / "run.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"run\.json"):
+        preprocess(settings)
+    record.write_bytes(whole)
     exchange_ids(path)
     with pytest.raises(InputError, match=f"made with another {NAME}.* of the same size; choose another out"):
         preprocess(settings)

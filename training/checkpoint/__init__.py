@@ -1,1 +1,4 @@
-"""Checkpoints: the state of a run on disk. Read meta and tensors (format), files (commit), save (beside training), restore, carry_over (init_from)."""
+"""Checkpoints: the state of a run on disk.
+
+Read meta and tensors (format), files (commit), save (beside training), restore, carry_over (init_from).
+"""

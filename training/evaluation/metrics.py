@@ -6,7 +6,8 @@
     ctcvr   click and conversion              all impressions
 
 Every figure is computed over the whole split at once, never as a mean of batches. Where one is undefined (a single class,
-predictions that are not finite) its value is None, null in JSON, and `reasons_undefined` says why. `training.evaluation.ranking` and `training.evaluation.calibration` hold the arithmetic.
+predictions that are not finite) its value is None, null in JSON, and `reasons_undefined` says why.
+`training.evaluation.ranking` and `training.evaluation.calibration` hold the arithmetic.
 """
 
 # Shapes: N impressions.

@@ -23,6 +23,8 @@ def read_metrics(run: Path, split: str) -> Metrics:
                 metrics = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(f"{path} is not JSON ({error}); {_evaluate_command(run, split)}") from error
+            if not isinstance(metrics, dict):
+                raise InputError(f"{path} holds no figures by name; {_evaluate_command(run, split)}")
             if metrics.pop("split", split) == split:
                 return metrics
     raise InputError(f"run={run} has no metrics of split={split}; {_evaluate_command(run, split)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +15,19 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.atomic_files import write_whole
-from pipeline.dataset.manifest import load_manifest
+from pipeline.dataset.manifest import DatasetFile, Manifest, load_manifest
 from pipeline.errors import InputError, writing
 from pipeline.undo import undone_by
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.settings import NEWEST
 from training.distributed.rank_batches import rank_batches
+from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.evaluation import metrics, report
 from training.evaluation.run_files import read_predictions
 from training.feed.batch import UNKNOWN_GROUP, Batch
 from training.feed.plan import Plan
+from training.model.graph import Graph
 from training.run.build import (
     build_model,
     check_dataset,
@@ -86,34 +89,12 @@ def predict_split(
     data: str | None = None,
 ) -> None:
     """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; all files appear at once, by a rename."""
-    location = data or settings.data
+    restored = _open_model(run, settings, split, world, which, data)
     with world.agreeing():
-        manifest = load_manifest(location)
-        files = manifest.files_of(split)
-        graph = check_settings(settings, manifest, world.device)
-    found = checkpoint.find_on_all_ranks(run, world, say, which)
-    if found is None:
-        raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
-    is_elsewhere = data is not None and found.manifest_xxh3 != manifest_xxh3(manifest)
-    with world.agreeing():
-        if is_elsewhere:
-            manifest = with_moments_of(run, settings, location, manifest)
-        else:
-            check_dataset(found, manifest, location)
-            check_position(found, train_plan(settings, manifest))
         true = _read_oracle(truth) if truth is not None else None
-    model = build_model(settings, manifest, graph, world)
-    with world.agreeing():
-        if is_elsewhere:
-            restore_elsewhere(found, run, settings, location, manifest, model)
-        else:
-            checkpoint.restore(found, model)
-    if is_elsewhere and world.rank == 0:
-        say(
-            f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are new are out of vocabulary."
-        )
-    plan = Plan(files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
-    feed = open_feed(replace(settings, data=location), manifest, split, plan, world)
+    graph, model = restored.graph, restored.model
+    plan = Plan(restored.files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
+    feed = open_feed(replace(settings, data=restored.data), restored.manifest, split, plan, world)
     final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
 
     def tables() -> Iterator[pa.Table]:
@@ -149,6 +130,47 @@ def predict_split(
                 os.replace(final, replaced)
             os.replace(staging, final)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+class _Restored(NamedTuple):
+    """A trained model, with what it predicts."""
+
+    data: str  # where the dataset is
+    manifest: Manifest
+    files: tuple[DatasetFile, ...]
+    graph: Graph
+    model: ShardedModel
+
+
+def _open_model(run: Path, settings: TrainSettings, split: str, world: World, which: str, data: str | None) -> _Restored:
+    """Check that a checkpoint of `run` fits the dataset, build the model and fill it."""
+    location = data or settings.data
+    with world.agreeing():
+        manifest = load_manifest(location)
+        files = manifest.files_of(split)
+        graph = check_settings(settings, manifest, world.device)
+    found = checkpoint.find_on_all_ranks(run, world, say, which)
+    if found is None:
+        raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
+    is_elsewhere = data is not None and found.manifest_xxh3 != manifest_xxh3(manifest)
+    with world.agreeing():
+        if is_elsewhere:
+            manifest = with_moments_of(run, settings, location, manifest)
+        else:
+            check_dataset(found, manifest, location)
+            check_position(found, train_plan(settings, manifest))
+    model = build_model(settings, manifest, graph, world)
+    with world.agreeing():
+        if is_elsewhere:
+            restore_elsewhere(found, run, settings, location, manifest, model)
+        else:
+            checkpoint.restore(found, model)
+    if is_elsewhere and world.rank == 0:
+        say(
+            f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are "
+            "new are out of vocabulary."
+        )
+    return _Restored(location, manifest, files, graph, model)
 
 
 def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:

@@ -40,7 +40,8 @@ class LoggedStep:
 class Journal:
     """The log of a run, written by rank 0 alone; its losses are those of the global batch.
 
-    `loss_weights` has the losses' names, and `window` what a stopped run had not yet logged. Raises InputError where a file of the log cannot be read or written.
+    `loss_weights` has the losses' names, and `window` what a stopped run had not yet logged. Raises InputError where a
+    file of the log cannot be read or written.
     """
 
     def __init__(

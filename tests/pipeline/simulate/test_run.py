@@ -393,3 +393,10 @@ def test_a_log_written_before_a_setting_existed_is_still_this_log() -> None:
     assert {key for entry in settings.determining()["features"]["fields"].values() for key in entry} == {
         "raw_id", "scope", "arity", "weighted", "min_count", "max_ids", "kind", "hash_buckets",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ['{"settings": 3}', "[]", "{"])
+def test_a_damaged_record_of_the_simulation_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "simulation.json").write_text(content)
+    with pytest.raises(InputError, match=r"simulation\.json is damaged .*; empty .* or name another out="):
+        simulate(compose("simulate", SimulateSettings, [f"out={tmp_path}", "impressions=1000"]))
