@@ -142,7 +142,9 @@ class _Restored(NamedTuple):
     model: ShardedModel
 
 
-def _open_model(run: Path, settings: TrainSettings, split: str, world: World, which: str, data: str | None) -> _Restored:
+def _open_model(
+    run: Path, settings: TrainSettings, split: str, world: World, which: str, data: str | None
+) -> _Restored:
     """Check that a checkpoint of `run` fits the dataset, build the model and fill it."""
     location = data or settings.data
     with world.agreeing():
