@@ -17,12 +17,14 @@ SECRET_NAMES = (
     r"|(access|account|api|auth|encryption|master|private|sas|session|shared|signing)[._-]?key|[._]sas([._]|$)"
 )
 _SECRET_NAME = re.compile(SECRET_NAMES, re.IGNORECASE)
-#: name=value or name: value in a text, such as a word of the command line; the value may be in quotes.
+#: name=value or name: value in a text, such as a word of the command line; the value may be in quotes. A name is tried
+#: from its first letter alone, and taken whole (++): from every letter, a text of 10,000 took 6 s.
 _ASSIGNMENT = re.compile(
-    rf"(?P<name>[\w.-]*(?:{SECRET_NAMES})[\w.-]*['\"]?\s*[:=]\s*)(?P<value>'(?:\\.|[^'\\])*'?|\"(?:\\.|[^\"\\])*\"?|[^\s,;}}\]'\"]+)",
+    rf"(?<![\w.-])(?=[\w.-]*?(?:{SECRET_NAMES}))(?P<name>[\w.-]++['\"]?\s*+[:=]\s*+)"
+    r"(?P<value>'(?:\\.|[^'\\])*'?|\"(?:\\.|[^\"\\])*\"?|[^\s,;}\]'\"]+)",
     re.IGNORECASE,
 )
-_IN_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^\s/@'\"]*:[^\s/@'\"]*@")
+_IN_ADDRESS = re.compile(r"(?<=[\w+.-])://(?=[^\s/@'\":]*+:)[^\s/@'\"]*+@")
 _LEAST_LETTERS = 6  # of a variable's value that is hidden wherever it stands: shorter ones are in ordinary words
 
 
@@ -49,7 +51,7 @@ def without_assignments(text: str) -> str:
     hidden = _ASSIGNMENT.sub(
         lambda found: f"{found['name']}{STARS}" if not _is_looked_up(found["value"]) else found[0], text
     )
-    return _IN_ADDRESS.sub(rf"\g<scheme>{STARS}@", hidden)
+    return _IN_ADDRESS.sub(f"://{STARS}@", hidden)
 
 
 def _is_looked_up(value: str) -> bool:

@@ -51,14 +51,17 @@ def test_wrong_figures_a_traceback_two_lines_a_hang_and_a_crash_are_reported(tmp
 def test_sixty_mutations_come_to_a_verdict(tmp_path: Path, spark: object) -> None:
     write_inputs(tmp_path / FILES)
     found: Counter[str] = Counter()
+    ended = {}  # for the message: which seeds crashed or hung, on what
     with Worker(tmp_path, KINDS, deadline_s=20) as worker:
         worker.train()
         for seed in range(60):
             file, done, verdict = worker.judge(seed)
             assert file, done
             found[verdict.outcome] += 1
+            if verdict.outcome in (judging.CRASH, judging.HANG):
+                ended[seed] = (file, done, verdict)
     assert found.total() == 60
-    assert found[judging.CRASH] == found[judging.HANG] == 0
+    assert not ended
     assert found[judging.REFUSED] > 20
     assert found[judging.OTHER] > 0
 

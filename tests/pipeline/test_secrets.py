@@ -4,7 +4,15 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.plain_settings import build_settings
-from pipeline.secrets import is_secret_name, looked_up, redacted, refuse_secret_word, without_secrets
+from pipeline.secrets import (
+    has_credentials,
+    is_secret_name,
+    looked_up,
+    redacted,
+    refuse_secret_word,
+    without_assignments,
+    without_secrets,
+)
 from training.run.settings import TrainSettings
 
 SECRET = "hunter2-hunter2"
@@ -76,3 +84,11 @@ def test_a_variable_is_looked_up_late_and_named_where_it_is_not_set() -> None:
     assert looked_up("spark.conf.x", "plain", {}) == "plain"
     with pytest.raises(InputError, match=r"spark\.conf\.x=\$\{oc\.env:KEY\}: the environment has no KEY"):
         looked_up("spark.conf.x", "${oc.env:KEY}", {})
+
+
+@pytest.mark.parametrize("piece", ["x", "token", "s3://:", "a:", "token='"])
+def test_a_text_of_a_million_letters_is_searched_in_one_pass(piece: str) -> None:
+    """From every letter of a word anew it would take hours: a value of config.yaml can be so long."""
+    text = piece * (1_000_000 // len(piece))
+    assert not has_credentials(text)
+    assert without_assignments(f"{text}\npassword={SECRET}").endswith("password=***")

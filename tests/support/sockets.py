@@ -27,11 +27,11 @@ class Listener(NamedTuple):
 
 def process_tree(pid: int) -> list[int]:
     """List `pid` and all processes below it."""
-    with suppress(OSError):
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-        return [pid, *(found for child in children for found in process_tree(child))]
-    return []
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):  # a thread that has just ended: the others' children count all the same
+            children += map(int, (task / "children").read_text().split())
+    return [pid, *(found for child in children for found in process_tree(child))]
 
 
 def listeners_of(pid: int) -> list[Listener]:

@@ -95,4 +95,8 @@ def _signals_passed_on() -> Iterator[list[int]]:
 
 def _children() -> list[int]:
     """List the processes that this one has started: the ranks."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found

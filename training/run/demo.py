@@ -1,5 +1,6 @@
 """The demo: every job as a subprocess, by the command that a user would type, then a table of what came of it."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
 from pipeline.errors import InputError
-from training.evaluation.run_files import read_metrics
 
 
 @dataclass
@@ -63,7 +63,7 @@ def is_evaluated(run: Path) -> bool:
 def demo_table(out: Path) -> str:
     """Format impressions, contexts and quarantined lines of the dataset, and the AUCs beside those of the oracle."""
     manifest = load_manifest(out / "dataset")
-    metrics = read_metrics(out / "run", "test")
+    metrics = json.loads((out / "run" / "metrics.json").read_text())
     contexts = sum(lines["contexts"]["written"] for lines in manifest.audit["lines"].values())
     impressions = {split: totals["impressions"] for split, totals in manifest.totals.items()}
     per_split = " · ".join(f"{impressions[split]:,} {split}" for split in SPLITS if split in impressions)
