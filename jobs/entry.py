@@ -106,6 +106,10 @@ def _composed(name: str, schema: type[Any], overrides: Sequence[str], config_dir
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         raise InputError(_message_of(error, schema)) from error
+    except RecursionError as error:  # Hydra follows defaults lists without an end
+        raise InputError(
+            f"The files of --config-dir={config_dir} name each other in a circle in their defaults; take one of the names out."
+        ) from error
     return cast(dict[str, Any], OmegaConf.to_container(config))
 
 

@@ -84,6 +84,8 @@ def _refuse_hydra(path: Path, values: Any, package: str | None) -> None:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, not a mapping of keys to values; write key: value.")
     defaults = values.get("defaults", [])
+    if not isinstance(defaults, list):
+        raise InputError(f"{path}: defaults={str(defaults)[:80]} is no list; write - GROUP: NAME, a line each.")
     if "hydra" in values or _HYDRA.search(package or "") or _HYDRA.search(str(defaults)):
         raise InputError(f"{path} sets what belongs to Hydra, which runs what stands there; leave hydra out.")
     if "$" in str(defaults) or ".." in str(defaults):

@@ -141,8 +141,8 @@ def _read_json(store: Store, name: str) -> Mapping[str, Any]:
             raise
         text = None  # it holds settings, and only the user who made the dataset may read it
     found = {} if text is None else parse_json(text, where, _AUDIT_REMEDY)
-    if not isinstance(found, dict):
-        raise InputError(f"{where} is damaged (it is no JSON object); {_AUDIT_REMEDY}")
+    if not isinstance(found, dict) or (text is not None and not found):
+        raise InputError(f"{where} is damaged (it is no JSON object with figures); {_AUDIT_REMEDY}")
     check_own_xxh3(found, where, _AUDIT_REMEDY)
     return found
 

@@ -131,6 +131,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (lambda data: (data / "audit.json").write_bytes(b"\xff"), r"audit.json is not valid JSON \('utf-8' codec"),
     (lambda data: (data / "audit.json").write_bytes(b"[" * 100_000), r"audit.json is not valid JSON"),
     (lambda data: (data / "audit.json").write_bytes(b'"x"'), r"audit.json is damaged .it is no JSON object"),
+    (lambda data: (data / "audit.json").write_bytes(b"{}"), r"audit.json is damaged .it is no JSON object"),
     (lambda data: (data / "audit.json").write_bytes(b'{"fields": 7}'), r"audit.json is damaged"),
     (
         lambda data: (data / "audit.json").write_bytes(b'{"content_xxh3": "0"}'),

@@ -105,6 +105,8 @@ BOMBS = {
     "a: !!set {b}": "no plain value",
     "a: [": "no plain YAML",
     "a: '": "no plain YAML",
+    "defaults: 3": "defaults=3 is no list",
+    "defaults: [/model: mine]": "name each other in a circle",
 }
 
 

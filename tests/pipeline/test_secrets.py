@@ -86,7 +86,7 @@ def test_a_variable_is_looked_up_late_and_named_where_it_is_not_set() -> None:
         looked_up("spark.conf.x", "${oc.env:KEY}", {})
 
 
-@pytest.mark.parametrize("piece", ["x", "token", "s3://:", "a:", "token='"])
+@pytest.mark.parametrize("piece", ["x", "token", "s3://:", "a:"])
 def test_a_text_of_a_million_letters_is_searched_in_one_pass(piece: str) -> None:
     """From every letter of a word anew it would take hours: a value of config.yaml can be so long."""
     text = piece * (1_000_000 // len(piece))

@@ -140,7 +140,8 @@ def _meta_of(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
         raise ValueError(f"it has format_version={raw['format_version']!r}, and this release reads {FORMAT_VERSION}")
     if raw.keys() > _KEYS and raw.get("content_xxh3") != _content_xxh3(raw):  # the first releases wrote _KEYS alone
         raise ValueError(
-            f"its content has the checksum {_content_xxh3(raw)} where it says content_xxh3={raw.get('content_xxh3')!r}"
+            f"its content has the checksum {_content_xxh3(raw)} where it says "
+            f"content_xxh3={str(raw.get('content_xxh3'))[:40]}"
         )
     position: Position = typed(Position, raw["position"], "position")
     validation: ValidationState | None = typed(ValidationState | None, raw["judged"], "judged")
