@@ -13,6 +13,7 @@ import pyarrow as pa
 
 #: What file systems and Arrow raise for a file that cannot be read or holds what it may not: a footer that is no UTF-8, …
 READING_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError)
+_MOST_LETTERS = 1200  # of an error message
 
 
 def printable(text: str) -> str:
@@ -103,5 +104,11 @@ _READING_REMEDIES = _PROCESS_LIMITS | {
 class InputError(ValueError):
     """A mistake of the user or of the input: its message has the value, the rule and the remedy.
 
-    Entry points print it without a traceback and exit with status 2.
+    Entry points print it without a traceback and exit with status 2. A message of more than 1,200 letters, which quotes
+    such a value, loses its middle: the place stands at its begin and the remedy at its end.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _MOST_LETTERS:
+            message = f"{message[: _MOST_LETTERS // 2]} … {message[-_MOST_LETTERS // 2 :]}"
+        super().__init__(message)

@@ -7,7 +7,7 @@ from pipeline.audit.summary import quarantined_line
 from pipeline.dataset.kinds import NUMBER, STORED_KINDS, VECTOR
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest, ManifestField
 from pipeline.errors import printable
-from pipeline.storage.commit import audit_figures, read_audit
+from pipeline.storage.commit import AUDIT, audit_figures, read_audit
 from pipeline.storage.store import store_of
 
 _NONE = "–"
@@ -17,6 +17,11 @@ def card(dataset: str, manifest: Manifest) -> str:
     """Describe the origin, splits, labels and fields of a dataset."""
     store = store_of(dataset)
     audit, doubt = read_audit(store)
+    if not audit and not doubt:
+        doubt = (
+            f"{store.location} has no {AUDIT}, so what the log looked like is not shown; overwrite=true with the job that "
+            "made the dataset writes it anew."
+        )
     splits = [split for split in SPLITS if split in manifest.totals]
     with audit_figures(store):
         fields = _fields(manifest, audit, splits)

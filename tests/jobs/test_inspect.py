@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,3 +209,13 @@ def test_a_job_run_by_its_path_finds_the_standard_librarys_inspect(tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "jobs.preprocess: raw logs to a dataset" in done.stdout
+
+
+def test_a_dataset_without_its_audit_is_shown_and_that_is_said(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    (copy / "audit.json").unlink()
+    run(InspectSettings(data=str(copy), rows=0))
+    assert f"warning: {copy} has no audit.json, so what the log looked like is not shown" in capsys.readouterr().out

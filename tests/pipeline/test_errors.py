@@ -55,3 +55,11 @@ def test_the_reason_of_an_arrow_error_does_not_repeat_the_path() -> None:
         errno.EMFILE, "[Errno 24] Failed to open local file '/data/x'. Detail: [errno 24] Too many open files"
     )
     assert reason_of(arrow) == "Too many open files"
+
+
+def test_a_message_that_quotes_a_long_value_keeps_its_place_and_its_remedy() -> None:
+    message = str(InputError(f"seed={'7' * 100_000} does not fit 64 bits; give a smaller number."))
+    assert message.startswith("seed=777")
+    assert message.endswith("777 does not fit 64 bits; give a smaller number.")
+    assert " … " in message
+    assert len(message) < 1250
