@@ -1,5 +1,6 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
+# make test-acceptance   the long comparisons with independent references (minutes each), which make test leaves out
 # make lint   ruff, mypy and the walls between the rooms, as CI runs them
 # Everything goes into .venv and demo/; the network is needed by the install alone.
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ DEMO_ARGS ?=
 # A file stays in one process, so that its datasets are made once.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-dev demo test lint clean
+.PHONY: help install install-dev demo test test-acceptance lint clean
 help:
 	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
@@ -49,6 +50,10 @@ lint: install-dev
 
 test: install-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Exit status 5: there is no such test.
+test-acceptance: install-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m acceptance
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
