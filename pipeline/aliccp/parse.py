@@ -1,6 +1,7 @@
 """Parse a chunk of whole lines in one pass over its bytes: every (field, id, weight), and the reason of a bad line.
 
     skeleton line   sample_id,click,buy,common_feature_index,num_features,feature \\x01 feature …
+                    without labels: click and buy are empty, or the two columns are not there
     context line    common_feature_index,num_features,feature \\x01 feature …
     feature         name \\x02 id \\x03 weight
 
@@ -74,15 +75,15 @@ _IS_BREAK = np.zeros(256, np.bool_)
 _IS_BREAK[[_FEATURE_MARK, _ID_MARK, _WEIGHT_MARK, _LF, _COMMA]] = True
 
 
-def parse(chunk: bytes, is_skeleton: bool, names: Names) -> Parsed:
-    """Parse `chunk`, whole lines that all end in a line feed."""
+def parse(chunk: bytes, is_skeleton: bool, names: Names, needs_labels: bool = True) -> Parsed:
+    """Parse `chunk`, whole lines that all end in a line feed; an impression may lack its labels unless `needs_labels`."""
     assert chunk.endswith(b"\n")
     text_bytes = np.frombuffer(chunk, np.uint8)
     line_table = np.empty((np.count_nonzero(text_bytes == _LF), LINE_COLUMNS), np.int64)
     most = len(chunk) // _SMALLEST_FEATURE + 1
     field_V, id_V, weight_V = np.empty(most, np.int16), np.empty(most, np.int64), np.empty(most, np.float32)
     num_values = _parse_lines(
-        text_bytes.ctypes.data, len(chunk), is_skeleton, names, line_table, field_V, id_V, weight_V
+        text_bytes.ctypes.data, len(chunk), is_skeleton, needs_labels, names, line_table, field_V, id_V, weight_V
     )
     return Parsed(line_table, field_V[:num_values], id_V[:num_values], weight_V[:num_values])
 
@@ -105,7 +106,7 @@ def apply_policies(line_table: np.ndarray, reject_mismatch: bool, reject_without
 
 
 @nb.njit(cache=True)
-def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V, weight_V):  # type: ignore[no-untyped-def]
+def _parse_lines(text, num_bytes, is_skeleton, needs_labels, names, line_table, field_V, id_V, weight_V):  # type: ignore[no-untyped-def]
     """Fill the outputs and return the number of values. A bad line is read a second time, and has no values."""
     slots, name_bytes, length_F, number_F, is_single_F, short_names = names
     seen_F = np.full(len(length_F), -1, np.int64)  # the last line on which each field stood
@@ -114,7 +115,9 @@ def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V,
     for line in range(len(line_table)):
         first_value = num_values
         num_features = num_unknown = num_repeated = 0
-        position, sample_id, labels, key_, num_declared = _leading_columns(text, start, num_bytes, is_skeleton)
+        position, sample_id, labels, key_, num_declared = _leading_columns(
+            text, start, num_bytes, is_skeleton, needs_labels
+        )
         is_more = position >= 0 and not _is_end(text, position)
         while is_more:
             field, raw_id, weight, behind = 0, 0, np.float32(0), np.int64(-1)
@@ -149,7 +152,7 @@ def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V,
             position = start
             while byte_at(text, position) != _LF:
                 position += 1
-            reason, key_, has_key = _find_reason(text, start, position, is_skeleton)
+            reason, key_, has_key = _find_reason(text, start, position, is_skeleton, needs_labels)
         elif byte_at(text, position) == _CR:
             position += 1
         line_table[line, START] = start
@@ -168,7 +171,7 @@ def _parse_lines(text, num_bytes, is_skeleton, names, line_table, field_V, id_V,
 
 
 @nb.njit(cache=True, inline="always")
-def _leading_columns(text, position, num_bytes, is_skeleton):  # type: ignore[no-untyped-def]
+def _leading_columns(text, position, num_bytes, is_skeleton, needs_labels):  # type: ignore[no-untyped-def]
     """Parse the columns before the features.
 
     Return (position behind or -1, sample id, labels, key, declared number of features).
@@ -181,7 +184,14 @@ def _leading_columns(text, position, num_bytes, is_skeleton):  # type: ignore[no
         for bit in (CLICK_BIT, BUY_BIT):
             label = byte_at(text, position + 1) - ZERO
             if (label != 0 and label != 1) or byte_at(text, position + 2) != _COMMA:
-                return -1, 0, 0, 0, 0
+                if needs_labels:
+                    return -1, 0, 0, 0, 0
+                if byte_at(text, position + 1) == _COMMA:  # an empty label
+                    position += 1
+                    continue
+                if bit == BUY_BIT:
+                    return -1, 0, 0, 0, 0
+                break  # no columns of labels: the key comes next
             labels |= bit * label
             position += 2
         position += 1
@@ -257,7 +267,7 @@ def _is_end(text, position):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _find_reason(text, start, end, is_skeleton):  # type: ignore[no-untyped-def]
+def _find_reason(text, start, end, is_skeleton, needs_labels):  # type: ignore[no-untyped-def]
     """Find out why the line [start, end) cannot be read: return (reason, key, whether it has a key)."""
     num_columns = 6 if is_skeleton else 3
     comma_at = np.empty(num_columns, np.int64)
@@ -267,6 +277,9 @@ def _find_reason(text, start, end, is_skeleton):  # type: ignore[no-untyped-def]
             if num_commas < num_columns:
                 comma_at[num_commas] = i
             num_commas += 1
+    has_labels = is_skeleton
+    if is_skeleton and not needs_labels and num_commas == 3:
+        num_columns, has_labels = 4, False
     if num_commas != num_columns - 1:
         return MALFORMED_LINE, 0, False
     if is_skeleton:
@@ -276,13 +289,14 @@ def _find_reason(text, start, end, is_skeleton):  # type: ignore[no-untyped-def]
     _, behind = integer(text, comma_at[num_columns - 3] + 1, False)
     if behind != comma_at[num_columns - 2]:
         return MALFORMED_LINE, 0, False
-    key_at, key_end = comma_at[2] + 1 if is_skeleton else start, comma_at[num_columns - 3]
+    key_at, key_end = comma_at[num_columns - 4] + 1 if is_skeleton else start, comma_at[num_columns - 3]
     key_, behind = key(text, key_at) if key_end - key_at == _KEY_BYTES else (0, -1)
     has_key = behind == key_end
-    if is_skeleton:
+    if has_labels:
         for column in (0, 1):
-            label = byte_at(text, comma_at[column] + 1)
-            if comma_at[column + 1] - comma_at[column] != 2 or (label != 48 and label != 49):
+            label, width = byte_at(text, comma_at[column] + 1), comma_at[column + 1] - comma_at[column] - 1
+            is_label = width == 1 and (label == 48 or label == 49)
+            if not (is_label or (width == 0 and not needs_labels)):
                 return BAD_LABEL, key_, has_key
     if not has_key:
         return BAD_CONTEXT_KEY, key_, has_key

@@ -29,9 +29,10 @@ class ChunkReader:
     reject_mismatch: bool
     reject_without_click: bool
     max_line_bytes: int
+    needs_labels: bool = True  # an impression without labels is a bad line
 
     @classmethod
-    def of(cls, catalogue: Catalogue, settings: PreprocessSettings) -> "ChunkReader":
+    def of(cls, catalogue: Catalogue, settings: PreprocessSettings, needs_labels: bool = True) -> "ChunkReader":
         """Make the reader that `settings` describe."""
         checks = settings.checks
         return cls(
@@ -41,6 +42,7 @@ class ChunkReader:
             checks.feature_count_mismatch != KEEP,
             checks.conversion_without_click != KEEP,
             settings.source.max_line_bytes,
+            needs_labels,
         )
 
     def read(self, split: InputSplit) -> Iterator[Chunk]:
@@ -54,7 +56,7 @@ class ChunkReader:
         if lines.long_xxh3 is not None:
             parsed = parse.reject_whole(lines.text)
         else:
-            parsed = parse.parse(lines.text, source.table == SKELETON, names)
+            parsed = parse.parse(lines.text, source.table == SKELETON, names, self.needs_labels)
         parse.apply_policies(parsed.line_table, self.reject_mismatch, self.reject_without_click)
         is_test = source.period == "test"
         split_L = splits_of(parsed.line_table[:, line_columns.KEY], is_test, self.validation, self.seed)

@@ -14,10 +14,12 @@ from pipeline.chunks.sources import InputSplit
 from pipeline.features.fields import Catalogue
 
 
-def assert_kernel_equals_reference(text: bytes, is_skeleton: bool, catalogue: Catalogue) -> Counter[str]:
+def assert_kernel_equals_reference(
+    text: bytes, is_skeleton: bool, catalogue: Catalogue, needs_labels: bool = True
+) -> Counter[str]:
     """Parse `text` as one chunk; count its lines by reason, "" for the good ones."""
     return assert_chunks_equal_reference(
-        [(0, text if text.endswith(b"\n") else text + b"\n")], text, is_skeleton, catalogue
+        [(0, text if text.endswith(b"\n") else text + b"\n")], text, is_skeleton, catalogue, needs_labels
     )
 
 
@@ -30,7 +32,7 @@ def assert_splits_equal_reference(
 
 
 def assert_chunks_equal_reference(
-    chunks: list[tuple[int, bytes]], text: bytes, is_skeleton: bool, catalogue: Catalogue
+    chunks: list[tuple[int, bytes]], text: bytes, is_skeleton: bool, catalogue: Catalogue, needs_labels: bool = True
 ) -> Counter[str]:
     """Parse `chunks`: (offset in `text`, whole lines)."""
     scope = "impression" if is_skeleton else "context"
@@ -40,11 +42,11 @@ def assert_chunks_equal_reference(
     lines = lines_of(text)
     reasons: Counter[str] = Counter()
     for chunk_offset, chunk in chunks:
-        parsed = parse.parse(chunk, is_skeleton, names)
+        parsed = parse.parse(chunk, is_skeleton, names, needs_labels)
         begin = 0
         for row in parsed.line_table.tolist():
             offset, raw = next(lines)
-            line = read_line(offset, raw, is_skeleton, arity_of)
+            line = read_line(offset, raw, is_skeleton, arity_of, needs_labels)
             reasons[line.reason] += 1
             assert (chunk_offset + row[line_columns.START], chunk_offset + row[line_columns.END]) == (
                 offset,

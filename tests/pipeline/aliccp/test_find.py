@@ -255,3 +255,47 @@ def test_a_gzip_file_with_any_damage_is_named(tmp_path: Path) -> None:
         else:
             refused += gzip.decompress(damaged) is not None
     assert refused == 300
+
+
+def unlabelled_log(directory: Path, suffix: str, *, labels: bytes = b"") -> Path:
+    """The two tables of one period, or of none, whose impressions have `labels` in place of click and buy."""
+    lines = small_log().lines
+    directory.mkdir(exist_ok=True)
+    (directory / f"common_features{suffix}.csv").write_bytes(b"\n".join([*lines["common_features_test"], b""]))
+    rows = [line.split(b",", 3) for line in lines["sample_skeleton_test"]]
+    text = b"".join(row[0] + b"," + labels + row[3] + b"\n" for row in rows)
+    (directory / f"sample_skeleton{suffix}.csv").write_bytes(text)
+    return directory
+
+
+@pytest.mark.parametrize("labels", [b"", b",,", b"1,0,"])
+@pytest.mark.parametrize("period", ["", "train", "test"])
+def test_a_log_that_needs_no_labels_may_have_one_period_or_none(tmp_path: Path, period: str, labels: bytes) -> None:
+    directory = unlabelled_log(tmp_path, f"_{period}" if period else "", labels=labels)
+    found = find_sources(str(directory), with_actions=False, needs_labels=False)
+    assert [(source.table, source.period) for source in found] == [(CONTEXT, period), (SKELETON, period)]
+    with pytest.raises(InputError):
+        find_sources(str(directory), with_actions=False)
+
+
+def test_a_log_that_needs_no_labels_is_refused_without_impressions_or_contexts_or_with_both_kinds_of_names(
+    tmp_path: Path,
+) -> None:
+    def error(directory: Path) -> str:
+        with pytest.raises(InputError) as raised:
+            find_sources(str(directory), with_actions=False, needs_labels=False)
+        return str(raised.value)
+
+    (tmp_path / "empty").mkdir()
+    assert "has no sample_skeleton.csv; expected are sample_skeleton.csv and common_features.csv" in error(
+        tmp_path / "empty"
+    )
+    assert "does not exist; give the directory that holds sample_skeleton.csv" in error(tmp_path / "nowhere")
+    directory = unlabelled_log(tmp_path / "log", "")
+    unlabelled_log(directory, "_test")
+    assert "has sample_skeleton as well as sample_skeleton_test" in error(directory)
+    for name in ("sample_skeleton_test.csv", "common_features.csv"):
+        (directory / name).unlink()
+    assert "has no common_features.csv (nor" in error(directory)
+    (directory / "common_features.csv").write_bytes(b"some,other,columns,here\n")
+    assert "is no common_features log: a line has 3 comma-separated columns" in error(directory)

@@ -31,6 +31,19 @@ def assert_agrees(text: bytes, is_skeleton: bool) -> None:
     behind = GOOD if is_skeleton else GOOD.split(b",", 3)[3]
     assert_kernel_equals_reference(text, is_skeleton, CATALOGUE)
     assert_kernel_equals_reference(text + b"\n" + behind, is_skeleton, CATALOGUE)
+    if is_skeleton:
+        for unlabelled in (text, without_labels(text, b""), without_labels(text, b",,")):
+            assert_kernel_equals_reference(unlabelled, True, CATALOGUE, needs_labels=False)
+            assert_kernel_equals_reference(unlabelled + b"\n" + behind, True, CATALOGUE, needs_labels=False)
+
+
+def without_labels(text: bytes, instead: bytes) -> bytes:
+    """The second and third column of each line, with the commas before them, give way to `instead`."""
+    lines = [line.split(b",") for line in text.split(b"\n")]
+    cut = [
+        b",".join([columns[0] + instead, *columns[3:]]) if len(columns) > 3 else b",".join(columns) for columns in lines
+    ]
+    return b"\n".join(cut)
 
 
 def test_the_kernel_reads_random_dirty_logs_as_the_reference_does() -> None:
@@ -97,6 +110,29 @@ def test_the_kernel_and_the_reference_agree_on_damaged_lines(text: bytes) -> Non
 def test_the_reason_of_a_bad_line(line: bytes, reason: str) -> None:
     parsed = parse.parse(line + b"\n", True, NAMES["impression"])
     assert reasons.REASONS[parsed.line_table[0, line_columns.REASON]] == reason
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason", "needed"),
+    [
+        (b"1,0,", "", ""),
+        (b"", "", "malformed_line"),
+        (b",,", "", "bad_label"),
+        (b"1,,", "", "bad_label"),
+        (b",0,", "", "bad_label"),
+        (b"1,", "malformed_line", "malformed_line"),
+        (b",", "malformed_line", "malformed_line"),
+        (b"1,2,", "bad_label", "bad_label"),
+        (b"-,,", "bad_label", "bad_label"),
+        (b"1,0,,", "malformed_line", "malformed_line"),
+    ],
+)
+def test_labels_may_be_empty_or_not_there_where_none_are_needed(labels: bytes, reason: str, needed: str) -> None:
+    line = GOOD.replace(b"1,0,", labels, 1) + b"\n"
+    for needs_labels, expected in ((False, reason), (True, needed)):
+        parsed = parse.parse(line, True, NAMES["impression"], needs_labels)
+        assert reasons.REASONS[parsed.line_table[0, line_columns.REASON]] == expected
+        assert len(parsed.id_V) == (0 if expected else 3)
 
 
 def test_weights_are_the_nearest_double_rounded_to_float32() -> None:

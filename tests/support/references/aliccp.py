@@ -47,11 +47,18 @@ def lines_of(text: bytes) -> Iterator[tuple[int, bytes]]:
         offset = end + 1
 
 
-def read_line(offset: int, raw: bytes, is_skeleton: bool, arity_of: Mapping[str, str]) -> Line:
+def read_line(
+    offset: int, raw: bytes, is_skeleton: bool, arity_of: Mapping[str, str], needs_labels: bool = True
+) -> Line:
     """Read `raw` by the rules of docs/dataset.md; `arity_of` maps the raw names of the scope to "one" or "many"."""
     line = Line(offset, raw)
     text = raw[:-1] if raw.endswith(b"\r") else raw
     columns = text.split(b",")
+    if is_skeleton and not needs_labels:
+        if len(columns) == 4:
+            columns[1:1] = [b"0", b"0"]
+        elif len(columns) == 6:
+            columns[1:3] = [b"0" if column == b"" else column for column in columns[1:3]]
     if len(columns) != (6 if is_skeleton else 3):
         line.reason = "malformed_line"
         return line
