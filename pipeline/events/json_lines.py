@@ -32,6 +32,7 @@ from pipeline.events.tables import (
 from pipeline.features.fields import Catalogue
 
 _BLANK = b" \t\r\n"
+_NO_PATTERN = str.maketrans("[]", "-_")  # Spark would take joins[0] for a pattern
 _TYPES = {ONE: pa.string(), MANY: pa.list_(pa.string())}
 
 
@@ -44,7 +45,7 @@ def parse_json_lines(
         if table.format != JSONL:
             return table
         chosen = {name: needed[name] for name in table.columns if name in needed}
-        path = f"file:{directory}/parsed-{table.name}"
+        path = f"file:{directory}/parsed-{table.name.translate(_NO_PATTERN)}"
         _rows(spark, table, LineParser(chosen, settings.list_separator, tuple(settings.nulls))).write.parquet(path)
         return replace(table, parsed=path)
 
@@ -104,7 +105,9 @@ class LineParser:
         if type(value) is list:
             return [_text_of_value(entry) for entry in value]
         text = _text_of_value(value)
-        return None if text is None or text in self.nulls else [*text.split(self.separator)]
+        return (
+            None if text is None or text in self.nulls else [*text.removesuffix(self.separator).split(self.separator)]
+        )
 
 
 def _text_of_value(value: Any) -> str | None:

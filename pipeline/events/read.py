@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    DateType,
     IntegralType,
     StringType,
     StructField,
@@ -42,7 +43,8 @@ from pipeline.events.tables import (
 )
 from pipeline.features.fields import Catalogue, Field
 
-_CLICKED, _NOT_CLICKED = ("1", "true"), ("0", "false")
+#: A click flag, in lower case: as integers, floats, decimals, bools and their texts have it (pandas writes True and 1.0).
+_CLICKED, _NOT_CLICKED = r"^(1(\.0*)?|true)\z", r"^(0(\.0*)?|false)\z"
 _TUPLE = "\x1f"  # between the texts of several columns that are read as their tuple
 _DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 _YEAR_TEN_THOUSAND_MS = 253_402_300_800_000
@@ -98,7 +100,8 @@ def impressions_of(
     entry, texts = settings.impressions, _Texts(frame, settings)
     at = texts.milliseconds(entry.timestamp)
     user, item = texts.tuple_of(entry.user), texts.tuple_of(entry.item)
-    flag = texts.of(entry.click) if entry.click else F.lit("0")
+    flag = F.lower(texts.of(entry.click)) if entry.click else F.lit("0")
+    is_clicked = F.coalesce(flag.rlike(_CLICKED), F.lit(False))
     if entry.context:
         context = texts.tuple_of(entry.context)
     else:
@@ -110,7 +113,7 @@ def impressions_of(
     broken = F.col(CORRUPT).isNotNull() | at.isNull() | (at < 0) | user.isNull() | item.isNull() | own_id.isNull()
     status = (
         F.when(broken, "malformed_line")
-        .when(~F.coalesce(flag.isin(*_CLICKED, *_NOT_CLICKED), F.lit(False)), "bad_label")
+        .when(~(is_clicked | F.coalesce(flag.rlike(_NOT_CLICKED), F.lit(False))), "bad_label")
         .when(context.isNull(), "bad_context_key")
         .when(reduce(Column.__or__, bad_features, F.lit(False)), "bad_feature")
         .when(split.isNull(), OUTSIDE_SPLIT)
@@ -121,7 +124,7 @@ def impressions_of(
     slim = frame.select(
         status.alias("status"), split.alias("split"), F.when(~broken, user).alias("user"), item.alias("item"),
         at.alias("at"), raw_id(own_id).alias("impression_id"), raw_id(context).alias("context_key"),
-        F.coalesce(flag.isin(*_CLICKED), F.lit(False)).alias("clicked"), *columns,
+        is_clicked.alias("clicked"), *columns,
         F.coalesce(F.col(CORRUPT), raw).alias("line"), F.col(FILE).alias("file"),
     )  # fmt: skip
     is_rejected = ~F.col("status").isin(GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)
@@ -201,10 +204,7 @@ class _Texts:
     def id_of(self, name: str) -> Column:
         """Return one column as ids."""
         if isinstance(self._types[name], IntegralType):
-            column = F.col(_backquoted(name))
-            return self._id_of_number(
-                F.when(~column.isin(numbers), column) if (numbers := self._null_numbers()) else column
-            )
+            return self._id_of_number(F.col(_backquoted(name)))
         return raw_id(self.of(name))
 
     def ids_of(self, name: str) -> Column:
@@ -240,14 +240,18 @@ class _Texts:
         if isinstance(self._types[name], ArrayType):
             values = column.cast("array<string>")
         else:
-            separator = "".join(f"\\{c}" if not c.isalnum() else c for c in self._settings.list_separator)
-            values = F.split(self._without_nulls(column.cast("string")), separator)
+            separator = self._settings.list_separator
+            text = self._without_nulls(column.cast("string"))
+            # Some writers end each value with the separator: the last one ends the list.
+            before = F.substring(text, F.lit(1), F.char_length(text) - len(separator))
+            text = F.when(text.endswith(separator), before).otherwise(text)
+            values = F.split(text, "".join(f"\\{c}" if not c.isalnum() else c for c in separator))
         return F.coalesce(values, F.array().cast("array<string>"))
 
     def milliseconds(self, name: str) -> Column:
         """Return a time as milliseconds since 1970 UTC; null where it is none, or not in the years 1970 to 9999."""
         column = F.col(_backquoted(name))
-        if isinstance(self._types[name], TimestampType | TimestampNTZType):
+        if isinstance(self._types[name], DateType | TimestampType | TimestampNTZType):
             at = F.unix_millis(column.cast("timestamp"))
         elif self._settings.time_unit == "iso":
             at = F.unix_millis(F.try_to_timestamp(column.cast("string")))
@@ -259,11 +263,10 @@ class _Texts:
         return F.when(at.between(0, _YEAR_TEN_THOUSAND_MS - 1), at)
 
     def _id_of_number(self, number: Column) -> Column:
-        """Compute raw_id() of a number without its text, which costs several times as much."""
+        """Compute raw_id() of a number without its text, which costs several times as much; null where `nulls` has it."""
+        numbers = [int(text) for text in self._settings.nulls if re.fullmatch(r"-?[0-9]{1,18}", text)]
+        number = F.when(~number.isin(numbers), number) if numbers else number
         return F.when(number >= 0, number.cast("long")).otherwise(raw_id(number.cast("string")))
-
-    def _null_numbers(self) -> list[int]:
-        return [int(text) for text in self._settings.nulls if re.fullmatch(r"-?[0-9]{1,18}", text)]
 
     def _without_nulls(self, text: Column) -> Column:
         return F.when(~text.isin(self._settings.nulls), text) if self._settings.nulls else text

@@ -51,7 +51,8 @@ def read_row(row: Row, window_ms: int | None) -> Reading:
         return Reading("malformed_line")
     cats, weights, tags = (texts[name] or [] for name in LISTS)
     numbers = [float32(weight) for weight in weights]
-    if texts["clk"] not in ("0", "1", "true", "false"):
+    flag = (texts["clk"] or "").lower()
+    if flag not in ("0", "1", "0.0", "1.0", "true", "false"):
         status = "bad_label"
     elif view is None:
         status = "bad_context_key"
@@ -61,7 +62,7 @@ def read_row(row: Row, window_ms: int | None) -> Reading:
         status = ""
     ids = [[raw_id(value) for value in values] for values in (cats, tags)] if not status else [[], []]
     features = (raw_id(texts["city"]), raw_id(item), ids[0], numbers, ids[1]) if not status else ()
-    clicked = texts["clk"] in ("1", "true")
+    clicked = flag in ("1", "1.0", "true")
     return Reading(status, user, item, at, raw_id(own_id), raw_id(view), clicked, features)
 
 
@@ -152,9 +153,13 @@ def write_rows(path: Path, form: str, rows: list[Row], lists: tuple[str, ...] = 
                 {name: "|".join(value) if isinstance(value, list) else value for name, value in row.items()}
                 for row in rows
             )
-        # A list of one empty text is written as an empty one.
-        rows = [{name: None if name in lists and row[name] == [""] else row[name] for name in row} for row in rows]
+        rows = [{name: _written_list(row[name]) if name in lists else row[name] for name in row} for row in rows]
     return rows
+
+
+def _written_list(values: list[str] | None) -> list[str] | None:
+    """What CSV keeps of a list: an empty text at its end is not written, and of nothing but one, nothing is."""
+    return None if values in (None, [""]) else [*"|".join(values).removesuffix("|").split("|")] if values else values
 
 
 class _Number(str):
@@ -168,7 +173,7 @@ def row_of(line: bytes) -> Row | None:
         values = {name: values.get(name) for name in COLUMNS}
         for name in LISTS:
             if isinstance(value := values[name], str | bool):
-                values[name] = None if value == "" else _as_text(value).split("|")
+                values[name] = None if value == "" else _as_text(value).removesuffix("|").split("|")
         row = {
             name: [_as_text(entry) for entry in value] if name in LISTS and isinstance(value, list) else _as_text(value)
             for name, value in values.items()

@@ -1,0 +1,60 @@
+"""Read the impressions of a small event log, whatever its format: one dict a row, with text ids as the log has them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings, JoinSettings
+from pipeline.config.features import FeaturesSettings, FieldSettings
+from pipeline.events.json_lines import parse_json_lines
+from pipeline.events.read import Periods, impressions_of
+from pipeline.events.tables import find_log
+from pipeline.features.fields import catalogue
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+#: Of both tables; `fields` and the settings of a case add to it.
+HEADER = "id,user,item,view,at"
+_FAR = 253_402_300_799
+
+
+def settings_of(
+    impressions: Mapping[str, Any], actions: Mapping[str, Any] | None = None, joins: tuple[Any, ...] = (), **more: Any
+) -> EventsSettings:
+    """Make the settings of a log whose columns are called as in HEADER."""
+    columns: dict[str, Any] = {"user": ["user"], "item": ["item"], "timestamp": "at"}
+    return EventsSettings(
+        impressions=ImpressionsSettings(**columns | {"id": ["id"], "context": ["view"]} | dict(impressions)),
+        actions=ActionsSettings(**columns | dict(actions or {"path": "actions.csv", "format": "csv"})),
+        joins=[JoinSettings(**join) for join in joins],
+        names={"click": [] if impressions.get("click") else ["click"], "purchase": ["buy"]},
+        windows_s={"click": 60, "purchase": 60},
+        boundaries=["0", "1", "1", str(_FAR)],
+        actions_end=str(_FAR),
+        **more,
+    )
+
+
+def read_impressions(
+    spark: "SparkSession", root: Path, settings: EventsSettings, **fields: FieldSettings
+) -> dict[str, dict[str, Any]]:
+    """Read the impressions below `root`: id → status, clicked, at, user, item, line, and the value of each field.
+
+    Rows without an id stand under their line. A file of actions is made where there is none.
+    """
+    if not (root / "actions.csv").exists():
+        (root / "actions.csv").write_text("user,item,action,at\nu,1,click,1\n")
+    fields = fields or {"item": FieldSettings("item", "impression")}
+    chosen = catalogue(FeaturesSettings(fields), 1, timed=True)
+    log = find_log(str(root), settings, chosen)
+    staging = root.with_name(f"{root.name}-staging")
+    staging.mkdir()
+    log = parse_json_lines(spark, log, settings, chosen, staging)
+    periods = Periods(settings.boundaries_ms(), settings.actions_end_ms() or 0)
+    found = {}
+    for row in impressions_of(spark, log, settings, chosen, periods).collect():
+        values = {entry.name: row[f"f{number}"] for number, entry in enumerate(chosen.fields)}
+        shown = {name: row[name] for name in ("status", "clicked", "at", "user", "line", "impression_id")}
+        found[str(row["impression_id"] if row["impression_id"] is not None else row["line"])] = shown | values
+    return found
