@@ -25,7 +25,7 @@ from pipeline.aliccp import parse, reader
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.features.lookup_table import Lookup
+from pipeline.dataset.lookup_table import Lookup
 from pipeline.features.vocabulary import Counter
 from pipeline.passes import count, publish, quarantine, write
 from pipeline.spark import running, session

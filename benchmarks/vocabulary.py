@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks.train import processor
+from pipeline.dataset.lookup_table import lookup_of
 from pipeline.features.fields import Field
-from pipeline.features.lookup_table import lookup_of
 from pipeline.features.vocabulary import vocabularies
 
 Result = TypeVar("Result")

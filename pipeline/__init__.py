@@ -2,10 +2,10 @@
 
     errors, locations   InputError, error messages for file-system errors; a path or an address as a file system
     config              the dataclasses behind conf/preprocess.yaml and its groups
-    dataset             THE CONTRACT with training/: manifest, schema, and how indices are decoded
     kernels             the ground of numba kernels: the cache of compiled code, loads from memory, hashes
+    dataset             THE CONTRACT with training/: manifest, schema, raw id → index and back
     html                the frame and the charts of audit.html and report.html
-    features            what raw ids mean: the catalogue of fields, vocabularies, lookup tables, moments
+    features            what raw ids mean: the catalogue of fields, vocabularies, moments
     chunks              the one intermediate of all sources: parsed lines, and why a line is rejected
     aliccp, events      source=aliccp: a byte parser; source=events: attribution and labels in Spark
     contexts            parsed lines → records → context rows

@@ -7,9 +7,27 @@
     evaluation     metrics by one protocol, and the report
     run            settings, the trainer's loop, validation, evaluation, the journal
     planning       jobs.plan: does a run fit a cluster?
+    serving        a run as a scorer of requests; training.load("RUN") opens one
 
 A room imports only rooms above it in this list. Of pipeline/ it imports the ground alone: dataset (the contract), errors,
 locations, kernels and html (docs/architecture.md; `make lint` holds it).
 
 Suffixes of arrays and tensors in all of training/: B impressions · C contexts · F fields · D width of a scope's inputs ·
 H width of a layer · V values · R rows of a row group · L labels · N contexts or impressions, whichever the scope is."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.serving.scorer import Scorer
+
+
+def load(run: str | os.PathLike[str], checkpoint: str = "newest", device: str = "cpu") -> "Scorer":
+    """Load the model of a run as a scorer of requests; docs/serving.md shows it.
+
+    `run` is the folder that jobs.train wrote, `checkpoint` newest, best or step-N, `device` cpu or cuda. Raises
+    InputError where there is no such run, checkpoint or device, or a file is damaged.
+    """
+    from training.serving.open_run import open_scorer  # here: it loads torch, which the settings of a run do without
+
+    return open_scorer(run, checkpoint, device)

@@ -19,7 +19,7 @@ from pipeline.contexts import records
 from pipeline.contexts.buckets import Buckets
 from pipeline.contexts.packing import pack_words
 from pipeline.contexts.records import CONTEXT_TAG, HEADER, RUN_TAG, Layout, record_batch
-from pipeline.features.lookup_table import Lookup
+from pipeline.dataset.lookup_table import Lookup
 from pipeline.kernels.jit import nb
 
 

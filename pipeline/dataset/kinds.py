@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 CATEGORICAL, NUMERIC, BUCKETIZED, DENSE = "categorical", "numeric", "bucketized", "dense"
 
 INDEX, NUMBER, VECTOR = "index", "number", "vector"
@@ -25,6 +27,8 @@ class StoredKind:
     table: str = ""  # a word for the rows of its embedding table, if they are no ids of a vocabulary
     #: (parameters of the field, index less the reserved ones) → the text that people read
     index_text: Callable[[Mapping[str, Any], int], str] | None = None
+    #: (parameters, numbers as float32, none of them NaN) → index less the reserved ones; None: a raw number cannot be scored
+    index_of: Callable[[Mapping[str, Any], np.ndarray], np.ndarray] | None = None
 
 
 def _interval(parameters: Mapping[str, Any], bucket: int) -> str:
@@ -37,11 +41,16 @@ def _interval(parameters: Mapping[str, Any], bucket: int) -> str:
     return f"{boundaries[bucket - 1]:g} to below {boundaries[bucket]:g}"
 
 
+def bucket_of(parameters: Mapping[str, Any], numbers: np.ndarray) -> np.ndarray:
+    """Return the bucket of each number, from 0: boundaries are compared as float32, and belong to the bucket above."""
+    return np.searchsorted(np.array(parameters["boundaries"], np.float32), numbers, side="right")
+
+
 #: Kind of field → what a dataset has of it. Hashed fields are categorical ones with hash_buckets.
 STORED_KINDS = {
     CATEGORICAL: StoredKind(INDEX),
     NUMERIC: StoredKind(NUMBER, of_number=True),
-    BUCKETIZED: StoredKind(INDEX, of_number=True, table="buckets", index_text=_interval),
+    BUCKETIZED: StoredKind(INDEX, of_number=True, table="buckets", index_text=_interval, index_of=bucket_of),
     DENSE: StoredKind(VECTOR),
 }
 

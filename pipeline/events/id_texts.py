@@ -8,7 +8,6 @@ stands there. An id whose text is the number itself gets no text.
 
 # Shapes: N texts, each with its id.
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,27 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.events import EventsSettings
+from pipeline.dataset.lookup_table import Lookup
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
+from pipeline.dataset.raw_ids import text_id
 from pipeline.events.tables import EventLog
 from pipeline.features.fields import Catalogue
-from pipeline.features.lookup_table import Lookup
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.spark import running
-from pipeline.spark.hashes import xxhash64_of_text
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _TEXT_SCHEMA = pa.schema([("field", pa.int32()), ("raw_id", pa.int64()), ("text", pa.string())])
 _TEXT_SPARK_SCHEMA = "field int, raw_id long, text string"
-_WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
-
-
-def text_id(text: str) -> int:
-    """Return the raw id of a text, as read.raw_id computes it in Spark."""
-    if _WHOLE_NUMBER.match(text) and int(text) < 1 << 63:
-        return int(text)
-    return xxhash64_of_text(text) & ((1 << 63) - 1)
 
 
 def add_id_texts(

@@ -18,10 +18,10 @@ from pipeline.chunks.fingerprints import SplitFingerprints
 from pipeline.chunks.line_columns import REASON
 from pipeline.chunks.reasons import GOOD
 from pipeline.config.preprocess import GLOBAL
+from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
 from pipeline.features.base_vocabulary import extend, with_room
 from pipeline.features.fields import Catalogue, Field
-from pipeline.features.lookup_table import Lookup, lookup_of
 from pipeline.features.moments import Moments
 from pipeline.features.vocabulary import Counter, Vocabulary, fields_of, keep_frequent, pairs_of, vocabularies
 from pipeline.kernels.hashing import TRAIN

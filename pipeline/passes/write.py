@@ -22,10 +22,10 @@ from pipeline.contexts.encode import encode
 from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selection, select, whole_groups
 from pipeline.contexts.records import RECORD_SPARK_SCHEMA, layout_of
 from pipeline.contexts.rows import rows_of
+from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.dataset.manifest import LABELS, SPLITS
 from pipeline.dataset.schema import schema_of
 from pipeline.features.fields import Catalogue
-from pipeline.features.lookup_table import Lookup, lookup_of
 from pipeline.passes.count import CountResult
 from pipeline.passes.duplicates import load_positions, reject_repeats
 from pipeline.passes.input import InputLog, TaskInput

@@ -10,9 +10,9 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from pipeline.errors import InputError
 from training.distributed.settings import EmbeddingOptimizerSettings, TowerOptimizerSettings
 from training.distributed.torchrec_internals import state_of_replicated
-from training.model.embeddings import allocated_dim, rowwise_lr
+from training.model.embeddings import rowwise_lr
 from training.model.entire_space import EntireSpaceModel
-from training.model.settings import EmbeddingSettings
+from training.model.settings import EmbeddingSettings, allocated_dim
 
 _CLASSES = {
     "rowwise_adagrad": RowWiseAdagrad,

@@ -21,8 +21,7 @@ from torchrec.distributed.types import (
 from pipeline.dataset.manifest import ManifestField
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import World
-from training.model.embeddings import allocated_dim
-from training.model.settings import EmbeddingSettings
+from training.model.settings import EmbeddingSettings, allocated_dim
 
 
 def plan_of(

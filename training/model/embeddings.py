@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
 from pipeline.dataset.manifest import ManifestField
-from training.model.settings import EmbeddingSettings
-
-#: FBGEMM's kernels want a row to be a multiple of this many floats.
-_ALIGNMENT = 4
-
-
-def allocated_dim(dim: int) -> int:
-    """Return the columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays zero."""
-    return -(-dim // _ALIGNMENT) * _ALIGNMENT
+from training.model.settings import EmbeddingSettings, allocated_dim
 
 
 def rowwise_lr(lr: float, dim: int) -> float:

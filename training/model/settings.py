@@ -13,6 +13,13 @@ from training.feed.settings import POOLINGS
 #: Of the towers' matrix products.
 PRECISIONS = ("fp32", "bf16")
 MOST_COLUMNS = 1 << 16  # of a table or a layer
+#: FBGEMM's kernels want a row to be a multiple of this many floats.
+_ALIGNMENT = 4
+
+
+def allocated_dim(dim: int) -> int:
+    """Return the columns that a table allocates for `dim` used ones: 18 → 20. The rest is zero and stays zero."""
+    return -(-dim // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass

@@ -17,9 +17,8 @@ from torch import nn
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
-from training.model.embeddings import allocated_dim
 from training.model.graph import Graph
-from training.model.settings import EmbeddingSettings
+from training.model.settings import EmbeddingSettings, allocated_dim
 from training.model.towers import TowerStack
 from training.run.settings import TrainSettings
 

@@ -64,15 +64,6 @@ def manifest_xxh3(manifest: Manifest) -> str:
     return xxhash.xxh3_64_hexdigest(manifest.to_json().encode())
 
 
-def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
-    """Raise InputError unless `manifest` is that of the dataset on which `found` was trained."""
-    if found.manifest_xxh3 != manifest_xxh3(manifest):
-        raise InputError(
-            f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
-            "indices may mean other ids. Give that dataset, or train a new run (out=…)."
-        )
-
-
 def check_position(found: Checkpoint, plan: Plan) -> None:
     """Raise InputError unless the position of `found` is one of `plan`, whose run it is of."""
     epoch, step, total_steps = found.position.epoch, found.position.step, steps_of(found.path)

@@ -16,8 +16,7 @@ from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.model.bodies import NO_BODY
 from training.model.graph import Graph, Query
-from training.run.build import check_dataset
-from training.run.dataset_copy import dataset_of
+from training.run.dataset_copy import check_dataset, dataset_of
 from training.run.journal import say
 from training.run.run_folder import load_settings
 from training.run.settings import TrainSettings

@@ -12,6 +12,7 @@ from pipeline.atomic_files import sync_directory, write_whole
 from pipeline.dataset.manifest import MANIFEST, Manifest, load_manifest
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError, printable, reason_of
+from training.checkpoint.meta import Checkpoint
 
 COPY = "dataset"
 
@@ -63,6 +64,15 @@ def dataset_of(run: Path, data: str) -> tuple[str, Manifest]:
         raise InputError(
             f"{kept}, the copy that run={run} keeps, is damaged; delete it to use {data}. ({error})"
         ) from error
+
+
+def check_dataset(found: Checkpoint, manifest: Manifest, data: str) -> None:
+    """Raise InputError unless `manifest` is that of the dataset on which `found` was trained."""
+    if found.manifest_xxh3 != manifest.xxh3:
+        raise InputError(
+            f"data={data} is not the dataset that {found.path.parent.parent} was trained on: its manifest differs, so "
+            "indices may mean other ids. Give that dataset, or train a new run (out=…)."
+        )
 
 
 def _is_copy_of(target: Path, manifest: Manifest) -> bool:

@@ -30,7 +30,6 @@ from training.feed.plan import Plan
 from training.model.graph import Graph
 from training.run.build import (
     build_model,
-    check_dataset,
     check_position,
     check_settings,
     manifest_xxh3,
@@ -38,6 +37,7 @@ from training.run.build import (
     train_plan,
 )
 from training.run.continuation import restore_elsewhere, with_moments_of
+from training.run.dataset_copy import check_dataset
 from training.run.journal import say
 from training.run.settings import TrainSettings
 

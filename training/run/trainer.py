@@ -21,7 +21,6 @@ from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
 from training.run.build import (
     build_model,
-    check_dataset,
     check_position,
     check_settings,
     manifest_xxh3,
@@ -29,7 +28,7 @@ from training.run.build import (
     train_plan,
 )
 from training.run.continuation import continue_from
-from training.run.dataset_copy import keep_dataset
+from training.run.dataset_copy import check_dataset, keep_dataset
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import Journal, LoggedStep, say
 from training.run.run_folder import check_config, lock_run, write_config

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.features import FieldSettings
+from pipeline.dataset.kinds import bucket_of
 from pipeline.dataset.manifest import MISSING, NUM_RESERVED_ROWS
 from pipeline.errors import InputError
 from pipeline.features.kinds.field_kind import FieldKind
@@ -60,5 +61,5 @@ class Bucketized(FieldKind):
 
 def bucket_indices(numbers: np.ndarray, boundaries: list[float]) -> np.ndarray:
     """Return the int32 index of each number: MISSING for NaN, the first bucket for −∞, the last for ∞."""
-    buckets = np.searchsorted(np.array(boundaries, np.float32), numbers, side="right")
+    buckets = bucket_of({"boundaries": boundaries}, numbers)
     return np.where(np.isnan(numbers), MISSING, buckets + NUM_RESERVED_ROWS).astype(np.int32)

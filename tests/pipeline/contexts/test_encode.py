@@ -11,8 +11,8 @@ from pipeline.contexts import records
 from pipeline.contexts.buckets import buckets_of
 from pipeline.contexts.encode import encode
 from pipeline.contexts.packing import unpack_words
+from pipeline.dataset.lookup_table import lookup_of
 from pipeline.features.fields import catalogue
-from pipeline.features.lookup_table import lookup_of
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.kernels.hashing import order_hashes, splits_of
 

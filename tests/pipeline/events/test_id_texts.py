@@ -11,7 +11,8 @@ from event_log import IMPRESSIONS, written
 
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
-from pipeline.events.id_texts import text_id, with_texts
+from pipeline.dataset.raw_ids import text_id
+from pipeline.events.id_texts import with_texts
 from pipeline.features.base_vocabulary import extend
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.preprocess import preprocess

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.features.fields import Field
-from pipeline.features.lookup_table import Lookup, lookup_of
 from pipeline.features.vocabulary import Counter, Vocabulary, keep_frequent, pairs_of, vocabularies
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
-from training.model.embeddings import allocated_dim, rowwise_lr
-from training.model.settings import EmbeddingSettings
+from training.model.embeddings import rowwise_lr
+from training.model.settings import EmbeddingSettings, allocated_dim
 
 FIELDS = [
     ManifestField(name, name, "context", "one", False, 10, f"vocabulary/{name}.parquet", "0" * 16)

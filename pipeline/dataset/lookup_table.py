@@ -1,4 +1,4 @@
-"""The lookup tables of all fields, as four .npy files that the workers of a host map into memory and share.
+"""Raw id → index: the lookup tables of all fields, as four .npy files that the workers of a host map into memory and share.
 
 A field whose largest id is at most 8 times its distinct ids gets a direct table (index by id: one load), any other an
 open-addressing hash. All fields lie one behind the other; `places` says where. A hashed field needs no table.
@@ -6,13 +6,14 @@ open-addressing hash. All fields lie one behind the other; `places` says where. 
 
 # Shapes: F fields of the catalogue, D words of the direct tables, S slots of the hash tables.
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS, OUT_OF_VOCABULARY
-from pipeline.features.vocabulary import Vocabulary
 from pipeline.kernels.hashing import mix
 from pipeline.kernels.jit import nb
 
@@ -22,6 +23,17 @@ _EMPTY = -1  # no raw id is negative
 BEGIN, SIZE, MASK = range(3)
 DIRECT, HASHED = -1, -2
 _PARTS = ("places", "direct", "keys", "indices")
+
+
+class IndexedIds(Protocol):
+    """The ids of one field in the order of their index: id_N[i] has index i + 2, unless the field is hashed."""
+
+    @property
+    def id_N(self) -> np.ndarray: ...
+    @property
+    def hash_buckets(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Lookup:
         return index_V
 
 
-def lookup_of(vocabularies: list[Vocabulary]) -> Lookup:
+def lookup_of(vocabularies: Sequence[IndexedIds]) -> Lookup:
     """Build the tables of `vocabularies`, one a field in catalogue order."""
     places = np.zeros((len(vocabularies), 3), np.int64)
     direct, keys, indices = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
