@@ -45,12 +45,15 @@ NEWER_SETTINGS = (
     "standardize",
     "max_line_bytes",
     "init_from_checkpoint",
+    "sampling",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
+    "model=aman": "train",
     "model=escm2_dr": "train",
     "model=escm2_ips": "train",
     "model=mmoe": "train",
+    "model=oversampling": "train",
     "model=ple": "train",
     "model=shared_bottom": "train",
 }

@@ -23,7 +23,7 @@ def plan_of(manifest: Manifest, **settings: Any) -> Plan:
 
 def feed_of(path: Path | str, manifest: Manifest, plan: Plan | None = None, **settings: Any) -> Feed:
     ranks = {"rank": 0, "world_size": 1} | {key: settings.pop(key) for key in ("rank", "world_size") if key in settings}
-    fields = settings.pop("fields", None)
+    fields, sampler = settings.pop("fields", None), settings.pop("sampler", None)
     return Feed(
         str(path),
         manifest,
@@ -32,6 +32,7 @@ def feed_of(path: Path | str, manifest: Manifest, plan: Plan | None = None, **se
         pooling=POOLING,
         fields=fields,
         settings=FeedSettings(**settings),
+        sampler=sampler,
         **ranks,
     )
 

@@ -7,10 +7,13 @@ Reading, decompression, validation and collation run without the GIL, beside tra
 
 import collections
 import contextlib
+import functools
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import InputError
@@ -22,6 +25,7 @@ from training.feed.device_copy import pin
 from training.feed.petastorm_reader import PlannedReader
 from training.feed.plan import Plan, Read
 from training.feed.row_groups import RowGroupData, pack_row_group
+from training.feed.sampling import Sampler
 from training.feed.settings import FeedSettings
 
 #: How long the thread waits for room in the queue before it checks whether it has been stopped.
@@ -34,8 +38,8 @@ class Feed:
     """The batches of one rank, epoch by epoch.
 
     `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`,
-    batches lie in page-locked memory, from which a GPU copies asynchronously. Raises InputError where the settings, the
-    ranks or the fields do not fit the dataset.
+    batches lie in page-locked memory, from which a GPU copies asynchronously. `sampler` draws what a plan in samples counts.
+    Raises InputError where the settings, the ranks or the fields do not fit the dataset.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Feed:
         fields: Sequence[str] | None = None,
         settings: FeedSettings | None = None,
         pin: bool = False,
+        sampler: Sampler | None = None,
     ) -> None:
         manifest.files_of(split)  # raises for an unknown split
+        assert sampler or plan.unit != "samples"
         plan.lanes_of(rank, world_size)
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
-        self._pin = pin
+        self._pin, self._sampler = pin, sampler
         self._columns = _chosen_columns(manifest, pooling, fields)
         self._files = DatasetFiles(dataset, self._columns, self._settings.verify, self._settings.decoder)
         self._running: _BackgroundBatches | None = None
@@ -150,7 +156,16 @@ class Feed:
             f"{read.file.path}, row group {read.row_group}",
             shuffle_key=read.shuffle_key,
             clicked_only=self._plan.unit == "clicks",
+            draw=self._drawing(read),
         )
+
+    def _drawing(self, read: Read) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] | None:
+        """Return how to draw the samples of `read`, where the plan counts in samples."""
+        if read.draw is None:
+            return None
+        assert self._sampler is not None
+        assert read.shuffle_key is not None, "an epoch of samples is drawn by its number"
+        return functools.partial(self._sampler.draw, read.shuffle_key[1], read.draw)
 
 
 def _chosen_columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:

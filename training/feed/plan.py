@@ -3,19 +3,25 @@
 The row groups of a split, in an order shuffled by (seed, epoch), form one sequence of N units. Lane l of L serves
 [lN/L, (l+1)N/L) of it. Each step takes B/L units of every lane, where B is the global batch; only the last step is
 short. Rank r of W serves the lanes l with l mod W = r. L does not change with the number of ranks, so neither does the
-global batch of a step (elastic determinism), and mid-epoch resumption is a computation. A unit is an impression, or a
-clicked impression for models that train on clicks.
+global batch of a step (elastic determinism), and mid-epoch resumption is a computation. A unit is an impression, a
+clicked impression for models that train on clicks, or a sample (training.feed.sampling): an impression, as often as it is
+drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from pipeline.dataset.manifest import DatasetFile, RowGroup
 from pipeline.errors import InputError
 
-UNITS = ("impressions", "clicks")
+#: What an epoch and a batch may count.
+UNITS = ("impressions", "clicks", "samples")
+#: Expected samples are whole numbers of this fraction, so that their sums are exact: 2^-24 of a sample.
+SAMPLE_BITS = 24
+_Sums = TypeVar("_Sums", int, np.ndarray)
 #: Separates the random stream of the row groups' order from those of the rows inside each.
 _ORDER_OF_GROUPS = 2**64 - 1
 
@@ -24,7 +30,7 @@ _ORDER_OF_GROUPS = 2**64 - 1
 class PlanSettings:
     """The configuration group `plan`."""
 
-    batch_size: int = 5000  # impressions (or clicks, by model.train_on) a step, over all ranks
+    batch_size: int = 5000  # impressions (or clicks or samples, by model.train_on) a step, over all ranks
     lanes: int = 8  # every number of ranks that divides it trains on the same batches
     seed: int = 1  # of the order of the data
 
@@ -32,6 +38,13 @@ class PlanSettings:
         check_batch(self.batch_size, self.lanes)
         if self.seed < 0:
             raise InputError(f"plan.seed={self.seed} is negative; choose 0 or more.")
+
+
+class Draw(NamedTuple):
+    """The samples to draw from one row group."""
+
+    num_samples: int
+    before: int  # what all row groups before it in the split are expected to give, in 2^-SAMPLE_BITS
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Read:
     start: int
     stop: int
     shuffle_key: tuple[int, int, int] | None  # (seed, epoch, number of the row group in the split); None: file order
+    draw: Draw | None = None  # of a plan in samples
 
     @property
     def row_group_key(self) -> tuple[str, int]:
@@ -60,6 +74,8 @@ class Read:
 class Plan:
     """The reads of every rank and step, in every epoch over `files`; `seed=None` is file order, for evaluation.
 
+    `expected` is for `unit="samples"`: what each row group of `files` is expected to give, in 2^-SAMPLE_BITS. After the sum S
+    of the row groups up to one, round(S) samples have been drawn, so each gives the same number in every epoch.
     Raises InputError where the batch does not divide over the lanes, or there is nothing to read.
     """
 
@@ -71,12 +87,19 @@ class Plan:
         lanes: int,
         seed: int | None,
         unit: str = "impressions",
+        expected: Sequence[int] | None = None,
     ) -> None:
         assert unit in UNITS, unit
+        assert (expected is not None) == (unit == "samples"), unit
         check_batch(batch_size, lanes)
         self.batch_size, self.lanes, self.seed, self.unit = batch_size, lanes, seed, unit
         self._groups = [(file, number) for file in files for number in range(len(file.row_groups))]
-        self._units = np.array([getattr(file.row_groups[number], unit) for file, number in self._groups], np.int64)
+        self._before: np.ndarray | None = None  # of each row group: what those before it are expected to give
+        if expected is None:
+            self._units = np.array([getattr(file.row_groups[number], unit) for file, number in self._groups], np.int64)
+        else:
+            sums = np.cumsum([0, *expected], dtype=np.int64)
+            self._before, self._units = sums[:-1], np.diff(whole_samples(sums))
         self.num_impressions = int(self._units.sum())
         if self.num_impressions == 0:
             raise InputError(f"The split holds no {unit}, so there is nothing to read; choose another split or model.")
@@ -136,6 +159,7 @@ class Plan:
                             start=start - group_start,
                             stop=min(stop, group_end) - group_start,
                             shuffle_key=None if self.seed is None else (self.seed, epoch, group),
+                            draw=self._draw(group),
                         )
                     )
                 start = group_end
@@ -147,10 +171,18 @@ class Plan:
         reads = self.reads(epoch, 0, 1, step)
         return sorted({(read.file.path, read.row_group) for read in reads if read.first_step == step})
 
+    def _draw(self, group: int) -> Draw | None:
+        return None if self._before is None else Draw(int(self._units[group]), int(self._before[group]))
+
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
             return np.arange(len(self._groups))
         return permutation((self.seed, epoch, _ORDER_OF_GROUPS), len(self._groups))
+
+
+def whole_samples(expected: _Sums) -> _Sums:
+    """Round sums of expected samples, int64 in 2^-SAMPLE_BITS, to whole samples, halves up."""
+    return (expected + (1 << (SAMPLE_BITS - 1))) >> SAMPLE_BITS
 
 
 def permutation(key: tuple[int, int, int], count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ the runs would be gathered for each batch, from memory that has long left the ca
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,18 +74,25 @@ def pack_row_group(
     *,
     shuffle_key: tuple[int, int, int] | None = None,
     clicked_only: bool = False,
+    draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] | None = None,
 ) -> RowGroupData:
     """Check the row group `stored` against `counts` of the manifest, and pack it in the order of `shuffle_key`.
 
     Without a `shuffle_key` the order is that of the file. `clicked_only` keeps the clicked impressions and their
-    contexts. Raises InputError with `where` (file and row group), the column and what was found in it.
+    contexts. `draw` returns the copies of each impression, from their ids and their labels click and conversion; what has
+    none is left out. Raises InputError with `where` (file and row group), the column and what was found in it.
     """
     checked = CheckedColumns(stored, counts, where)
     promised = {"click": counts.clicks, "daction": counts.dactions, "conversion": counts.conversions}
     order_R = np.arange(counts.rows) if shuffle_key is None else permutation(shuffle_key, counts.rows)
-    order = _order_of_rows(order_R, checked.offsets_R)
+    order, most_copies = _order_of_rows(order_R, checked.offsets_R), 1
     if clicked_only:
-        order = _order_of_clicks(order_R, checked.offsets_R, np.flatnonzero(checked.label("click", counts.clicks)))
+        order = _order_of_chosen(order_R, checked.offsets_R, np.flatnonzero(checked.label("click", counts.clicks)))
+    elif draw is not None:
+        drawn_by = {label: checked.label(label, promised[label]) for label in ("click", "conversion")}
+        copies_B = draw(checked.impression_id_B, drawn_by)
+        order = _order_of_chosen(order_R, checked.offsets_R, np.repeat(np.arange(len(copies_B)), copies_B))
+        most_copies = int(copies_B.max(initial=1))
     label_LB = _empty((len(columns.labels), int(order.offsets_R[-1])), np.float32)
     for label, label_B in zip(columns.labels, label_LB, strict=True):
         _copy_runs(checked.label(label, promised[label]), order.run_starts, order.run_stops, label_B)
@@ -93,7 +100,7 @@ def pack_row_group(
     return RowGroupData(
         offsets_R=order.offsets_R,
         context=_pack_scope(checked, columns, "context", order.row_R, order.row_R + 1),
-        impression=_pack_scope(checked, columns, "impression", order.run_starts, order.run_stops),
+        impression=_pack_scope(checked, columns, "impression", order.run_starts, order.run_stops, most_copies),
         label_LB=label_LB,
         impression_id_B=_values_of_runs(checked.impression_id_B, order.run_starts, order.run_stops),
         group_id_R=checked.group_ids()[order.row_R],
@@ -117,11 +124,11 @@ def _order_of_rows(order_R: np.ndarray, offsets_R: np.ndarray) -> _Order:
     return _Order(order_R, _ends(run_stops - run_starts), run_starts, run_stops)
 
 
-def _order_of_clicks(order_R: np.ndarray, offsets_R: np.ndarray, clicked: np.ndarray) -> _Order:
-    """Return the order of the impressions `clicked`, one run each, and of the rows that have any."""
-    ends_R = np.searchsorted(clicked, offsets_R)
+def _order_of_chosen(order_R: np.ndarray, offsets_R: np.ndarray, chosen: np.ndarray) -> _Order:
+    """Return the order of the impressions `chosen` (ascending, copies repeated), one run each, and of the rows that have any."""
+    ends_R = np.searchsorted(chosen, offsets_R)
     row_R = order_R[np.diff(ends_R)[order_R] > 0]
-    run_starts = _values_of_runs(clicked, ends_R[row_R], ends_R[row_R + 1])
+    run_starts = _values_of_runs(chosen, ends_R[row_R], ends_R[row_R + 1])
     return _Order(row_R, _ends(ends_R[row_R + 1] - ends_R[row_R]), run_starts, run_starts + 1)
 
 
@@ -131,15 +138,21 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
 
 
 def _pack_scope(
-    checked: CheckedColumns, columns: Columns, scope: str, run_starts: np.ndarray, run_stops: np.ndarray
+    checked: CheckedColumns,
+    columns: Columns,
+    scope: str,
+    run_starts: np.ndarray,
+    run_stops: np.ndarray,
+    most_copies: int = 1,
 ) -> ScopeArrays:
-    """Pack the fields of `scope`: the runs of its bags, in this order."""
+    """Pack the fields of `scope`: the runs of its bags, in this order; no bag is in more than `most_copies` runs."""
     fields, num_bags = columns.of_scope(scope), int((run_stops - run_starts).sum())
     single_valued = [entry for entry in fields if entry.arity == "one"]
     single_FN = _empty((len(single_valued), num_bags), np.int32)
     for entry, values_N in zip(single_valued, single_FN, strict=True):
         _copy_runs(checked.single_valued(entry), run_starts, run_stops, values_N)
-    multi_valued = _MultiValuedFields(checked, columns, [entry for entry in fields if entry.arity == "many"], num_bags)
+    many = [entry for entry in fields if entry.arity == "many"]
+    multi_valued = _MultiValuedFields(checked, columns, many, num_bags, most_copies)
     for number in range(len(multi_valued.fields)):
         multi_valued.copy_runs(number, run_starts, run_stops)
     numeric = columns.of_scope(scope, NUMBER)
@@ -163,10 +176,15 @@ class _MultiValuedFields:
     """The multi-valued fields of one scope, one after the other in arrays that have room for all of them."""
 
     def __init__(
-        self, checked: CheckedColumns, columns: Columns, fields: Sequence[ManifestField], num_bags: int
+        self,
+        checked: CheckedColumns,
+        columns: Columns,
+        fields: Sequence[ManifestField],
+        num_bags: int,
+        most_copies: int,
     ) -> None:
         self._checked, self._columns, self.fields = checked, columns, fields
-        most = [checked.most_values(entry) for entry in fields]
+        most = [most_copies * checked.most_values(entry) for entry in fields]
         if sum(most) > np.iinfo(np.int32).max:
             raise checked.error(fields[0].name, f"{sum(most)} values with the other fields', more than 2^31 - 1")
         self._offsets_FN = _empty((len(fields), num_bags + 1), np.int32)

@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 PAGES, PYARROW = "pages", "pyarrow"
 #: How the rows of a multi-valued field's table become one.
 POOLINGS = ("sum", "mean")
+MOST_COPIES = 1000
 MOST_THREADS, MOST_AHEAD = 256, 10_000
 
 
@@ -33,3 +34,32 @@ class FeedSettings:
         for name, allowed in (("verify", ("checksum", "size")), ("decoder", (PAGES, PYARROW))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"feed.{name}={getattr(self, name)} is not one of {', '.join(allowed)}.")
+
+
+@dataclass
+class SamplingSettings:
+    """The group `model.sampling`: how often an impression is in an epoch, for model.train_on=samples.
+
+    A number below 1 is the share that is drawn, anew in each epoch. 2.5 means two or three copies.
+    """
+
+    unclicked: float = 1.0  # copies of an impression without a click (the rate of AMAN)
+    clicked: float = 1.0  # of a clicked one that did not convert
+    converted: float = 1.0  # of a converted one (the rate of OVERSAMPLING)
+
+    def __post_init__(self) -> None:
+        for name in ("unclicked", "clicked", "converted"):
+            if not 0.0 <= getattr(self, name) <= MOST_COPIES:
+                raise InputError(
+                    f"model.sampling.{name}={getattr(self, name)} is not a number of copies from 0 to {MOST_COPIES}; 1 is each once."
+                )
+
+    @property
+    def copies(self) -> tuple[float, float, float]:
+        """The copies of an impression without a click, of a clicked one, of a converted one."""
+        return self.unclicked, self.clicked, self.converted
+
+    @property
+    def draws(self) -> bool:
+        """Whether an epoch is other than every impression once."""
+        return self.copies != (1.0, 1.0, 1.0)

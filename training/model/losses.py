@@ -55,6 +55,15 @@ def log_loss(batch: LabelledLogits, of: Query) -> Tensor:
     return loss_B.sum()
 
 
+def missing_as_negative(batch: LabelledLogits, of: Query) -> Tensor:
+    """Sum the log loss of P(of) over all samples: where its condition does not hold, the node did not happen.
+
+    All missing as negative (Pan et al., ICDM 2008), as ESMM §3.1 trains the CVR network of AMAN: on clicked impressions, and
+    on unclicked ones that it draws as negatives (`model.sampling.unclicked`).
+    """
+    return batch.log_loss(of).sum()
+
+
 def ips(batch: LabelledLogits, of: Query, *, propensity: Query, clip: float = 100.0) -> Tensor:
     """Sum o·δ / ô: the inverse propensity score of ESCM²-IPS (Wang et al., SIGIR 2022).
 
@@ -80,7 +89,12 @@ def dr(batch: LabelledLogits, of: Query, *, propensity: Query, imputation: Head,
 
 
 #: kind → function
-LOSSES: dict[str, Callable[..., Tensor]] = {"log_loss": log_loss, "ips": ips, "dr": dr}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "log_loss": log_loss,
+    "missing_as_negative": missing_as_negative,
+    "ips": ips,
+    "dr": dr,
+}
 
 
 def check_losses(graph: Graph) -> None:

@@ -8,7 +8,7 @@ from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 from training.feed.plan import UNITS
-from training.feed.settings import POOLINGS
+from training.feed.settings import POOLINGS, SamplingSettings
 
 #: Of the towers' matrix products.
 PRECISIONS = ("fp32", "bf16")
@@ -102,7 +102,8 @@ class ModelSettings:
     """The group `model`."""
 
     name: str = ""
-    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE)
+    train_on: str = "impressions"  # what an epoch and a batch count: impressions | clicks (ESMM's BASE) | samples
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)  # the samples: how often an impression comes
     towers: TowerSettings = field(default_factory=TowerSettings)
     body: dict[str, Any] = field(default_factory=lambda: {"kind": "towers"})  # below the towers: training.model.bodies
     graph: GraphSettings = field(default_factory=GraphSettings)
@@ -110,3 +111,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.train_on not in UNITS:
             raise InputError(f"model.train_on={self.train_on} is not one of {', '.join(UNITS)}.")
+        if self.sampling.draws and self.train_on != "samples":
+            raise InputError(
+                f"model.train_on={self.train_on} leaves model.sampling without effect; set model.train_on=samples, or "
+                "give each impression once."
+            )

@@ -12,6 +12,8 @@ import torch
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
+from training.feed.plan import whole_samples
+from training.feed.sampling import expected_by_counts
 from training.planning.cluster import Cluster, cluster_of
 from training.planning.memory_estimate import Needs, TablePlan, memory_needs, table_plans
 from training.planning.settings import FeasibilitySettings
@@ -97,9 +99,13 @@ def for_ranks(settings: FeasibilitySettings, num_ranks: int) -> tuple[Feasibilit
 
 
 def units_of_an_epoch(settings: FeasibilitySettings, manifest: Manifest) -> int:
-    """Count impressions, or clicks for a model that trains on clicks."""
-    total = manifest.totals["train"]
-    units = total[settings.model.train_on]
+    """Count impressions, or clicks or samples for a model that trains on these; of samples, none is rejected by pCTR."""
+    total, model = manifest.totals["train"], settings.model
+    if model.train_on == "samples":
+        expected = expected_by_counts(model.sampling, total["impressions"], total["clicks"], total["conversions"])
+        units = whole_samples(expected)
+    else:
+        units = total[model.train_on]
     if settings.impressions is None:
         return units
     return round(units * settings.impressions / total["impressions"])

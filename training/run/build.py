@@ -12,10 +12,12 @@ from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.feed.feed import Feed
 from training.feed.plan import Plan
+from training.feed.sampling import Sampler, expected_by_counts
 from training.model.bodies import check_body
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.model.losses import check_losses
+from training.model.settings import ModelSettings
 from training.run.settings import TrainSettings
 
 
@@ -34,7 +36,19 @@ def train_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
     """Plan the batches of the train split."""
     plan, unit = settings.plan, settings.model.train_on
     files = manifest.files_of("train")
-    return Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=plan.seed, unit=unit)
+    expected = None
+    if unit == "samples":
+        counts = [group for file in files for group in file.row_groups]
+        sampling = settings.model.sampling
+        expected = [expected_by_counts(sampling, one.impressions, one.clicks, one.conversions) for one in counts]
+    return Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=plan.seed, unit=unit, expected=expected)
+
+
+def unit_without_sampling(model: ModelSettings) -> str:
+    """Return what the losses of a split that is not sampled are a mean over: impressions, or clicks."""
+    if model.train_on != "samples":
+        return model.train_on
+    return "impressions" if model.sampling.unclicked > 0 else "clicks"
 
 
 def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:
@@ -49,6 +63,7 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
         pooling=settings.embedding.pooling_of(manifest.fields),
         settings=settings.feed,
         pin=world.device.type == "cuda",
+        sampler=Sampler(settings.model.sampling, settings.plan.seed) if plan.unit == "samples" else None,
     )
 
 

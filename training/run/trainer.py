@@ -26,6 +26,7 @@ from training.run.build import (
     manifest_xxh3,
     open_feed,
     train_plan,
+    unit_without_sampling,
 )
 from training.run.continuation import continue_from
 from training.run.dataset_copy import check_dataset, keep_dataset
@@ -328,7 +329,7 @@ class Trainer:
         files, plan = self.manifest.files_of(split), self.settings.plan
         in_order = Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
         feed = open_feed(self.settings, self.manifest, split, in_order, self.world)
-        count = totals[self.settings.model.train_on]
+        count = totals[unit_without_sampling(self.settings.model)]
         return Validation(self.manifest, self.graph, in_order, feed, count, self.settings.early_stopping)
 
     def _say(self, line: str) -> None:

@@ -88,6 +88,21 @@ def test_a_conditional_loss_counts_only_where_its_condition_holds() -> None:
     assert (b.grad.numpy()[~clicked] == 0).all()
 
 
+def test_missing_as_negative_counts_the_unclicked_as_not_converted() -> None:
+    """AMAN (ESMM §3.1): the cross entropy of the network's own probability over clicked and unclicked samples alike."""
+    loss = {"of": "conversion | click", "kind": "missing_as_negative"}
+    graph = Graph(GraphSettings(["conversion | click"], [loss], {"p": "conversion | click"}), LABELS)
+    check_losses(graph)
+    b = torch.tensor(B, requires_grad=True)
+    labels = {"click": torch.tensor(CLICK), "conversion": torch.tensor(CONVERSION)}
+    total = loss_sums(graph, {graph.edges[0]: b}, labels).sum()
+    total.backward()
+    target = CLICK * CONVERSION  # -log p and -log(1 - p) of p = σ(b)
+    assert total.item() == pytest.approx((target * np.logaddexp(0, -B) + (1 - target) * np.logaddexp(0, B)).sum())
+    assert b.grad is not None
+    np.testing.assert_allclose(b.grad.numpy(), sigmoid(B) - target, rtol=1e-6, atol=1e-12)
+
+
 def test_an_event_less_another_holds_where_only_the_first_happened() -> None:
     labels = {"click": torch.tensor([0.0, 1.0, 1.0]), "daction": torch.tensor([0.0, 0.0, 1.0])}
     batch = LabelledLogits(Graph(ESMM, LABELS), {}, labels)
@@ -180,7 +195,7 @@ def test_ips_with_the_true_propensity_expects_the_loss_over_all_impressions_and_
     [
         (
             {"of": "conversion | click", "kind": "tips", "propensity": "click"},
-            "kind=tips is not one of log_loss, ips, dr",
+            "kind=tips is not one of log_loss, missing_as_negative, ips, dr",
         ),
         ({"of": "conversion | click", "kind": "ips"}, "the option propensity is missing; it takes propensity, clip"),
         ({"of": "conversion | click", "kind": "ips", "propensity": "click", "clap": 1}, "clap is not an option"),
