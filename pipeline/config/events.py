@@ -1,17 +1,18 @@
 """The settings of `source=events`: which columns of the two tables mean what, the windows, and the boundaries in time."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.config.recorded import NEWER, recorded
+from pipeline.config.time_units import check_time_unit, check_time_zone
 from pipeline.errors import InputError
 
 CLICK, PURCHASE = "click", "purchase"
 PARQUET, JSONL, CSV = "parquet", "jsonl", "csv"
 FORMATS = (PARQUET, JSONL, CSV)
-#: How timestamps are written that are no timestamps by type: numbers since 1970 UTC, or text as 2017-05-06T00:00:00.
-TIME_UNITS = ("s", "ms", "us", "iso")
 MS_PER_S = 1000
 
 
@@ -27,6 +28,13 @@ class ImpressionsSettings:
     id: list[str] = field(default_factory=list)  # []: the id is made of user, item, context and timestamp
     context: list[str] = field(default_factory=list)  # []: the user's impressions within context_window_s
     click: str | None = None  # a column of 0 and 1, where the log says so itself; the impression's time counts
+    time_unit: str | None = field(default=None, metadata=NEWER)  # of this table's times; null: source.events.time_unit
+    time_zone: str | None = field(
+        default=None, metadata=NEWER
+    )  # of its times without an offset; null: source.events.time_zone
+    where: dict[str, list[str]] = field(
+        default_factory=dict, metadata=NEWER
+    )  # {event: [pv]}: the rows with one of these texts; {}: all rows
 
 
 @dataclass
@@ -40,6 +48,13 @@ class ActionsSettings:
     item: list[str] = field(default_factory=lambda: ["item_id"])  # as the impressions' item, in this table's columns
     action: str = "action"
     impression: list[str] = field(default_factory=list)  # the impression's id, where the log knows it
+    time_unit: str | None = field(default=None, metadata=NEWER)  # of this table's times; null: source.events.time_unit
+    time_zone: str | None = field(
+        default=None, metadata=NEWER
+    )  # of its times without an offset; null: source.events.time_zone
+    where: dict[str, list[str]] = field(
+        default_factory=dict, metadata=NEWER
+    )  # {event: [pv]}: the rows with one of these texts; {}: all rows
 
 
 @dataclass
@@ -67,7 +82,8 @@ class EventsSettings:
     actions_end: str | None = None  # until when the actions log is complete; null: its latest timestamp
     clock_skew_s: int = 0  # an action may be stamped this much before its impression
     context_window_s: int = 1800  # of a context, where impressions.context is []
-    time_unit: str = "s"  # s | ms | us since 1970 UTC, or iso; timestamps by type need none
+    time_unit: str = "s"  # s | ms | us | ns since 1970 UTC, iso, or a pattern: yyyyMMdd HH:mm:ss; types need none
+    time_zone: str = field(default="UTC", metadata=NEWER)  # of times without an offset, such as Asia/Shanghai or +08:00
     list_separator: str = "|"  # of the values of a field of arity many, in text columns
     nulls: list[str] = field(default_factory=lambda: [""])  # texts that mean missing
 
@@ -77,7 +93,10 @@ class EventsSettings:
             for name in ("user", "item"):
                 if not getattr(entry, name):
                     raise InputError(f"source.events.{table}.{name} is empty; name one column or more.")
-        _one_of("source.events.time_unit", self.time_unit, TIME_UNITS)
+            _check_times(f"source.events.{table}", entry)
+            _check_where(f"source.events.{table}.where", entry.where)
+        check_time_unit("source.events.time_unit", self.time_unit)
+        check_time_zone("source.events.time_zone", self.time_zone)
         for number, join in enumerate(self.joins):
             _check_join(number, join)
         self._check_actions()
@@ -174,7 +193,7 @@ class EventsSettings:
 
     def determining(self) -> dict[str, Any]:
         """Return what decides the content of the dataset, for the manifest: all settings, with times in milliseconds."""
-        return asdict(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}
+        return recorded(self) | {"boundaries": list(self.boundaries_ms()), "actions_end": self.actions_end_ms()}
 
 
 def time_ms(key: str, text: str) -> int:
@@ -198,6 +217,19 @@ def time_ms(key: str, text: str) -> int:
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{key}={value} is not one of {', '.join(allowed)}.")
+
+
+def _check_times(where: str, entry: ImpressionsSettings | ActionsSettings) -> None:
+    if entry.time_unit is not None:
+        check_time_unit(f"{where}.time_unit", entry.time_unit)
+    if entry.time_zone is not None:
+        check_time_zone(f"{where}.time_zone", entry.time_zone)
+
+
+def _check_where(key: str, where: Mapping[str, list[str]]) -> None:
+    for column, texts in where.items():
+        if not texts:
+            raise InputError(f"{key}.{column} is empty, so no row would be read; give the texts of the rows to read.")
 
 
 def _check_join(number: int, join: JoinSettings) -> None:

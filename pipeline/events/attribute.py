@@ -17,6 +17,7 @@ from pyspark.sql import Column, DataFrame, Window, WindowSpec
 from pyspark.sql import functions as F
 
 from pipeline.config.events import CLICK, PURCHASE
+from pipeline.events.read import TUPLE, raw_id
 from pipeline.events.tables import GOOD_STATUS
 
 #: The outcomes of an action.
@@ -37,9 +38,9 @@ class Rules:
 
 
 def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_partitions: int) -> DataFrame:
-    """Attribute every action. One row per action: kind, at, outcome, and its impression (context_key, impression_id).
+    """Attribute every action. One row per action: kind, at, user, item, outcome, context_key and impression_id.
 
-    With rules.one_anywhere the rows also have user and item. `impressions` has user, item, at, impression_id,
+    The last two are its impression's. `impressions` has user, item, at, impression_id,
     context_key, clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one
     shuffle by (user, item) and one sort; two more sorts where actions name impressions.
     """
@@ -67,12 +68,11 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
     events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
     if rules.names_impressions:
         events = _clicks_of_named(events, names)
-    carried = ("user", "item") if rules.one_anywhere else ()
-    return events.where(is_action).select("kind", "at", *carried, *_decision(rules, meant, names))
+    return events.where(is_action).select("kind", "at", "user", "item", *_decision(rules, meant, names))
 
 
 def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
-    """Select one row per attributed action: context_key, impression_id, its time; user and item if they are there.
+    """Select one row per attributed action: user, item, context_key, impression_id, its time.
 
     The time, in milliseconds, stands under the action's label: click_at, daction_at (any of the kinds between click and
     purchase) or conversion_at. The other two are null.
@@ -80,13 +80,19 @@ def labels_of(attributed: DataFrame, kinds: tuple[str, ...]) -> DataFrame:
     dactions = [kind for kind in kinds if kind not in (CLICK, PURCHASE)]
     kind, at = F.col("kind"), F.col("at")
     return attributed.where(F.col("outcome") == ATTRIBUTED).select(
-        *(name for name in ("user", "item") if name in attributed.columns),
+        "user",
+        "item",
         "context_key",
         "impression_id",
         F.when(kind == CLICK, at).alias("click_at"),
         F.when(kind.isin(dactions), at).alias("daction_at"),
         F.when(kind == PURCHASE, at).alias("conversion_at"),
     )
+
+
+def own_context_key() -> Column:
+    """Return the key of a user's context whose own key is also that of other users' contexts."""
+    return raw_id(F.concat("user", F.lit(TUPLE), F.col("context_key").cast("string")))
 
 
 def reaches_ms(rules: Rules) -> dict[str, int]:
@@ -103,12 +109,15 @@ def reaches_ms(rules: Rules) -> dict[str, int]:
 def label_impressions(
     impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
 ) -> DataFrame:
-    """Add click_at, daction_at, conversion_at and in_context to the rows of read.impressions_of, one per impression.
+    """Add click_at, daction_at, conversion_at, in_context, shared_key to the rows of rows.impressions_of, one each.
 
     Each time is that of the first action, null without one. A good impression whose id came before in its context, or
     with `one_anywhere` in any context, gets the status duplicate_impression. The others of a context and a split are
     numbered from 1 by in_context, in the order (at, impression_id), and stand together in this order. This costs one
     shuffle of the full rows, and with `one_anywhere` another one.
+
+    A context is of one user. Where rows of several users have one context_key, each user's rows get a key of their own,
+    own_context_key(), and keep the one that they share as shared_key. It is null everywhere else.
 
     The impression that stays also gets the labels of its later copies, but none beyond its own `reach_ms`. Otherwise a
     copy in the next period would leak the future into training. A copy in another context has the same user and item.
@@ -124,7 +133,7 @@ def label_impressions(
     rows = rows.repartition(num_partitions, "own_id" if one_anywhere else "place")
     is_good = F.col("status") == GOOD_STATUS
     order = ("is_label", ~is_good, "at", "user", "item", "context_key", "tie")
-    same_id = Window.partitionBy(*(("own_id",) if one_anywhere else ("place", "own_id"))).orderBy(*order)
+    same_id = Window.partitionBy(*(("own_id",) if one_anywhere else ("place", "user", "own_id"))).orderBy(*order)
     copies = Window.partitionBy("own_id", "user", "item").orderBy(*order) if one_anywhere else same_id
     everywhere = copies.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     number = F.row_number().over(same_id)
@@ -134,6 +143,9 @@ def label_impressions(
         number.alias("number"),
     ).where(~F.col("is_label"))
     rows = rows.repartition(num_partitions, "place") if one_anywhere else rows
+    of_page = Window.partitionBy("place")
+    is_shared = F.col("user").isNotNull() & (F.min("user").over(of_page) != F.max("user").over(of_page))
+    rows = rows.withColumn("shared_key", F.when(is_shared, F.col("context_key")))
     is_repeat = is_good & (F.col("number") > 1)
     # A duplicate's line is made of what was read: carrying the text of every row would make the shuffle larger.
     as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
@@ -145,9 +157,11 @@ def label_impressions(
     )
     in_reach = {name: is_good & (F.col(name) <= F.col("at") + reach) for name, reach in reach_ms.items()}
     in_reach |= {name: reached & in_reach["click_at"] for name, reached in in_reach.items()}
-    of_context = Window.partitionBy("place", "split", "status").orderBy("at", "impression_id")
+    of_context = Window.partitionBy("place", "user", "split", "status").orderBy("at", "impression_id")
+    key = F.when(F.col("shared_key").isNull(), F.col("context_key")).otherwise(own_context_key())
     return rows.select(
-        *impressions.columns,
+        *(key.alias(name) if name == "context_key" else name for name in impressions.columns),
+        "shared_key",
         *(F.when(reached, F.col(name)).alias(name) for name, reached in in_reach.items()),
         F.row_number().over(of_context).alias("in_context"),
     )

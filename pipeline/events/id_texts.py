@@ -42,7 +42,7 @@ def add_id_texts(
     tables: Callable[[], Path],
 ) -> list[Vocabulary]:
     """Return the vocabularies with the original string of each hashed id; unchanged if the log has no string ids."""
-    from pipeline.events.read import texts_of  # it imports pyspark
+    from pipeline.events.rows import texts_of  # it imports pyspark
 
     frame, numbers = texts_of(spark, log, settings, catalogue)
     vocabularies = list(vocabularies)

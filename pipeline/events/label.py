@@ -24,9 +24,10 @@ from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from pipeline.events.attribute import Rules, attribute, label_impressions, labels_of, reaches_ms
 from pipeline.events.json_lines import parse_json_lines
-from pipeline.events.read import Periods, actions_of, impressions_of
 from pipeline.events.reader import EventReader
+from pipeline.events.rows import Periods, actions_of, impressions_of
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT, EventLog
+from pipeline.events.times import settle
 from pipeline.features.fields import Catalogue
 
 _CHARACTERS_QUOTED = 200  # of a row in an error message
@@ -61,6 +62,7 @@ def label(
     kinds = settings.label_actions(list(daction))
     # Joins and counts would take Spark's default of 200 partitions otherwise, however small the log.
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
+    settle(spark)
     log = parse_json_lines(spark, log, settings, catalogue, staging)
     actions = actions_of(spark, log.actions, settings, kinds)
     end_ms, read = scan(actions, settings)

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
@@ -57,8 +57,9 @@ class EventLog:
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
-        """Every file, in the order of the manifest."""
-        return tuple(file for table in (self.impressions, self.actions, *self.joins) for file in table.files)
+        """Every file once, in the order of the manifest."""
+        tables = (self.impressions, self.actions, *self.joins)
+        return tuple({file.ordinal: file for table in tables for file in table.files}.values())
 
 
 def weights_of(column: str) -> str:
@@ -77,6 +78,8 @@ def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog
         )
     impressions = _find_table(root, "impressions", settings.impressions.path, settings.impressions.format, 0)
     actions = _find_table(root, "actions", settings.actions.path, settings.actions.format, len(impressions.files))
+    if [file.path for file in actions.files] == [file.path for file in impressions.files]:
+        actions = replace(actions, files=impressions.files)  # one table with all events
     log = EventLog(impressions, actions, ())
     for number, join in enumerate(settings.joins):
         table = _find_table(root, f"joins[{number}]", join.path, join.format, len(log.files))
@@ -94,7 +97,7 @@ def join_key(join: JoinSettings) -> list[str]:
 def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
     """Return column → ONE or MANY values, for every column that is read of the impressions or a joined table."""
     entry = settings.impressions
-    singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context]
+    singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context, *entry.where]
     singles += [entry.click] if entry.click else []
     singles += [column for join in settings.joins for column in join.by]
     needed = dict.fromkeys(singles, ONE)
@@ -108,7 +111,8 @@ def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str
 def needed_action_columns(settings: EventsSettings) -> dict[str, str]:
     """Return column → ONE, for every column that is read of the actions."""
     entry = settings.actions
-    return dict.fromkeys([entry.timestamp, *entry.user, *entry.item, entry.action, *entry.impression], ONE)
+    columns = [entry.timestamp, *entry.user, *entry.item, entry.action, *entry.impression, *entry.where]
+    return dict.fromkeys(columns, ONE)
 
 
 def _check_actions(table: Table, settings: EventsSettings) -> None:
@@ -122,7 +126,13 @@ def _check_actions(table: Table, settings: EventsSettings) -> None:
 def _check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogue) -> None:
     own = log.impressions.columns
     entry = settings.impressions
-    mapped = [entry.timestamp, *entry.user, *entry.id, *(column for join in settings.joins for column in join.by)]
+    mapped = [
+        entry.timestamp,
+        *entry.user,
+        *entry.id,
+        *entry.where,
+        *(column for join in settings.joins for column in join.by),
+    ]
     for column in mapped:
         if column not in own:
             raise InputError(_missing(column, "source.events.impressions", [log.impressions]))

@@ -46,6 +46,8 @@ NEWER_SETTINGS = (
     "max_line_bytes",
     "init_from_checkpoint",
     "sampling",
+    "time_zone",
+    "where",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings, JoinSettings
 from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.events.json_lines import parse_json_lines
-from pipeline.events.read import Periods, impressions_of
+from pipeline.events.rows import Periods, impressions_of
 from pipeline.events.tables import find_log
 from pipeline.features.fields import catalogue
 

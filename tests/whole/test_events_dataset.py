@@ -312,7 +312,7 @@ def test_numeric_columns_keep_their_numbers_and_what_is_no_finite_number_is_a_ba
             "fields.click has the name of a column .* call the field",
         ),
         ("source.events.clock_skew_s=-2", "clock_skew_s=-2 is below 0"),
-        ("source.events.time_unit=h", "time_unit=h is not one of s, ms, us, iso"),
+        ("source.events.time_unit=h", "time_unit=h is not one of s, ms, us, ns, iso, nor a pattern"),
         ("source.events.impressions.click=clk", "both say what a click is"),
         ("source.events.impressions.item=[tags]", "'tags', where one value is needed"),
         ("features.fields.item_id.arity=many", "'item_id', where many values are needed"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from references.events import Action, Impression, Reference
+from references.events import Action, Impression, Reference, own_contexts
 from references.events_rows import (
     COLUMNS,
     IDS,
@@ -124,10 +124,11 @@ def test_every_row_of_a_log_full_of_bad_values_is_read_as_the_reference_reads_it
         counted[status] += 1
         read_actions += [action] if action else []
     reference = Reference({kind: s * S for kind, s in WINDOWS_S.items()}, 0, BOUNDARIES, END)
-    expected = []
+    expected, own_context = [], own_contexts([impression for impression, _ in shown if impression.context is not None])
     for impression, (status, split, *times) in reference.label([impression for impression, _ in shown], read_actions):
         features = features_of[impression] if status not in ("bad_label", "bad_context_key", "bad_feature") else ()
-        key = (impression.user, impression.item, impression.at, impression.id, impression.context)
+        context = None if impression.context is None else own_context(impression)
+        key = (impression.user, impression.item, impression.at, impression.id, context)
         expected.append((status, split, *key, *times, *features))
     labelled = pq.read_table(tmp_path / "staging" / "labelled").drop_columns("line").to_pylist()
     names = (

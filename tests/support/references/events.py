@@ -3,10 +3,12 @@
 The slow twin of pipeline/events/attribute.py; the rules are those of docs/events.md, read one action at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
+
+import xxhash
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Reference:
     def _is_copy(self, shown: Impression, other: Impression) -> bool:
         if self.one_anywhere:
             return (shown.id, shown.user, shown.item) == (other.id, other.user, other.item)
-        return (shown.context, shown.id) == (other.context, other.id)
+        return (shown.context, shown.user, shown.id) == (other.context, other.user, other.id)
 
     def _without_repeats(self, labels: list[tuple[Impression, Labels]]) -> list[tuple[Impression, tuple[Any, ...]]]:
         seen = set()
@@ -132,7 +134,7 @@ class Reference:
         order = attrgetter("at", "user", "item", "context")
         for shown, label in sorted(labels, key=lambda entry: order(entry[0])):
             if label.status == "good":
-                place = shown.id if self.one_anywhere else (shown.context, shown.id)
+                place = shown.id if self.one_anywhere else (shown.context, shown.user, shown.id)
                 if place in seen:
                     label.status = "duplicate_impression"
                 seen.add(place)
@@ -148,6 +150,20 @@ class Reference:
             and action.named in (None, shown.id)
         ]
         return max(before, key=lambda shown: (shown.at, shown.id, shown.context), default=None)
+
+
+def own_contexts(impressions: Sequence[Impression]) -> Callable[[Impression], int]:
+    """Return the function that gives an impression its context: one of its own user, where users share a key."""
+    users: dict[int, set[str]] = {}
+    for shown in impressions:
+        users.setdefault(shown.context, set()).add(shown.user)
+
+    def own_context(shown: Impression) -> int:
+        if len(users[shown.context]) == 1:
+            return shown.context
+        return xxhash.xxh64(f"{shown.user}\x1f{shown.context}".encode(), seed=42).intdigest() & (2**63 - 1)
+
+    return own_context
 
 
 def _nowhere(action: Action) -> str:
