@@ -52,7 +52,7 @@ def check_time_zone(key: str, zone: str) -> None:
                 raise ValueError("no offset")
         else:
             ZoneInfo(zone)
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise InputError(
             f"{key}={zone} is no time zone; write a region or an offset, such as Asia/Shanghai, UTC or +08:00 "
             "(abbreviations such as CST mean several zones)."

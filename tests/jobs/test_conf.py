@@ -46,6 +46,7 @@ NEWER_SETTINGS = (
     "max_line_bytes",
     "init_from_checkpoint",
     "sampling",
+    "time_unit",
     "time_zone",
     "where",
 )
@@ -72,8 +73,8 @@ def without_newer(settings: Any) -> Any:
 
 
 def is_older(key: str, settings: dict[str, Any]) -> bool:
-    """Tell source.events.boundaries, and ranks of jobs.demo, from newer settings of these names."""
-    return (key == "boundaries" and "windows_s" in settings) or (key == "ranks" and "batch_size" in settings)
+    """Tell boundaries and time_unit of source.events, and ranks of jobs.demo, from newer settings of these names."""
+    return (key in ("boundaries", "time_unit") and "windows_s" in settings) or (key == "ranks" and "batch_size" in settings)
 
 
 def words_of(command: str) -> list[str]:
