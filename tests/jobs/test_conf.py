@@ -74,7 +74,9 @@ def without_newer(settings: Any) -> Any:
 
 def is_older(key: str, settings: dict[str, Any]) -> bool:
     """Tell boundaries and time_unit of source.events, and ranks of jobs.demo, from newer settings of these names."""
-    return (key in ("boundaries", "time_unit") and "windows_s" in settings) or (key == "ranks" and "batch_size" in settings)
+    return (key in ("boundaries", "time_unit") and "windows_s" in settings) or (
+        key == "ranks" and "batch_size" in settings
+    )
 
 
 def words_of(command: str) -> list[str]:
