@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.entry import imports_not_collected, launch
+from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from training.checkpoint.settings import check_which
 from training.distributed.torchrun import speaks, starts_ranks
 
@@ -62,4 +62,5 @@ def run(settings: EvaluateSettings) -> None:
 if __name__ == "__main__":
     end_on_signals(speaks())
     about = "predict a split with a trained run; writes RUN/predictions, RUN/metrics.json and RUN/report.html."
-    launch("evaluate", EvaluateSettings, run, about, speaks=speaks())
+    with exit_without_finalization():
+        launch("evaluate", EvaluateSettings, run, about, speaks=speaks())

@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
 import sys
 
-from jobs.entry import imports_not_collected, launch
+from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from training.distributed.torchrun import speaks, starts_ranks
 from training.run.settings import TrainSettings
 
@@ -33,4 +33,5 @@ def run(settings: TrainSettings) -> None:
 if __name__ == "__main__":
     end_on_signals(speaks())
     about = "train a model of the behaviour graph on a dataset; ranks=N starts several ranks of this host."
-    launch("train", TrainSettings, run, about, speaks=speaks())
+    with exit_without_finalization():
+        launch("train", TrainSettings, run, about, speaks=speaks())

@@ -155,3 +155,26 @@ def test_no_collection_scans_what_is_imported() -> None:
         assert gc.get_freeze_count() > frozen
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize(("ending", "status"), [("pass", 0), ("sys.exit(75)", 75), ("sys.exit('no')", 1), ("1 / 0", 1)])
+def test_a_rank_ends_with_its_status_and_its_exit_handlers_but_does_not_finalize_python(
+    ending: str, status: int
+) -> None:
+    """A finalizer of the garbage collector would run in a finalization: it stands for the threads of gloo."""
+    script = f"""
+import atexit, sys
+from jobs.entry import exit_without_finalization
+class Finalized:
+    def __del__(self):
+        print("finalized", flush=True)
+kept = Finalized()
+atexit.register(print, "handler")
+with exit_without_finalization():
+    print("work")
+    {ending}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert ended.stdout.split() == ["work", "handler"] + ["finalized"] * (ending == "1 / 0")
+    assert ("ZeroDivisionError" in ended.stderr) == (ending == "1 / 0")
