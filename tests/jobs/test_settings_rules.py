@@ -18,7 +18,8 @@ REFUSED = [
     "world.timeout_s=nan", "world.timeout_s=1e12", "seed=-1", "seed=true", "plan.seed=-1", "log.line_every_s=-1",
     "log.line_every_s=nan", "checkpoint.every_minutes=nan", "checkpoint.asynchronous=2", "epochs=inf", "data=", "out=",
     "init_from=", "validation.split=", "precision=", "model.train_on=rows", "model.sampling.unclicked=-1",
-    "model.sampling.clicked=nan", "model.sampling.converted=1e9",
+    "model.sampling.clicked=nan", "model.sampling.converted=1e9", "model.sampling.by_p_ctr=x", "model.sampling.clip=0.5",
+    "model.sampling.by_p_ctr=weigh", "ctr_run=RUN",
 ]  # fmt: skip
 REFUSED_BY_PREPROCESS = [
     "source.path=", "out=", "vocabulary.base=", "vocabulary.min_count=0", "vocabulary.max_ids=0", "seed=-1", "overwrite=2",

@@ -38,7 +38,7 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
     """Return the batch of `pieces` in their order; no pieces give a batch of no impressions."""
     num_impressions = sum(piece.stop - piece.start for piece in pieces)
     impression_id_B, context_of_impression_B = np.empty((2, num_impressions), np.int64)
-    label_LB = np.empty((len(columns.labels), num_impressions), np.float32)
+    label_LB = np.empty((len(columns.label_names), num_impressions), np.float32)
     context_id: list[str] = []
     group_id = [np.empty(0, np.int64)]
     contexts: list[_Slice] = []
@@ -68,7 +68,7 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
         context_numeric=_numeric_inputs(contexts, columns.num_inputs("context")),
         impression_numeric=_numeric_inputs(impressions, columns.num_inputs("impression")),
         context_of_impression=torch.from_numpy(context_of_impression_B),
-        labels={label: torch.from_numpy(label_B) for label, label_B in zip(columns.labels, label_LB, strict=True)},
+        labels={label: torch.from_numpy(label_B) for label, label_B in zip(columns.label_names, label_LB, strict=True)},
         impression_id=torch.from_numpy(impression_id_B),
         group_id=torch.from_numpy(np.concatenate(group_id)),
         context_id=context_id,

@@ -13,6 +13,9 @@ from pipeline.errors import InputError
 from training.feed.numeric import check_moments
 from training.feed.settings import POOLINGS
 
+#: The name among a batch's labels of an impression's importance weight.
+IMPORTANCE = "importance"
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -21,6 +24,7 @@ class Columns:
     fields: tuple[ManifestField, ...]
     pooling: Mapping[str, str]  # multi-valued field → sum | mean
     labels: tuple[str, ...]
+    importance: bool = False  # a weight beside the labels: training.feed.sampling
 
     def __post_init__(self) -> None:
         for entry in self.fields:
@@ -32,6 +36,11 @@ class Columns:
                     f"The pooling of {entry.name} is {pooling!r}; choose one of {', '.join(POOLINGS)} for every "
                     "multi-valued field."
                 )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels of a batch: those that are read, and the weight."""
+        return (*self.labels, IMPORTANCE) if self.importance else self.labels
 
     def of_scope(self, scope: str, stored: str = INDEX) -> tuple[ManifestField, ...]:
         """Return the fields of form `stored` and of scope "context" or "impression", in catalogue order."""

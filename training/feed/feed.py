@@ -38,7 +38,8 @@ class Feed:
     """The batches of one rank, epoch by epoch.
 
     `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`,
-    batches lie in page-locked memory, from which a GPU copies asynchronously. `sampler` draws what a plan in samples counts.
+    batches lie in page-locked memory, from which a GPU copies asynchronously. `sampler` draws what a plan in samples counts, and
+    weighs impressions: their weights come among the labels of a batch.
     Raises InputError where the settings, the ranks or the fields do not fit the dataset.
     """
 
@@ -63,7 +64,7 @@ class Feed:
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
         self._pin, self._sampler = pin, sampler
-        self._columns = _chosen_columns(manifest, pooling, fields)
+        self._columns = _chosen_columns(manifest, pooling, fields, sampler is not None and sampler.weighs)
         self._files = DatasetFiles(dataset, self._columns, self._settings.verify, self._settings.decoder)
         self._running: _BackgroundBatches | None = None
         #: Seconds that the consumer has waited for batches.
@@ -157,6 +158,7 @@ class Feed:
             shuffle_key=read.shuffle_key,
             clicked_only=self._plan.unit == "clicks",
             draw=self._drawing(read),
+            weigh=self._sampler.weigh if self._sampler and self._sampler.weighs else None,
         )
 
     def _drawing(self, read: Read) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] | None:
@@ -168,13 +170,15 @@ class Feed:
         return functools.partial(self._sampler.draw, read.shuffle_key[1], read.draw)
 
 
-def _chosen_columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:
+def _chosen_columns(
+    manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None, importance: bool
+) -> Columns:
     names = {entry.name for entry in manifest.fields}
     for name in fields or ():
         if name not in names:
             raise InputError(f"The dataset has no field {name}; it has {', '.join(sorted(names))}.")
     chosen = tuple(entry for entry in manifest.fields if fields is None or entry.name in fields)
-    return Columns(chosen, pooling, tuple(label for label in LABELS if label in manifest.labels))
+    return Columns(chosen, pooling, tuple(label for label in LABELS if label in manifest.labels), importance)
 
 
 class _BackgroundBatches:

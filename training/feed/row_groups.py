@@ -60,7 +60,7 @@ class RowGroupData:
     offsets_R: np.ndarray  # int64 [R + 1]: the impressions of row r are offsets_R[r] to offsets_R[r + 1]
     context: ScopeArrays
     impression: ScopeArrays
-    label_LB: np.ndarray  # float32, in the order of Columns.labels
+    label_LB: np.ndarray  # float32, in the order of Columns.label_names
     impression_id_B: np.ndarray  # int64
     group_id_R: np.ndarray  # int64, UNKNOWN_GROUP where missing
     context_ids: list[str]  # of each row
@@ -75,12 +75,13 @@ def pack_row_group(
     shuffle_key: tuple[int, int, int] | None = None,
     clicked_only: bool = False,
     draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] | None = None,
+    weigh: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> RowGroupData:
     """Check the row group `stored` against `counts` of the manifest, and pack it in the order of `shuffle_key`.
 
     Without a `shuffle_key` the order is that of the file. `clicked_only` keeps the clicked impressions and their
     contexts. `draw` returns the copies of each impression, from their ids and their labels click and conversion; what has
-    none is left out. Raises InputError with `where` (file and row group), the column and what was found in it.
+    none is left out. `weigh` returns their importance weights from the ids and the clicks. Raises InputError with `where` (file and row group), the column and what was found in it.
     """
     checked = CheckedColumns(stored, counts, where)
     promised = {"click": counts.clicks, "daction": counts.dactions, "conversion": counts.conversions}
@@ -93,9 +94,12 @@ def pack_row_group(
         copies_B = draw(checked.impression_id_B, drawn_by)
         order = _order_of_chosen(order_R, checked.offsets_R, np.repeat(np.arange(len(copies_B)), copies_B))
         most_copies = int(copies_B.max(initial=1))
-    label_LB = _empty((len(columns.labels), int(order.offsets_R[-1])), np.float32)
-    for label, label_B in zip(columns.labels, label_LB, strict=True):
+    label_LB = _empty((len(columns.label_names), int(order.offsets_R[-1])), np.float32)
+    for label, label_B in zip(columns.labels, label_LB, strict=False):
         _copy_runs(checked.label(label, promised[label]), order.run_starts, order.run_stops, label_B)
+    if weigh is not None:
+        weight_B = weigh(checked.impression_id_B, checked.label("click", counts.clicks))
+        _copy_runs(weight_B, order.run_starts, order.run_stops, label_LB[-1])
     context_ids = checked.context_ids()
     return RowGroupData(
         offsets_R=order.offsets_R,

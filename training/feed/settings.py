@@ -8,6 +8,8 @@ from pipeline.errors import InputError
 PAGES, PYARROW = "pages", "pyarrow"
 #: How the rows of a multi-valued field's table become one.
 POOLINGS = ("sum", "mean")
+#: What pCTR of another network decides about a clicked impression (ESMM §3.1, UNBIAS).
+NO_P_CTR, REJECT, ACCEPT_INVERSE, WEIGH = "none", "reject", "accept_inverse", "weigh"
 MOST_COPIES = 1000
 MOST_THREADS, MOST_AHEAD = 256, 10_000
 
@@ -38,7 +40,7 @@ class FeedSettings:
 
 @dataclass
 class SamplingSettings:
-    """The group `model.sampling`: how often an impression is in an epoch, for model.train_on=samples.
+    """The group `model.sampling`: how often an impression is in an epoch, for model.train_on=samples, or what it weighs.
 
     A number below 1 is the share that is drawn, anew in each epoch. 2.5 means two or three copies.
     """
@@ -46,6 +48,8 @@ class SamplingSettings:
     unclicked: float = 1.0  # copies of an impression without a click (the rate of AMAN)
     clicked: float = 1.0  # of a clicked one that did not convert
     converted: float = 1.0  # of a converted one (the rate of OVERSAMPLING)
+    by_p_ctr: str = NO_P_CTR  # of the clicked, by pCTR of ctr_run (UNBIAS): none | reject | accept_inverse | weigh
+    clip: float = 100.0  # bounds 1 / pCTR of accept_inverse and weigh
 
     def __post_init__(self) -> None:
         for name in ("unclicked", "clicked", "converted"):
@@ -53,6 +57,13 @@ class SamplingSettings:
                 raise InputError(
                     f"model.sampling.{name}={getattr(self, name)} is not a number of copies from 0 to {MOST_COPIES}; 1 is each once."
                 )
+        known = (NO_P_CTR, REJECT, ACCEPT_INVERSE, WEIGH)
+        if self.by_p_ctr not in known:
+            raise InputError(f"model.sampling.by_p_ctr={self.by_p_ctr} is not one of {', '.join(known)}.")
+        if not 1.0 <= self.clip < float("inf"):
+            raise InputError(
+                f"model.sampling.clip={self.clip} is not a finite number of 1 or more; it bounds 1 / pCTR."
+            )
 
     @property
     def copies(self) -> tuple[float, float, float]:
@@ -62,4 +73,9 @@ class SamplingSettings:
     @property
     def draws(self) -> bool:
         """Whether an epoch is other than every impression once."""
-        return self.copies != (1.0, 1.0, 1.0)
+        return self.copies != (1.0, 1.0, 1.0) or self.draws_by_p_ctr
+
+    @property
+    def draws_by_p_ctr(self) -> bool:
+        """Whether the labels alone do not say how many samples a row group gives."""
+        return self.by_p_ctr in (REJECT, ACCEPT_INVERSE)

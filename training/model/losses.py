@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pipeline.errors import InputError
+from training.feed.columns import IMPORTANCE
 from training.model.graph import IMPRESSION, Event, Graph, Head, Query
 from training.model.options import check_options
 
@@ -64,6 +65,15 @@ def missing_as_negative(batch: LabelledLogits, of: Query) -> Tensor:
     return batch.log_loss(of).sum()
 
 
+def importance(batch: LabelledLogits, of: Query) -> Tensor:
+    """Sum o·w·δ: the log loss δ of P(of) where its condition holds (o), by the importance weight w of the impression.
+
+    w is min(1 / pCTR, clip) over its mean, by pCTR of an independent network (`model.sampling.by_p_ctr=weigh`): ESMM §3.1's
+    UNBIAS without the variance of rejection (Zhang et al., KDD 2016, whom it follows, weigh likewise).
+    """
+    return (batch.log_loss(of) * batch.happened(of.given) * batch.label_of[IMPORTANCE]).sum()
+
+
 def ips(batch: LabelledLogits, of: Query, *, propensity: Query, clip: float = 100.0) -> Tensor:
     """Sum o·δ / ô: the inverse propensity score of ESCM²-IPS (Wang et al., SIGIR 2022).
 
@@ -92,6 +102,7 @@ def dr(batch: LabelledLogits, of: Query, *, propensity: Query, imputation: Head,
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "log_loss": log_loss,
     "missing_as_negative": missing_as_negative,
+    IMPORTANCE: importance,
     "ips": ips,
     "dr": dr,
 }

@@ -1,5 +1,7 @@
 """Build the parts of a run, for training and evaluation: checks, feed, model."""
 
+from collections.abc import Sequence
+
 import torch
 import xxhash
 
@@ -10,9 +12,11 @@ from training.checkpoint.meta import Checkpoint, steps_of
 from training.distributed.shard_model import shard_model
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
+from training.feed.columns import IMPORTANCE
 from training.feed.feed import Feed
 from training.feed.plan import Plan
-from training.feed.sampling import Sampler, expected_by_counts
+from training.feed.sampling import Sampler
+from training.feed.settings import WEIGH
 from training.model.bodies import check_body
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
@@ -28,19 +32,20 @@ def check_settings(settings: TrainSettings, manifest: Manifest, device: torch.de
     settings.sharding.check_fields(manifest.fields)
     graph = Graph(settings.model.graph, list(manifest.labels))
     check_losses(graph)
+    weighted = [loss.name for loss in graph.losses if loss.kind == IMPORTANCE]
+    if (settings.model.sampling.by_p_ctr == WEIGH) != bool(weighted):
+        raise InputError(
+            f"model.sampling.by_p_ctr={settings.model.sampling.by_p_ctr} and losses of kind {IMPORTANCE} ({len(weighted)}) do not "
+            "go together; by_p_ctr=weigh makes the weights that such a loss needs."
+        )
     check_body(settings.model.body, graph)
     return graph
 
 
-def train_plan(settings: TrainSettings, manifest: Manifest) -> Plan:
-    """Plan the batches of the train split."""
+def train_plan(settings: TrainSettings, manifest: Manifest, expected: Sequence[int] | None) -> Plan:
+    """Plan the batches of the train split; `expected` samples of each row group where they are what is counted."""
     plan, unit = settings.plan, settings.model.train_on
     files = manifest.files_of("train")
-    expected = None
-    if unit == "samples":
-        counts = [group for file in files for group in file.row_groups]
-        sampling = settings.model.sampling
-        expected = [expected_by_counts(sampling, one.impressions, one.clicks, one.conversions) for one in counts]
     return Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=plan.seed, unit=unit, expected=expected)
 
 
@@ -51,8 +56,10 @@ def unit_without_sampling(model: ModelSettings) -> str:
     return "impressions" if model.sampling.unclicked > 0 else "clicks"
 
 
-def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World) -> Feed:
-    """Open this rank's batches of `split`."""
+def open_feed(
+    settings: TrainSettings, manifest: Manifest, split: str, plan: Plan, world: World, sampler: Sampler | None = None
+) -> Feed:
+    """Open this rank's batches of `split`; `sampler` for a model that draws samples or weighs impressions."""
     return Feed(
         settings.data,
         manifest,
@@ -63,7 +70,7 @@ def open_feed(settings: TrainSettings, manifest: Manifest, split: str, plan: Pla
         pooling=settings.embedding.pooling_of(manifest.fields),
         settings=settings.feed,
         pin=world.device.type == "cuda",
-        sampler=Sampler(settings.model.sampling, settings.plan.seed) if plan.unit == "samples" else None,
+        sampler=sampler,
     )
 
 

@@ -39,6 +39,7 @@ from training.run.build import (
 from training.run.continuation import restore_elsewhere, with_moments_of
 from training.run.dataset_copy import check_dataset
 from training.run.journal import say
+from training.run.sampled import samples_of_run
 from training.run.settings import TrainSettings
 
 _ROWS_PER_GROUP = 1 << 19
@@ -160,7 +161,7 @@ def _open_model(
             manifest = with_moments_of(run, settings, location, manifest)
         else:
             check_dataset(found, manifest, location)
-            check_position(found, train_plan(settings, manifest))
+            check_position(found, train_plan(settings, manifest, samples_of_run(run, settings, manifest)))
     model = build_model(settings, manifest, graph, world)
     with world.agreeing():
         if is_elsewhere:

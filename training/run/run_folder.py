@@ -21,10 +21,12 @@ CONFIG = "config.yaml"
 _CHECKSUM_COMMENT = "# xxh3 of the lines above: "
 LOCK = ".lock"
 
-#: What may differ when a run is continued: none of it changes a weight. (`data` may move; its manifest may not change.)
+#: What may differ when a run is continued: none of it changes a weight. (`data` and `ctr_run` may move;
+#: the manifest may not change, nor the predictions.)
 _MAY_DIFFER = (
     "data",
     "out",
+    "ctr_run",
     "epochs",
     "ranks",
     "feed",

@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from training.checkpoint.settings import CheckpointSettings, check_which
 from training.distributed.settings import OptimizerSettings, ShardingSettings, WorldSettings
 from training.feed.plan import PlanSettings
-from training.feed.settings import FeedSettings
+from training.feed.settings import NO_P_CTR, FeedSettings
 from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class TrainSettings:
     seed: int = 1  # of the initial values and of dropout
     init_from: str | None = None  # a run whose model is trained on here; rows follow their raw ids, new ids start fresh
     init_from_checkpoint: str = "newest"  # of that run: newest | best: the one that validation found best | step-N
+    ctr_run: str | None = None  # a run whose predictions of the train split are the pCTR of model.sampling.by_p_ctr
     epochs: int = 1
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     precision: str = "fp32"  # of the towers' matrix products: fp32 | bf16; weights, gradients and tables stay fp32
@@ -103,3 +104,13 @@ class TrainSettings:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}.")
         check_which(self.init_from_checkpoint, "init_from_checkpoint")
+        by_p_ctr = self.model.sampling.by_p_ctr
+        if self.ctr_run is None and by_p_ctr != NO_P_CTR:
+            raise InputError(
+                f"model.sampling.by_p_ctr={by_p_ctr} needs pCTR of another network: give ctr_run=RUN of a run of model=ctr "
+                "whose train split jobs.evaluate has predicted."
+            )
+        if self.ctr_run is not None and by_p_ctr == NO_P_CTR:
+            raise InputError(
+                f"ctr_run={self.ctr_run} has no effect on this model; choose model=unbias or model=unbias_weighted, or leave it out."
+            )

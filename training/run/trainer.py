@@ -33,6 +33,7 @@ from training.run.dataset_copy import check_dataset, keep_dataset
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import Journal, LoggedStep, say
 from training.run.run_folder import check_config, lock_run, write_config
+from training.run.sampled import expected_samples, open_sampler, write_samples
 from training.run.settings import TrainSettings
 from training.run.validation import Validation, best_of
 
@@ -66,8 +67,10 @@ class Trainer:
         with world.agreeing():
             self.manifest = load_manifest(settings.data)
             self.graph = check_settings(settings, self.manifest, world.device)
-            self.plan = train_plan(settings, self.manifest)
-            self.feed = open_feed(settings, self.manifest, "train", self.plan, world)
+            self._sampler = open_sampler(settings, self.manifest, "train")
+            self._expected = expected_samples(settings, self.manifest, self._sampler)
+            self.plan = train_plan(settings, self.manifest, self._expected)
+            self.feed = open_feed(settings, self.manifest, "train", self.plan, world, self._sampler)
             self.validation = self._open_validation()
         self._interrupts = Interrupts()
         self._journal: Journal | None = None
@@ -95,6 +98,7 @@ class Trainer:
             if world.rank == 0:
                 keep_dataset(self.run, settings.data, self.manifest)
                 write_config(self.run, settings)
+                write_samples(self.run, self.manifest, self._sampler, self._expected)
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
         if self.finished:
             return
@@ -328,7 +332,9 @@ class Trainer:
             return None
         files, plan = self.manifest.files_of(split), self.settings.plan
         in_order = Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=None)
-        feed = open_feed(self.settings, self.manifest, split, in_order, self.world)
+        weighs = self._sampler is not None and self._sampler.weighs
+        sampler = open_sampler(self.settings, self.manifest, split) if weighs else None
+        feed = open_feed(self.settings, self.manifest, split, in_order, self.world, sampler)
         count = totals[unit_without_sampling(self.settings.model)]
         return Validation(self.manifest, self.graph, in_order, feed, count, self.settings.early_stopping)
 

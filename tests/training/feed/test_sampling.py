@@ -17,7 +17,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from training.feed.feed import Feed
 from training.feed.plan import SAMPLE_BITS, Draw, Plan
-from training.feed.sampling import Sampler, expected_by_counts
+from training.feed.sampling import ClickedPCtr, Sampler, expected_by_counts
 from training.feed.settings import SamplingSettings
 from training.model.settings import ModelSettings
 
@@ -163,8 +163,9 @@ def test_a_draw_equals_systematic_sampling_by_a_loop(classes, copies, before, ep
         "conversion": np.array([kind > 1 for kind in classes], np.int8),
     }
     expected = [copies[kind] for kind in classes]
-    found = Sampler(sampling, 7).draw(epoch, Draw(0, int(before * ONE)), np.array(ids), label_B).tolist()
-    assert found == reference(expected, before, order_of(ids, epoch, 7))
+    wanted = reference(expected, before, order_of(ids, epoch, 7))
+    found = Sampler(sampling, 7).draw(epoch, Draw(sum(wanted), int(before * ONE)), np.array(ids), label_B).tolist()
+    assert found == wanted
     counts = len(classes), sum(kind > 0 for kind in classes), sum(kind > 1 for kind in classes)
     assert expected_by_counts(sampling, *counts) == sum(expected) * ONE
 
@@ -181,10 +182,72 @@ def test_over_the_epochs_every_impression_comes_as_often_as_expected():
     assert np.abs(totals / 2000 - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 2000)
 
 
+def clicked_p_ctr(rng: np.random.Generator, count: int) -> ClickedPCtr:
+    return ClickedPCtr(1 + 3 * np.arange(count), rng.uniform(0.02, 0.9, count).astype(np.float32))
+
+
+def test_unbias_rejects_a_click_with_its_pctr_and_the_inverse_accepts_in_proportion_to_one_over_pctr():
+    p_ctr = clicked_p_ctr(np.random.default_rng(1), 50)
+    ids = np.concatenate([p_ctr.impression_id_N, 3 * np.arange(20)])  # the last 20 were not clicked
+    label_B = {"click": np.repeat([1, 0], [50, 20]).astype(np.int8), "conversion": np.zeros(70, np.int8)}
+    rejecting = SamplingSettings(unclicked=0.0, by_p_ctr="reject")
+    expected = Sampler(rejecting, 1, p_ctr).expected(ids, label_B) / ONE
+    np.testing.assert_allclose(expected[:50], 1 - p_ctr.p_ctr_N.astype(float), atol=1e-7)
+    assert (expected[50:] == 0).all()
+    inverse = SamplingSettings(unclicked=0.0, by_p_ctr="accept_inverse", clip=10.0)
+    expected = Sampler(inverse, 1, p_ctr).expected(ids, label_B) / ONE
+    np.testing.assert_allclose(expected[:50], np.minimum(1 / p_ctr.p_ctr_N.astype(float), 10) / 10, atol=1e-7)
+    assert expected[:50].max() == 1.0
+    with pytest.raises(InputError, match="lack the clicked impression_id=0;"):
+        Sampler(inverse, 1, p_ctr).expected(ids, {**label_B, "click": np.ones(70, np.int8)})
+
+
+def test_over_the_epochs_a_click_is_accepted_as_often_as_its_pctr_says():
+    p_ctr = clicked_p_ctr(np.random.default_rng(2), 60)
+    sampler = Sampler(SamplingSettings(unclicked=0.0, by_p_ctr="reject"), 1, p_ctr)
+    label_B = {"click": np.ones(60, np.int8), "conversion": np.zeros(60, np.int8)}
+    planned = Draw(round(float((1 - p_ctr.p_ctr_N.astype(float)).sum())), 0)
+    epochs = 3000
+    totals = sum(sampler.draw(epoch, planned, p_ctr.impression_id_N, label_B) for epoch in range(epochs))
+    accepted = 1 - p_ctr.p_ctr_N
+    assert np.abs(totals / epochs - accepted).max() < 5 * np.sqrt(0.25 / epochs) + 1 / 60
+
+
+def test_accepted_clicks_have_the_distribution_of_all_impressions_and_the_clicks_have_not():
+    """What rejection sampling is for: clicks prefer large x; accepted ones average as the impressions do."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 1, 200_000)
+    p = np.clip(0.1 * np.exp(x), 0.02, 0.9)
+    clicked = np.flatnonzero(rng.random(len(x)) < p)
+    p_ctr = ClickedPCtr(clicked, p[clicked].astype(np.float32))
+    sampler = Sampler(SamplingSettings(unclicked=0.0, by_p_ctr="accept_inverse", clip=50.0), 1, p_ctr)
+    label_B = {"click": np.ones(len(clicked), np.int8), "conversion": np.zeros(len(clicked), np.int8)}
+    planned = int(np.floor(sampler.expected(clicked, label_B).sum() / ONE + 0.5))
+    copies = sampler.draw(0, Draw(planned, 0), clicked, label_B)
+    assert copies.max() == 1
+    assert abs(x[clicked[copies > 0]].mean() - x.mean()) < 5 / np.sqrt(planned)
+    assert x[clicked].mean() > 0.4
+    weights = Sampler(
+        SamplingSettings(by_p_ctr="weigh", clip=50.0), 1, p_ctr, np.minimum(1 / p[clicked], 50).mean()
+    ).weigh(clicked, label_B["click"])
+    assert weights.mean() == pytest.approx(1.0, rel=1e-5)
+    assert abs((weights * x[clicked]).mean() - x.mean()) < 0.1
+    np.testing.assert_allclose(weights * np.minimum(1 / p[clicked], 50).mean(), 1 / p[clicked], rtol=1e-5)
+
+
+def test_samples_other_than_planned_end_in_one_sentence():
+    sampler, ids = Sampler(AMAN, 1), np.arange(40)
+    label_B = {"click": np.zeros(40, np.int8), "conversion": np.zeros(40, np.int8)}
+    with pytest.raises(InputError, match="gives 12 samples where 13 are planned"):
+        sampler.draw(0, Draw(13, 0), ids, label_B)
+
+
 def test_sampling_that_cannot_be_is_refused():
     for wrong, message in (
         ({"unclicked": -0.1}, "model.sampling.unclicked=-0.1 is not a number of copies from 0 to 1000"),
         ({"converted": float("nan")}, "model.sampling.converted=nan"),
+        ({"by_p_ctr": "divide"}, "by_p_ctr=divide is not one of none, reject, accept_inverse, weigh"),
+        ({"clip": 0.5}, "model.sampling.clip=0.5 is not a finite number of 1 or more"),
     ):
         with pytest.raises(InputError, match=message):
             SamplingSettings(**wrong)

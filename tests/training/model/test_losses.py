@@ -103,6 +103,21 @@ def test_missing_as_negative_counts_the_unclicked_as_not_converted() -> None:
     np.testing.assert_allclose(b.grad.numpy(), sigmoid(B) - target, rtol=1e-6, atol=1e-12)
 
 
+def test_importance_weighs_the_log_loss_of_the_clicked() -> None:
+    """UNBIAS by weights: Σ over clicks of w·δ, and no loss elsewhere."""
+    loss = {"of": "conversion | click", "kind": "importance"}
+    graph = Graph(GraphSettings(["conversion | click"], [loss], {"p": "conversion | click"}), LABELS)
+    weight = np.linspace(0.1, 3, len(B))
+    b = torch.tensor(B, requires_grad=True)
+    labels = {name: torch.tensor(value) for name, value in (("click", CLICK), ("conversion", CONVERSION))}
+    total = loss_sums(graph, {graph.edges[0]: b}, labels | {"importance": torch.tensor(weight)}).sum()
+    total.backward()
+    delta = np.where(CONVERSION > 0, np.logaddexp(0, -B), np.logaddexp(0, B))
+    assert total.item() == pytest.approx((CLICK * weight * delta).sum())
+    assert b.grad is not None
+    np.testing.assert_allclose(b.grad.numpy(), CLICK * weight * (sigmoid(B) - CONVERSION), rtol=1e-6, atol=1e-12)
+
+
 def test_an_event_less_another_holds_where_only_the_first_happened() -> None:
     labels = {"click": torch.tensor([0.0, 1.0, 1.0]), "daction": torch.tensor([0.0, 0.0, 1.0])}
     batch = LabelledLogits(Graph(ESMM, LABELS), {}, labels)
@@ -195,7 +210,7 @@ def test_ips_with_the_true_propensity_expects_the_loss_over_all_impressions_and_
     [
         (
             {"of": "conversion | click", "kind": "tips", "propensity": "click"},
-            "kind=tips is not one of log_loss, missing_as_negative, ips, dr",
+            "kind=tips is not one of log_loss, missing_as_negative, importance, ips, dr",
         ),
         ({"of": "conversion | click", "kind": "ips"}, "the option propensity is missing; it takes propensity, clip"),
         ({"of": "conversion | click", "kind": "ips", "propensity": "click", "clap": 1}, "clap is not an option"),
