@@ -14,6 +14,7 @@
     audit, simulate     every line accounted for; raw logs with known probabilities
     passes              one file a pass over the log, the driver's half and the tasks' half together
     preprocess          the chain of them all
+    score               likewise, for scores in place of a dataset
 
 A room imports only rooms above it in this list (docs/architecture.md; `make lint` holds it). Nothing here imports
 pyspark before a Spark step is called, so that reading a manifest needs no Spark.

@@ -7,7 +7,7 @@ impressions ∪ labels ─label_impressions()─▶ staging/labelled ─▶ coun
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.features.fields import Catalogue
 
 _CHARACTERS_QUOTED = 200  # of a row in an error message
 _DUPLICATE = "duplicate_impression"
+_ANY_TIME = (1 << 63) - 1  # milliseconds: no impression is later
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,46 @@ def label(
         "impressions": _count_left_out(counts),
     }
     return _as_sources(staging, catalogue, log, audit)
+
+
+def number_impressions(
+    spark: SparkSession,
+    log: EventLog,
+    settings: EventsSettings,
+    catalogue: Catalogue,
+    checks: ChecksSettings,
+    num_partitions: int,
+    staging: Path,
+) -> LabelledLog:
+    """Write the impressions of a log as `label` does, but all of them, of any time and without a label.
+
+    Actions and the log's own clicks are not read. Raises InputError where no impression is good.
+    """
+    settings = replace(settings, impressions=replace(settings.impressions, click=None), names={}, windows_s={})
+    spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
+    log = parse_json_lines(spark, log, settings, catalogue, staging)
+    with_files = impressions_of(
+        spark, log, settings, catalogue, Periods((0, _ANY_TIME, _ANY_TIME, _ANY_TIME), _ANY_TIME)
+    )
+    impressions = with_files.drop("file")
+    reaches = dict.fromkeys(("click_at", "daction_at", "conversion_at"), 0)
+    one_anywhere = checks.duplicates == GLOBAL
+    carried = ("user", "item") if one_anywhere else ()
+    none = impressions.limit(0).select(
+        *carried, "context_key", "impression_id", *(F.col("at").alias(name) for name in reaches)
+    )
+    rows = label_impressions(impressions, none, reaches, num_partitions, one_anywhere)
+    rows = _write_and_read(rows, staging / "labelled")
+    counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows")).collect()
+    if not any(row["status"] == GOOD_STATUS for row in counts):
+        found = ", ".join(f"{row['rows']} {row['status']}" for row in counts) or "none at all"
+        raise InputError(
+            f"No impression can be read: {found}; check source.events.impressions, time_unit and the fields' columns."
+        )
+    rejected = rows.where(F.col("status") != GOOD_STATUS).select("status", "split", "line")
+    _stop_at_failing_rows(with_files, rejected, counts, checks)
+    _write_and_read(rejected.repartition(1).sortWithinPartitions("status", "split", "line"), staging / "rejected")
+    return _as_sources(staging, catalogue, log, {"impressions": {"read": sum(row["rows"] for row in counts)}})
 
 
 def scan(actions: DataFrame, settings: EventsSettings) -> tuple[int, dict[str, int]]:

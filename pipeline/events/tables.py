@@ -67,8 +67,11 @@ def weights_of(column: str) -> str:
     return f"{column}__weight"
 
 
-def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog:
-    """Find the tables below `path`. Raises InputError for a missing file or column, or a column of the wrong type."""
+def find_log(path: str, settings: EventsSettings, fields: Catalogue, needs_labels: bool = True) -> EventLog:
+    """Find the tables below `path`; of a log that `needs_labels` not, without its actions.
+
+    Raises InputError for a missing file or column, or a column of the wrong type.
+    """
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
@@ -77,14 +80,17 @@ def find_log(path: str, settings: EventsSettings, fields: Catalogue) -> EventLog
             f"{settings.actions.path} (source.events.impressions.path, source.events.actions.path)."
         )
     impressions = _find_table(root, "impressions", settings.impressions.path, settings.impressions.format, 0)
-    actions = _find_table(root, "actions", settings.actions.path, settings.actions.format, len(impressions.files))
+    actions = Table("actions", PARQUET, (), {})
+    if needs_labels:
+        actions = _find_table(root, "actions", settings.actions.path, settings.actions.format, len(impressions.files))
     if [file.path for file in actions.files] == [file.path for file in impressions.files]:
         actions = replace(actions, files=impressions.files)  # one table with all events
     log = EventLog(impressions, actions, ())
     for number, join in enumerate(settings.joins):
         table = _find_table(root, f"joins[{number}]", join.path, join.format, len(log.files))
         log = EventLog(impressions, actions, (*log.joins, table))
-    _check_actions(actions, settings)
+    if needs_labels:
+        _check_actions(actions, settings)
     _check_impressions(log, settings, fields)
     return log
 

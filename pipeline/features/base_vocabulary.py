@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.dataset.manifest import Manifest, ManifestField, dataset_files, field_differences, read_manifest
+from pipeline.dataset.named_files import NamedFiles
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
 from pipeline.features.fields import Field
@@ -49,16 +50,22 @@ class Base:
 
     def vocabularies(self) -> list[Vocabulary]:
         """Read the vocabulary of each field. Raises InputError where a file is not what the manifest says."""
-        return [self._vocabulary(entry) for entry in self.manifest.fields]
+        remedy = "restore the file, or preprocess vocabulary.base again."
+        return vocabularies_of(dataset_files(self.path, remedy), self.manifest.fields)
 
-    def _vocabulary(self, entry: ManifestField) -> Vocabulary:
-        if not entry.vocabulary:
-            none = np.empty(0, np.int64)
-            return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
-        files = dataset_files(self.path, "restore the file, or preprocess vocabulary.base again.")
-        table = read_vocabulary(files, entry)
-        texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
-        return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts)
+
+def vocabularies_of(files: NamedFiles, fields: Sequence[ManifestField]) -> list[Vocabulary]:
+    """Read the vocabulary of each field, counts aside; one without ids for a field that has none."""
+    return [_vocabulary_of(files, entry) for entry in fields]
+
+
+def _vocabulary_of(files: NamedFiles, entry: ManifestField) -> Vocabulary:
+    if not entry.vocabulary:
+        none = np.empty(0, np.int64)
+        return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
+    table = read_vocabulary(files, entry)
+    texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
+    return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts)
 
 
 def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:

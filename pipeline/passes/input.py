@@ -79,15 +79,15 @@ class InputLog:
     events: "LabelledLog | None" = None  # of source=events: what its first stage wrote
 
 
-def open_log(spark: "SparkSession", job: Job, staging: Staging) -> InputLog:
+def open_log(spark: "SparkSession", job: Job, staging: Staging, needs_labels: bool = True) -> InputLog:
     """Prepare the log for the passes: label an event log; with source.reader=spark, find where blocks begin."""
     if job.settings.source.events:
-        found = _label_events(spark, job, staging)
+        found = _label_events(spark, job, staging) if needs_labels else _number_events(spark, job, staging)
         return InputLog(found.sources, found.splits, SplitInput(found.splits, found.reader), found)
     split_bytes = job.settings.source.split_bytes
     read = tuple(source for source in job.sources if source.table != ACTIONS)  # the action log is read on the driver
     splits = tuple(input_splits(list(read), split_bytes))
-    reader = ChunkReader.of(job.catalogue, job.settings)
+    reader = ChunkReader.of(job.catalogue, job.settings, needs_labels)
     if job.settings.source.reader != SPARK:
         return InputLog(job.sources, splits, SplitInput(splits, reader))
     frame = lines(spark, read, split_bytes)
@@ -108,10 +108,26 @@ def _label_events(spark: "SparkSession", job: Job, staging: Staging) -> "Labelle
     settings, events = job.settings, job.settings.source.events
     assert job.events is not None
     assert events is not None
-    num_bytes = sum(source.bytes for source in job.sources)
-    num_partitions = max(spark.sparkContext.defaultParallelism, -(-num_bytes // settings.source.split_bytes))
     with plain_errors():
         return label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
-            num_partitions, staging.tables,
+            _num_partitions(spark, job), staging.tables,
         )  # fmt: skip
+
+
+def _number_events(spark: "SparkSession", job: Job, staging: Staging) -> "LabelledLog":
+    """Write the impressions, numbered within their contexts, without a label."""
+    from pipeline.events.label import number_impressions  # it imports pyspark
+
+    events = job.settings.source.events
+    assert job.events is not None
+    assert events is not None
+    with plain_errors():
+        return number_impressions(
+            spark, job.events, events, job.catalogue, job.settings.checks, _num_partitions(spark, job), staging.tables
+        )
+
+
+def _num_partitions(spark: "SparkSession", job: Job) -> int:
+    num_bytes = sum(source.bytes for source in job.sources)
+    return max(spark.sparkContext.defaultParallelism, -(-num_bytes // job.settings.source.split_bytes))

@@ -32,7 +32,7 @@ class Job:
     def of(cls, settings: PreprocessSettings) -> "Job":
         """Find the raw files that `settings` name and check their heads. Raises InputError for what is wrong there."""
         out = store_of(settings.out)
-        _check_apart(settings.source.path, settings.out)
+        check_apart(settings.source.path, settings.out)
         if settings.source.events and not settings.staging and not isinstance(out, LocalStore):
             raise InputError(
                 f"out={settings.out} is an address, and source=events stores labelled impressions between its stages; "
@@ -65,7 +65,7 @@ class Job:
         return self.settings.determining(self.base.manifest_xxh3 if self.base else None)
 
 
-def _check_apart(source: str, out: str) -> None:
+def check_apart(source: str, out: str) -> None:
     """Raise InputError if the dataset would lie among the raw files: a later job would find it there."""
     places = [
         place.rstrip("/") if is_address(place) else os.path.realpath(os.path.expanduser(place))

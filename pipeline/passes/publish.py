@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit import balance
 from pipeline.audit.figures import figures
@@ -18,6 +18,7 @@ from pipeline.audit.leakage import leakage
 from pipeline.audit.page import audit_page
 from pipeline.audit.statistics import Statistics
 from pipeline.audit.tally import Tally
+from pipeline.chunks.sources import SourceFile
 from pipeline.config.preprocess import PreprocessSettings, settings_xxh3
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS, SPLITS, DatasetFile, Manifest, ManifestField, Source, totals_of
 from pipeline.features.fields import Field
@@ -31,6 +32,7 @@ from pipeline.secrets import redacted
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.parquet_files import HashedFile
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,7 +65,7 @@ def assemble(
     balanced = balance.reconcile(counted.tally, merge_tallies(reports), totals, quarantine_files)
     if log.events:
         balanced["events"] = log.events.audit
-    content = balanced | figures(job.catalogue, _statistics(reports, staging))
+    content = balanced | figures(job.catalogue, statistics_of(reports, staging))
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
     content["examples"] = balance.examples_of([report.examples for report in quarantine], log.sources)
     determining = job.determining
@@ -101,7 +103,7 @@ def _install_data(job: Job, reports: Sequence[DataReport]) -> list[DatasetFile]:
     ]
 
 
-def _statistics(reports: Sequence[DataReport], staging: Staging) -> dict[str, Statistics]:
+def statistics_of(reports: Sequence[DataReport], staging: Staging) -> dict[str, Statistics]:
     """Merge the statistics of each split in the order of its files; only of splits that have rows."""
     found: dict[str, Statistics] = {}
     for report in sorted(reports, key=_order):
@@ -165,10 +167,23 @@ def write_run(
     job: Job, spark: "SparkSession", manifest: Manifest, started: float, seconds: Mapping[str, float]
 ) -> None:
     """Write run.json, which holds what may differ between two runs that give the same dataset."""
+    write_run_of(job.out, manifest.xxh3, job.settings.run_only(), job.sources, spark, started, seconds)
+
+
+def write_run_of(
+    store: Store,
+    of_xxh3: str,
+    settings: dict[str, Any],
+    sources: Sequence[SourceFile],
+    spark: "SparkSession",
+    started: float,
+    seconds: Mapping[str, float],
+) -> None:
+    """Write run.json beside the list of files whose text has the checksum `of_xxh3`."""
     run = {
-        commit.OF_MANIFEST: manifest.xxh3,
-        "settings": redacted(job.settings.run_only()),
-        "inputs": stamps_of(job.sources),
+        commit.OF_MANIFEST: of_xxh3,
+        "settings": redacted(settings),
+        "inputs": stamps_of(sources),
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -177,4 +192,4 @@ def write_run(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
-    commit.write_json(job.out, commit.RUN, run, mode=0o600)  # it holds settings
+    commit.write_json(store, commit.RUN, run, mode=0o600)  # it holds settings

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,9 +64,39 @@ class QuarantineReport:
         return cls(**raw | {"file": StagedFile(**raw["file"])})
 
 
-def report_row(report: DataReport | QuarantineReport) -> pa.RecordBatch:
+@dataclass(frozen=True)
+class ScanReport:
+    """What the tasks that read a log counted, where its only pass reads it."""
+
+    tally: Tally
+    fingerprints: tuple[tuple[int, int, int], ...]  # (ordinal, start, fingerprint) of each input split
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tally": self.tally.to_json(), "fingerprints": list(self.fingerprints)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "ScanReport":
+        """Parse what `to_json` wrote."""
+        splits = tuple((ordinal, start, fingerprint) for ordinal, start, fingerprint in raw["fingerprints"])
+        return cls(Tally.from_json(raw["tally"]), splits)
+
+    @classmethod
+    def sum_of(cls, reports: Iterable["ScanReport"]) -> "ScanReport":
+        """Merge the reports of all tasks."""
+        tally = Tally()
+        splits: list[tuple[int, int, int]] = []
+        for report in reports:
+            tally.merge(report.tally)
+            splits += report.fingerprints
+        return cls(tally, tuple(splits))
+
+
+def report_row(report: DataReport | QuarantineReport | ScanReport) -> pa.RecordBatch:
     """Put a report into a row of REPORT."""
-    raw = {"data": report.to_json()} if isinstance(report, DataReport) else {"quarantine": asdict(report)}
+    if isinstance(report, QuarantineReport):
+        raw = {"quarantine": asdict(report)}
+    else:
+        raw = {"data" if isinstance(report, DataReport) else "scan": report.to_json()}
     return pa.RecordBatch.from_arrays([pa.array([json.dumps(raw).encode()], pa.binary())], schema=_REPORT_SCHEMA)
 
 
@@ -75,6 +106,12 @@ def reports_of(table: pa.Table) -> tuple[list[DataReport], list[QuarantineReport
     data = [DataReport.from_json(raw["data"]) for raw in raws if "data" in raw]
     quarantine = [QuarantineReport.from_json(raw["quarantine"]) for raw in raws if "quarantine" in raw]
     return data, sorted(quarantine, key=lambda report: report.number)
+
+
+def scans_of(table: pa.Table) -> ScanReport:
+    """Parse rows of REPORT: what the tasks of a pass counted."""
+    raws = [json.loads(report.as_py()) for report in table.column("report")]
+    return ScanReport.sum_of(ScanReport.from_json(raw["scan"]) for raw in raws if "scan" in raw)
 
 
 def attempt_name() -> str:

@@ -7,7 +7,7 @@ changed_since   before a job that may have nothing to do: likewise, with the sta
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from pipeline.aliccp.reader import fingerprint_of_file
 from pipeline.chunks.files import files_of
 from pipeline.chunks.fingerprints import has_changed
 from pipeline.chunks.sources import ACTIONS, SourceFile
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Source
 from pipeline.errors import InputError
 from pipeline.passes.count import CountResult
 from pipeline.passes.input import numbers_in
@@ -91,8 +91,17 @@ def fingerprints_by_tasks(spark: "SparkSession", job: Job) -> list[str]:
     return [found[number] for number in range(len(sources))]
 
 
-def changed_since(job: Job, existing: Manifest) -> SourceFile | None:
-    """Return the first file that is not the one of a finished dataset whose files have the same names and sizes.
+class Finished(Protocol):
+    """A finished dataset, or finished scores: its list of files says what it was made of."""
+
+    @property
+    def sources(self) -> Sequence[Source]: ...
+    @property
+    def xxh3(self) -> str: ...
+
+
+def changed_since(job: Job, existing: Finished) -> SourceFile | None:
+    """Return the first file that is not the one of what is finished, whose files have the same names and sizes.
 
     A file whose stamp is that in run.json is not read. Of a dataset of an earlier release, nothing is known.
     """

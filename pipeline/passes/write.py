@@ -23,7 +23,7 @@ from pipeline.contexts.group import ORDINAL, REJECT_REASON, Selection, select, w
 from pipeline.contexts.records import RECORD_SPARK_SCHEMA, layout_of
 from pipeline.contexts.rows import rows_of
 from pipeline.dataset.lookup_table import Lookup, lookup_of
-from pipeline.dataset.manifest import LABELS, SPLITS
+from pipeline.dataset.manifest import LABELS, SPLITS, RowGroup
 from pipeline.dataset.schema import schema_of
 from pipeline.features.fields import Catalogue
 from pipeline.passes.count import CountResult
@@ -43,6 +43,7 @@ from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
 from pipeline.storage.commit import QUARANTINE_FOLDER, Staging
 from pipeline.storage.parquet_files import PartWriter, quarantine_batch, write_quarantine
+from pipeline.storage.staged_file import StagedFile
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -97,13 +98,16 @@ class WriteTasks:
 
     def write(self, batches: Batches) -> Batches:
         """Write the sorted records of a partition → the report of its file; a partition may be empty."""
-        for key, mine in _by_bucket(batches):
+        for key, mine in batches_by_bucket(batches):
             split, number = self.buckets.file_of(key)
-            name = f"{split}-{number:05d}-{attempt_name()}"
+            name = self._new_name(split, number)
             if split == "quarantine":
                 yield report_row(self._write_rejected(name, number, mine))
             else:
                 yield report_row(self._write_rows(name, split, number, mine))
+
+    def _new_name(self, split: str, number: int) -> str:
+        return f"{split}-{number:05d}-{attempt_name()}"
 
     def _write_rejected(self, name: str, number: int, batches: Batches) -> QuarantineReport:
         path = self.staging.path(name)
@@ -121,6 +125,17 @@ class WriteTasks:
         file = writer.finish()
         if file:
             file = self.staging.seal(file, split, f"part-{number:05d}")
+        return self._report(name, split, number, file, tuple(writer.row_groups), found)
+
+    def _report(
+        self,
+        name: str,
+        split: str,
+        number: int,
+        file: StagedFile | None,
+        row_groups: tuple[RowGroup, ...],
+        found: "GroupFindings",
+    ) -> DataReport:
         rejects = np.concatenate(found.rejects)
         has_rejects = len(rejects) > 0
         num_rejects = np.bincount(rejects[:, ORDINAL], minlength=len(self.sources)).tolist() if has_rejects else ()
@@ -128,7 +143,7 @@ class WriteTasks:
             split,
             number,
             file,
-            tuple(writer.row_groups),
+            row_groups,
             found.tally,
             found.statistics.report(lambda what, array: self.staging.save_array(f"{name}-{what}", array)),
             self.staging.save_array(f"{name}-rejects", rejects) if has_rejects else "",
@@ -208,7 +223,7 @@ def save_tables(job: Job, counted: CountResult, directory: Path) -> list[Path]:
     return paths
 
 
-def _by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
+def batches_by_bucket(batches: Batches) -> Iterator[tuple[int, Batches]]:
     """Yield (bucket key, its batches) of a partition sorted by bucket; use up the batches of one before the next."""
     freeze_imports()
     waiting = (piece for batch in batches for piece in _cut_at_buckets(batch))

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +166,13 @@ def remove_unnamed_files(store: Store, grace_hours: float) -> None:
     They must be older than the grace period. Call it under the lock. An InputError is only printed: no job depends on it,
     and a superseded manifest that is damaged may name any file.
     """
+    remove_files(store, lambda: unnamed_files(store, grace_hours))
+
+
+def remove_files(store: Store, listed: Callable[[], Iterable[str]]) -> None:
+    """Remove the files that `listed` lists. An InputError is only printed."""
     try:
-        for name in unnamed_files(store, grace_hours):
+        for name in listed():
             store.remove(name)
     except InputError as error:
         _say_unnamed_files_stay(error)
@@ -175,6 +180,24 @@ def remove_unnamed_files(store: Store, grace_hours: float) -> None:
 
 def unnamed_files(store: Store, grace_hours: float) -> list[str]:
     """List the files that `remove_unnamed_files` would remove."""
+
+    def named(texts: Mapping[str, bytes]) -> Iterable[str]:
+        return (path for name, text in texts.items() for path in files_named(Manifest.from_json(text, name)))
+
+    return unnamed_data_files(store, grace_hours, MANIFEST, FOLDERS, named)
+
+
+def unnamed_data_files(
+    store: Store,
+    grace_hours: float,
+    newest: str,
+    folders: Iterable[str],
+    named_by: Callable[[Mapping[str, bytes]], Iterable[str]],
+) -> list[str]:
+    """List old superseded lists of files, data files in `folders` that no list names, and the staging of dead runs.
+
+    `newest` is the list that counts; `named_by` returns the files that some lists name, given as name → text.
+    """
     grace_s = grace_hours * _S_PER_HOUR
     gone: list[str] = []
     kept: list[str] = []
@@ -182,9 +205,8 @@ def unnamed_files(store: Store, grace_hours: float) -> list[str]:
         superseded_at = Path(name).stem
         is_old = superseded_at.isdigit() and time.time() - int(superseded_at) >= grace_s
         (gone if is_old else kept).append(name)
-    texts = {name: text for name in (MANIFEST, *kept) if (text := store.read(name)) is not None}
-    named = {path for name, text in texts.items() for path in files_named(Manifest.from_json(text, name))}
-    for folder in FOLDERS:
+    named = set(named_by({name: text for name in (newest, *kept) if (text := store.read(name)) is not None}))
+    for folder in folders:
         for name, age_s in store.names(folder):
             if _DATA_FILE.match(Path(name).name) and name not in named and age_s >= grace_s:
                 gone.append(name)

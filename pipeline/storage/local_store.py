@@ -49,7 +49,7 @@ class LocalStore:
 
     def install(self, file: StagedFile) -> str:
         with writing(f"out={self.location}"):
-            (self.root / file.name).parent.mkdir(exist_ok=True)
+            (self.root / file.name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(file.path, self.root / file.name)
         return file.name
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The modules below pipeline/ that only the driver imports: it renders audit.html.
-DRIVER_ONLY = {"pipeline.html.page", "pipeline.audit.page", "pipeline.passes.publish", "pipeline.preprocess"}
+DRIVER_ONLY = {
+    "pipeline.html.page",
+    "pipeline.audit.page",
+    "pipeline.passes.publish",
+    "pipeline.preprocess",
+    "pipeline.score",
+}
 HEAVY = ("jinja2", "torch")
 IMPORT = """
 import importlib, sys

@@ -1,0 +1,39 @@
+"""python -m jobs.score run=RUN source=aliccp source.path=RAW out=SCORES, or data=DATASET; or the same behind spark-submit."""
+
+import sys
+from pathlib import Path
+
+# spark-submit runs this file by its path, with jobs/ on sys.path instead of the directory above it. jobs/ has to go: its
+# inspect.py would hide the standard library's.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()  # the imports take a second
+
+from jobs.entry import launch
+from pipeline.config.score import ScoreSettings
+from pipeline.passes.scorer import TrainedModel
+from pipeline.score import score, summarize_scores
+from pipeline.spark.session import stop_spark
+from training.checkpoint.settings import check_which
+from training.serving.row_scorer import describe_run
+
+
+def run(settings: ScoreSettings) -> None:
+    """Score, then print how many impressions were scored and how many lines are in quarantine."""
+    check_which(settings.checkpoint, "checkpoint")
+    found = describe_run(settings.run, settings.checkpoint)
+    model = TrainedModel(found.scorer, found.outputs, found.dataset, found.manifest, found.origin)
+    try:
+        print(summarize_scores(score(settings, model)), flush=True)
+    finally:
+        stop_spark()
+
+
+if __name__ == "__main__":
+    about = "pCTR, pCTAVR, pCVR and pCTCVR of a raw log without labels, or of a dataset, in Spark, by a trained run."
+    launch("score", ScoreSettings, run, about)
