@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.audit.tally import Tally
 from pipeline.dataset.kinds import INDEX
+from pipeline.dataset.lookup_table import lookup_of
 from pipeline.dataset.manifest import (
     MISSING,
     OUT_OF_VOCABULARY,
@@ -29,7 +30,6 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.schema import check_types, schema_of
 from pipeline.errors import InputError
 from pipeline.features.base_vocabulary import vocabularies_of
-from pipeline.dataset.lookup_table import lookup_of
 from pipeline.passes.input import numbers_in
 from pipeline.passes.reports import REPORT, DataReport, attempt_name, report_row, reports_of
 from pipeline.passes.score_log import ROWS_PER_SCORE_GROUP, counts_of

@@ -24,9 +24,9 @@ from pipeline.contexts.buckets import Buckets
 from pipeline.contexts.encode import encode
 from pipeline.contexts.records import layout_of, record_batch
 from pipeline.contexts.rows import rows_of
+from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.dataset.manifest import SPLITS
 from pipeline.dataset.schema import schema_of
-from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.passes.input import InputLog
 from pipeline.passes.job import Job

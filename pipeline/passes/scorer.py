@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 class RowScorer(Protocol):
     """A model that is open in this process."""
 
-    def __call__(self, rows: pa.Table) -> Mapping[str, np.ndarray]:
+    def __call__(self, rows: pa.Table, /) -> Mapping[str, np.ndarray]:
         """Return output → probability [R] of the impressions of `rows`, row by row.
 
         `rows` have the columns of dataset.schema.schema_of without labels, and indices of the model's dataset.
