@@ -41,7 +41,7 @@ from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.lock import dataset_lock
-from pipeline.storage.scores import ScoreFile, Scores, publish_scores, read_scores, remove_unnamed_scores
+from pipeline.storage.scores import ScoreFile, ScoreManifest, publish_scores, read_scores, remove_unnamed_scores
 from pipeline.storage.store import Store, store_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _PLACES = ("run",)
 _EVENTS_KEYS = ("impressions", "joins", "context_window_s", "time_unit", "list_separator", "nulls")
 
 
-def score(settings: ScoreSettings, model: TrainedModel) -> Scores:
+def score(settings: ScoreSettings, model: TrainedModel) -> ScoreManifest:
     """Write the scores that `settings` describe, unless they are finished already; return the content of scores.json.
 
     Raises InputError for a mistake in the settings or the input, before Spark starts where it can be seen by then.
@@ -61,11 +61,11 @@ def score(settings: ScoreSettings, model: TrainedModel) -> Scores:
     with plain_errors():
         job = ScoreJob.of(settings, model)
     with dataset_lock(job.out):
-        if done := _finished(job):
+        if done := _finished_scores(job):
             remove_unnamed_scores(job.out)
             return done
         with commit.open_staging(job.out, settings.staging) as staging, plain_errors():
-            return _run(job, staging)
+            return _score_and_commit(job, staging)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _catalogue_of(model: TrainedModel, group: str, timed: bool) -> Catalogue:
     return Catalogue(tuple(fields), group, timed)
 
 
-def _finished(job: ScoreJob) -> Scores | None:
+def _finished_scores(job: ScoreJob) -> ScoreManifest | None:
     """Return the scores if they are there already. Raises InputError if others are in their place."""
-    existing = _existing(job)
+    existing = _existing_scores(job)
     if existing is None:
         return None
     there = tuple((source.name, source.bytes) for source in existing.sources)
@@ -211,7 +211,7 @@ def _identity(origin: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in origin.items() if name not in _PLACES}
 
 
-def _existing(job: ScoreJob) -> Scores | None:
+def _existing_scores(job: ScoreJob) -> ScoreManifest | None:
     """Read the scores.json that is there; with overwrite=true a damaged one counts as none."""
     try:
         return read_scores(job.out)
@@ -221,14 +221,14 @@ def _existing(job: ScoreJob) -> Scores | None:
         raise
 
 
-def _run(job: ScoreJob, staging: Staging) -> Scores:
+def _score_and_commit(job: ScoreJob, staging: Staging) -> ScoreManifest:
     """Score and commit; return the content of scores.json."""
     started, clock_start = time.time(), time.monotonic()
     spark = start_spark(job.settings.spark)
     most = job.settings.impressions_per_batch
     if job.scored:
         reports = score_dataset(spark, job.scored, job.model, most, staging)
-        scores = _assemble(job, reports, [Source(*job.sources[0])], {})
+        scores = _list_scores(job, reports, [Source(*job.sources[0])], {})
     else:
         scores = _score_raw(spark, job, most, staging)
     raw_files = job.raw.sources if job.raw else ()
@@ -241,7 +241,7 @@ def _run(job: ScoreJob, staging: Staging) -> Scores:
     return scores
 
 
-def _score_raw(spark: "SparkSession", job: ScoreJob, most: int, staging: Staging) -> Scores:
+def _score_raw(spark: "SparkSession", job: ScoreJob, most: int, staging: Staging) -> ScoreManifest:
     raw, model = job.raw, job.model
     assert raw is not None
     vocabularies = vocabularies_of(dataset_files(model.dataset), model.manifest.fields)
@@ -268,7 +268,7 @@ def _score_raw(spark: "SparkSession", job: ScoreJob, most: int, staging: Staging
     by_split = {split: {"impressions": number} for split, number in totals.items()}
     audit = balance.reconcile(found.scan.tally, merge_tallies(found.reports), by_split, files)
     sources = [Source(one.name, one.bytes, fingerprints[one.ordinal]) for one in raw.sources]
-    scores = _assemble(job, found.reports, sources, audit)
+    scores = _list_scores(job, found.reports, sources, audit)
     content = audit | figures(raw.catalogue, statistics_of(found.reports, staging))
     content["examples"] = balance.examples_of([one.examples for one in rejects], log.sources)
     content[commit.OF_MANIFEST] = scores.xxh3
@@ -276,7 +276,9 @@ def _score_raw(spark: "SparkSession", job: ScoreJob, most: int, staging: Staging
     return scores
 
 
-def _assemble(job: ScoreJob, reports: list[DataReport], sources: list[Source], audit: Mapping[str, Any]) -> Scores:
+def _list_scores(
+    job: ScoreJob, reports: list[DataReport], sources: list[Source], audit: Mapping[str, Any]
+) -> ScoreManifest:
     """Move every file to its place, and list them."""
     files = tuple(
         ScoreFile(
@@ -286,7 +288,7 @@ def _assemble(job: ScoreJob, reports: list[DataReport], sources: list[Source], a
         for report in sorted(reports, key=lambda report: (report.split, report.number))
         if report.file
     )  # fmt: skip
-    return Scores(
+    return ScoreManifest(
         job.determining, dict(job.model.origin), tuple(sources), job.model.outputs, files, _totals(reports), dict(audit)
     )
 
@@ -300,7 +302,7 @@ def _totals(reports: list[DataReport]) -> dict[str, int]:
     return totals
 
 
-def summarize_scores(scores: Scores) -> str:
+def summarize_scores(scores: ScoreManifest) -> str:
     """Sum up scores in a line for each split and one for the quarantined lines."""
     model = f"{scores.origin.get('checkpoint', '?')} of {scores.origin.get('run', '?')}"
     lines = [f"{split}: {number:,} impressions scored by {model}" for split, number in scores.totals.items()]

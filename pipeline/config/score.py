@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from omegaconf import MISSING
+
 from pipeline.config.preprocess import SourceSettings, SparkSettings
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
-
-_MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 
 
 @dataclass
@@ -20,8 +20,8 @@ class ScoredLogSettings(SourceSettings):
 class ScoreSettings:
     """All settings of jobs.score: conf/score.yaml."""
 
-    run: str = _MISSING  # the folder of a run that jobs.train has trained
-    out: str = _MISSING  # the scores
+    run: str = MISSING  # the folder of a run that jobs.train has trained
+    out: str = MISSING  # the scores
     checkpoint: str = "newest"  # newest | best: the one that validation found best | step-N
     data: str | None = None  # a dataset to score in place of a raw log (source.path)
     split: str = "test"  # of data: train | validation | test

@@ -111,7 +111,7 @@ def _label_events(spark: "SparkSession", job: Job, staging: Staging) -> "Labelle
     with plain_errors():
         return label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
-            _num_partitions(spark, job), staging.tables,
+            _partitions_of_tables(spark, job), staging.tables,
         )  # fmt: skip
 
 
@@ -124,10 +124,16 @@ def _number_events(spark: "SparkSession", job: Job, staging: Staging) -> "Labell
     assert events is not None
     with plain_errors():
         return number_impressions(
-            spark, job.events, events, job.catalogue, job.settings.checks, _num_partitions(spark, job), staging.tables
+            spark,
+            job.events,
+            events,
+            job.catalogue,
+            job.settings.checks,
+            _partitions_of_tables(spark, job),
+            staging.tables,
         )
 
 
-def _num_partitions(spark: "SparkSession", job: Job) -> int:
+def _partitions_of_tables(spark: "SparkSession", job: Job) -> int:
     num_bytes = sum(source.bytes for source in job.sources)
     return max(spark.sparkContext.defaultParallelism, -(-num_bytes // job.settings.source.split_bytes))

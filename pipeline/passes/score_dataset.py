@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _SAME_AS_MODEL = ("raw_id", "scope", "arity", "weighted", "kind", "hash_buckets", "parameters")
-_REMEDY = "run jobs.preprocess again."
+_ROWS_REMEDY = "run jobs.preprocess again."
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,9 @@ class DatasetTasks:
             index_V = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
             map_N = maps[entry.name]
             if len(index_V) and not 0 <= index_V.min() <= index_V.max() < len(map_N):
-                raise InputError(f"{where}, column {entry.name}: an index outside 0 to {len(map_N) - 1}; {_REMEDY}")
+                raise InputError(
+                    f"{where}, column {entry.name}: an index outside 0 to {len(map_N) - 1}; {_ROWS_REMEDY}"
+                )
             mapped = pa.array(map_N[index_V], pa.int32())
             if is_list:
                 offsets = pa.array(column.offsets.to_numpy() - column.offsets[0].as_py(), pa.int32())
@@ -186,4 +188,4 @@ class DatasetTasks:
 
 
 def _not_as_promised(where: str, found: str, promised: str) -> InputError:
-    return InputError(f"{where} has {found} where the manifest says {promised}; {_REMEDY}")
+    return InputError(f"{where} has {found} where the manifest says {promised}; {_ROWS_REMEDY}")

@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 
 SCORES, SCORES_FOLDER = "scores.json", "scores"
 _SCORES_VERSION = 1
-_REMEDY = "run jobs.score again, with overwrite=true."
+_SCORES_REMEDY = "run jobs.score again, with overwrite=true."
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ScoreFile:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreManifest:
     """The content of scores.json: which files the scores are, and what they were made of."""
 
     settings: Mapping[str, Any]  # that decide what the scores are
@@ -67,13 +67,13 @@ class Scores:
         return xxhash.xxh3_64_hexdigest(self.to_json().encode())
 
 
-def read_scores(store: Store) -> Scores | None:
+def read_scores(store: Store) -> ScoreManifest | None:
     """Read scores.json; None if there is none. Raises InputError for a damaged one."""
     text = store.read(SCORES)
     return None if text is None else _parse_scores(text, f"{store.location}/{SCORES}")
 
 
-def publish_scores(store: Store, scores: Scores) -> None:
+def publish_scores(store: Store, scores: ScoreManifest) -> None:
     """Commit: replace scores.json, after flushing all that it names."""
     store.flush(tuple({str(Path(file.path).parent) for file in scores.files} | {SCORES_FOLDER, QUARANTINE_FOLDER}))
     store.put(SCORES, scores.to_json().encode())
@@ -92,13 +92,15 @@ def remove_unnamed_scores(store: Store) -> None:
     remove_files(store, lambda: unnamed_data_files(store, 0.0, SCORES, folders, named))
 
 
-def _parse_scores(text: bytes, where: str) -> Scores:
-    raw = parse_json(text, where, _REMEDY)
+def _parse_scores(text: bytes, where: str) -> ScoreManifest:
+    raw = parse_json(text, where, _SCORES_REMEDY)
     if not isinstance(raw, dict) or raw.get("format_version") != _SCORES_VERSION:
-        raise InputError(f"{where} is no list of scores of format_version={_SCORES_VERSION}; {_REMEDY}")
-    check_own_xxh3(raw, where, _REMEDY)
+        raise InputError(f"{where} is no list of scores of format_version={_SCORES_VERSION}; {_SCORES_REMEDY}")
+    check_own_xxh3(raw, where, _SCORES_REMEDY)
     try:
-        found: Scores = typed(Scores, {name: value for name, value in raw.items() if name != CONTENT_XXH3})
+        found: ScoreManifest = typed(
+            ScoreManifest, {name: value for name, value in raw.items() if name != CONTENT_XXH3}
+        )
     except WrongType as error:
-        raise InputError(f"{where} is damaged: {error}; {_REMEDY}") from error
+        raise InputError(f"{where} is damaged: {error}; {_SCORES_REMEDY}") from error
     return found

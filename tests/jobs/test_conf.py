@@ -17,6 +17,7 @@ from jobs.evaluate import EvaluateSettings
 from jobs.help_page import comments_of, with_comments
 from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
+from pipeline.config.score import ScoreSettings
 from pipeline.simulate.run import SimulateSettings
 from training.planning.settings import FeasibilitySettings
 from training.run.demo import DemoSettings
@@ -29,6 +30,7 @@ SCHEMAS = {
     "inspect": InspectSettings,
     "simulate": SimulateSettings,
     "preprocess": PreprocessSettings,
+    "score": ScoreSettings,
     "train": TrainSettings,
     "plan": FeasibilitySettings,
 }
