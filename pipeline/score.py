@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 #: Of a model's origin: where it lies does not say which one it is.
 _PLACES = ("run",)
 #: Of source.events: what decides the features and ids of an impression, and nothing of its labels.
-_EVENTS_KEYS = ("impressions", "joins", "context_window_s", "time_unit", "list_separator", "nulls")
+_EVENTS_KEYS = ("impressions", "joins", "context_window_s", "time_unit", "time_zone", "list_separator", "nulls")
 
 
 def score(settings: ScoreSettings, model: TrainedModel) -> ScoreManifest:

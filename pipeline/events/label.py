@@ -115,6 +115,7 @@ def number_impressions(
     """
     settings = replace(settings, impressions=replace(settings.impressions, click=None), names={}, windows_s={})
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
+    settle(spark)
     log = parse_json_lines(spark, log, settings, catalogue, staging)
     with_files = impressions_of(
         spark, log, settings, catalogue, Periods((0, _ANY_TIME, _ANY_TIME, _ANY_TIME), _ANY_TIME)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from event_log import ACTIONS, BOUNDARIES, EVENTS, IMPRESSIONS, write_parquet
 from pyspark import cloudpickle
 from raw_log import RawLog, key_of, random_log
 
@@ -59,7 +60,7 @@ def impressions_of(rows: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 #: Columns with one value an impression.
-IMPRESSION_FIELDS = ("impression_id", "item_id", "item_category", "item_shop", "item_brand", "position")
+IMPRESSION_FIELDS = ("impression_id", "timestamp", "item_id", "item_category", "item_shop", "item_brand", "position")
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,27 @@ def test_unknown_ids_are_out_of_vocabulary(raw: RawLog, dataset: Path, tmp_path:
     assert audit["fields"]["item_id"]["train"]["out_of_vocabulary"] == 2
     assert audit["fields"]["user_id"]["train"]["out_of_vocabulary"] == 1
     assert table["group_id"].to_pylist() == [77777777, 77777777]
+
+
+def test_impressions_without_actions_are_scored_whenever_they_were(
+    tmp_path: Path, preprocess_settings: Settings, spark: "SparkSession"
+) -> None:
+    write_parquet(tmp_path / "raw", "impressions", IMPRESSIONS)
+    write_parquet(tmp_path / "raw", "actions", ACTIONS)
+    preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "data", *EVENTS, BOUNDARIES))
+    write_parquet(tmp_path / "unlabelled", "impressions", IMPRESSIONS)
+    words = ["source=events", "source.events.boundaries=[]", f"source.path={tmp_path / 'unlabelled'}"]
+    score(settings_of(tmp_path / "out", *words), model_of(tmp_path / "data"))
+    table = pq.ParquetDataset(tmp_path / "out" / "scores").read()
+    times = dict(zip(table["impression_id"].to_pylist(), table["timestamp"].to_pylist(), strict=True))
+    assert times == {row["impression_id"]: 1000 * row["timestamp"] for row in reversed(IMPRESSIONS)}
+    wanted = expected(tmp_path / "data", "train", "validation", "test")
+    found = written(tmp_path / "out")
+    assert len(wanted) >= 5
+    assert_same({key: found[key] for key in wanted}, wanted)
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert audit["quarantined"] == {**audit["quarantined"], "duplicate_impression": 1}
+    assert audit["lines"]["train"]["impressions"]["read"] == len(IMPRESSIONS)
 
 
 @pytest.mark.parametrize(
