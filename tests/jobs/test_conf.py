@@ -52,6 +52,7 @@ NEWER_SETTINGS = (
     "time_zone",
     "where",
     "ctr_run",
+    "average",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",

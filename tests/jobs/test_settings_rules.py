@@ -20,6 +20,8 @@ REFUSED = [
     "init_from=", "validation.split=", "precision=", "model.train_on=rows", "model.sampling.unclicked=-1",
     "model.sampling.clicked=nan", "model.sampling.converted=1e9", "model.sampling.by_p_ctr=x", "model.sampling.clip=0.5",
     "model.sampling.by_p_ctr=weigh", "ctr_run=RUN",
+    "average.kind=ema", "average.power=-1", "average.power=nan",
+    "average.power=1e9", "average.snapshots=0", "average.snapshots=1.5", "average.snapshots=99999999",
 ]  # fmt: skip
 REFUSED_BY_PREPROCESS = [
     "source.path=", "out=", "vocabulary.base=", "vocabulary.min_count=0", "vocabulary.max_ids=0", "seed=-1", "overwrite=2",

@@ -41,7 +41,8 @@ def carry_over(
         num_rows = before[entry.name].num_rows
         for shard in shards:
             wanted = torch.from_numpy(source[shard.first_row : shard.first_row + len(shard.weight)])
-            for part, rows in {"weight": shard.weight, **shard.optimizer}.items():
+            state = {} if saved.is_average else shard.optimizer
+            for part, rows in {"weight": shard.weight, **state}.items():
                 saved.check_like(entry.name, part, rows)
                 if saved.num_rows(entry.name, part) != num_rows:
                     raise saved.damage(

@@ -3,6 +3,7 @@
     RUN/checkpoints/step-00001234/
       rank-00000.safetensors   the rows that rank 0 stored: <table>/<first row>/weight and its optimizer's state
       towers.safetensors       the replicated parameters and Adam's state
+      average-00000.safetensors, average-towers.safetensors   the average of the weights, by the same names
       checkpoint.json          position, validations, and size and checksum of each file; written last
 
 `training.checkpoint.restore` says what goes into the tensors.

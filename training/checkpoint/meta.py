@@ -1,6 +1,7 @@
 """checkpoint.json: what it says, written and read in one place. Nothing in it is believed before it is checked."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +14,12 @@ import xxhash
 from pipeline.dataset.json_text import parse_json, typed
 from pipeline.dataset.named_files import NamedFiles
 from pipeline.errors import InputError, printable, reason_of
+from training.distributed.settings import AverageState
 
 FORMAT_VERSION = 1
 META_FILE = "checkpoint.json"
 TOWERS_FILE = "towers.safetensors"
+AVERAGE_TOWERS_FILE = "average-towers.safetensors"
 #: A file is some 100 bytes of it; this is room for 300,000 ranks.
 _LARGEST_META_BYTES = 32 << 20
 _KEYS = frozenset(("format_version", "position", "manifest_xxh3", "judged", "world_size", "files"))
@@ -68,11 +71,23 @@ class Checkpoint:
     files: tuple[str, ...]
     validation: ValidationState | None = None
     window: LogWindow | None = None
+    average: AverageState | None = None  # None: of no step, or average.kind=none, or an older release
 
 
 def rank_file(rank: int) -> str:
     """Return the name of the file with the rows that `rank` stored."""
     return f"rank-{rank:05d}.safetensors"
+
+
+def average_file(rank: int) -> str:
+    """Return the name of the file with the averages of the rows that `rank` stored."""
+    return f"average-{rank:05d}.safetensors"
+
+
+def file_names(world_size: int, has_average: bool) -> list[str]:
+    """List the files of tensors of a checkpoint that `world_size` ranks wrote."""
+    names = [*map(rank_file, range(world_size)), TOWERS_FILE]
+    return [*names, *map(average_file, range(world_size)), AVERAGE_TOWERS_FILE] if has_average else names
 
 
 def path_of(run: Path, total_steps: int) -> Path:
@@ -98,6 +113,8 @@ def meta_text(checkpoint: Checkpoint, world_size: int, files: Mapping[str, Saved
     }
     if checkpoint.window:
         meta["log_window"] = asdict(checkpoint.window)
+    if checkpoint.average:
+        meta["average"] = asdict(checkpoint.average)
     return _canonical(meta | {"content_xxh3": _content_xxh3(meta)})
 
 
@@ -157,13 +174,24 @@ def _meta_of(path: Path, raw: Any) -> tuple[Checkpoint, dict[str, SavedFile]]:
     manifest_xxh3, num_ranks = _xxh3(raw["manifest_xxh3"], "manifest_xxh3"), raw["world_size"]
     if type(num_ranks) is not int or num_ranks < 1:
         raise ValueError(f"world_size={num_ranks!r} is no number of ranks")
+    average = _average(raw.get("average"), total_steps)
     files = _files(raw["files"])
-    if len(files) != num_ranks + 1 or sorted(files) != [*map(rank_file, range(num_ranks)), TOWERS_FILE]:
+    num_files = (num_ranks + 1) * (2 if average else 1)
+    if len(files) != num_files or sorted(files) != sorted(file_names(num_ranks, average is not None)):
         raise ValueError(f"it names {len(files)} files, which are not those of world_size={num_ranks}")
     window: LogWindow | None = typed(LogWindow | None, raw.get("log_window"), "log_window")
     if window and not 0 <= window.num_steps <= total_steps:
         raise ValueError(f"log_window.num_steps={window.num_steps} is not possible after {total_steps} steps")
-    return Checkpoint(path, position, manifest_xxh3, tuple(sorted(files)), validation, window), files
+    return Checkpoint(path, position, manifest_xxh3, tuple(sorted(files)), validation, window, average), files
+
+
+def _average(raw: Any, total_steps: int) -> AverageState | None:
+    average: AverageState | None = typed(AverageState | None, raw, "average")
+    if average and not (
+        0 <= average.since < average.snapshot <= average.steps == total_steps and 0.0 <= average.power < math.inf
+    ):
+        raise ValueError(f"average={asdict(average)} is not possible after {total_steps} steps")
+    return average
 
 
 def _leads_to(total_steps: int, position: Position) -> bool:

@@ -5,7 +5,8 @@ dropout and the order of the data are functions of the position, so there is no 
 `training.checkpoint.files` has the format and the atomic commit; `training.checkpoint.save` writes beside training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from training.checkpoint.files import find_checkpoint, find_newest
-from training.checkpoint.meta import TOWERS_FILE, Checkpoint, path_of, read_meta, steps_of
+from training.checkpoint.meta import Checkpoint, path_of, read_meta, steps_of
 from training.checkpoint.settings import NEWEST
 from training.checkpoint.tensors import SavedTensors
 from training.distributed.sharded_model import Shard, ShardedModel
+from training.distributed.weight_average import WeightAverage
 from training.distributed.world import World
 
 
@@ -53,12 +55,55 @@ def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
     Raises InputError, before it changes the model, where a table or a tower has another name, type or shape than the
     saved one; and, while it reads, for a number that is not finite.
     """
-    saved = SavedTensors(checkpoint)
+    _fill(SavedTensors(checkpoint), checkpoint, model, list(model.shards))
+
+
+def restore_to_predict(checkpoint: Checkpoint, model: ShardedModel) -> None:
+    """Fill `model` with the weights that predict: the average of `checkpoint`, or its last weights where it has none.
+
+    The optimizers' states of an average are none, so train with `restore`. Raises InputError as `restore` does.
+    """
+    _fill(prediction_tensors(checkpoint), checkpoint, model, _without_optimizer(model.shards))
+
+
+def prediction_tensors(checkpoint: Checkpoint) -> SavedTensors:
+    """Open the weights that predict: the average of `checkpoint`, or its last weights where it has none."""
+    return SavedTensors(checkpoint, average=checkpoint.average is not None)
+
+
+def restore_average(checkpoint: Checkpoint, average: WeightAverage) -> None:
+    """Go on with the average of `checkpoint`; InputError as `restore` raises it. Where it has none, a new one begins."""
+    if not average.goes_on_from(checkpoint.average):
+        return
+    saved = SavedTensors(checkpoint, average=True)
+    _check_names(saved, list(average.towers))
+    _check_rows(saved, checkpoint, average.shards)
+    for name, value in average.towers.items():
+        value.copy_(saved.tower(name, value.shape, value.dtype))
+    _fill_rows(saved, average.shards)
+
+
+def _fill(saved: SavedTensors, checkpoint: Checkpoint, model: ShardedModel, shards: Sequence[Shard]) -> None:
     parameters = [name for name, _ in model.towers.named_parameters()]
+    _check_names(saved, parameters)
+    _check_rows(saved, checkpoint, shards)
+    load_towers(model, saved, {name: name for name in parameters})
+    _fill_rows(saved, shards)
+
+
+def _without_optimizer(shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards without their optimizers' state."""
+    return [replace(shard, optimizer={}) for shard in shards]
+
+
+def _check_names(saved: SavedTensors, parameters: Sequence[str]) -> None:
     strange = sorted(name for name in saved.tower_names if _parameter_of(name) not in parameters)
     if strange:
-        raise saved.damage(f"{TOWERS_FILE} has the tensor {strange[0]!r}, and the model has no such parameter")
-    for shard in model.shards:
+        raise saved.damage(f"{saved.towers_file} has the tensor {strange[0]!r}, and the model has no such parameter")
+
+
+def _check_rows(saved: SavedTensors, checkpoint: Checkpoint, shards: Sequence[Shard]) -> None:
+    for shard in shards:
         for part, rows in _saved_parts(shard).items():
             saved.check_like(shard.table, part, rows)
             last_row, num_saved = shard.first_row + len(rows), saved.num_rows(shard.table, part)
@@ -67,8 +112,10 @@ def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
                     f"{checkpoint.path} has {num_saved} rows of {shard.table}/{part} and the model {last_row}; "
                     "the run was trained on another dataset or with other settings, so start a new one (out=…)."
                 )
-    load_towers(model, saved, {name: name for name in parameters})
-    for shard in model.shards:
+
+
+def _fill_rows(saved: SavedTensors, shards: Sequence[Shard]) -> None:
+    for shard in shards:
         for part, rows in _saved_parts(shard).items():
             for start, block in saved.blocks(shard.table, part, shard.first_row, shard.first_row + len(rows)):
                 rows[start - shard.first_row : start - shard.first_row + len(block)].copy_(block)
@@ -76,9 +123,14 @@ def restore(checkpoint: Checkpoint, model: ShardedModel) -> None:
 
 def rank_tensors(model: ShardedModel) -> dict[str, Tensor]:
     """List what this rank saves of the tables: <table>/<first row>/<part> → rows."""
+    return tensors_of(model.shards)
+
+
+def tensors_of(shards: Sequence[Shard]) -> dict[str, Tensor]:
+    """List what this rank saves of `shards`: <table>/<first row>/<part> → rows."""
     return {
         f"{shard.table}/{shard.first_row}/{part}": rows
-        for shard in model.shards
+        for shard in shards
         if shard.saved
         for part, rows in _saved_parts(shard).items()
     }

@@ -1,6 +1,7 @@
 """Asynchronous checkpoints: copied in the step, written in a thread, complete once every rank has written.
 
-    in the step      every rank copies its tensors to buffers of its own, and training goes on
+    in the step      every rank copies its tensors to buffers of its own, and training goes on; not the rows of the average
+                     that snapshots alone change, and they wait for the thread
     in a thread      every rank writes its file, down to the disk
     at later steps   once all have written (the ranks agree on it with their losses), rank 0 gets sizes and checksums
     in a thread      rank 0 writes checkpoint.json and renames the folder
@@ -11,7 +12,7 @@ No thread waits for another rank, so the collectives of all ranks stay in one or
 import contextlib
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,15 +22,27 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from training.checkpoint.files import commit, folder, prepare_folder
-from training.checkpoint.meta import TOWERS_FILE, Checkpoint, LogWindow, Position, ValidationState, path_of, rank_file
-from training.checkpoint.restore import rank_tensors, tower_tensors
+from training.checkpoint.meta import (
+    AVERAGE_TOWERS_FILE,
+    TOWERS_FILE,
+    Checkpoint,
+    LogWindow,
+    Position,
+    ValidationState,
+    average_file,
+    file_names,
+    path_of,
+    rank_file,
+)
+from training.checkpoint.restore import rank_tensors, tensors_of, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
 from training.checkpoint.tensors import write_safetensors
 from training.distributed.sharded_model import ShardedModel
+from training.distributed.weight_average import WeightAverage
 from training.distributed.world import World
 
-#: Of each file: its size and the halves of its checksum, as `write_safetensors` returns them.
-FileEntries = list[list[int]]
+#: File → its size and the halves of its checksum, as `write_safetensors` returns them.
+FileEntries = dict[str, list[int]]
 _NO_FILE = [0, 0, 0]
 
 
@@ -44,15 +57,22 @@ class _PendingSave:
 class CheckpointWriter:
     """The writer of one run's checkpoints, one at a time.
 
-    It keeps buffers for all that this rank saves, unless `settings.asynchronous` is off. All ranks make the same calls;
-    InputError is raised on all of them where one cannot write. The end of the block waits for the pending checkpoint.
+    It keeps buffers for all that this rank saves but the average of rare rows, unless `settings.asynchronous` is off. All
+    ranks make the same calls; InputError is raised on all of them where one cannot write. The end of the block waits for the
+    pending checkpoint.
     """
 
     def __init__(
-        self, run: Path, model: ShardedModel, manifest_xxh3: str, world: World, settings: CheckpointSettings
+        self,
+        run: Path,
+        model: ShardedModel,
+        manifest_xxh3: str,
+        world: World,
+        settings: CheckpointSettings,
+        average: WeightAverage | None = None,
     ) -> None:
         self._run, self._model, self._manifest_xxh3 = run, model, manifest_xxh3
-        self._world, self._settings = world, settings
+        self._world, self._settings, self._average = world, settings, average
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, Tensor] = {}
         self._underway: _PendingSave | None = None
@@ -86,13 +106,21 @@ class CheckpointWriter:
         final = path_of(self._run, total_steps)
         staging = folder(self._run) / f".{final.name}.tmp"
         self._prepare_folder_once(final)
+        average = self._average if self._average and self._average.state else None
         files = {rank_file(self._world.rank): rank_tensors(self._model)}
         if self._world.rank == 0:
             files[TOWERS_FILE] = tower_tensors(self._model)
+            if average:
+                files[AVERAGE_TOWERS_FILE] = dict(average.towers)
+        if average:
+            files[average_file(self._world.rank)] = tensors_of(average.frequent)
         if self._settings.asynchronous:
             files = {name: self._copied(name, tensors) for name, tensors in files.items()}
-        names = (*(rank_file(rank) for rank in range(self._world.size)), TOWERS_FILE)
-        whole = Checkpoint(final, position, self._manifest_xxh3, names, validation, window)
+        if average:
+            files[average_file(self._world.rank)] |= tensors_of(average.others)
+        names = tuple(file_names(self._world.size, average is not None))
+        state = average.state if average else None
+        whole = Checkpoint(final, position, self._manifest_xxh3, names, validation, window, state)
         self._underway = _PendingSave(whole, staging, self._thread.submit(_write_all, staging, files))
         if not self._settings.asynchronous:
             self.finish()
@@ -107,22 +135,30 @@ class CheckpointWriter:
         """This rank's thread has done its part of the pending checkpoint."""
         return self._underway is not None and self._underway.job.done()
 
+    def wait_until_written(self) -> None:
+        """Wait until this rank's thread has written the average: call it before a snapshot, and before `in_place`."""
+        if self._underway and not self._underway.commits:
+            wait([self._underway.job])
+
     def advance(self) -> None:
         """Take the pending checkpoint one stage further; wait for the threads of all ranks."""
         underway = self._underway
         assert underway is not None
-        rows = self._agreed(underway)
+        mine = self._agreed(underway)
         if underway.commits:
             self._underway = None
             return
-        mine, towers = rows if len(rows) == 2 else (rows[0], _NO_FILE)
-        gathered = self._world.gather([*mine, *towers])
+        gathered = self._world.gather(
+            [number for name in _may_write(self._world.rank) for number in mine.get(name, _NO_FILE)]
+        )
         underway.commits, underway.job = True, Future()
         if self._world.rank:
-            underway.job.set_result([])
+            underway.job.set_result({})
             return
-        written = [row[:3] for row in gathered] + [gathered[0][3:]]
-        entries = dict(zip(underway.whole.files, written, strict=True))
+        entries: FileEntries = {}
+        for rank, numbers in enumerate(gathered):
+            of_rank = zip(_may_write(rank), zip(*[iter(numbers)] * len(_NO_FILE), strict=True), strict=True)
+            entries |= {name: list(entry) for name, entry in of_rank if name in underway.whole.files and any(entry)}
         underway.job = self._thread.submit(self._commit, underway, entries)
 
     def finish(self) -> None:
@@ -132,9 +168,9 @@ class CheckpointWriter:
 
     def _agreed(self, underway: _PendingSave) -> FileEntries:
         """Wait for this rank's job and return its result. If one failed, raise InputError on all ranks and delete the files."""
-        error, rows = None, []
+        error, written = None, {}
         try:
-            rows = underway.job.result()
+            written = underway.job.result()
         except OSError as found:
             error = _cannot_write(underway.whole.path, found)
         try:
@@ -144,11 +180,11 @@ class CheckpointWriter:
             if self._world.rank == 0:
                 shutil.rmtree(underway.staging, ignore_errors=True)  # what is left of it would keep the disk full
             raise
-        return rows
+        return written
 
     def _commit(self, underway: _PendingSave, entries: Mapping[str, list[int]]) -> FileEntries:
         commit(underway.staging, underway.whole, self._world.size, entries, self._settings.keep)
-        return []
+        return {}
 
     def _prepare_folder_once(self, final: Path) -> None:
         if self._is_prepared:
@@ -177,7 +213,12 @@ class CheckpointWriter:
 
 def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> FileEntries:
     staging.mkdir(parents=True, exist_ok=True)
-    return [write_safetensors(staging / name, tensors) for name, tensors in files.items()]
+    return {name: write_safetensors(staging / name, tensors) for name, tensors in files.items()}
+
+
+def _may_write(rank: int) -> list[str]:
+    """List the files that `rank` writes to a checkpoint, in the order in which it reports them; some may be absent."""
+    return [rank_file(rank), average_file(rank), TOWERS_FILE, AVERAGE_TOWERS_FILE]
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

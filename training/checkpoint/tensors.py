@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import InputError, printable, reason_of
-from training.checkpoint.meta import TOWERS_FILE, Checkpoint
+from training.checkpoint.meta import AVERAGE_TOWERS_FILE, TOWERS_FILE, Checkpoint
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16"}
 _TABLE_KEY = re.compile(r"([^/]+)/(0|[1-9][0-9]{0,17})/([^/]+)", re.ASCII)
@@ -35,20 +35,25 @@ class RowBlock(NamedTuple):
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, open for reading: of each table its weight and its optimizer's state, and the towers."""
+    """The tensors of a checkpoint, open for reading: of each table its weight and its optimizer's state, and the towers.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    With `average`, those of the average of the weights, which has the same names and no optimizer's state.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, average: bool = False) -> None:
         """Open the files and check the names of their tensors.
 
         Raises InputError for a file that is no safetensors, a name that no run writes, and rows that are there twice or
         not at all.
         """
-        self._path = checkpoint.path
-        self._towers = self._opened(TOWERS_FILE)
+        assert checkpoint.average or not average
+        self.is_average = average
+        self._path, self.towers_file = checkpoint.path, AVERAGE_TOWERS_FILE if average else TOWERS_FILE
+        self._towers = self._opened(self.towers_file)
         self._tower_names = frozenset(self._towers.keys())
         self._blocks: dict[tuple[str, str], list[RowBlock]] = {}
         for name in checkpoint.files:
-            if name != TOWERS_FILE:
+            if name not in (TOWERS_FILE, AVERAGE_TOWERS_FILE) and name.startswith("average-") == average:
                 self._list_blocks(name)
         for (table, part), blocks in self._blocks.items():
             self._check_rows(f"{table}/{part}", blocks)
@@ -90,9 +95,9 @@ class SavedTensors:
         if name not in self._tower_names:
             raise self._other_shape(name, "is not there", shape, dtype)
         self._check(name, self._towers.get_slice(name), tuple(shape), dtype)
-        with self._reading(f"{TOWERS_FILE}: {name}"):
+        with self._reading(f"{self.towers_file}: {name}"):
             tensor: Tensor = self._towers.get_tensor(name)
-        self._check_finite(tensor, f"{TOWERS_FILE}: {name}")
+        self._check_finite(tensor, f"{self.towers_file}: {name}")
         return tensor
 
     def damage(self, what: str) -> InputError:

@@ -1,4 +1,7 @@
-"""The settings of the ranks, of the placement of tables, and of the optimizers; loads no torch (see training.run.settings)."""
+"""The settings of the ranks, of the placement of tables, of the optimizers and of the average of the weights.
+
+Loads no torch (see training.run.settings).
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +18,12 @@ EMBEDDING_OPTIMIZERS = {
     "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
 }
 DECAYS = ("none", "linear", "cosine")
+AVERAGES = ("polynomial", "none")
 _BYTES_PER_WEIGHT = 4
 _LARGEST_RATE = 1000.0
 _LONGEST_TIMEOUT_S = 604_800.0
+_LARGEST_POWER = 100.0
+_MOST_SNAPSHOTS = 1_000_000
 
 
 @dataclass
@@ -182,3 +188,43 @@ class OptimizerSettings:
             raise InputError(
                 f"optimizer.embeddings.name={self.embeddings.name} has no kernel on {device}; use one of {', '.join(have)}."
             )
+
+
+@dataclass
+class AverageSettings:
+    """The group `average`: the running average of towers and tables, with which the model predicts.
+
+    Polynomial decay (Shamir and Zhang, ICML 2013): the weights after step t count t^power times. At any step that is
+    about the last 1/(power + 1) of the run, so it depends on no planned end. Training itself never reads it.
+    """
+
+    kind: str = "none"  # polynomial | none: the last weights predict
+    power: float = 3.0  # the weights after step t count t^power times; 0: all steps alike
+    snapshots: int = 32  # an epoch, each a pass over all tables; towers and frequent rows are averaged after every step
+
+    def __post_init__(self) -> None:
+        if self.kind not in AVERAGES:
+            raise InputError(f"average.kind={self.kind} is not one of {', '.join(AVERAGES)}.")
+        if not 0.0 <= self.power <= _LARGEST_POWER:
+            raise InputError(
+                f"average.power={self.power} is not from 0 to {_LARGEST_POWER:g}; 3 averages about the last quarter."
+            )
+        if not 1 <= self.snapshots <= _MOST_SNAPSHOTS:
+            raise InputError(
+                f"average.snapshots={self.snapshots} is not from 1 to {_MOST_SNAPSHOTS}; each costs a pass over the tables."
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is an average."""
+        return self.kind != "none"
+
+
+@dataclass(frozen=True)
+class AverageState:
+    """What an average is of: a checkpoint keeps it beside the tensors."""
+
+    power: float
+    since: int  # steps of the run before the first one that counts
+    steps: int  # of the run, up to the last one that counts
+    snapshot: int  # likewise for the rows that are averaged in snapshots

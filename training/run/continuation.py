@@ -10,7 +10,7 @@ from pipeline.dataset.manifest import OUT_OF_VOCABULARY, Manifest, field_differe
 from pipeline.errors import InputError
 from training.checkpoint.carry_over import carry_over
 from training.checkpoint.meta import Checkpoint
-from training.checkpoint.restore import find_on_all_ranks, load_towers
+from training.checkpoint.restore import find_on_all_ranks, load_towers, prediction_tensors
 from training.checkpoint.tensors import SavedTensors
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
@@ -25,7 +25,9 @@ from training.run.settings import TrainSettings
 def continue_from(
     run: Path, settings: TrainSettings, manifest: Manifest, graph: Graph, model: ShardedModel, world: World
 ) -> None:
-    """Fill `model` from a checkpoint of `run`; rows follow their raw ids, towers the names of their heads.
+    """Fill `model` from the last weights of a checkpoint of `run`; rows follow their raw ids, towers the names of their heads.
+
+    They, and not the average, belong to the optimizers' states; an average of the new run begins at its first step.
 
     What a head that only one of the runs has means for it is said. Raises InputError, on every rank, if the two runs
     differ in more than their vocabularies and heads.
@@ -52,10 +54,13 @@ def continue_from(
 def restore_elsewhere(
     found: Checkpoint, run: Path, settings: TrainSettings, data: str, manifest: Manifest, model: ShardedModel
 ) -> None:
-    """Fill `model`, built for the dataset `data`, from `found`; an id that `run` did not know reads the row out of vocabulary."""
+    """Fill `model`, built for the dataset `data`, with the weights of `found` that predict.
+
+    An id that `run` did not know reads the row out of vocabulary.
+    """
     location, old = dataset_of(run, settings.data)
     check_dataset(found, old, location)
-    saved = SavedTensors(found)
+    saved = prediction_tensors(found)
     carry_over(saved, location, old, data, manifest, model, OUT_OF_VOCABULARY)
     load_towers(model, saved, {name: name for name, _ in model.towers.named_parameters()})
 

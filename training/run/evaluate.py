@@ -167,7 +167,7 @@ def _open_model(
         if is_elsewhere:
             restore_elsewhere(found, run, settings, location, manifest, model)
         else:
-            checkpoint.restore(found, model)
+            checkpoint.restore_to_predict(found, model)
     if is_elsewhere and world.rank == 0:
         say(
             f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are "

@@ -21,8 +21,8 @@ CONFIG = "config.yaml"
 _CHECKSUM_COMMENT = "# xxh3 of the lines above: "
 LOCK = ".lock"
 
-#: What may differ when a run is continued: none of it changes a weight. (`data` and `ctr_run` may move;
-#: the manifest may not change, nor the predictions.)
+#: What may differ when a run is continued: none of it changes a weight that is trained. (`data` and `ctr_run` may move;
+#: the manifest may not change, nor the predictions. An average with another power begins anew.)
 _MAY_DIFFER = (
     "data",
     "out",
@@ -32,6 +32,7 @@ _MAY_DIFFER = (
     "feed",
     "log",
     "sharding",
+    "average",
     "checkpoint",
     "validation",
     "early_stopping",

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from training.checkpoint.settings import CheckpointSettings, check_which
-from training.distributed.settings import OptimizerSettings, ShardingSettings, WorldSettings
+from training.distributed.settings import AverageSettings, OptimizerSettings, ShardingSettings, WorldSettings
 from training.feed.plan import PlanSettings
 from training.feed.settings import NO_P_CTR, FeedSettings
 from training.model.settings import PRECISIONS, EmbeddingSettings, ModelSettings
@@ -86,6 +86,7 @@ class TrainSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    average: AverageSettings = field(default_factory=AverageSettings)
     sharding: ShardingSettings = field(default_factory=ShardingSettings)
     feed: FeedSettings = field(default_factory=FeedSettings)
     checkpoint: CheckpointSettings = field(

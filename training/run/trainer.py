@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from training.checkpoint import restore as checkpoint
 from training.checkpoint.meta import Position
 from training.checkpoint.save import CheckpointWriter
 from training.distributed.rank_batches import RankBatch, rank_batches
+from training.distributed.weight_average import WeightAverage
 from training.distributed.world import Pending, World
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
@@ -103,12 +104,18 @@ class Trainer:
         if self.finished:
             return
         self.model = build_model(settings, self.manifest, self.graph, world)
+        self.average = (
+            WeightAverage(self.model, settings.average, self.plan.num_steps) if settings.average.is_on else None
+        )
         if found:
             with world.agreeing():
                 checkpoint.restore(found, self.model)
+                if self.average:
+                    checkpoint.restore_average(found, self.average)
         elif settings.init_from:
             continue_from(Path(settings.init_from), settings, self.manifest, self.graph, self.model, world)
-        self._writer = CheckpointWriter(self.run, self.model, manifest_xxh3(self.manifest), world, settings.checkpoint)
+        xxh3 = manifest_xxh3(self.manifest)
+        self._writer = CheckpointWriter(self.run, self.model, xxh3, world, settings.checkpoint, self.average)
 
     @property
     def steps_done(self) -> int:
@@ -206,7 +213,23 @@ class Trainer:
         self.model.differentiate(loss)
         rank_batch.send_next()
         agreed = self._outcome(agreeing, rank_batch)
-        return replace(agreed, gradient_norm=self.model.learn(forward_pass))
+        agreed = replace(agreed, gradient_norm=self.model.learn(forward_pass))
+        self._average(run_step + 1)
+        return agreed
+
+    def _average(self, steps_done: int) -> None:
+        """Count the weights after `steps_done` steps in their average."""
+        if self.average:
+            if self.average.takes_snapshot(steps_done):
+                self._writer.wait_until_written()
+            self.average.update(steps_done)
+
+    def predicting(self) -> AbstractContextManager[None]:
+        """Have `self.model` predict, inside the block, with the average of its weights, where there is one."""
+        if self.average is None:
+            return nullcontext()
+        self._writer.wait_until_written()
+        return self.average.in_place()
 
     def _start_agreement(self, sums: Tensor, rank_batch: RankBatch) -> Pending:
         """Begin to sum over the ranks: the losses, then whether this rank failed, has done its part of a checkpoint, …"""
@@ -259,7 +282,10 @@ class Trainer:
             or (self.validation_state and self.validation_state.total_steps == self.steps_done)
         ):
             return True
-        figures = self.validation.figures(self.model, self.world, lambda: not self.finished and self._interrupts.stops)
+        with self.predicting():
+            figures = self.validation.figures(
+                self.model, self.world, lambda: not self.finished and self._interrupts.stops
+            )
         if figures is None:
             return False
         self.validation_state = self.validation.update(figures, self.steps_done, self.validation_state)

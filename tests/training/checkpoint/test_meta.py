@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from training.checkpoint.meta import (
     Position,
     SavedFile,
     ValidationState,
+    file_names,
     meta_text,
     path_of,
     read_meta,
 )
+from training.distributed.settings import AverageState
 
 STATE = ValidationState(10, 0.7, 8, 1)
+AVERAGE = AverageState(3.0, 2, 10, 9)
 FILES = {name: SavedFile(8, "0" * 16) for name in ("rank-00000.safetensors", "rank-00001.safetensors", TOWERS_FILE)}
+FILES_WITH_AVERAGE = {name: SavedFile(8, "0" * 16) for name in file_names(2, has_average=True)}
 
 
 def saved(run: Path) -> Path:
@@ -41,6 +46,29 @@ def test_what_is_written_is_read_and_so_is_what_the_first_releases_wrote(tmp_pat
     assert raw.pop("total_steps") == 10
     (path / META_FILE).write_text(json.dumps(raw))
     assert read_meta(path, "") == expected
+
+
+def test_an_average_is_described_and_has_a_file_for_each_of_the_others(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    names = tuple(sorted(FILES_WITH_AVERAGE))
+    checkpoint = Checkpoint(path, Position(2, 2), "ab" * 8, names, STATE, average=AVERAGE)
+    (path / META_FILE).write_text(meta_text(checkpoint, 2, FILES_WITH_AVERAGE))
+    assert read_meta(path, "") == (checkpoint, FILES_WITH_AVERAGE)
+    for state in (
+        replace(AVERAGE, since=10),
+        replace(AVERAGE, since=-1),
+        replace(AVERAGE, steps=9),
+        replace(AVERAGE, snapshot=2),
+        replace(AVERAGE, snapshot=11),
+        replace(AVERAGE, power=-1.0),
+        None,
+    ):
+        (path / META_FILE).write_text(meta_text(replace(checkpoint, average=state), 2, FILES_WITH_AVERAGE))
+        with pytest.raises(InputError, match=r"checkpoint\.json: .*; use another\.\Z"):
+            read_meta(path, "use another.")
+    (path / META_FILE).write_text(meta_text(checkpoint, 2, FILES))
+    with pytest.raises(InputError, match="it names 3 files"):
+        read_meta(path, "use another.")
 
 
 def with_value(*keys: str, value: Any) -> Callable[[dict], None]:
