@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from training.checkpoint.files import find_checkpoint, find_newest
 from training.checkpoint.meta import Checkpoint, path_of, read_meta, steps_of
 from training.checkpoint.settings import NEWEST
-from training.checkpoint.tensors import SavedTensors
+from training.checkpoint.tensors import SavedTensors, prediction_tensors
 from training.distributed.sharded_model import Shard, ShardedModel
 from training.distributed.weight_average import WeightAverage
 from training.distributed.world import World
@@ -64,11 +64,6 @@ def restore_to_predict(checkpoint: Checkpoint, model: ShardedModel) -> None:
     The optimizers' states of an average are none, so train with `restore`. Raises InputError as `restore` does.
     """
     _fill(prediction_tensors(checkpoint), checkpoint, model, _without_optimizer(model.shards))
-
-
-def prediction_tensors(checkpoint: Checkpoint) -> SavedTensors:
-    """Open the weights that predict: the average of `checkpoint`, or its last weights where it has none."""
-    return SavedTensors(checkpoint, average=checkpoint.average is not None)
 
 
 def restore_average(checkpoint: Checkpoint, average: WeightAverage) -> None:

@@ -155,6 +155,11 @@ class SavedTensors:
             raise self.damage(f"{name} cannot be read ({printable(reason_of(error))})") from error
 
 
+def prediction_tensors(checkpoint: Checkpoint) -> SavedTensors:
+    """Open the weights that predict: the average of `checkpoint`, or its last weights where it has none."""
+    return SavedTensors(checkpoint, average=checkpoint.average is not None)
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
     """Write a safetensors file straight from the tensors' memory, down to the disk (fsync).
 

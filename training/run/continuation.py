@@ -10,8 +10,8 @@ from pipeline.dataset.manifest import OUT_OF_VOCABULARY, Manifest, field_differe
 from pipeline.errors import InputError
 from training.checkpoint.carry_over import carry_over
 from training.checkpoint.meta import Checkpoint
-from training.checkpoint.restore import find_on_all_ranks, load_towers, prediction_tensors
-from training.checkpoint.tensors import SavedTensors
+from training.checkpoint.restore import find_on_all_ranks, load_towers
+from training.checkpoint.tensors import SavedTensors, prediction_tensors
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.model.bodies import NO_BODY

@@ -17,7 +17,7 @@ from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
 from training.checkpoint.files import find_checkpoint
 from training.checkpoint.settings import check_which
-from training.checkpoint.tensors import SavedTensors
+from training.checkpoint.tensors import SavedTensors, prediction_tensors
 from training.model.bodies import check_body
 from training.model.graph import Graph
 from training.model.precision import DTYPE_OF
@@ -32,7 +32,7 @@ from training.serving.scorer import Scorer
 
 
 def open_scorer(run: str | os.PathLike[str], which: str = "newest", device: str = "cpu") -> Scorer:
-    """Load the checkpoint `which` (newest, best or step-N) of `run` onto `device`: cpu or cuda.
+    """Load the checkpoint `which` (newest, best or step-N) of `run` onto `device`: cpu or cuda. Its average scores.
 
     Raises InputError where there is no such run, checkpoint or device, or a file is damaged.
     """
@@ -45,7 +45,7 @@ def open_scorer(run: str | os.PathLike[str], which: str = "newest", device: str 
     if found is None:
         raise InputError(f"run={folder} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, location)
-    network = build_network(settings, manifest, SavedTensors(found)).to(target)
+    network = build_network(settings, manifest, prediction_tensors(found)).to(target)
     return Scorer(folder, found, manifest, network, RequestEncoder(manifest, lookup_of(read_ids(location, manifest))))
 
 
