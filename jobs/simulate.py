@@ -1,4 +1,4 @@
-"""Write simulated raw logs: python -m jobs.simulate out=RAW impressions=1000000 seed=1 [rates=demo] [actions=true]."""
+"""Write simulated raw logs: python -m jobs.simulate out=RAW impressions=1000000 seed=1 [rates=demo], or layout=events."""
 
 if __name__ == "__main__":
     from pipeline.undo import end_on_signals
@@ -9,5 +9,5 @@ from jobs.entry import launch
 from pipeline.simulate.run import SimulateSettings, simulate
 
 if __name__ == "__main__":
-    about = "write raw logs in Ali-CCP's layout, with the true probabilities beside them."
+    about = "write raw logs, in Ali-CCP's layout or as the tables of a shop, with the true probabilities beside them."
     launch("simulate", SimulateSettings, simulate, about)

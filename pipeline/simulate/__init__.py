@@ -1,1 +1,4 @@
-"""Simulated Ali-CCP logs with known probabilities. Read published_figures, world, oracle, draw, lines, dirt, split, run."""
+"""Simulated logs with known probabilities: Ali-CCP's layout, and a shop's tables.
+
+Read published_figures, world, oracle, draw, lines, dirt, split, run; then shop/.
+"""

@@ -99,7 +99,7 @@ CHANGED: Mapping[str, Mapping[str, Damage]] = {
     "common_features": {"feature_count_mismatch": _wrong_number},
 }
 _FRESH_ID = ("malformed_line", "bad_label", "bad_feature", "bad_context_key", "missing_context")
-_LEAST_PER_REASON = 2
+LEAST_PER_REASON = 2
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PlantedLine:
 def plan_counts(table: str, share: float, lines: int) -> dict[str, int]:
     """Choose how many lines to plant for each reason in a file of `lines` good lines: at least two of each, or none."""
     reasons = [*EXTRA[table], *CHANGED[table]]
-    each = max(_LEAST_PER_REASON, round(share * lines / len(reasons))) if share > 0 else 0
+    each = max(LEAST_PER_REASON, round(share * lines / len(reasons))) if share > 0 else 0
     return dict.fromkeys(reasons, each)
 
 

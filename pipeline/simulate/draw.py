@@ -92,9 +92,7 @@ def draw_chunk(world: SimulatedWorld, rng: np.random.Generator, split: int, impr
     has_profile = _draw_profile_fields(rng, num_features - has_user_id)
     list_features = num_features - has_user_id - has_profile.sum(axis=0)
     tastes = world.tastes[split][users]
-    columns = _draw_impressions(
-        rng, world.tables, tastes, world.tables.popularity_by_split[split], sizes, list_features
-    )
+    columns = draw_impressions(rng, world.tables, tastes, world.tables.popularity_by_split[split], sizes, list_features)
     context_of = np.repeat(np.arange(num_contexts), sizes)
     return DrawnImpressions(users, has_user_id, has_profile, sizes, context_of, columns)
 
@@ -110,7 +108,7 @@ def _draw_profile_fields(rng: np.random.Generator, room: np.ndarray) -> np.ndarr
 
 
 @nb.njit(cache=True)
-def _draw_impressions(rng, tables, tastes, popularity, sizes, num_features):  # type: ignore[no-untyped-def]
+def draw_impressions(rng, tables, tastes, popularity, sizes, num_features):  # type: ignore[no-untyped-def]
     """Draw the events of each context until its lists hold `num_features` entries, then its impressions."""
     impressions, contexts, categories = sizes.sum(), len(sizes), len(popularity)
     columns = ImpressionColumns(

@@ -1,4 +1,4 @@
-"""Simulated raw logs in Ali-CCP's layout, with the true probabilities beside them.
+"""Simulated raw logs in Ali-CCP's layout, or a shop's tables (shop/), with the true probabilities beside them.
 
 Read in this order: published_figures, world (tastes), oracle (true probabilities), draw (a chunk of contexts),
 lines (its bytes), dirt (planted faults), split (the files of a split), and here the chain.
@@ -22,12 +22,15 @@ from tqdm import tqdm
 from pipeline.atomic_files import move_whole, write_whole
 from pipeline.chunks.sources import PERIODS
 from pipeline.config.features import FeaturesSettings
+from pipeline.config.preprocess import ALICCP, EVENTS
 from pipeline.errors import InputError, writing
 from pipeline.features.fields import catalogue
 from pipeline.simulate.draw import draw_chunk
 from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, line_layout
 from pipeline.simulate.oracle import RatesSettings, calibrate
 from pipeline.simulate.published_figures import field_sizes, id_blocks
+from pipeline.simulate.shop.summary import shop_summary
+from pipeline.simulate.shop.write import LARGEST_SHOP, LEAST_SHOP, write_shop
 from pipeline.simulate.split import LogPlan, SplitWriter
 from pipeline.simulate.world import PILOT, build_world
 from pipeline.undo import undone_by
@@ -37,7 +40,7 @@ SIMULATION = "simulation.json"
 _SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
 _MIN_SPLIT_IMPRESSIONS = 100  # of a split
-_LEAST_BYTES_PER_IMPRESSION = 300  # of a log; 550 are common
+_LEAST_BYTES_PER_IMPRESSION = {ALICCP: 300, EVENTS: 30}  # of a log; 550 and 60 are common
 
 
 @dataclass
@@ -45,11 +48,12 @@ class SimulateSettings:
     """The settings of jobs.simulate."""
 
     out: str = MISSING  # the log
+    layout: str = ALICCP  # aliccp | events: impressions, actions, items and users of a shop (docs/quickstart-events.md)
     impressions: int = 100_000  # train and test together
     seed: int = 1
     rates: RatesSettings = field(default_factory=RatesSettings)
-    train_share: float = 0.5  # of the impressions; the published one is 42.3 : 43.0
-    actions: bool = False  # write actions_{train,test}.csv too (carts and wish lists)
+    train_share: float = 0.5  # of the impressions; the published one is 42.3 : 43.0. layout=events splits by day
+    actions: bool = False  # write actions_{train,test}.csv too (carts and wish lists); layout=events always has them
     dirt: float = 0.001  # planted dirty lines, as a share of the lines; dirt_{train,test}.parquet lists them
     features: FeaturesSettings = field(default_factory=FeaturesSettings)
 
@@ -60,11 +64,25 @@ class SimulateSettings:
             raise InputError(f"train_share={self.train_share} leaves a split empty; give a share between 0 and 1.")
         if not 0 <= self.dirt <= 0.1:
             raise InputError(f"dirt={self.dirt} is not a share of at most 0.1; dirt=0 plants no dirty line.")
-        if min(self.split_impressions) < _MIN_SPLIT_IMPRESSIONS:
+        if self.layout not in (ALICCP, EVENTS):
+            raise InputError(f"layout={self.layout} is not one of {ALICCP}, {EVENTS}.")
+        if self.layout == EVENTS:
+            self._check_shop()
+        elif min(self.split_impressions) < _MIN_SPLIT_IMPRESSIONS:
             raise InputError(
                 f"impressions={self.impressions} with train_share={self.train_share} leaves a split of "
                 f"{min(self.split_impressions)}; each needs at least {_MIN_SPLIT_IMPRESSIONS}."
             )
+
+    def _check_shop(self) -> None:
+        if not LEAST_SHOP <= self.impressions <= LARGEST_SHOP:
+            raise InputError(
+                f"impressions={self.impressions} is not between {LEAST_SHOP:,} and {LARGEST_SHOP:,}, the smallest and the "
+                f"largest shop of layout={EVENTS}; give a number between them."
+            )
+        for name in ("train_share", "actions"):
+            if (given := getattr(self, name)) != getattr(SimulateSettings, name):
+                raise InputError(f"{name}={given} has no meaning for layout={EVENTS}; leave it out.")
 
     @property
     def split_impressions(self) -> tuple[int, int]:
@@ -73,10 +91,11 @@ class SimulateSettings:
         return train, self.impressions - train
 
     def determining(self) -> dict[str, Any]:
-        """Return the settings that determine the bytes: all but the place."""
+        """Return the settings that determine the bytes: all but the place, and what the layout does not read."""
         settings = {"format_version": LOG_FORMAT_VERSION, **asdict(self), "features": self.features.determining()}
-        del settings["out"]
-        return settings
+        # Logs of earlier releases, all of them in Ali-CCP's layout, name no layout.
+        unread = ("layout",) if self.layout == ALICCP else ("train_share", "actions", "features")
+        return {name: value for name, value in settings.items() if name not in ("out", *unread)}
 
 
 def simulate(settings: SimulateSettings) -> None:
@@ -90,11 +109,12 @@ def simulate(settings: SimulateSettings) -> None:
         if _holds_this_log(out, settings):
             print(f"{out}: already there, with the same settings; nothing to do.")
             return
-        _check_room(out, settings.impressions)
+        _check_room(out, settings)
         with _staging_in(out) as (staging, moved):
-            record = _write_log(settings, staging)
-            for path in sorted(staging.iterdir()):
-                moved.append(out / path.name)
+            record = {"settings": settings.determining()} | _WRITERS[settings.layout](settings, staging)
+            for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+                moved.append(out / path.relative_to(staging))
+                moved[-1].parent.mkdir(exist_ok=True)
                 move_whole(path, moved[-1])
             write_whole(out / SIMULATION, json.dumps(record, indent=1) + "\n", partial=staging / SIMULATION)
             moved.clear()
@@ -112,6 +132,8 @@ def _staging_in(out: Path) -> Iterator[tuple[Path, list[Path]]]:
     def remove() -> None:
         for path in moved:
             path.unlink(missing_ok=True)
+            if path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
         shutil.rmtree(staging, ignore_errors=True)
         if is_new and not any(out.iterdir()):
             out.rmdir()
@@ -126,10 +148,11 @@ def _staging_in(out: Path) -> Iterator[tuple[Path, list[Path]]]:
                 remove()
 
 
-def _check_room(out: Path, impressions: int) -> None:
+def _check_room(out: Path, settings: SimulateSettings) -> None:
     """Raise InputError if the disk is much too small for the log."""
+    impressions = settings.impressions
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    needed, free = impressions * _LEAST_BYTES_PER_IMPRESSION, shutil.disk_usage(there).free
+    needed, free = impressions * _LEAST_BYTES_PER_IMPRESSION[settings.layout], shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
             f"impressions={impressions} make a log of {needed / 1e9:,.0f} GB or more, and the disk of out={out} has "
@@ -152,7 +175,7 @@ def _holds_this_log(out: Path, settings: SimulateSettings) -> bool:
         wanted = json.loads(json.dumps(settings.determining()))
         if written == wanted:
             return True
-        differing = [key for key in wanted if written.get(key) != wanted[key]]
+        differing = [key for key in {**written, **wanted} if written.get(key) != wanted.get(key)]
         raise InputError(
             f"out={out} holds a log simulated with other settings ({', '.join(differing)} differ); "
             "empty it or name another out=."
@@ -162,8 +185,8 @@ def _holds_this_log(out: Path, settings: SimulateSettings) -> bool:
     return False
 
 
-def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
-    """Write every file of the log into `staging`; return the content of simulation.json."""
+def _write_aliccp(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
+    """Write every file of the log into `staging`; return what simulation.json says beside the settings."""
     fields = catalogue(settings.features, min_count=1)
     world = build_world(settings.seed, settings.impressions, settings.train_share)
     pilot = draw_chunk(world, np.random.default_rng([settings.seed, PILOT]), 0, _PILOT_IMPRESSIONS)
@@ -188,7 +211,6 @@ def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
             splits[PERIODS[split]] = writer.tally.summary()
             first_id += impressions
     return {
-        "settings": settings.determining(),
         "click_logit_variance": {
             "interaction_share": calibration.interaction_share,
             "interaction_share_within_contexts_and_categories": calibration.interaction_share_strict,
@@ -196,6 +218,13 @@ def _write_log(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
         "cardinality": {name: block.size for name, block in blocks.items()},
         "splits": splits,
     }
+
+
+def _write_events(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
+    return write_shop(staging, settings.seed, settings.impressions, settings.rates, settings.dirt)
+
+
+_WRITERS = {ALICCP: _write_aliccp, EVENTS: _write_events}
 
 
 class _Progress:
@@ -220,6 +249,9 @@ class _Progress:
 
 def _print_summary(out: Path, record: dict[str, Any]) -> None:
     """Print a few lines on the log in `out`."""
+    if record["settings"].get("layout") == EVENTS:
+        print(shop_summary(out, record), flush=True)
+        return
     rates = record["settings"]["rates"]
     print(
         f"{out}: {record['settings']['impressions']:,} impressions in Ali-CCP's layout, labels at rates={rates['name']}"

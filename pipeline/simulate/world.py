@@ -9,6 +9,7 @@ interaction too. CVR depends on the interaction that also drives the click: clic
 # Shapes: B impressions, D dimensions of a taste, G categories, U users, T taxa.
 # Categories, shops, brands and intentions have one index in common, that of the taxa.
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,16 +70,22 @@ class SimulatedWorld:
 
 def build_world(seed: int, impressions: int, train_share: float) -> SimulatedWorld:
     """Draw the world of a log of `impressions`, a share `train_share` of them in train."""
-    rng = np.random.default_rng([seed, WORLD])
-    windows = _user_windows(impressions, train_share)
-    users = max(stop for _, stop in windows)
+    sizes = {kind: cardinality(kind, impressions) for kind in (*TAXA, "item")}
+    return draw_world(np.random.default_rng([seed, WORLD]), sizes, _user_windows(impressions, train_share))
+
+
+def draw_world(
+    rng: np.random.Generator, sizes: Mapping[str, int], user_windows: tuple[tuple[int, int], ...]
+) -> SimulatedWorld:
+    """Draw a world with `sizes` of each of TAXA and of "item", and the users [start, stop) of train and of test."""
+    users = max(stop for _, stop in user_windows)
     tastes = rng.standard_normal((users, TASTE_WIDTH))
     profile = _profiles(rng, tastes)
     drift = rng.standard_normal((users, TASTE_WIDTH))
     later_tastes = TASTE_CORRELATION * tastes + np.sqrt(1 - TASTE_CORRELATION**2) * drift
-    tables = _tables(rng, impressions)
+    tables = _tables(rng, sizes)
     taxon_bias = np.concatenate(
-        [BIAS_SCALE[kind] * rng.standard_normal(cardinality(kind, impressions)) for kind in TAXA], dtype=np.float64
+        [BIAS_SCALE[kind] * rng.standard_normal(sizes[kind]) for kind in TAXA], dtype=np.float64
     )
     age, gender = profile["user_age"], profile["user_gender"]
     by_group = rng.standard_normal((PROFILE_CARDINALITY["user_gender"], PROFILE_CARDINALITY["user_age"]))
@@ -89,7 +96,7 @@ def build_world(seed: int, impressions: int, train_share: float) -> SimulatedWor
         user_effects=USER_SCALE * by_group[gender, age],
         taxon_bias=taxon_bias,
         buyer_effects=0.4 * (profile["user_consumption_1"] - 1.5) + 0.3 * rng.standard_normal(users),
-        user_windows=windows,
+        user_windows=user_windows,
     )
 
 
@@ -124,9 +131,8 @@ def _profiles(rng: np.random.Generator, tastes: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def _tables(rng: np.random.Generator, impressions: int) -> Tables:
+def _tables(rng: np.random.Generator, count: Mapping[str, int]) -> Tables:
     """Draw categories of Zipf popularity, and below each a block of shops, brands, intentions and items."""
-    count = {kind: cardinality(kind, impressions) for kind in (*TAXA, "item")}
     num_categories = count["category"]
     # Steep enough that larger logs add rare categories and leave the popular ones about as popular.
     popularity = (np.arange(num_categories) + 40.0) ** -1.5

@@ -47,6 +47,7 @@ NEWER_SETTINGS = (
     "standardize",
     "max_line_bytes",
     "init_from_checkpoint",
+    "layout",
     "sampling",
     "time_unit",
     "time_zone",
@@ -59,6 +60,8 @@ NEWER_CHOICES = {
     "model=aman": "train",
     "model=ctcvr": "train",
     "model=ctr": "train",
+    "features=simulated_shop": "preprocess",
+    "layout=events": "simulate",
     "model=escm2_dr": "train",
     "model=escm2_ips": "train",
     "model=mmoe": "train",
@@ -67,7 +70,10 @@ NEWER_CHOICES = {
     "model=shared_bottom": "train",
     "model=unbias ctr_run=RUN": "train",
     "model=unbias_weighted ctr_run=RUN": "train",
+    "source=simulated_shop": "preprocess",
 }
+#: Newer groups' defaults, which the recorded commands choose without naming them.
+NEWER_DEFAULTS = ("layout=aliccp",)
 
 
 def without_newer(settings: Any) -> Any:
@@ -103,7 +109,7 @@ def test_a_command_composes_to_the_settings_that_were_recorded(command: str) -> 
 
 def test_every_job_and_every_choice_of_every_group_is_recorded() -> None:
     words = {word for command in RECORDED for word in words_of(command)}
-    words |= {choice.split()[0] for choice in NEWER_CHOICES}
+    words |= {*(choice.split()[0] for choice in NEWER_CHOICES), *NEWER_DEFAULTS}
     for path in CONF.glob("*/*.yaml"):
         assert f"{path.parent.name}={path.stem}" in words
     assert {path.stem for path in CONF.glob("*.yaml")} == {*SCHEMAS}
@@ -112,7 +118,9 @@ def test_every_job_and_every_choice_of_every_group_is_recorded() -> None:
 @pytest.mark.parametrize("choice", sorted(NEWER_CHOICES))
 def test_a_newer_choice_composes_to_settings_other_than_the_defaults(choice: str) -> None:
     job = NEWER_CHOICES[choice]
-    required = {"preprocess": ["out=OUT", "source.path=RAW"], "train": ["data=DATA", "out=OUT"]}[job]
+    required = {
+        "preprocess": ["out=OUT", "source.path=RAW"], "train": ["data=DATA", "out=OUT"], "simulate": ["out=OUT"],
+    }[job]  # fmt: skip
     assert compose(job, SCHEMAS[job], [*required, *choice.split()]) != compose(job, SCHEMAS[job], required)
 
 
