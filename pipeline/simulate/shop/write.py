@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.events.id_texts import text_id
+from pipeline.dataset.raw_ids import text_id
 from pipeline.kernels.auc_histogram import AucHistogram
 from pipeline.simulate.oracle import (
     Labels,

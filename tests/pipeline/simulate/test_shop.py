@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.entry import compose
 from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.raw_ids import text_id
 from pipeline.errors import InputError
-from pipeline.events.id_texts import text_id
 from pipeline.simulate.run import SimulateSettings, simulate
 from pipeline.simulate.shop import calendar
 
