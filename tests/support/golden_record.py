@@ -17,6 +17,8 @@ Record = dict[str, Any]  # as in golden.json
 #: What a log says of the time of its run, and what was added to it after golden.json was first recorded.
 TIMES = ("impressions_per_s", "waiting_share")
 NEW_IN_LOG = ("learning_rate_", "gradient_norm_", "best_")
+#: What was added to metrics.json after golden.json was first recorded.
+NEW_IN_METRICS = ("provenance",)
 
 
 def record(logs: Mapping[str, Path], folders: Mapping[str, Path], runs: Mapping[str, Path]) -> Record:
@@ -119,11 +121,19 @@ def _run(folder: Path) -> Record:
             {key: entry[key] for key in entry if key not in TIMES and not key.startswith(NEW_IN_LOG)} for entry in log
         ],
         "checkpoints": checkpoints,
-        "evaluations": {path.name: _evaluation(folder, path) for path in sorted((folder / "predictions").iterdir())},
+        "evaluations": _evaluations(folder),
     }
 
 
-def _evaluation(run: Path, predictions: Path) -> Record:
+def _evaluations(run: Path) -> Record:
+    """Record the evaluation of each split, wherever it is kept: that of an earlier checkpoint has a folder of its own."""
+    found = {path.name: (path, run / f"metrics.{path.name}.json") for path in (run / "predictions").glob("*")}
+    for path in (run / "evaluations").glob("*"):
+        found[path.name.partition(".")[0]] = path / "predictions", path / "metrics.json"
+    return {split: _evaluation(*found[split]) for split in sorted(found)}
+
+
+def _evaluation(predictions: Path, metrics: Path) -> Record:
     """Record metrics, and predictions in the order of impressions: the order of rows depends on the number of ranks."""
     table = pq.read_table(predictions).sort_by([("impression_id", "ascending"), ("context_id", "ascending")])
     columns = {
@@ -132,7 +142,8 @@ def _evaluation(run: Path, predictions: Path) -> Record:
         else _array(column.to_numpy())
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    return {"columns": columns, "metrics": json.loads((run / f"metrics.{predictions.name}.json").read_text())}
+    figures = json.loads(metrics.read_text())
+    return {"columns": columns, "metrics": {name: figures[name] for name in figures if name not in NEW_IN_METRICS}}
 
 
 def checkpoint_name(step: int) -> str:

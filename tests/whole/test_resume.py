@@ -19,8 +19,8 @@ from training.checkpoint.meta import META_FILE, Position
 from training.distributed.rank_batches import RankBatch
 from training.distributed.settings import ShardingSettings
 from training.distributed.world import World, join
-from training.evaluation.run_files import read_predictions
-from training.run.evaluate import predict_split
+from training.evaluation.prediction_files import PredictionFiles
+from training.run.evaluate import predict_run
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, REQUEUE
 from training.run.journal import LOG
 from training.run.run_folder import lock_run
@@ -197,8 +197,9 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     assert (found.validation.best, found.validation.num_worse) == (aucs[-3], 2)
     with join(settings.world) as world:
         assert Trainer(settings, world).finished
-        predict_split(Path(settings.out), settings, "validation", None, world, "best")
-    columns = read_predictions(tmp_path / "run", "validation")
+        paths, _ = predict_run(Path(settings.out), settings, "validation", None, world, "best")
+    assert paths.predictions.parent == tmp_path / "run" / "evaluations" / f"validation.{found.path.name}"
+    columns = PredictionFiles(paths.predictions, "")
     positive, negative = columns["p_ctr"][columns["click"] == 1], columns["p_ctr"][columns["click"] == 0]
     wins = (positive[:, None] > negative).sum() + 0.5 * (positive[:, None] == negative).sum()
     assert aucs[-3] == pytest.approx(wins / (len(positive) * len(negative)), abs=1e-3)

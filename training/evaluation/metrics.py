@@ -12,15 +12,21 @@ predictions that are not finite) its value is None, null in JSON, and `reasons_u
 
 # Shapes: N impressions.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
-from training.evaluation.calibration import calibration, expected_calibration_error, mean_log_loss
-from training.evaluation.ranking import Array, auc, expected_auc, group_numbers, grouped_auc, is_finite, top_share
+from training.evaluation.calibration import ece_of, mean_log_loss
+from training.evaluation.curves import TaskCurves
+from training.evaluation.exact_sums import ExactSum, sum_of
+from training.evaluation.ranking import GroupedAuc, auc, expected_auc, gauc_of, group_numbers, is_finite
+from training.evaluation.sorted_scores import Array, SortedScores
 from training.feed.batch import UNKNOWN_GROUP
 
 Metrics = dict[str, float | int | None]
@@ -61,43 +67,115 @@ def tasks(predictions: Mapping[str, Array]) -> Iterator[Task]:
     return (task for task in every if task.score in predictions)
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation comes to."""
+
+    metrics: Metrics
+    curves: dict[str, TaskCurves]  # by task; without those whose predictions are not finite
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Each impression's user, as a number."""
+
+    number_N: Array
+    num_numbers: int
+    num_unknown: int  # impressions of unknown users, which have the first number
+
+    @classmethod
+    def of(cls, group_id_N: Array) -> "_Users":
+        num_unknown = int(np.count_nonzero(group_id_N == UNKNOWN_GROUP))
+        number_N = group_numbers(group_id_N)  # in ascending order, and UNKNOWN_GROUP is the lowest
+        return cls(number_N, int(number_N.max()) + 1 if len(number_N) else 0, num_unknown)
+
+    def grouped_auc(self, label_N: Array, score_N: Array, rows: Array | slice) -> GroupedAuc:
+        """Return the GAUC over the known users."""
+        scores = SortedScores.of(label_N, score_N, self.number_N[rows])
+        return gauc_of(scores.by_number(self.num_numbers), first=1 if self.num_unknown else 0)
+
+
 def evaluate(predictions: Mapping[str, Array]) -> Metrics:
     """Compute every figure that `predictions` allows, by name.
 
     Columns, each of shape [N]: click, conversion, optionally daction (0 or 1); group_id (int64, UNKNOWN_GROUP where unknown; GAUC
     needs it); and any of p_ctr, p_cvr, p_ctavr, p_ctcvr in [0, 1]. A column that is not there leaves its figures out.
     """
+    return evaluate_with_curves(predictions).metrics
+
+
+def evaluate_with_curves(
+    predictions: Mapping[str, Array], truth: Mapping[str, Array] | None = None, num_threads: int = 1
+) -> Evaluation:
+    """Compute every figure of `evaluate`, and those of `oracle_metrics` where `truth` is given, with the curves of the report.
+
+    A column is asked for when it is needed and not kept, so `predictions` may read it from files: a task takes 20 bytes an
+    impression while it is evaluated. `num_threads` tasks are evaluated at a time.
+    """
     click_N = predictions["click"].astype(bool)
     metrics: Metrics = {"num_impressions": len(click_N), "num_clicks": int(click_N.sum())}
     metrics["num_conversions"] = int((click_N & predictions["conversion"].astype(bool)).sum())
     if "daction" in predictions:
         metrics["num_dactions"] = int((click_N & predictions["daction"].astype(bool)).sum())
-    group_N, known_N = None, np.empty(0, bool)
+    groups = None
     if "group_id" in predictions:
-        group_N, known_N = group_numbers(predictions["group_id"]), predictions["group_id"] != UNKNOWN_GROUP
-        metrics["num_impressions_without_group"] = len(known_N) - int(known_N.sum())
-    for task in tasks(predictions):
-        label, score = task.label_N, predictions[task.score]
-        counted_N = click_N if task.clicked_only else slice(None)
-        if not is_finite(score):
-            metrics |= dict.fromkeys(_ranking_and_calibration(task.name, label[:0], score[:0]))
-            if group_N is not None:
-                metrics |= {f"{task.name}_{name}": None for name in ("gauc", "gauc_groups", "gauc_groups_left_out")}
-            continue
-        metrics |= _ranking_and_calibration(task.name, label[counted_N], score[counted_N])
-        if group_N is not None:
-            kept_N = known_N & click_N if task.clicked_only else known_N
-            # Mostly every group is known, and then a copy of every column is saved.
-            rows = slice(None) if kept_N.all() else kept_N
-            grouped = grouped_auc(group_N[rows], label[rows], score[rows])
-            metrics[f"{task.name}_gauc"] = grouped.gauc
-            metrics[f"{task.name}_gauc_groups"] = grouped.num_groups
-            metrics[f"{task.name}_gauc_groups_left_out"] = grouped.num_groups_left_out
-    return metrics
+        groups = _Users.of(predictions["group_id"])
+        metrics["num_impressions_without_group"] = groups.num_unknown
+    true = true_probabilities(predictions, truth) if truth is not None else None
+
+    def evaluate_one(task: Task) -> Evaluation:
+        return _evaluate_task(task, click_N, groups, predictions, true)
+
+    with ThreadPoolExecutor(num_threads, "metrics") as threads:
+        of_tasks = list(threads.map(evaluate_one, tasks(predictions)))
+    curves: dict[str, TaskCurves] = {}
+    for found in of_tasks:
+        metrics |= found.metrics
+        curves |= found.curves
+    if true is not None:
+        metrics |= _oracle_metrics(predictions, true, metrics)
+    return Evaluation(metrics, curves)
+
+
+def _evaluate_task(
+    task: Task,
+    click_N: Array,
+    groups: _Users | None,
+    predictions: Mapping[str, Array],
+    true: Mapping[str, Array] | None,
+) -> Evaluation:
+    label_N, score_N = task.label_N, predictions[task.score]
+    if not is_finite(score_N):
+        undefined = _figures_of(task.name, SortedScores.of(label_N[:0], score_N[:0]))
+        if groups is not None:
+            undefined |= {f"{task.name}_{name}": None for name in ("gauc", "gauc_groups", "gauc_groups_left_out")}
+        return Evaluation(undefined, {})
+    counted_N = click_N if task.clicked_only else slice(None)
+    label_N, score_N = label_N[counted_N], score_N[counted_N]
+    metrics, curves = _metrics_and_curves(task, label_N, score_N, true, counted_N)
+    if groups is not None:
+        grouped = groups.grouped_auc(label_N, score_N, counted_N)
+        metrics[f"{task.name}_gauc"] = grouped.gauc
+        metrics[f"{task.name}_gauc_groups"] = grouped.num_groups
+        metrics[f"{task.name}_gauc_groups_left_out"] = grouped.num_groups_left_out
+    return Evaluation(metrics, {task.name: curves})
+
+
+def _metrics_and_curves(
+    task: Task, label_N: Array, score_N: Array, true: Mapping[str, Array] | None, counted_N: Array | slice
+) -> tuple[Metrics, TaskCurves]:
+    scores = SortedScores.of(label_N, score_N)
+    metrics, curves = _figures_of(task.name, scores), TaskCurves.of(scores)
+    if true is not None and task.score in true:
+        del scores
+        oracle_roc = SortedScores.of(label_N, true[task.score][counted_N]).roc_curve()
+        curves = replace(curves, oracle_roc=oracle_roc)
+    return metrics, curves
 
 
 def reasons_undefined(metrics: Metrics, predictions: Mapping[str, Array]) -> dict[str, str]:
     """Return why each figure of `metrics` that is None is undefined, by its name."""
+    if None not in metrics.values():
+        return {}
     of_task = {task.name: _reason(task, predictions) for task in tasks(predictions)}
     if "p_cvr" in predictions:  # cvr_all is over clicked impressions and others
         of_task["cvr_all"] = _reason_of_scores("p_cvr", predictions["p_cvr"])
@@ -132,49 +210,64 @@ def _reason_of_scores(name: str, score_N: Array) -> str:
     return "" if len(score_N) else "the split has no impressions"
 
 
-def _ranking_and_calibration(name: str, label_N: Array, score_N: Array) -> Metrics:
-    ascending_N = np.sort(score_N)
+def _figures_of(name: str, scores: SortedScores) -> Metrics:
+    log_loss, predicted = scores.sums()
     metrics: Metrics = {
-        f"{name}_auc": auc(label_N, score_N, ascending_N),
-        f"{name}_log_loss": mean_log_loss(label_N, score_N),
-        f"{name}_calibration": calibration(label_N, score_N),
-        f"{name}_ece": expected_calibration_error(label_N, score_N, ascending_N),
+        f"{name}_auc": scores.auc(),
+        f"{name}_log_loss": log_loss.over(len(scores)) if len(scores) else None,
+        f"{name}_calibration": predicted.over(scores.num_positives) if scores.num_positives else None,
+        f"{name}_ece": ece_of(scores),
     }
     if name == "ctcvr":
         for suffix, share in TOP_SHARES.items():
-            top = top_share(label_N, score_N, share, ascending_N)
+            top = scores.top(share)
             metrics[f"ctcvr_recall_top_{suffix}"] = top.recall if top else None
             metrics[f"ctcvr_precision_top_{suffix}"] = top.precision if top else None
             metrics[f"ctcvr_f1_top_{suffix}"] = top.f1 if top else None
     return metrics
 
 
-def true_probabilities(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> dict[str, Array]:
+class _TrueColumns(Mapping[str, Array]):
+    """The oracle's columns, named as the predictions are; each is made when it is asked for."""
+
+    def __init__(self, columns: Mapping[str, Array], row_N: Array | slice) -> None:
+        self._columns, self._row_N = columns, row_N
+        self._names = ["p_ctr", "p_cvr", "p_ctcvr", *(["p_ctavr"] if "p_daction" in columns else [])]
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        factor = {"p_ctcvr": "p_cvr", "p_ctavr": "p_daction"}.get(name)
+        if factor is None:
+            return self._columns[name][self._row_N]
+        return self._columns["p_ctr"][self._row_N] * self._columns[factor][self._row_N]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def true_probabilities(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> Mapping[str, Array]:
     """Return the oracle's columns in the order of `predictions`, named as theirs are: p_ctr, p_cvr, p_ctcvr, p_ctavr.
 
     Rows are matched by impression_id where both have it; otherwise both are in the same order. `truth` holds p_ctr,
     p_cvr (given a click) and optionally p_daction (given a click). Raises InputError for an impression that `truth` lacks.
     """
-    names = [name for name in ("p_ctr", "p_cvr", "p_daction") if name in truth]
-    if "impression_id" in truth and "impression_id" in predictions:
-        order = np.argsort(truth["impression_id"])
-        wanted_N = predictions["impression_id"]
-        place_N = np.searchsorted(truth["impression_id"], wanted_N, sorter=order)
-        row_N = order[np.minimum(place_N, len(order) - 1)] if len(order) else place_N
-        missing_N = truth["impression_id"][row_N] != wanted_N if len(order) else np.ones(len(wanted_N), bool)
-        if missing_N.any():
-            raise InputError(
-                f"The truth lacks {int(missing_N.sum())} of {len(wanted_N)} impressions, the first being impression_id="
-                f"{wanted_N[missing_N.argmax()]}; give the truth file of the same log and split."
-            )
-        aligned = {name: truth[name][row_N] for name in names}
-    else:
-        assert len(truth["p_ctr"]) == len(predictions["click"]), "truth and predictions differ in length"
-        aligned = {name: truth[name] for name in names}
-    aligned["p_ctcvr"] = aligned["p_ctr"] * aligned["p_cvr"]
-    if "p_daction" in aligned:
-        aligned["p_ctavr"] = aligned["p_ctr"] * aligned.pop("p_daction")
-    return aligned
+    if "impression_id" not in truth or "impression_id" not in predictions:
+        return _TrueColumns(truth, slice(None))
+    order = np.argsort(truth["impression_id"])
+    wanted_N = predictions["impression_id"]
+    place_N = np.searchsorted(truth["impression_id"], wanted_N, sorter=order)
+    row_N = order[np.minimum(place_N, len(order) - 1)] if len(order) else place_N
+    missing_N = truth["impression_id"][row_N] != wanted_N if len(order) else np.ones(len(wanted_N), bool)
+    if missing_N.any():
+        raise InputError(
+            f"The truth lacks {int(missing_N.sum())} of {len(wanted_N)} impressions, the first being impression_id="
+            f"{wanted_N[missing_N.argmax()]}; give the truth file of the same log and split."
+        )
+    return _TrueColumns(truth, row_N)
 
 
 def oracle_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> Metrics:
@@ -185,29 +278,42 @@ def oracle_metrics(predictions: Mapping[str, Array], truth: Mapping[str, Array])
     or not, with the true p_cvr: cross entropy, bias (mean p_cvr − mean true p_cvr), expected AUC. true_cvr_all_* are the
     same figures of the true p_cvr itself.
     """
-    true = true_probabilities(predictions, truth)
+    return _oracle_metrics(predictions, true_probabilities(predictions, truth), {})
+
+
+def _oracle_metrics(predictions: Mapping[str, Array], true: Mapping[str, Array], known: Metrics) -> Metrics:
+    """Compute `oracle_metrics`; `known` may hold the AUCs of `predictions`."""
     click_N = predictions["click"].astype(bool)
     metrics: Metrics = {}
     labels = {name: predictions[name] for name in LABELS if name in predictions}
-    for task in tasks({**labels, **true}):
+    for task in tasks(ChainMap(labels, cast(MutableMapping[str, Array], true))):  # which is only read
         counted_N = click_N if task.clicked_only else slice(None)
-        ceiling = auc(task.label_N[counted_N], true[task.score][counted_N])
+        label_N = task.label_N[counted_N]
+        ceiling = auc(label_N, true[task.score][counted_N])
         metrics[f"true_{task.name}_auc"] = ceiling
-        if task.score in predictions and not is_finite(predictions[task.score]):
-            metrics[f"{task.name}_auc_share"] = None
-        elif task.score in predictions:
-            reached = auc(task.label_N[counted_N], predictions[task.score][counted_N])
+        if task.score in predictions:
+            reached = known.get(f"{task.name}_auc")
+            if f"{task.name}_auc" not in known and is_finite(predictions[task.score]):
+                reached = auc(label_N, predictions[task.score][counted_N])
             metrics[f"{task.name}_auc_share"] = _share(reached, ceiling)
-    if "p_cvr" in predictions:
-        true_cvr_N, p_cvr_N = true["p_cvr"], predictions["p_cvr"]
-        if len(p_cvr_N) == 0 or not is_finite(p_cvr_N):
-            return metrics | dict.fromkeys(_CVR_ALL)
-        metrics["cvr_all_log_loss"] = mean_log_loss(true_cvr_N, p_cvr_N)
-        metrics["true_cvr_all_log_loss"] = mean_log_loss(true_cvr_N, true_cvr_N)
-        metrics["cvr_all_bias"] = float(p_cvr_N.mean(dtype=np.float64) - true_cvr_N.mean(dtype=np.float64))
-        metrics["cvr_all_auc"] = expected_auc(true_cvr_N, p_cvr_N)
-        metrics["true_cvr_all_auc"] = expected_auc(true_cvr_N, true_cvr_N)
-        metrics["cvr_all_auc_share"] = _share(metrics["cvr_all_auc"], metrics["true_cvr_all_auc"])
+    return metrics | _cvr_over_all(predictions, true) if "p_cvr" in predictions else metrics
+
+
+def _cvr_over_all(predictions: Mapping[str, Array], true: Mapping[str, Array]) -> Metrics:
+    """Compare p_cvr over all impressions, clicked or not, with the true p_cvr."""
+    p_cvr_N = predictions["p_cvr"]
+    if len(p_cvr_N) == 0 or not is_finite(p_cvr_N):
+        return dict.fromkeys(_CVR_ALL)
+    true_cvr_N = true["p_cvr"]
+    bias = ExactSum(sum_of(p_cvr_N).units - sum_of(true_cvr_N).units)
+    metrics: Metrics = {
+        "cvr_all_log_loss": mean_log_loss(true_cvr_N, p_cvr_N),
+        "true_cvr_all_log_loss": mean_log_loss(true_cvr_N, true_cvr_N),
+        "cvr_all_bias": bias.over(len(p_cvr_N)),
+        "cvr_all_auc": expected_auc(true_cvr_N, p_cvr_N),
+    }
+    metrics["true_cvr_all_auc"] = expected_auc(true_cvr_N, true_cvr_N)
+    metrics["cvr_all_auc_share"] = _share(metrics["cvr_all_auc"], metrics["true_cvr_all_auc"])
     return metrics
 
 

@@ -1,12 +1,13 @@
 """How well scores rank: exact AUC, GAUC by user, expected AUC under known probabilities, ROC curves, precision at the top.
 
-Everything sorts and then searches, and nothing keeps an index per impression, so that 43 million test impressions cost one
-sorted copy of their scores. Equal scores count one half throughout: the order of rows never matters.
+Equal scores count one half throughout: the order of rows never matters. The arithmetic is that of
+`training.evaluation.sorted_scores`; these functions take the columns themselves.
 """
 
-# Shapes: N impressions. Arrays without a suffix have an entry for each group, positive or distinct score, as named.
+# Shapes: N impressions. Arrays without a suffix have an entry for each group or distinct score, as named.
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Array = NDArray[Any]  # any dtype: labels are int8 or bool, scores float32 or float64
+from pipeline.kernels.jit import nb
+from training.evaluation.sorted_scores import Array, ByNumber, RocCurve, SortedScores, TopShare
+
+_PIECE = 1 << 20
 
 
 def is_finite(values: Array) -> bool:
@@ -23,84 +27,82 @@ def is_finite(values: Array) -> bool:
     return math.isfinite(float(values.sum(dtype=np.float64)))
 
 
-def auc(label_N: Array, score_N: Array, ascending_N: Array | None = None) -> float | None:
+def auc(label_N: Array, score_N: Array) -> float | None:
     """Return the probability that a positive scores above a negative, ties counting one half; None without both classes.
 
-    From integer rank sums (Mann–Whitney), so exact to the last bit of the final division. `ascending_N` is the sorted
-    score, where the caller has it already.
+    From integer rank sums (Mann–Whitney), so exact to the last bit of the final division.
     """
-    positive_scores = np.sort(score_N[label_N.astype(bool, copy=False)])
-    num_positives, num_negatives = len(positive_scores), len(score_N) - len(positive_scores)
-    if num_positives == 0 or num_negatives == 0:
-        return None
-    ascending_N = np.sort(score_N) if ascending_N is None else ascending_N
-    below = int(np.searchsorted(ascending_N, positive_scores, side="left").sum())
-    not_above = int(np.searchsorted(ascending_N, positive_scores, side="right").sum())
-    # Twice the sum of mid-ranks is below + not_above + P; the positives among themselves take P * (P + 1) of it.
-    twice_wins = below + not_above - num_positives * num_positives
-    return twice_wins / (2 * num_positives * num_negatives)
+    return SortedScores.of(label_N, score_N).auc()
 
 
 @dataclass(frozen=True)
 class GroupedAuc:
     """GAUC and how many groups it rests on."""
 
-    gauc: float | None  # None where no group has both classes
+    gauc: float | None  # every group has weight 1; None where no group has both classes
+    weighted: float | None  # a group has its number of impressions as weight
     num_groups: int  # groups with both classes
     num_groups_left_out: int  # groups with one class
 
 
 def grouped_auc(group_N: Array, label_N: Array, score_N: Array) -> GroupedAuc:
-    """Average over groups the AUC inside the group, each with weight 1 (ESM² eq. 13); ties count one half.
+    """Average over groups the AUC inside the group (ESM² eq. 13); ties count one half.
 
     `group_N` holds group numbers in [0, 2³²), as from `group_numbers`. Groups without both classes are left out.
     """
-    label_N = label_N.astype(bool, copy=False)
-    positives = np.bincount(group_N[label_N])
-    sizes = np.bincount(group_N, minlength=len(positives))
-    positives = np.pad(positives, (0, len(sizes) - len(positives)))
-    negatives = sizes - positives
-    has_both = (positives > 0) & (negatives > 0)
-    num_groups, num_present = int(has_both.sum()), int((sizes > 0).sum())
+    if len(group_N) == 0:
+        return GroupedAuc(None, None, 0, 0)
+    scores = SortedScores.of(label_N, score_N, group_N)
+    return gauc_of(scores.by_number(int(group_N.max()) + 1))
+
+
+def gauc_of(groups: ByNumber, first: int = 0) -> GroupedAuc:
+    """Return the mean of the AUCs of the groups from number `first` on, rounded once, so in any order of the groups."""
+    has_both, auc_by_group = auc_inside(groups)
+    auc_by_group = auc_by_group[int(has_both[:first].sum()) :]
+    has_both[:first] = False
+    num_present, num_groups = int((groups.count[first:] > 0).sum()), int(has_both.sum())
     if num_groups == 0:
-        return GroupedAuc(None, 0, num_present)
-
-    # One unsigned number orders by group, then by score: the group above, 32 bits that sort as the score does below.
-    kept_N = has_both[group_N]
-    label_N, group_N = label_N[kept_N], group_N[kept_N]
-    key_N = group_N.astype(np.uint64)
-    key_N <<= np.uint64(32)
-    key_N |= _order_preserving(score_N[kept_N])
-    positive_keys = np.sort(key_N[label_N])
-    key_N.sort()
-
-    below = np.searchsorted(key_N, positive_keys, side="left")
-    not_above = np.searchsorted(key_N, positive_keys, side="right")
-    group_of_positive = (positive_keys >> np.uint64(32)).astype(np.intp)
-    kept_sizes = np.where(has_both, sizes, 0)
-    starts = np.cumsum(kept_sizes) - kept_sizes
-    twice_rank = below + not_above - 2 * starts[group_of_positive]
-    # Sums of integers far below 2⁵³ are exact in float64, which is all that bincount offers.
-    twice_wins = (
-        np.bincount(group_of_positive, weights=twice_rank, minlength=len(sizes))[has_both] - positives[has_both] ** 2
-    )
-    auc_by_group = twice_wins / (2 * positives[has_both] * negatives[has_both])
-    return GroupedAuc(float(auc_by_group.mean()), num_groups, num_present - num_groups)
+        return GroupedAuc(None, None, 0, num_present)
+    size = groups.count[has_both]
+    weighted = math.fsum(size * auc_by_group) / int(size.sum())
+    return GroupedAuc(math.fsum(auc_by_group) / num_groups, weighted, num_groups, num_present - num_groups)
 
 
-def _order_preserving(score_N: Array) -> NDArray[np.uint32]:
-    """Return unsigned 32-bit numbers that compare as the scores do: the bits of a float32, or the dense rank of another type."""
-    if score_N.dtype != np.float32:
-        return np.unique(score_N, return_inverse=True)[1].astype(np.uint32)
-    bits_N = (score_N + np.float32(0)).view(np.uint32)  # + 0 turns -0 into 0, which has other bits
-    sign_N = bits_N >> np.uint32(31)
-    # Negative floats sort backwards by their bits, so all of these flip; of the others only the sign bit does.
-    return bits_N ^ np.where(sign_N, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+def auc_inside(groups: ByNumber) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return which groups have both classes, and the AUC inside each of these."""
+    positives, negatives = groups.positives, groups.count - groups.positives
+    has_both = (positives > 0) & (negatives > 0)
+    return has_both, groups.twice_wins_inside[has_both] / (2 * positives[has_both] * negatives[has_both])
 
 
 def group_numbers(group_id_N: Array) -> NDArray[np.int32]:
-    """Number the distinct values of `group_id_N` from 0 in order of appearance (a hash table, so no sort)."""
-    return pa.array(group_id_N).dictionary_encode().indices.to_numpy()
+    """Number the distinct values of `group_id_N` from 0 in ascending order."""
+    return number_values(pieces_of(group_id_N))[0]
+
+
+def number_values(pieces: Iterable[Array]) -> tuple[NDArray[np.int32], Array]:
+    """Return the number of each value among the distinct ones in ascending order, and the distinct ones.
+
+    A piece is numbered by itself (a hash table), so nothing but the numbers is as long as the pieces together.
+    """
+    found = [pa.array(piece).dictionary_encode() for piece in pieces]
+    if not found:
+        return np.empty(0, np.int32), np.empty(0, np.int64)
+    dictionaries = [piece.dictionary.to_numpy(zero_copy_only=False) for piece in found]
+    distinct = np.unique(np.concatenate(dictionaries))
+    number_N = np.empty(sum(map(len, found)), np.int32)
+    start = 0
+    for piece, dictionary in zip(found, dictionaries, strict=True):
+        place = np.searchsorted(distinct, dictionary).astype(np.int32)
+        number_N[start : start + len(piece)] = place[piece.indices.to_numpy()]
+        start += len(piece)
+    return number_N, distinct
+
+
+def pieces_of(column_N: Array) -> Iterator[Array]:
+    """Cut a column into pieces of a million rows."""
+    return (column_N[start : start + _PIECE] for start in range(0, len(column_N), _PIECE))
 
 
 def expected_auc(probability_N: Array, score_N: Array) -> float | None:
@@ -109,76 +111,81 @@ def expected_auc(probability_N: Array, score_N: Array) -> float | None:
     It is the AUC expected of labels drawn from the true probabilities, up to the pairing of an impression with itself
     (one half, of N² pairs). Exact and O(N log N); None where all probabilities are 0 or all are 1.
     """
-    order_N = np.argsort(score_N)
-    positive_N = probability_N[order_N].astype(np.float64)
-    score_N = score_N[order_N]
-    first_N = np.flatnonzero(np.concatenate(([True], score_N[1:] != score_N[:-1])))
-    positive_by_score = np.add.reduceat(positive_N, first_N)  # by distinct score
-    negative_by_score = np.add.reduceat(1.0 - positive_N, first_N)
-    positives, negatives = float(positive_by_score.sum()), float(negative_by_score.sum())
-    if positives <= 0.0 or negatives <= 0.0:
-        return None
-    below_by_score = np.cumsum(negative_by_score) - negative_by_score
-    return float(np.dot(positive_by_score, below_by_score + 0.5 * negative_by_score)) / (positives * negatives)
+    fits = probability_N.dtype == score_N.dtype == np.float32
+    if fits and len(score_N) and min(score_N.min(), probability_N.min()) >= 0:
+        key_N = np.empty(len(score_N), np.uint64)
+        _pack_pair(np.abs(score_N).view(np.uint32), np.abs(probability_N).view(np.uint32), key_N)
+        key_N.sort()
+        wins, positives, negatives = _expected_of_keys(key_N)
+    else:
+        order_N = np.lexsort((probability_N, score_N))
+        wins, positives, negatives = _expected_wins(score_N[order_N], probability_N[order_N].astype(np.float64))
+    return wins / (positives * negatives) if positives > 0.0 and negatives > 0.0 else None
 
 
-@dataclass(frozen=True)
-class RocCurve:
-    """Points of a ROC curve from (0, 0) to (1, 1)."""
+@nb.njit(nogil=True, cache=True)
+def _pack_pair(score_N: Any, probability_N: Any, key_N: Any) -> None:
+    for row in range(len(key_N)):
+        key_N[row] = (np.uint64(score_N[row]) << np.uint64(32)) | np.uint64(probability_N[row])
 
-    false_positive_rate: NDArray[np.float64]
-    true_positive_rate: NDArray[np.float64]
+
+@nb.njit(nogil=True, cache=True)
+def _expected_of_keys(key_N: Any) -> tuple[float, float, float]:
+    """Do what `_expected_wins` does, from sorted | 32 bits of the score | 32 bits of the probability |."""
+    bits = np.zeros(1, np.uint32)
+    as_float32 = bits.view(np.float32)
+    wins, positives, negatives, row = 0.0, 0.0, 0.0, 0
+    lost = np.zeros(3)  # what rounding took from each of the sums (Kahan)
+    while row < len(key_N):
+        score = key_N[row] >> np.uint64(32)
+        positive, negative = 0.0, 0.0
+        while row < len(key_N) and key_N[row] >> np.uint64(32) == score:
+            bits[0] = np.uint32(key_N[row] & np.uint64(0xFFFFFFFF))
+            probability = np.float64(as_float32[0])
+            positive += probability
+            negative += 1.0 - probability
+            row += 1
+        wins = _kahan(wins, positive * (negatives + 0.5 * negative), lost, 0)
+        positives = _kahan(positives, positive, lost, 1)
+        negatives = _kahan(negatives, negative, lost, 2)
+    return wins, positives, negatives
+
+
+@nb.njit(nogil=True, cache=True)
+def _expected_wins(score_N: Any, probability_N: Any) -> tuple[float, float, float]:
+    """Return the weight of the pairs won, of the positives and of the negatives; `score_N` is in ascending order."""
+    wins, positives, negatives, row = 0.0, 0.0, 0.0, 0
+    lost = np.zeros(3)
+    while row < len(score_N):
+        score = score_N[row]
+        positive, negative = 0.0, 0.0
+        while row < len(score_N) and score_N[row] == score:
+            positive += probability_N[row]
+            negative += 1.0 - probability_N[row]
+            row += 1
+        wins = _kahan(wins, positive * (negatives + 0.5 * negative), lost, 0)
+        positives = _kahan(positives, positive, lost, 1)
+        negatives = _kahan(negatives, negative, lost, 2)
+    return wins, positives, negatives
+
+
+@nb.njit(nogil=True, cache=True)
+def _kahan(total: float, term: float, lost: Any, place: int) -> float:
+    term -= lost[place]
+    after = total + term
+    lost[place] = (after - total) - term
+    return after
 
 
 def roc_curve(label: Array, score: Array, max_points: int = 200) -> RocCurve | None:
     """Return at most `max_points` exact points of the ROC curve, evenly spread over both classes; None without both."""
-    label = label.astype(bool, copy=False)
-    positive_scores, negative_scores = np.sort(score[label]), np.sort(score[~label])
-    if len(positive_scores) == 0 or len(negative_scores) == 0:
-        return None
-    room = (max_points - 2) // 2
-    thresholds = np.unique(np.concatenate([_spread(positive_scores, room), _spread(negative_scores, room)]))[::-1]
-    true_positive_rate = 1.0 - np.searchsorted(positive_scores, thresholds, side="left") / len(positive_scores)
-    false_positive_rate = 1.0 - np.searchsorted(negative_scores, thresholds, side="left") / len(negative_scores)
-    return RocCurve(
-        np.concatenate(([0.0], false_positive_rate, [1.0])), np.concatenate(([0.0], true_positive_rate, [1.0]))
-    )
+    return SortedScores.of(label, score).roc_curve(max_points)
 
 
-def _spread(ascending: Array, count: int) -> Array:
-    """Return at most `count` values of `ascending`, at even distances in rank, both ends included."""
-    distinct = np.unique(ascending)
-    if len(distinct) <= count:
-        return distinct
-    return ascending[np.linspace(0, len(ascending) - 1, count).round().astype(np.intp)]
-
-
-@dataclass(frozen=True)
-class TopShare:
-    """Retrieval at the top of the list."""
-
-    recall: float
-    precision: float
-    f1: float
-
-
-def top_share(label_N: Array, score_N: Array, share: float, ascending_N: Array | None = None) -> TopShare | None:
+def top_share(label_N: Array, score_N: Array, share: float) -> TopShare | None:
     """Return recall, precision and F1 when the `share` of impressions that score highest is taken (ESM² Tables 4 and 5).
 
     Where equal scores straddle the cut, the positives among them count by the share of them that is taken: the mean over
     all orders of the tie. None without both classes.
     """
-    label_N = label_N.astype(bool, copy=False)
-    num_positives = int(np.count_nonzero(label_N))
-    if num_positives == 0 or num_positives == len(label_N):
-        return None
-    ascending_N = np.sort(score_N) if ascending_N is None else ascending_N
-    num_taken = max(1, round(share * len(score_N)))
-    cut = ascending_N[len(ascending_N) - num_taken]
-    num_above = len(ascending_N) - int(np.searchsorted(ascending_N, cut, side="right"))
-    num_tied = len(ascending_N) - num_above - int(np.searchsorted(ascending_N, cut, side="left"))
-    positive_scores = score_N[label_N]
-    hits_above = int(np.count_nonzero(positive_scores > cut))
-    hits_tied = int(np.count_nonzero(positive_scores == cut))
-    hits = hits_above + hits_tied * (num_taken - num_above) / num_tied
-    return TopShare(hits / num_positives, hits / num_taken, 2 * hits / (num_taken + num_positives))
+    return SortedScores.of(label_N, score_N).top(share)

@@ -1,6 +1,6 @@
 """RUN/report.html: how a run went and how good its predictions are, on one page without scripts or outside resources.
 
-It reads only what the run left behind: log.jsonl, metrics.json, predictions/<split>/*.parquet and config.yaml. If the
+It reads what the run left behind, log.jsonl, metrics.json and config.yaml, and draws the curves of the evaluation. If the
 predictions carry the oracle of a simulated log (true_p_ctr, true_p_cvr, true_p_daction), it is drawn beside the model.
 This file chooses the numbers; pipeline/html/report.html.j2 holds the words and the layout.
 """
@@ -8,7 +8,7 @@ This file chooses the numbers; pipeline/html/report.html.j2 holds the words and 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from pipeline.atomic_files import write_whole
 from pipeline.html.charts import Chart
 from pipeline.html.page import render
 from training.evaluation.calibration import ECE_BINS
-from training.evaluation.metrics import Metrics, Task, tasks, true_probabilities
-from training.evaluation.ranking import Array, is_finite
+from training.evaluation.curves import TaskCurves
+from training.evaluation.metrics import Metrics
 from training.evaluation.report_charts import calibration_chart, histogram_chart, loss_charts, roc_chart
-from training.evaluation.run_files import LogEntry, best_validation, read_log, read_metrics
+from training.evaluation.run_files import LogEntry, best_validation, read_log
+from training.evaluation.sorted_scores import Array
 
 TASK_TITLES = {
     "ctr": ("CTR", "click given an impression"),
@@ -39,6 +40,10 @@ _HEADLINE_COLUMNS = {
     "calibration": ("{}_calibration", ".3f"),
     "ECE": ("{}_ece", ".2g"),
 }
+
+
+#: What metrics.json says besides figures.
+NO_FIGURES = ("split", "undefined", "provenance")
 
 
 class HeadlineCell(NamedTuple):
@@ -97,13 +102,11 @@ class TaskSection(NamedTuple):
     charts: list[Chart]
 
 
-def write_report(run: Path, split: str, predictions: Mapping[str, Array]) -> Path:
-    """Write `run`/report.html for the predictions of `split` and return its path.
-
-    Raises InputError if the run has no metrics of that split.
-    """
-    metrics = read_metrics(run, split)
-    reasons: Mapping[str, str] = metrics.pop("undefined", {})  # type: ignore[assignment]
+def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskCurves], target: Path) -> None:
+    """Write the page of one evaluation of `run` to `target`: the content of its metrics.json, and the curves of its tasks."""
+    metrics: Metrics = {name: value for name, value in saved.items() if name not in NO_FIGURES}
+    reasons: Mapping[str, str] = saved.get("undefined", {})
+    split = saved["split"]
     log, num_broken_lines = read_log(run / "log.jsonl")
     config = run / "config.yaml"
     page = render(
@@ -123,13 +126,12 @@ def write_report(run: Path, split: str, predictions: Mapping[str, Array]) -> Pat
         training=training_facts(log),
         best=best_validation(run / "log.jsonl"),
         num_broken_lines=num_broken_lines,
-        tasks=[task_section(task, predictions) for task in tasks(predictions)],
+        tasks=[task_section(name, curves.get(name)) for name in TASK_TITLES if f"{name}_auc" in metrics],
         metrics={str(name): json.dumps(value) for name, value in metrics.items()},
+        provenance=saved.get("provenance", {}),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
     )
-    target = run / "report.html"
     write_whole(target, page)
-    return target
 
 
 def headline(metrics: Metrics) -> Headline:
@@ -196,24 +198,14 @@ def training_facts(log: Sequence[LogEntry]) -> TrainingFacts | None:
     )
 
 
-def task_section(task: Task, predictions: Mapping[str, Array]) -> TaskSection:
-    """Draw ROC curve, calibration and histogram of one task."""
-    rows = predictions["click"].astype(bool) if task.clicked_only else slice(None)
-    label, score = task.label_N[rows], predictions[task.score][rows]
-    if not is_finite(score):
-        return TaskSection(*TASK_TITLES[task.name], [])
-    oracle = _oracle_columns(predictions)
-    oracle_score = oracle[task.score][rows] if task.score in oracle else None
-    title, meaning = TASK_TITLES[task.name]
+def task_section(name: str, curves: TaskCurves | None) -> TaskSection:
+    """Draw ROC curve, calibration and histogram of one task; nothing for one whose predictions are not finite."""
+    title, meaning = TASK_TITLES[name]
+    if curves is None:
+        return TaskSection(title, meaning, [])
     charts = [
-        roc_chart(title, label, score, oracle_score),
-        calibration_chart(title, label, score),
-        histogram_chart(title, label, score),
+        roc_chart(title, curves.roc, curves.oracle_roc),
+        calibration_chart(title, curves.calibration),
+        histogram_chart(title, curves.histogram),
     ]
     return TaskSection(title, meaning, [chart for chart in charts if chart])
-
-
-def _oracle_columns(predictions: Mapping[str, Array]) -> dict[str, Array]:
-    """Name the true probabilities as the predictions are; {} without them."""
-    true = {name.removeprefix("true_"): value for name, value in predictions.items() if name.startswith("true_p_")}
-    return true_probabilities(predictions, true) if {"p_ctr", "p_cvr"} <= set(true) else {}

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.html.charts import Axis, Chart, Series, chart
-from training.evaluation.calibration import ECE_BINS, calibration_curve
-from training.evaluation.ranking import Array, roc_curve
+from training.evaluation.calibration import ECE_BINS
+from training.evaluation.curves import Histogram
+from training.evaluation.sorted_scores import Array, CalibrationCurve, RocCurve
 
-HISTOGRAM_BINS = 40
 #: A curve is drawn through at most this many means of neighbouring steps.
 LOSS_POINTS = 300
 
@@ -39,13 +39,11 @@ def _thinned(step: Array, value: Array) -> tuple[Array, Array]:
     )
 
 
-def roc_chart(title: str, label: Array, score: Array, oracle_score: Array | None) -> Chart | None:
+def roc_chart(title: str, curve: RocCurve | None, oracle: RocCurve | None) -> Chart | None:
     """Draw the ROC curves of the model and, if known, of the oracle, and the diagonal; None without both classes."""
-    curve = roc_curve(label, score)
     if curve is None:
         return None
     lines = [Series("chance", [0, 1], [0, 1], "dashed")]
-    oracle = roc_curve(label, oracle_score) if oracle_score is not None else None
     if oracle is not None:
         lines.append(
             Series("oracle (true probabilities)", oracle.false_positive_rate, oracle.true_positive_rate, color=1)
@@ -56,9 +54,8 @@ def roc_chart(title: str, label: Array, score: Array, oracle_score: Array | None
     return chart(f"{title} · ROC", description, *axes, lines)
 
 
-def calibration_chart(title: str, label: Array, score: Array) -> Chart | None:
+def calibration_chart(title: str, curve: CalibrationCurve) -> Chart | None:
     """Draw the share of positives against the mean prediction in bins of equal mass; None without positives."""
-    curve = calibration_curve(label, score, ECE_BINS)
     shown = (curve.observed > 0) & (curve.predicted > 0)
     if not shown.any():
         return None
@@ -71,18 +68,14 @@ def calibration_chart(title: str, label: Array, score: Array) -> Chart | None:
     return chart(f"{title} · calibration{unseen}", description, *axes, lines)
 
 
-def histogram_chart(title: str, label: Array, score: Array) -> Chart | None:
+def histogram_chart(title: str, histogram: Histogram | None) -> Chart | None:
     """Draw the predicted probabilities of positives and of negatives as shares of their class; None if all are zero."""
-    positive = score[score > 0]
-    if len(positive) == 0:
+    if histogram is None:
         return None
-    low, high = float(positive.min()), float(positive.max())
-    edges = np.geomspace(low * 0.99, max(high * 1.01, low * 1.5), HISTOGRAM_BINS + 1)
-    lines = []
-    for name, color, members in (("negatives", 1, score[label == 0]), ("positives", 0, score[label == 1])):
-        if len(members):
-            count, _ = np.histogram(np.maximum(members, edges[0]), edges)
-            lines.append(Series(f"{name} ({len(members):,})", edges, count / len(members), "steps", color))
+    edges, lines = histogram.edges, []
+    for name, color, count in (("negatives", 1, histogram.negatives), ("positives", 0, histogram.positives)):
+        if total := int(count.sum()):
+            lines.append(Series(f"{name} ({total:,})", edges, count / total, "steps", color))
     description = f"Histogram of the predicted probability of {title}, for positives and negatives"
     x_axis = Axis("predicted probability (logarithmic)", edges[0], edges[-1], log=True)
     return chart(f"{title} · predictions", description, x_axis, Axis("share of the class", 0), lines)

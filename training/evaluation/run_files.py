@@ -4,13 +4,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.errors import InputError
 from training.evaluation.metrics import Metrics
-from training.evaluation.ranking import Array
-from training.feed.batch import UNKNOWN_GROUP
+from training.evaluation.prediction_files import PredictionFiles
 
 LogEntry = dict[str, float]
 
@@ -30,26 +26,15 @@ def read_metrics(run: Path, split: str) -> Metrics:
     raise InputError(f"run={run} has no metrics of split={split}; {_evaluate_command(run, split)}")
 
 
-def read_predictions(run: Path, split: str) -> dict[str, Array]:
-    """Read the numeric columns of RUN/predictions/<split>, one value an impression; a missing group_id is UNKNOWN_GROUP.
+def read_predictions(run: Path, split: str) -> PredictionFiles:
+    """Return the numeric columns of RUN/predictions/<split>, each read when it is asked for.
 
     Raises InputError if there are no predictions, or a file cannot be read.
     """
     folder = run / "predictions" / split
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
+    if not list(folder.glob("*.parquet")):
         raise InputError(f"run={run} has no predictions of split={split}; {_evaluate_command(run, split)}")
-    try:
-        names = [name for name in pq.read_schema(files[0]).names if name != "context_id"]
-        table = pa.concat_tables([pq.read_table(file, columns=names) for file in files])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"The predictions in {folder} cannot be read ({error}); {_evaluate_command(run, split)}"
-        ) from error
-    columns = {name: table.column(name) for name in names}
-    if "group_id" in columns:
-        columns["group_id"] = columns["group_id"].fill_null(UNKNOWN_GROUP)
-    return {name: column.to_numpy() for name, column in columns.items()}
+    return PredictionFiles(folder, _evaluate_command(run, split))
 
 
 def read_log(path: Path) -> tuple[list[LogEntry], int]:

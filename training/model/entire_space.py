@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest
@@ -11,6 +12,9 @@ from training.model.graph import Graph, Query
 from training.model.precision import DTYPE_OF
 from training.model.settings import EmbeddingSettings, ModelSettings
 from training.model.towers import DropoutKey, TowerStack
+
+#: A multiple of what kernels of matrix products take at a time.
+_ROWS_OF_A_KERNEL = 16
 
 
 class EntireSpaceModel(nn.Module):
@@ -45,9 +49,28 @@ class EntireSpaceModel(nn.Module):
         """
         context_CD = _append_numeric(context_CD, batch.context_numeric).to(self.dtype)
         impression_BD = _append_numeric(impression_BD, batch.impression_numeric).to(self.dtype)
-        key = None if step is None else DropoutKey(self.seed, step, batch.impression_id)
-        logit_of: dict[Query, Tensor] = self.towers(context_CD, impression_BD, batch.context_of_impression, key)
-        return logit_of
+        index_B = batch.context_of_impression
+        if step is None:
+            logit_of = self.towers(*_padded(context_CD, impression_BD, index_B), None)
+            return {head: logit[: len(index_B)] for head, logit in logit_of.items()}
+        key = DropoutKey(self.seed, step, batch.impression_id)
+        trained: dict[Query, Tensor] = self.towers(context_CD, impression_BD, index_B, key)
+        return trained
+
+
+def _padded(context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Append rows of zeros, so that the numbers of contexts and of impressions divide by 16.
+
+    Outside training a row's logits do not depend on the batch around it. MKL multiplies the rows of a batch by four and the
+    last one to three by another kernel, which rounds otherwise. The last rows would be others with every number of ranks.
+    """
+    contexts, impressions = (-len(rows) % _ROWS_OF_A_KERNEL for rows in (context_CD, impression_BD))
+    if contexts:
+        context_CD = pad(context_CD, (0, 0, 0, contexts))
+    if impressions:
+        impression_BD = pad(impression_BD, (0, 0, 0, impressions))
+        index_B = torch.cat([index_B, index_B[-1:].expand(impressions)])
+    return context_CD, impression_BD, index_B
 
 
 def _append_numeric(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:

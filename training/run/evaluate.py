@@ -2,47 +2,25 @@
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.atomic_files import write_whole
-from pipeline.dataset.manifest import DatasetFile, Manifest, load_manifest
-from pipeline.errors import InputError, writing
-from pipeline.undo import undone_by
-from training.checkpoint import restore as checkpoint
+from pipeline.errors import writing
 from training.checkpoint.settings import NEWEST
-from training.distributed.rank_batches import rank_batches
-from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
 from training.evaluation import metrics, report
-from training.evaluation.run_files import read_predictions
-from training.feed.batch import UNKNOWN_GROUP, Batch
-from training.feed.plan import Plan
-from training.model.graph import Graph
-from training.run.build import (
-    build_model,
-    check_position,
-    check_settings,
-    manifest_xxh3,
-    open_feed,
-    train_plan,
-)
-from training.run.continuation import restore_elsewhere, with_moments_of
-from training.run.dataset_copy import check_dataset
+from training.evaluation.prediction_files import PredictionFiles
 from training.run.journal import say
-from training.run.sampled import samples_of_run
+from training.run.malloc import return_freed_memory
+from training.run.predict import predict_split, restore_model
+from training.run.provenance import Provenance, ResultPaths, keep_earlier_result, provenance_of
 from training.run.settings import TrainSettings
 
-_ROWS_PER_GROUP = 1 << 19
+#: A task holds so much memory for each impression while it is evaluated; see `metrics.evaluate_with_curves`.
+_BYTES_A_ROW = 16
+_METRICS_BYTES = 1 << 30
 
 
 def evaluate_split(
@@ -54,33 +32,38 @@ def evaluate_split(
     which: str = NEWEST,
     data: str | None = None,
 ) -> metrics.Metrics | None:
-    """Write RUN/predictions/<split>, RUN/metrics.<split>.json, RUN/metrics.json (the latest split's) and
-    RUN/report.html; return the figures on rank 0, None elsewhere.
+    """Write the predictions, metrics.json and report.html of an evaluation to a place of its own (`ResultPaths`).
 
-    `truth` is the simulator's file of true probabilities for the split; `which` checkpoint: newest, best or step-N.
-    `data` is where the run's dataset is now, or another one, such as that of the next day. Raises InputError for a run
-    without a checkpoint, for a dataset with another schema, and where the run's own dataset has been replaced.
+    Returns the figures on rank 0, None elsewhere. `truth` is the simulator's file of true probabilities for the split;
+    `which` checkpoint: newest, best or step-N. `data` is where the run's dataset is now, or another one, such as that of
+    the next day. Raises InputError for a run without a checkpoint, for a dataset with another schema, and where the run's
+    own dataset has been replaced.
     """
-    predict_split(run, settings, split, truth, world, which, data)
+    paths, provenance = predict_run(run, settings, split, truth, world, which, data)
     if world.rank:
         return None
-    columns = read_predictions(run, split)
-    figures = metrics.evaluate(columns)
-    if truth is not None:
-        true = {name.removeprefix("true_"): column for name, column in columns.items() if name.startswith("true_")}
-        figures |= metrics.oracle_metrics(columns, true)
-    reasons = metrics.reasons_undefined(figures, columns)
+    return_freed_memory()
+    predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
+    num_threads = threads_for(predictions.num_rows)
+    evaluated = metrics.evaluate_with_curves(predictions, predictions.true_columns(), num_threads)
+    figures = evaluated.metrics
+    reasons = metrics.reasons_undefined(figures, predictions)
     for reason in dict.fromkeys(reasons.values()):
         say(f"{', '.join(name for name in reasons if reasons[name] == reason)}: undefined, for {reason}.")
-    saved = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
+    saved = {"split": split, **figures, **({"undefined": reasons} if reasons else {}), "provenance": provenance}
     with writing(f"The figures of run={run}", "copy the run to another place"):
-        for name in (f"metrics.{split}.json", "metrics.json"):
-            write_whole(run / name, json.dumps(saved, indent=1) + "\n")
-        report.write_report(run, split, columns)
+        for path in paths.metrics:
+            write_whole(path, json.dumps(saved, indent=1) + "\n")
+        report.write_report(run, saved, evaluated.curves, paths.report)
     return figures
 
 
-def predict_split(
+def threads_for(num_rows: int) -> int:
+    """Choose how many tasks are evaluated at a time: the cores of this process, within a gigabyte of memory."""
+    return max(1, min(len(os.sched_getaffinity(0)), _METRICS_BYTES // max(1, _BYTES_A_ROW * num_rows)))
+
+
+def predict_run(
     run: Path,
     settings: TrainSettings,
     split: str,
@@ -88,183 +71,18 @@ def predict_split(
     world: World,
     which: str = NEWEST,
     data: str | None = None,
-) -> None:
-    """Write RUN/predictions/<split>/part-<rank>.parquet, one row an impression; all files appear at once, by a rename."""
-    restored = _open_model(run, settings, split, world, which, data)
+) -> tuple[ResultPaths, Provenance]:
+    """Write the predictions of an evaluation; the model and its tables are freed on return."""
+    restored = restore_model(run, settings, split, world, which, data)
     with world.agreeing():
-        true = _read_oracle(truth) if truth is not None else None
-    graph, model = restored.graph, restored.model
-    plan = Plan(restored.files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
-    feed = open_feed(replace(settings, data=restored.data), restored.manifest, split, plan, world)
-    final, staging = run / "predictions" / split, run / "predictions" / f".{split}.tmp"
-
-    def tables() -> Iterator[pa.Table]:
-        for rank_batch in rank_batches(feed, 0, range(plan.num_steps), model.exchange, world.device):
-            agreeing = rank_batch.start_agreement(world)
-            columns = graph.predict(model.predict(rank_batch.batch, rank_batch.ids))
-            rank_batch.send_next()
-            rank_batch.agreed(agreeing, world)
-            if rank_batch.num_impressions:
-                yield _prediction_table(rank_batch.batch, columns)
-
-    with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)):
-        with world.agreeing(), _writing_predictions(staging):
-            if world.rank == 0:
-                shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir(parents=True)
-        predicted = tables()
-        whole = (_with_oracle(table, true) for table in predicted)
-        failure = _error_of(staging, lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole))
-        for _ in predicted:  # if this rank cannot write: the others wait for it at every step
-            pass
-        try:
-            world.agree(failure)
-        except InputError:
-            if world.rank == 0:
-                shutil.rmtree(staging, ignore_errors=True)  # what is left of it would keep the disk full
-            raise
-    with world.agreeing(), _writing_predictions(final):
+        provenance = provenance_of(run, restored.checkpoint, which, split, restored.data, restored.manifest_xxh3, truth)
+        paths = ResultPaths.of(run, provenance)
         if world.rank == 0:
-            replaced = final.with_name(f".{split}.old.tmp")
-            shutil.rmtree(replaced, ignore_errors=True)
-            if final.exists():
-                os.replace(final, replaced)
-            os.replace(staging, final)
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-class _Restored(NamedTuple):
-    """A trained model, with what it predicts."""
-
-    data: str  # where the dataset is
-    manifest: Manifest
-    files: tuple[DatasetFile, ...]
-    graph: Graph
-    model: ShardedModel
-
-
-def _open_model(
-    run: Path, settings: TrainSettings, split: str, world: World, which: str, data: str | None
-) -> _Restored:
-    """Check that a checkpoint of `run` fits the dataset, build the model and fill it."""
-    location = data or settings.data
-    with world.agreeing():
-        manifest = load_manifest(location)
-        files = manifest.files_of(split)
-        graph = check_settings(settings, manifest, world.device)
-    found = checkpoint.find_on_all_ranks(run, world, say, which)
-    if found is None:
-        raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
-    is_elsewhere = data is not None and found.manifest_xxh3 != manifest_xxh3(manifest)
-    with world.agreeing():
-        if is_elsewhere:
-            manifest = with_moments_of(run, settings, location, manifest)
-        else:
-            check_dataset(found, manifest, location)
-            check_position(found, train_plan(settings, manifest, samples_of_run(run, settings, manifest)))
-    model = build_model(settings, manifest, graph, world)
-    with world.agreeing():
-        if is_elsewhere:
-            restore_elsewhere(found, run, settings, location, manifest, model)
-        else:
-            checkpoint.restore_to_predict(found, model)
-    if is_elsewhere and world.rank == 0:
-        say(
-            f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are "
-            "new are out of vocabulary."
-        )
-    return _Restored(location, manifest, files, graph, model)
-
-
-def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
-    """Make one row per impression of `batch`."""
-    index = batch.context_of_impression.cpu().numpy()
-    group = batch.group_id.cpu().numpy()[index]
-    columns = {
-        "impression_id": pa.array(batch.impression_id.cpu().numpy()),
-        "context_id": pa.array(batch.context_id, pa.string()).take(pa.array(index)),
-        "group_id": pa.array(group, mask=group == UNKNOWN_GROUP),
-    }
-    for name in ("click", "daction", "conversion"):
-        if name in batch.labels:
-            columns[name] = pa.array(batch.labels[name].cpu().numpy().astype(np.int8))
-    for name, probability in predicted.items():
-        columns[name] = pa.array(probability.float().cpu().numpy())
-    return pa.table(columns)
-
-
-def _read_oracle(path: Path) -> dict[str, np.ndarray]:
-    """Read the simulator's true probabilities, sorted by impression_id."""
-    try:
-        names = pq.read_schema(path).names
-        wanted = [name for name in ("impression_id", "p_ctr", "p_daction", "p_cvr") if name in names]
-        table = pq.read_table(path, columns=wanted)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"truth={path} cannot be read ({error}); jobs.simulate writes truth_<split>.parquet."
-        ) from error
-    if not {"impression_id", "p_ctr", "p_cvr"} <= set(wanted):
-        raise InputError(f"truth={path} lacks impression_id, p_ctr or p_cvr; give the file that jobs.simulate wrote.")
-    for name in wanted[1:]:
-        column = table.column(name).to_numpy()
-        if not ((column >= 0) & (column <= 1)).all():
-            raise InputError(
-                f"truth={path}: {name} is not a probability in every row; give the file that jobs.simulate wrote."
+            say(
+                f"{run}, {restored.checkpoint.path.name}, on split={split}: ranks={world.size}, threads of each: "
+                f"{torch.get_num_threads()}; cores of this process: {len(os.sched_getaffinity(0))}"
             )
-    order = np.argsort(table.column("impression_id").to_numpy())
-    return {name: table.column(name).to_numpy()[order] for name in wanted}
-
-
-def _with_oracle(table: pa.Table, true: dict[str, np.ndarray] | None) -> pa.Table:
-    """Append the true probabilities of the impressions of `table`, as true_p_ctr, …."""
-    if true is None:
-        return table
-    wanted = table.column("impression_id").to_numpy()
-    row = np.minimum(np.searchsorted(true["impression_id"], wanted), len(true["impression_id"]) - 1)
-    missing = true["impression_id"][row] != wanted
-    if missing.any():
-        raise InputError(
-            f"The truth lacks impression_id={wanted[missing][0]}; give the truth file of the same log and split."
-        )
-    for name, column in true.items():
-        if name != "impression_id":
-            table = table.append_column(f"true_{name}", pa.array(column[row]))
-    return table
-
-
-def _write_predictions(path: Path, tables: Iterator[pa.Table]) -> None:
-    """Stream `tables` into one Parquet file of large row groups; write no file if there is no table."""
-    writer: pq.ParquetWriter | None = None
-    waiting: list[pa.Table] = []
-
-    def flush() -> None:
-        nonlocal writer, waiting
-        if waiting:
-            whole = pa.concat_tables(waiting).combine_chunks()
-            writer = writer or pq.ParquetWriter(path, whole.schema, compression="zstd")
-            writer.write_table(whole)
-            waiting = []
-
-    try:
-        for table in tables:
-            waiting.append(table)
-            if sum(part.num_rows for part in waiting) >= _ROWS_PER_GROUP:
-                flush()
-        flush()
-    finally:
-        if writer:
-            writer.close()
-
-
-def _error_of(folder: Path, action: Callable[[], None]) -> InputError | None:
-    """Run `action`, which writes to `folder`, and return the error that a user can fix, if there is one."""
-    try:
-        with _writing_predictions(folder):
-            action()
-    except InputError as error:
-        return error
-    return None
-
-
-def _writing_predictions(folder: Path) -> AbstractContextManager[None]:
-    return writing(f"The predictions in {folder}", "copy the run to another place")
+            if kept := keep_earlier_result(run, provenance):
+                say(f"The earlier result of this split is kept in {kept}.")
+    predict_split(restored, settings, split, truth, world, paths.predictions, provenance)
+    return paths, provenance

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from training.evaluation.metrics import evaluate, oracle_metrics
+from training.evaluation.curves import TaskCurves
+from training.evaluation.metrics import evaluate, evaluate_with_curves, oracle_metrics
 from training.evaluation.report import headline, write_report
 from training.evaluation.report_charts import LOSS_POINTS, calibration_chart, histogram_chart, roc_chart
-from training.evaluation.run_files import read_log, read_predictions
+from training.evaluation.run_files import read_log, read_metrics, read_predictions
+from training.evaluation.sorted_scores import SortedScores
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -72,7 +74,9 @@ def a_run(folder: Path, rows=3000, columns=("p_ctr", "p_cvr", "p_ctcvr"), truth=
 
 
 def report_of(run: Path) -> Path:
-    return write_report(run, "test", read_predictions(run, "test"))
+    columns, saved = read_predictions(run, "test"), {"split": "test", **read_metrics(run, "test")}
+    write_report(run, saved, evaluate_with_curves(columns, columns.true_columns()).curves, run / "report.html")
+    return run / "report.html"
 
 
 def test_the_report_shows_every_part_of_a_run(tmp_path):
@@ -178,7 +182,7 @@ def test_a_long_loss_curve_is_drawn_through_means_of_neighbouring_steps(tmp_path
 def test_undefined_figures_show_as_a_dash_and_their_charts_are_left_out():
     cells = headline({"ctr_auc": None, "ctr_log_loss": 0.1}).rows[0].cells
     assert [cell.text for cell in cells] == [None, "0.1000"]
-    label, score = np.zeros(10, bool), np.linspace(0.1, 0.9, 10)
-    assert roc_chart("CTR", label, score, None) is None
-    assert calibration_chart("CTR", label, score) is None
-    assert histogram_chart("CTR", label, score) is not None  # which needs no second class
+    curves = TaskCurves.of(SortedScores.of(np.zeros(10, bool), np.linspace(0.1, 0.9, 10)))
+    assert roc_chart("CTR", curves.roc, None) is None
+    assert calibration_chart("CTR", curves.calibration) is None
+    assert histogram_chart("CTR", curves.histogram) is not None  # which needs no second class

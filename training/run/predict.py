@@ -1,0 +1,209 @@
+"""Predict a split with a trained model: one row an impression, written as it is predicted."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.dataset.manifest import DatasetFile, Manifest, load_manifest
+from pipeline.errors import InputError, writing
+from pipeline.undo import undone_by
+from training.checkpoint import restore as checkpoint
+from training.checkpoint.meta import Checkpoint
+from training.checkpoint.settings import NEWEST
+from training.distributed.rank_batches import rank_batches
+from training.distributed.sharded_model import ShardedModel
+from training.distributed.world import World
+from training.feed.batch import UNKNOWN_GROUP, Batch
+from training.feed.plan import Plan
+from training.model.graph import Graph
+from training.run.build import (
+    build_model,
+    check_position,
+    check_settings,
+    manifest_xxh3,
+    open_feed,
+    train_plan,
+)
+from training.run.continuation import restore_elsewhere, with_moments_of
+from training.run.dataset_copy import check_dataset
+from training.run.journal import say
+from training.run.oracle import Oracle
+from training.run.provenance import METADATA_KEY, Provenance
+from training.run.sampled import samples_of_run
+from training.run.settings import TrainSettings
+
+_ROWS_PER_GROUP = 1 << 19
+
+
+class RestoredModel(NamedTuple):
+    """A trained model, with what it predicts."""
+
+    data: str  # where the dataset is
+    manifest: Manifest  # with the moments of the training
+    manifest_xxh3: str  # of the dataset as it is
+    files: tuple[DatasetFile, ...]
+    graph: Graph
+    model: ShardedModel
+    checkpoint: Checkpoint
+
+
+def predict_split(
+    restored: RestoredModel,
+    settings: TrainSettings,
+    split: str,
+    truth: Path | None,
+    world: World,
+    final: Path,
+    provenance: Provenance,
+) -> None:
+    """Write `final`/part-<rank>.parquet, one row an impression; all files appear at once, by a rename.
+
+    The `provenance` is in the metadata of each file. A row's probabilities do not depend on the number of ranks or threads
+    of a CPU, as long as no table is cut by rows.
+    """
+    with world.agreeing():
+        oracle = Oracle(truth) if truth is not None else None
+    graph, model = restored.graph, restored.model
+    plan = Plan(restored.files, batch_size=settings.plan.batch_size, lanes=settings.plan.lanes, seed=None)
+    feed = open_feed(replace(settings, data=restored.data), restored.manifest, split, plan, world)
+    staging = final.with_name(f".{final.name}.tmp")
+    metadata = {METADATA_KEY: json.dumps(provenance)}
+
+    def tables() -> Iterator[pa.Table]:
+        for rank_batch in rank_batches(feed, 0, range(plan.num_steps), model.exchange, world.device):
+            agreeing = rank_batch.start_agreement(world)
+            columns = graph.predict(model.predict(rank_batch.batch, rank_batch.ids))
+            rank_batch.send_next()
+            rank_batch.agreed(agreeing, world)
+            if rank_batch.num_impressions:
+                yield _prediction_table(rank_batch.batch, columns)
+
+    with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)):
+        with world.agreeing(), _writing_predictions(staging):
+            if world.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        predicted = tables()
+        whole = (oracle.append_to(table) if oracle else table for table in predicted)
+        failure = _error_of(
+            staging, lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole, metadata)
+        )
+        for _ in predicted:  # if this rank cannot write: the others wait for it at every step
+            pass
+        try:
+            world.agree(failure)
+        except InputError:
+            if world.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)  # what is left of it would keep the disk full
+            raise
+    with world.agreeing(), _writing_predictions(final):
+        if world.rank == 0:
+            replaced = final.with_name(f".{final.name}.old.tmp")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if final.exists():
+                os.replace(final, replaced)
+            os.replace(staging, final)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_model(
+    run: Path, settings: TrainSettings, split: str, world: World, which: str = NEWEST, data: str | None = None
+) -> RestoredModel:
+    """Check that the checkpoint `which` of `run` fits the dataset, build the model and fill it.
+
+    `data` is where the run's dataset is now, or another one, such as that of the next day. Raises InputError for a run
+    without a checkpoint, for a dataset with another schema, and where the run's own dataset has been replaced.
+    """
+    location = data or settings.data
+    with world.agreeing():
+        manifest = load_manifest(location)
+        files = manifest.files_of(split)
+        graph = check_settings(settings, manifest, world.device)
+    found = checkpoint.find_on_all_ranks(run, world, say, which)
+    if found is None:
+        raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
+    xxh3 = manifest_xxh3(manifest)
+    is_elsewhere = data is not None and found.manifest_xxh3 != xxh3
+    with world.agreeing():
+        if is_elsewhere:
+            manifest = with_moments_of(run, settings, location, manifest)
+        else:
+            check_dataset(found, manifest, location)
+            check_position(found, train_plan(settings, manifest, samples_of_run(run, settings, manifest)))
+    model = build_model(settings, manifest, graph, world)
+    with world.agreeing():
+        if is_elsewhere:
+            restore_elsewhere(found, run, settings, location, manifest, model)
+        else:
+            checkpoint.restore_to_predict(found, model)
+    if is_elsewhere and world.rank == 0:
+        say(
+            f"data={location} is not the dataset that {run} was trained on: rows follow their raw ids, and ids that are "
+            "new are out of vocabulary."
+        )
+    return RestoredModel(location, manifest, xxh3, files, graph, model, found)
+
+
+def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
+    """Make one row per impression of `batch`."""
+    index = batch.context_of_impression.cpu().numpy()
+    group = batch.group_id.cpu().numpy()[index]
+    columns = {
+        "impression_id": pa.array(batch.impression_id.cpu().numpy()),
+        "context_id": pa.array(batch.context_id, pa.string()).take(pa.array(index)),
+        "group_id": pa.array(group, mask=group == UNKNOWN_GROUP),
+    }
+    for name in ("click", "daction", "conversion"):
+        if name in batch.labels:
+            columns[name] = pa.array(batch.labels[name].cpu().numpy().astype(np.int8))
+    for name, probability in predicted.items():
+        columns[name] = pa.array(probability.float().cpu().numpy())
+    return pa.table(columns)
+
+
+def _write_predictions(path: Path, tables: Iterator[pa.Table], metadata: dict[bytes, str]) -> None:
+    """Stream `tables` into one Parquet file of large row groups; write no file if there is no table."""
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+
+    def flush() -> None:
+        nonlocal writer, waiting
+        if waiting:
+            whole = pa.concat_tables(waiting).combine_chunks().replace_schema_metadata(metadata)
+            writer = writer or pq.ParquetWriter(path, whole.schema, compression="zstd")
+            writer.write_table(whole)
+            waiting = []
+
+    try:
+        for table in tables:
+            waiting.append(table)
+            if sum(part.num_rows for part in waiting) >= _ROWS_PER_GROUP:
+                flush()
+        flush()
+    finally:
+        if writer:
+            writer.close()
+
+
+def _error_of(folder: Path, action: Callable[[], None]) -> InputError | None:
+    """Run `action`, which writes to `folder`, and return the error that a user can fix, if there is one."""
+    try:
+        with _writing_predictions(folder):
+            action()
+    except InputError as error:
+        return error
+    return None
+
+
+def _writing_predictions(folder: Path) -> AbstractContextManager[None]:
+    return writing(f"The predictions in {folder}", "copy the run to another place")
