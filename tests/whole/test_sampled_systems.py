@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from training.distributed.rank_batches import RankBatch
 from training.distributed.world import join
 from training.run import sampled
-from training.run.evaluate import predict_split
+from training.run.evaluate import predict_run
 from training.run.interrupts import EXIT_REQUEUE
 from training.run.settings import TrainSettings
 from training.run.trainer import StepOutcome, Trainer
@@ -73,7 +73,7 @@ def ctr_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with join(settings.world) as world:
         Trainer(settings, world).fit()
         for split in ("train", "validation"):
-            predict_split(run, settings, split, None, world)
+            predict_run(run, settings, split, None, world)
     return run
 
 
@@ -98,7 +98,7 @@ def test_unbias_trains_on_accepted_clicks_and_resumes_to_the_same_bits(
     for name, value in expected.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     with join(settings_of(data, tmp_path).world) as world:
-        predict_split(tmp_path / "run", settings_of(data, tmp_path / "run", *system), "test", None, world)
+        predict_run(tmp_path / "run", settings_of(data, tmp_path / "run", *system), "test", None, world)
 
 
 def test_unbias_counts_its_samples_once_and_refuses_other_predictions_of_a_run_that_has_begun(
