@@ -54,6 +54,7 @@ NEWER_SETTINGS = (
     "where",
     "ctr_run",
     "average",
+    "own_tables",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
@@ -64,6 +65,7 @@ NEWER_CHOICES = {
     "layout=events": "simulate",
     "model=escm2_dr": "train",
     "model=escm2_ips": "train",
+    "model=esmm_ns": "train",
     "model=mmoe": "train",
     "model=oversampling": "train",
     "model=ple": "train",

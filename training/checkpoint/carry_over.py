@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from training.checkpoint.tensors import SavedTensors
 from training.distributed.sharded_model import ShardedModel
+from training.model.own_tables import field_of
 
 #: In place of a row: none, so that a new id keeps its initial value.
 NO_ROW = -1
@@ -34,7 +35,7 @@ def carry_over(
     """
     before = {entry.name: entry for entry in old.fields}
     for entry in new.fields:
-        shards = [shard for shard in model.shards if shard.table == entry.name]
+        shards = [shard for shard in model.shards if field_of(shard.table) == entry.name]
         if not shards:
             continue
         source = rows_before(data_before, before[entry.name], data, entry, row_of_new_ids)
@@ -43,12 +44,12 @@ def carry_over(
             wanted = torch.from_numpy(source[shard.first_row : shard.first_row + len(shard.weight)])
             state = {} if saved.is_average else shard.optimizer
             for part, rows in {"weight": shard.weight, **state}.items():
-                saved.check_like(entry.name, part, rows)
-                if saved.num_rows(entry.name, part) != num_rows:
+                saved.check_like(shard.table, part, rows)
+                if saved.num_rows(shard.table, part) != num_rows:
                     raise saved.damage(
-                        f"it has {saved.num_rows(entry.name, part)} rows of {entry.name}/{part}, and its dataset {num_rows}"
+                        f"it has {saved.num_rows(shard.table, part)} rows of {shard.table}/{part}, and its dataset {num_rows}"
                     )
-                for first_row, block in saved.blocks(entry.name, part, 0, num_rows):
+                for first_row, block in saved.blocks(shard.table, part, 0, num_rows):
                     _take(rows, wanted, first_row, block)
 
 

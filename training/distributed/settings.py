@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
+from training.model.own_tables import field_of
 
 SHARDINGS = ("table_wise", "row_wise", "data_parallel")
 #: The optimizers of FBGEMM's fused kernels, by device.
@@ -80,8 +81,8 @@ class ShardingSettings:
 
     def kind_of(self, entry: ManifestField, columns: int) -> str:
         """Return the placement of the table of `entry`, `columns` wide: table_wise, row_wise or data_parallel."""
-        if entry.name in self.tables:
-            return self.tables[entry.name]
+        if (name := field_of(entry.name)) in self.tables:
+            return self.tables[name]
         megabytes = entry.num_rows * columns * _BYTES_PER_WEIGHT / 1e6
         if self.row_wise_above_mb is not None and megabytes > self.row_wise_above_mb:
             return "row_wise"

@@ -63,8 +63,8 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
         impressions.append((data.impression, piece.start, piece.stop))
         at = end
     return Batch(
-        context=_bags(contexts, len(columns.of_scope("context"))),
-        impression=_bags(impressions, len(columns.of_scope("impression"))),
+        context=_repeated(_bags(contexts, len(columns.of_scope("context"))), columns.num_copies),
+        impression=_repeated(_bags(impressions, len(columns.of_scope("impression"))), columns.num_copies),
         context_numeric=_numeric_inputs(contexts, columns.num_inputs("context")),
         impression_numeric=_numeric_inputs(impressions, columns.num_inputs("impression")),
         context_of_impression=torch.from_numpy(context_of_impression_B),
@@ -89,6 +89,13 @@ def _bags(slices: Sequence[_Slice], num_fields: int) -> Bags:
         _copy_bags(*arrays.bags, start, stop, start_F, bag, value_V, weight_V, length_FN)
         bag += stop - start
     return Bags(torch.from_numpy(value_V), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weight_V))
+
+
+def _repeated(bags: Bags, num_copies: int) -> Bags:
+    """Return the bags of all fields, then those of all fields again: `num_copies` times."""
+    if num_copies == 1:
+        return bags
+    return Bags(*(part.repeat(num_copies) for part in (bags.values, bags.lengths, bags.weights)))
 
 
 def _numeric_inputs(slices: Sequence[_Slice], width: int) -> torch.Tensor:

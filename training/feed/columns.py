@@ -25,6 +25,7 @@ class Columns:
     pooling: Mapping[str, str]  # multi-valued field → sum | mean
     labels: tuple[str, ...]
     importance: bool = False  # a weight beside the labels: training.feed.sampling
+    num_copies: int = 1  # of each scope's bags in a batch: training.model.own_tables
 
     def __post_init__(self) -> None:
         for entry in self.fields:

@@ -7,6 +7,7 @@ Reading, decompression, validation and collation run without the GIL, beside tra
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import queue
 import threading
@@ -39,7 +40,8 @@ class Feed:
 
     `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`,
     batches lie in page-locked memory, from which a GPU copies asynchronously. `sampler` draws what a plan in samples counts, and
-    weighs impressions: their weights come among the labels of a batch.
+    weighs impressions: their weights come among the labels of a batch. `num_copies` repeats the bags
+    of a batch, for fields that have so many tables.
     Raises InputError where the settings, the ranks or the fields do not fit the dataset.
     """
 
@@ -57,6 +59,7 @@ class Feed:
         settings: FeedSettings | None = None,
         pin: bool = False,
         sampler: Sampler | None = None,
+        num_copies: int = 1,
     ) -> None:
         manifest.files_of(split)  # raises for an unknown split
         assert sampler or plan.unit != "samples"
@@ -64,7 +67,9 @@ class Feed:
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
         self._pin, self._sampler = pin, sampler
-        self._columns = _chosen_columns(manifest, pooling, fields, sampler is not None and sampler.weighs)
+        columns = _chosen_columns(manifest, pooling, fields)
+        weighs = sampler is not None and sampler.weighs
+        self._columns = dataclasses.replace(columns, importance=weighs, num_copies=num_copies)
         self._files = DatasetFiles(dataset, self._columns, self._settings.verify, self._settings.decoder)
         self._running: _BackgroundBatches | None = None
         #: Seconds that the consumer has waited for batches.
@@ -170,15 +175,13 @@ class Feed:
         return functools.partial(self._sampler.draw, read.shuffle_key[1], read.draw)
 
 
-def _chosen_columns(
-    manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None, importance: bool
-) -> Columns:
+def _chosen_columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:
     names = {entry.name for entry in manifest.fields}
     for name in fields or ():
         if name not in names:
             raise InputError(f"The dataset has no field {name}; it has {', '.join(sorted(names))}.")
     chosen = tuple(entry for entry in manifest.fields if fields is None or entry.name in fields)
-    return Columns(chosen, pooling, tuple(label for label in LABELS if label in manifest.labels), importance)
+    return Columns(chosen, pooling, tuple(label for label in LABELS if label in manifest.labels))
 
 
 class _BackgroundBatches:

@@ -9,6 +9,7 @@ from pipeline.dataset.manifest import Manifest
 from training.feed.batch import Bags, Batch
 from training.model.embeddings import Embeddings
 from training.model.graph import Graph, Query
+from training.model.own_tables import tables_of
 from training.model.precision import DTYPE_OF
 from training.model.settings import EmbeddingSettings, ModelSettings
 from training.model.towers import DropoutKey, TowerStack
@@ -18,7 +19,7 @@ _ROWS_OF_A_KERNEL = 16
 
 
 class EntireSpaceModel(nn.Module):
-    """Shared embeddings below one tower for each head of `graph`."""
+    """Embeddings, shared or of each head's own, below one tower for each head of `graph`."""
 
     def __init__(
         self,
@@ -31,12 +32,15 @@ class EntireSpaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.seed, self.dtype = seed, DTYPE_OF[precision]
-        self.context = Embeddings(manifest.fields_of("context", INDEX), embedding)
-        self.impression = Embeddings(manifest.fields_of("impression", INDEX), embedding)
-        #: The towers' inputs from each scope: the fields' embeddings, then the numeric fields, then the dense ones.
+        self.num_copies = settings.num_copies(len(graph.heads))
+        self.context, self.impression = (
+            Embeddings(tables_of(manifest.fields_of(scope, INDEX), self.num_copies), embedding)
+            for scope in ("context", "impression")
+        )
+        #: A tower's inputs from each scope: the fields' embeddings, then the numeric fields, then the dense ones.
         self.widths = (
-            self.context.width + manifest.num_inputs("context"),
-            self.impression.width + manifest.num_inputs("impression"),
+            self.context.width // self.num_copies + manifest.num_inputs("context"),
+            self.impression.width // self.num_copies + manifest.num_inputs("impression"),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # every rank draws the same towers
@@ -47,8 +51,8 @@ class EntireSpaceModel(nn.Module):
 
         `step` of the run keys the dropout masks; it is None outside training.
         """
-        context_CD = _append_numeric(context_CD, batch.context_numeric).to(self.dtype)
-        impression_BD = _append_numeric(impression_BD, batch.impression_numeric).to(self.dtype)
+        context_CD = append_numeric(context_CD, batch.context_numeric, self.num_copies).to(self.dtype)
+        impression_BD = append_numeric(impression_BD, batch.impression_numeric, self.num_copies).to(self.dtype)
         index_B = batch.context_of_impression
         if step is None:
             logit_of = self.towers(*_padded(context_CD, impression_BD, index_B), None)
@@ -73,8 +77,12 @@ def _padded(context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> tuple
     return context_CD, impression_BD, index_B
 
 
-def _append_numeric(embedded_ND: Tensor, numeric_ND: Tensor) -> Tensor:
-    return torch.cat([embedded_ND, numeric_ND], dim=1) if numeric_ND.shape[1] else embedded_ND
+def append_numeric(embedded_ND: Tensor, numeric_ND: Tensor, num_copies: int) -> Tensor:
+    """Append the numbers of a scope to its embeddings, to those of each of `num_copies` heads with tables of their own."""
+    if not numeric_ND.shape[1]:
+        return embedded_ND
+    parts = embedded_ND.chunk(num_copies, dim=1)
+    return torch.cat([part for embedded in parts for part in (embedded, numeric_ND)], dim=1)
 
 
 def or_stand_in(batch: Batch, num_context_fields: int, num_impression_fields: int) -> Batch:

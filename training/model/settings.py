@@ -9,6 +9,7 @@ from pipeline.dataset.manifest import ManifestField
 from pipeline.errors import InputError
 from training.feed.plan import UNITS
 from training.feed.settings import POOLINGS, SamplingSettings
+from training.model.own_tables import field_of
 
 #: Of the towers' matrix products.
 PRECISIONS = ("fp32", "bf16")
@@ -89,8 +90,8 @@ class EmbeddingSettings:
                     )
 
     def dim_of(self, name: str) -> int:
-        """Return the number of columns of field `name` that the towers see."""
-        return self.dims.get(name, self.dim)
+        """Return the number of columns of the field, or table, `name` that the towers see."""
+        return self.dims.get(field_of(name), self.dim)
 
     def pooling_of(self, fields: Sequence[ManifestField]) -> dict[str, str]:
         """Return field → sum | mean."""
@@ -106,6 +107,7 @@ class ModelSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)  # the samples: how often an impression comes
     towers: TowerSettings = field(default_factory=TowerSettings)
     body: dict[str, Any] = field(default_factory=lambda: {"kind": "towers"})  # below the towers: training.model.bodies
+    own_tables: bool = False  # tables of each head's own (ESMM-NS), in place of those that all heads share
     graph: GraphSettings = field(default_factory=GraphSettings)
 
     def __post_init__(self) -> None:
@@ -116,3 +118,12 @@ class ModelSettings:
                 f"model.train_on={self.train_on} leaves model.sampling without effect; set model.train_on=samples, or "
                 "give each impression once."
             )
+        if self.own_tables and self.body.get("kind") != "towers":
+            raise InputError(
+                f"model.own_tables=true and model.body.kind={self.body.get('kind')}: a body shares what it reads between the heads; "
+                "choose model.body.kind=towers, or share the tables."
+            )
+
+    def num_copies(self, num_heads: int) -> int:
+        """Return how many tables each field has, for a graph of `num_heads`."""
+        return num_heads if self.own_tables else 1

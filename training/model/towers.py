@@ -48,7 +48,7 @@ class TowerStack(nn.Module):
         self, heads: Sequence[Query], context_width: int, impression_width: int, settings: ModelSettings
     ) -> None:
         super().__init__()
-        self.heads = tuple(heads)
+        self.heads, self.num_copies = tuple(heads), settings.num_copies(len(heads))
         self.body = build_body(settings.body, heads, context_width, impression_width)
         for number, head in enumerate(heads):
             tower: nn.Module
@@ -61,9 +61,18 @@ class TowerStack(nn.Module):
     def forward(
         self, context_CD: Tensor, impression_BD: Tensor, context_of_impression_B: Tensor, key: DropoutKey | None
     ) -> dict[Query, Tensor]:
-        """Return head → logit [B]; the arguments are those of each tower."""
+        """Return head → logit [B]; the arguments are those of each tower.
+
+        Where each head has tables of its own, the inputs of all heads stand side by side: [C, heads · D], [B, heads · D].
+        """
         inputs = (context_CD, impression_BD, context_of_impression_B)
         towers = {head: self.get_submodule(str(number)) for number, head in enumerate(self.heads)}
+        if self.num_copies > 1:
+            parts = zip(context_CD.chunk(self.num_copies, 1), impression_BD.chunk(self.num_copies, 1), strict=True)
+            own = {
+                head: tuple(part.contiguous() for part in pair) for head, pair in zip(self.heads, parts, strict=True)
+            }
+            return {head: tower(*own[head], context_of_impression_B, key) for head, tower in towers.items()}
         if self.body is None:
             return {head: tower(*inputs, key) for head, tower in towers.items()}
         dtype = context_CD.dtype

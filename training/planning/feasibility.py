@@ -14,8 +14,9 @@ from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError
 from training.feed.plan import whole_samples
 from training.feed.sampling import expected_by_counts
+from training.model.own_tables import field_of
 from training.planning.cluster import Cluster, cluster_of
-from training.planning.memory_estimate import Needs, TablePlan, memory_needs, table_plans
+from training.planning.memory_estimate import Needs, TablePlan, memory_needs, table_plans, tables_of_model
 from training.planning.settings import FeasibilitySettings
 from training.planning.torchrec_planner import propose, settings_to_adopt
 from training.run.build import check_settings
@@ -52,7 +53,7 @@ def assess(settings: FeasibilitySettings) -> Feasibility:
     manifest.files_of("train")
     graph = check_settings(settings, manifest, torch.device("cpu" if cluster.is_cpu else "cuda"))
     settings, changed = for_ranks(settings, cluster.num_ranks)
-    tables = table_plans(manifest.fields_of(stored=INDEX), settings, cluster.num_ranks)
+    tables = table_plans(tables_of_model(manifest, settings), settings, cluster.num_ranks)
     need = memory_needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
     usable = cluster.memory_bytes * (1.0 - settings.keep_free)
     free = usable - need.towers - need.step
@@ -124,12 +125,12 @@ def find_remedy(
     def fits(kinds: Mapping[str, str], num_ranks: int) -> bool:
         sharding = replace(settings.sharding, tables={**settings.sharding.tables, **kinds})
         other = replace(settings, sharding=sharding)
-        found = table_plans(manifest.fields_of(stored=INDEX), other, num_ranks)
+        found = table_plans(tables_of_model(manifest, other), other, num_ranks)
         return max(memory_needs(found, manifest, other, num_ranks, cluster.is_cpu).ranks) <= usable
 
     cut: dict[str, str] = {}
     for table in sorted(tables, key=lambda table: -table.weight_bytes):
-        cut[table.field.name] = "row_wise"
+        cut[field_of(table.field.name)] = "row_wise"
         if fits(cut, cluster.num_ranks):
             return " ".join(f"sharding.tables.{name}={kind}" for name, kind in cut.items())
     if proposed and fits(proposed, cluster.num_ranks):

@@ -17,7 +17,8 @@ from torch import nn
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, ManifestField
 from training.distributed.sharding import assign, lookups_per_impression, row_block
-from training.model.graph import Graph
+from training.model.graph import Graph, Query
+from training.model.own_tables import tables_of
 from training.model.settings import EmbeddingSettings, allocated_dim
 from training.model.towers import TowerStack
 from training.run.settings import TrainSettings
@@ -88,7 +89,7 @@ class Needs:
 
 
 def table_plans(fields: Sequence[ManifestField], settings: TrainSettings, num_ranks: int) -> list[TablePlan]:
-    """Plan every table of `fields` (the categorical ones) as `training.distributed.sharding.plan_of` places it."""
+    """Plan every table of `fields` (`tables_of_model`) as `training.distributed.sharding.plan_of` places it."""
     embedding, optimizer = settings.embedding, settings.optimizer.embeddings.name
     columns = {entry.name: allocated_dim(embedding.dim_of(entry.name)) for entry in fields}
     kinds = {entry.name: settings.sharding.kind_of(entry, columns[entry.name]) for entry in fields}
@@ -138,8 +139,16 @@ def tower_parameters(manifest: Manifest, settings: TrainSettings) -> int:
 def _tower_stack(manifest: Manifest, settings: TrainSettings) -> TowerStack:
     """Build the body and the towers without their memory."""
     with torch.device("meta"):
-        heads = Graph(settings.model.graph, list(manifest.labels)).heads
-        return TowerStack(heads, *widths(manifest, settings.embedding), settings.model)
+        return TowerStack(_heads(manifest, settings), *widths(manifest, settings.embedding), settings.model)
+
+
+def _heads(manifest: Manifest, settings: TrainSettings) -> tuple[Query, ...]:
+    return Graph(settings.model.graph, list(manifest.labels)).heads
+
+
+def tables_of_model(manifest: Manifest, settings: TrainSettings) -> tuple[ManifestField, ...]:
+    """Return a field for each table: several of one field where each head has its own."""
+    return tables_of(manifest.fields_of(stored=INDEX), settings.model.num_copies(len(_heads(manifest, settings))))
 
 
 def widths(manifest: Manifest, embedding: EmbeddingSettings) -> tuple[int, int]:
@@ -157,8 +166,9 @@ def _step(manifest: Manifest, settings: TrainSettings, num_ranks: int) -> float:
     total = manifest.totals["train"]
     impressions = settings.plan.batch_size / num_ranks
     contexts = impressions * total["rows"] / max(1, total["impressions"])
-    lookups = impressions * sum(map(lookups_per_impression, manifest.fields_of(stored=INDEX)))
-    context_width, impression_width = widths(manifest, settings.embedding)
+    lookups = impressions * sum(map(lookups_per_impression, tables_of_model(manifest, settings)))
+    copies = settings.model.num_copies(len(_heads(manifest, settings)))
+    context_width, impression_width = (copies * width for width in widths(manifest, settings.embedding))
     inputs = 2 * (1 + settings.feed.batches_ahead) * lookups * _BYTES_PER_LOOKUP
     embedded = 4 * _FLOAT * (contexts * context_width + impressions * impression_width)
     size = _FLOAT if settings.precision == "fp32" else torch.bfloat16.itemsize

@@ -17,15 +17,15 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
-from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest
 from training.distributed import optimizers
 from training.distributed.settings import SHARDINGS
 from training.distributed.sharding import lookups_per_impression
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
+from training.model.own_tables import field_of
 from training.planning.cluster import Cluster
-from training.planning.memory_estimate import TablePlan
+from training.planning.memory_estimate import TablePlan, tables_of_model
 from training.run.settings import TrainSettings
 
 _PER_MS = 1e-3
@@ -35,7 +35,7 @@ _KERNELS = {"table_wise": "fused", "row_wise": "fused", "data_parallel": "dense"
 def propose(
     settings: TrainSettings, manifest: Manifest, graph: Graph, cluster: Cluster, free_bytes: float
 ) -> dict[str, str] | None:
-    """Return table → placement, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
+    """Return field → placement of its table, for `free_bytes` on each rank; None where the planner finds no way to fit the tables."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed)
     optimizers.fuse_into_backward(model, settings.embedding, settings.optimizer.embeddings)
     device, kinds = cluster.device, list(SHARDINGS)
@@ -51,7 +51,7 @@ def propose(
             pooling_factors=[lookups_per_impression(entry)],
             is_weighted=True,
         )
-        for entry in manifest.fields_of(stored=INDEX)
+        for entry in tables_of_model(manifest, settings)
     }
     with _quietly():
         topology = Topology(
@@ -78,7 +78,9 @@ def propose(
         except PlannerError:
             return None
     modules = [module for module in plan.plan.values() if isinstance(module, EmbeddingModuleShardingPlan)]
-    return {name: table.sharding_type for module in modules for name, table in module.items()}
+    placements = {name: table.sharding_type for module in modules for name, table in module.items()}
+    # A field has one placement, where each head has its own table of it: that of head 0.
+    return {name: kind for name, kind in placements.items() if field_of(name) == name}
 
 
 def settings_to_adopt(proposed: Mapping[str, str], tables: Sequence[TablePlan]) -> list[str]:

@@ -21,6 +21,7 @@ from training.model.bodies import check_body
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
 from training.model.losses import check_losses
+from training.model.own_tables import tables_of
 from training.model.settings import ModelSettings
 from training.run.settings import TrainSettings
 
@@ -71,13 +72,14 @@ def open_feed(
         settings=settings.feed,
         pin=world.device.type == "cuda",
         sampler=sampler,
+        num_copies=settings.model.num_copies(len(Graph(settings.model.graph, list(manifest.labels)).heads)),
     )
 
 
 def build_model(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> ShardedModel:
     """Build the model at its initial values, sharded over the ranks."""
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
-    tables = manifest.fields_of(stored=INDEX)
+    tables = tables_of(manifest.fields_of(stored=INDEX), model.num_copies)
     return shard_model(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
 
 

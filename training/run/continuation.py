@@ -114,6 +114,7 @@ def check_same_schema(what: str, before: TrainSettings, old: Manifest, now: Trai
     pairs += [
         ("model.towers.hidden", list(before.model.towers.hidden), list(now.model.towers.hidden)),
         ("model.body", before.model.body, now.model.body),
+        ("model.own_tables", before.model.own_tables, now.model.own_tables),
         ("optimizer.embeddings.name", before.optimizer.embeddings.name, now.optimizer.embeddings.name),
     ]
     heads, heads_before = (Graph(one.model.graph, list(data.labels)).heads for one, data in ((now, new), (before, old)))

@@ -41,7 +41,14 @@ _MAY_DIFFER = (
 
 
 #: What `init_from` refuses too: the shape of the model.
-_SHAPE = ("embedding.dim", "model.towers.hidden", "model.body", "optimizer.embeddings.name", "init_from")
+_SHAPE = (
+    "embedding.dim",
+    "model.towers.hidden",
+    "model.body",
+    "model.own_tables",
+    "optimizer.embeddings.name",
+    "init_from",
+)
 
 
 def check_config(run: Path, settings: TrainSettings) -> None:

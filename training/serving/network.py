@@ -20,6 +20,7 @@ from torch.nn.functional import embedding_bag
 from pipeline.dataset.kinds import INDEX, NUMBER, VECTOR
 from pipeline.dataset.manifest import ManifestField
 from training.model.graph import Graph
+from training.model.own_tables import table_name
 from training.model.towers import TowerStack
 
 
@@ -35,7 +36,10 @@ class ServedNetwork(nn.Module):
         graph: Graph,
         dtype: torch.dtype,
     ) -> None:
-        """Take a table [rows, width] for each field of form INDEX; `pooling` says sum or mean for each multi-valued one."""
+        """Take the tables [rows, width] of each field of form INDEX: one, or one for each head (training.model.own_tables).
+
+        `pooling` says sum or mean for each multi-valued field.
+        """
         super().__init__()
         # In the order of the towers' inputs: the fields' embeddings, then the numeric fields, then the dense ones.
         self.fields = {
@@ -71,21 +75,22 @@ class ServedNetwork(nn.Module):
         return next(self.towers.parameters()).new_zeros((num_rows, 0))
 
     def _inputs(self, scope: str, columns: dict[str, Tensor]) -> Tensor | None:
-        """Return [N, D]; None for a scope without fields."""
+        """Return [N, D], of heads with tables of their own side by side; None for a scope without fields."""
         parts = []
-        for entry in self.fields[scope]:
-            if entry.stored != INDEX:
-                parts.append(self._numbers(entry, columns[entry.name]))
-            elif entry.arity == "one":
-                parts.append(self.get_buffer(f"table_{entry.name}").index_select(0, columns[entry.name]))
-            else:
-                parts.append(self._pooled(entry, columns))
+        for copy in range(self.towers.num_copies):
+            for entry in self.fields[scope]:
+                table = f"table_{table_name(entry.name, copy)}"
+                if entry.stored != INDEX:
+                    parts.append(self._numbers(entry, columns[entry.name]))
+                elif entry.arity == "one":
+                    parts.append(self.get_buffer(table).index_select(0, columns[entry.name]))
+                else:
+                    parts.append(self._pooled(entry, self.get_buffer(table), columns))
         return torch.cat(parts, dim=1) if parts else None
 
-    def _pooled(self, entry: ManifestField, columns: dict[str, Tensor]) -> Tensor:
+    def _pooled(self, entry: ManifestField, table: Tensor, columns: dict[str, Tensor]) -> Tensor:
         """Return [N, width]: Σ w·row over each bag, or Σ w·row / Σ|w|; 0 for an empty bag, and where Σ|w| is 0."""
         rows_V, length_N = columns[entry.name], columns[f"{entry.name}__length"]
-        table = self.get_buffer(f"table_{entry.name}")
         offsets_N = (length_N.cumsum(0) - length_N).to(rows_V.dtype)
         weight_V = columns[f"{entry.name}__weight"] if entry.weighted else None
         pooled = embedding_bag(rows_V, table, offsets_N, mode="sum", per_sample_weights=weight_V)

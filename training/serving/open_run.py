@@ -20,6 +20,7 @@ from training.checkpoint.settings import check_which
 from training.checkpoint.tensors import SavedTensors, prediction_tensors
 from training.model.bodies import check_body
 from training.model.graph import Graph
+from training.model.own_tables import tables_of
 from training.model.precision import DTYPE_OF
 from training.model.settings import EmbeddingSettings, allocated_dim
 from training.model.towers import TowerStack
@@ -55,8 +56,9 @@ def build_network(settings: TrainSettings, manifest: Manifest, saved: SavedTenso
     graph = Graph(settings.model.graph, list(manifest.labels))
     check_body(settings.model.body, graph)
     tables = {
-        entry.name: _table(entry, settings.embedding, saved) for entry in manifest.fields_of(stored=INDEX)
-    }  # fmt: skip
+        entry.name: _table(entry, settings.embedding, saved)
+        for entry in tables_of(manifest.fields_of(stored=INDEX), settings.model.num_copies(len(graph.heads)))
+    }
     towers = _towers(settings, manifest, graph, tables, saved)
     pooling = settings.embedding.pooling_of(manifest.fields)
     return ServedNetwork(manifest.fields, pooling, tables, towers, graph, DTYPE_OF[settings.precision])
