@@ -22,7 +22,7 @@ from pipeline.config.preprocess import (
 from pipeline.config.score import ScoreSettings
 from pipeline.dataset.manifest import Source, dataset_files
 from pipeline.errors import InputError, printable, reason_of
-from pipeline.events.tables import find_log
+from pipeline.events.find import find_log
 from pipeline.features.base_vocabulary import vocabularies_of
 from pipeline.features.fields import Catalogue, Field
 from pipeline.passes.input import open_log

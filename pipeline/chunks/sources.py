@@ -5,11 +5,15 @@ names. Offsets are in the uncompressed file; (ordinal of the file, offset of the
 """
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
+
+import pyarrow as pa
 
 from pipeline.chunks.files import files_of
 from pipeline.errors import InputError, reason_of
@@ -35,7 +39,19 @@ class SourceFile:
     def open(self) -> BinaryIO:
         """Open the file for reading its uncompressed bytes."""
         stream = files_of(self.path, self.by_spark).open(self.path)
-        return cast(BinaryIO, _Gzip(stream)) if self.compressed else stream
+        if not self.compressed:
+            return stream
+        codec = ARROW_CODECS.get(PurePosixPath(self.name).suffix)
+        return _unpacked(stream, codec) if codec else cast(BinaryIO, _Gzip(stream))
+
+
+#: Ends of the names of compressed files that event logs may have beside .gz, with pyarrow's name of the codec.
+ARROW_CODECS = {".zst": "zstd", ".bz2": "bz2"}
+
+
+def _unpacked(stream: BinaryIO, codec: str) -> BinaryIO:
+    """Return the uncompressed bytes of a stream, whose frames follow each other; OSError where one is cut off."""
+    return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(stream, codec), 1 << 16))
 
 
 class _Gzip(gzip.GzipFile):
@@ -68,8 +84,8 @@ def reading_source(source: SourceFile) -> Iterator[BinaryIO]:
 _OTHER_COMPRESSIONS = (".bz2", ".zst", ".xz", ".lz4", ".snappy", ".deflate", ".zip", ".lzo", ".Z", ".7z", ".br")
 
 
-def check_parts(directory: str, oddities: Mapping[str, str]) -> None:
-    """Raise InputError for a part of a table that is no file, or compressed otherwise than by gzip.
+def check_parts(directory: str, oddities: Mapping[str, str], compressions: tuple[str, ...] = (".gz",)) -> None:
+    """Raise InputError for a part of a table that is no file, or compressed otherwise than by `compressions`.
 
     `oddities` says of each name what it is if it is no file, or "".
     """
@@ -80,10 +96,12 @@ def check_parts(directory: str, oddities: Mapping[str, str]) -> None:
             f"{directory} holds what is no file: {', '.join(found[:5])}{more}; a table is a file or a directory of "
             "files, so put the files themselves there, or remove these (names that begin with _ or . are left out)."
         )
-    other = [name for name in sorted(oddities) if name.endswith(_OTHER_COMPRESSIONS)]
+    refused = tuple(end for end in _OTHER_COMPRESSIONS if end not in compressions)
+    other = [name for name in sorted(oddities) if name.endswith(refused)]
     if other:
+        known = "only .gz is" if len(compressions) == 1 else f"only {', '.join(compressions)} are"
         raise InputError(
-            f"{directory}/{other[0]} is compressed as no log may be; only .gz is read: unpack it, or pack it with gzip."
+            f"{directory}/{other[0]} is compressed as no log may be; {known} read: unpack it, or pack it with gzip."
         )
 
 

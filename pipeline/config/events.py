@@ -7,21 +7,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config.recorded import NEWER, recorded
+from pipeline.config.tables import CSV, PARQUET, TableSettings, check_table
 from pipeline.config.time_units import check_time_unit, check_time_zone
 from pipeline.errors import InputError
 
 CLICK, PURCHASE = "click", "purchase"
-PARQUET, JSONL, CSV = "parquet", "jsonl", "csv"
-FORMATS = (PARQUET, JSONL, CSV)
 MS_PER_S = 1000
 
 
 @dataclass
-class ImpressionsSettings:
+class ImpressionsSettings(TableSettings):
     """`source.events.impressions`: one row an impression. Several columns for one thing are read as their tuple."""
 
-    path: str = "impressions"  # a file, or a directory of files, below source.path
-    format: str = PARQUET  # parquet | jsonl | csv
+    path: str = "impressions"
+    format: str = PARQUET
     timestamp: str = "timestamp"
     user: list[str] = field(default_factory=lambda: ["user_id"])
     item: list[str] = field(default_factory=lambda: ["item_id"])  # a column, or several that are read as their tuple
@@ -38,11 +37,11 @@ class ImpressionsSettings:
 
 
 @dataclass
-class ActionsSettings:
+class ActionsSettings(TableSettings):
     """`source.events.actions`: one row an action."""
 
-    path: str = "actions"  # a file, or a directory of files, below source.path
-    format: str = PARQUET  # parquet | jsonl | csv
+    path: str = "actions"
+    format: str = PARQUET
     timestamp: str = "timestamp"
     user: list[str] = field(default_factory=lambda: ["user_id"])
     item: list[str] = field(default_factory=lambda: ["item_id"])  # as the impressions' item, in this table's columns
@@ -58,7 +57,7 @@ class ActionsSettings:
 
 
 @dataclass
-class JoinSettings:
+class JoinSettings(TableSettings):
     """One of `source.events.joins`: a table with one row a key, whose columns are added to the impressions."""
 
     path: str = ""
@@ -89,7 +88,7 @@ class EventsSettings:
 
     def __post_init__(self) -> None:
         for table, entry in (("impressions", self.impressions), ("actions", self.actions)):
-            _one_of(f"source.events.{table}.format", entry.format, FORMATS)
+            check_table(f"source.events.{table}", entry)
             for name in ("user", "item"):
                 if not getattr(entry, name):
                     raise InputError(f"source.events.{table}.{name} is empty; name one column or more.")
@@ -234,8 +233,8 @@ def _check_where(key: str, where: Mapping[str, list[str]]) -> None:
 
 def _check_join(number: int, join: JoinSettings) -> None:
     where = f"source.events.joins[{number}]"
-    _one_of(f"{where}.format", join.format, FORMATS)
-    if not join.path or not join.by:
+    check_table(where, join)
+    if not (join.path or join.table) or not join.by:
         raise InputError(f"{where} needs a path and the columns of the impressions to join by, by=[COLUMN].")
     if join.key and len(join.key) != len(join.by):
         raise InputError(f"{where}.key={list(join.key)} and by={list(join.by)} differ in length; give one for each.")

@@ -43,10 +43,10 @@ class SourceSettings:
             raise InputError(f"source.name={self.name} and source.events do not go together; choose source=events.")
         if self.reader not in (PYTHON, SPARK):
             raise InputError(f"source.reader={self.reader} is not one of {PYTHON}, {SPARK}.")
-        if self.events is not None and (self.reader == SPARK or "://" in self.path):
+        if self.events is not None and self.reader == SPARK:
             raise InputError(
-                "source=events takes a directory that all workers see as source.path, and no source.reader: it is always "
-                "Spark that reads event logs."
+                "source=events has no source.reader: give a directory that all workers see, or an address (s3://…), as "
+                "source.path; what only Spark can open is a table of its catalogs (source.events.impressions.table)."
             )
         _at_least("source.split_bytes", self.split_bytes, 1)
         if not 1 << 10 <= self.max_line_bytes <= 1 << 29:

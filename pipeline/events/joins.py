@@ -27,7 +27,7 @@ def joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields:
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
         keys = {f"_key{place}": F.col(backquoted(name)).cast("string") for place, name in enumerate(join_key(join))}
         wanted = {name: many for name, many in needed.items() if name not in frame.columns}
-        joined = read(spark, table, wanted | dict.fromkeys(join_key(join), "one"))
+        joined = read(spark, table, wanted | dict.fromkeys(join_key(join), "one")).where(F.col(CORRUPT).isNull())
         joined = joined.select(
             *(column.alias(name) for name, column in keys.items()),
             *(F.col(backquoted(name)) for name in wanted if name in table.columns),

@@ -1,6 +1,6 @@
 """The first stage of source=events: attribute, label, and write labelled impressions for the next stages.
 
-JSON lines ─parse_json_lines()─▶ staging/parsed-…
+CSV, JSON lines, … ─parse_tables()─▶ staging/parsed-…
 actions ─scan()─▶ the end of the actions log ─▶ attribute() ─▶ staging/attributed
 impressions ∪ labels ─label_impressions()─▶ staging/labelled ─▶ counts, and rejected rows, sorted ─▶ staging/rejected
 """
@@ -23,7 +23,7 @@ from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from pipeline.events.attribute import Rules, attribute, label_impressions, labels_of, reaches_ms
-from pipeline.events.json_lines import parse_json_lines
+from pipeline.events.parse_tables import parse_tables
 from pipeline.events.reader import EventReader
 from pipeline.events.rows import Periods, actions_of, impressions_of
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT, EventLog
@@ -64,7 +64,7 @@ def label(
     # Joins and counts would take Spark's default of 200 partitions otherwise, however small the log.
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     settle(spark)
-    log = parse_json_lines(spark, log, settings, catalogue, staging)
+    log = parse_tables(spark, log, settings, catalogue, num_partitions, staging)
     actions = actions_of(spark, log.actions, settings, kinds)
     end_ms, read = scan(actions, settings)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
@@ -116,7 +116,7 @@ def number_impressions(
     settings = replace(settings, impressions=replace(settings.impressions, click=None), names={}, windows_s={})
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     settle(spark)
-    log = parse_json_lines(spark, log, settings, catalogue, staging)
+    log = parse_tables(spark, log, settings, catalogue, num_partitions, staging)
     with_files = impressions_of(
         spark, log, settings, catalogue, Periods((0, _ANY_TIME, _ANY_TIME, _ANY_TIME), _ANY_TIME)
     )

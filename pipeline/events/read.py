@@ -16,11 +16,10 @@ from pyspark.sql.types import (
     ArrayType,
     IntegralType,
     StringType,
-    StructField,
-    StructType,
 )
 
-from pipeline.config.events import CSV, PARQUET, ActionsSettings, EventsSettings, ImpressionsSettings
+from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings
+from pipeline.events.parquet_rows import path_in
 from pipeline.events.tables import (
     CORRUPT,
     FILE,
@@ -37,19 +36,13 @@ _DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 
 def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFrame:
     """Read the `needed` columns that the table has, CORRUPT (null if readable) and FILE; one row per row of the files."""
+    chosen = [name for name in table.columns if name in needed]
     if table.parsed:
-        frame = spark.read.parquet(table.parsed)
-    elif table.format == PARQUET:
-        frame = spark.read.parquet(*table.addresses)
-        frame = frame.withColumns({CORRUPT: F.lit(None).cast("string"), FILE: F.input_file_name()})
-    else:
-        assert table.format == CSV, "JSON lines are parsed before (json_lines)"
-        schema = StructType([StructField(name, StringType()) for name in (*table.columns, CORRUPT)])
-        frame = spark.read.csv(
-            list(table.addresses), schema=schema, header=True, escape='"', columnNameOfCorruptRecord=CORRUPT,
-            mode="PERMISSIVE",
-        ).withColumn(FILE, F.input_file_name())  # fmt: skip
-    return frame.select(*(F.col(backquoted(name)) for name in table.columns if name in needed), CORRUPT, FILE)
+        return spark.read.parquet(table.parsed).select(*map(backquoted, chosen), CORRUPT, FILE)
+    assert table.by_spark, "the others are parsed before (parse_tables)"
+    frame = spark.read.parquet(*table.addresses)
+    columns = [F.col(".".join(map(backquoted, path_in(frame.columns, name)))).alias(name) for name in chosen]
+    return frame.select(*columns, F.lit(None).cast("string").alias(CORRUPT), F.input_file_name().alias(FILE))
 
 
 def raw_id(text: Column) -> Column:

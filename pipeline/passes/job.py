@@ -8,7 +8,8 @@ from pipeline.aliccp.find import find_sources
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.preprocess import SPARK, PreprocessSettings
 from pipeline.errors import InputError
-from pipeline.events.tables import EventLog, find_log
+from pipeline.events.find import find_log
+from pipeline.events.tables import EventLog
 from pipeline.features.base_vocabulary import Base
 from pipeline.features.fields import Catalogue, catalogue
 from pipeline.locations import is_address

@@ -55,6 +55,13 @@ NEWER_SETTINGS = (
     "ctr_run",
     "average",
     "own_tables",
+    "table",
+    "as_of",
+    "header",
+    "delimiter",
+    "quote",
+    "escape",
+    "encoding",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
@@ -79,6 +86,8 @@ NEWER_DEFAULTS = ("layout=aliccp",)
 
 
 def without_newer(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [without_newer(entry) for entry in settings]
     if not isinstance(settings, dict):
         return settings
     return {

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings, JoinSettings
 from pipeline.config.features import FeaturesSettings, FieldSettings
-from pipeline.events.json_lines import parse_json_lines
+from pipeline.events.find import find_log
+from pipeline.events.parse_tables import parse_tables
 from pipeline.events.rows import Periods, impressions_of
-from pipeline.events.tables import find_log
-from pipeline.features.fields import catalogue
+from pipeline.events.tables import EventLog
+from pipeline.features.fields import Catalogue, catalogue
+from pipeline.spark.exceptions import plain_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -36,21 +38,26 @@ def settings_of(
     )
 
 
+def find(root: Path, settings: EventsSettings, **fields: FieldSettings) -> tuple[EventLog, Catalogue]:
+    """Find the tables below `root`, with a file of actions where there is none, before Spark starts."""
+    if not (root / "actions.csv").exists():
+        (root / "actions.csv").write_text("user,item,action,at\nu,1,click,1\n")
+    chosen = catalogue(FeaturesSettings(fields or {"item": FieldSettings("item", "impression")}), 1, timed=True)
+    return find_log(str(root), settings, chosen), chosen
+
+
 def read_impressions(
     spark: "SparkSession", root: Path, settings: EventsSettings, **fields: FieldSettings
 ) -> dict[str, dict[str, Any]]:
     """Read the impressions below `root`: id → status, clicked, at, user, item, line, and the value of each field.
 
-    Rows without an id stand under their line. A file of actions is made where there is none.
+    Rows without an id stand under their line.
     """
-    if not (root / "actions.csv").exists():
-        (root / "actions.csv").write_text("user,item,action,at\nu,1,click,1\n")
-    fields = fields or {"item": FieldSettings("item", "impression")}
-    chosen = catalogue(FeaturesSettings(fields), 1, timed=True)
-    log = find_log(str(root), settings, chosen)
+    log, chosen = find(root, settings, **fields)
     staging = root.with_name(f"{root.name}-staging")
     staging.mkdir()
-    log = parse_json_lines(spark, log, settings, chosen, staging)
+    with plain_errors():
+        log = parse_tables(spark, log, settings, chosen, 2, staging)
     periods = Periods(settings.boundaries_ms(), settings.actions_end_ms() or 0)
     found = {}
     for row in impressions_of(spark, log, settings, chosen, periods).collect():

@@ -11,8 +11,8 @@ from references.events import Action, Impression, Reference, own_contexts
 
 from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings
 from pipeline.config.preprocess import ChecksSettings
+from pipeline.events.find import find_log
 from pipeline.events.label import LabelledLog, label
-from pipeline.events.tables import find_log
 from pipeline.features.fields import Catalogue, Field
 
 if TYPE_CHECKING:

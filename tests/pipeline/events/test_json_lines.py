@@ -23,8 +23,8 @@ PARSER = LineParser(COLUMNS, "|", ("", "none"))
 
 
 def parsed(*lines: bytes) -> list[dict[str, Any]]:
-    batch = pa.RecordBatch.from_arrays([pa.array(lines, pa.binary()), pa.array(["f"] * len(lines))], ["line", "file"])
-    return [row for batch in PARSER.parse(iter([batch])) for row in batch.to_pylist()]
+    columns, rejected = PARSER.parse(lines)
+    return pa.RecordBatch.from_arrays([*columns, rejected], [*COLUMNS, "_corrupt"]).to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def parsed(*lines: bytes) -> list[dict[str, Any]]:
     ],
 )  # fmt: skip
 def test_a_value_is_the_text_that_the_line_has_for_it(line: bytes, expected: tuple[Any, ...]) -> None:
-    assert parsed(line) == [dict(zip([*COLUMNS, "_corrupt", "_file"], [*expected, None, "f"], strict=True))]
+    assert parsed(line) == [dict(zip([*COLUMNS, "_corrupt"], [*expected, None], strict=True))]
 
 
 NO_ROWS = [
@@ -57,8 +57,8 @@ NO_ROWS = [
 
 @pytest.mark.parametrize("line", NO_ROWS)
 def test_a_line_that_is_no_object_of_plain_values_is_one_row_without_values_and_kept_whole(line: bytes) -> None:
-    whole = {"id": None, "user": None, "tags": None, "_corrupt": line, "_file": "f"}
-    good = {"id": "1", "user": None, "tags": None, "_corrupt": None, "_file": "f"}
+    whole = {"id": None, "user": None, "tags": None, "_corrupt": line}
+    good = {"id": "1", "user": None, "tags": None, "_corrupt": None}
     assert parsed(b'{"id": 1}', line, b'{"id": 1}') == [good, whole, good]
 
 

@@ -25,8 +25,8 @@ from references.events_rows import (
 from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings
 from pipeline.config.features import FeaturesSettings, FieldSettings
 from pipeline.config.preprocess import ChecksSettings
+from pipeline.events.find import find_log
 from pipeline.events.label import label
-from pipeline.events.tables import find_log
 from pipeline.features.fields import catalogue
 
 if TYPE_CHECKING:
