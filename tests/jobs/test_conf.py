@@ -68,6 +68,7 @@ NEWER_CHOICES = {
     "model=aman": "train",
     "model=ctcvr": "train",
     "model=ctr": "train",
+    "features=open_bandit": "preprocess",
     "features=simulated_shop": "preprocess",
     "layout=events": "simulate",
     "model=escm2_dr": "train",
@@ -79,6 +80,7 @@ NEWER_CHOICES = {
     "model=shared_bottom": "train",
     "model=unbias ctr_run=RUN": "train",
     "model=unbias_weighted ctr_run=RUN": "train",
+    "source=open_bandit": "preprocess",
     "source=simulated_shop": "preprocess",
 }
 #: Newer groups' defaults, which the recorded commands choose without naming them.
