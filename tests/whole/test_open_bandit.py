@@ -29,8 +29,9 @@ USER = [f"user_feature_{number}" for number in range(4)]
 
 
 def sample() -> Path:
-    spec = find_spec("obp")
-    assert spec is not None and spec.submodule_search_locations, "pip install --no-deps obp==0.4.1"
+    spec = find_spec("obp")  # which imports nothing
+    assert spec is not None, "make install-dev brings it"
+    assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "dataset/obd/random/men"
 
 
