@@ -18,7 +18,7 @@ Record = dict[str, Any]  # as in golden.json
 TIMES = ("impressions_per_s", "waiting_share")
 NEW_IN_LOG = ("learning_rate_", "gradient_norm_", "best_")
 #: What was added to metrics.json after golden.json was first recorded.
-NEW_IN_METRICS = ("provenance",)
+NEW_IN_METRICS = ("provenance", "intervals", "gauc_weighted")
 
 
 def record(logs: Mapping[str, Path], folders: Mapping[str, Path], runs: Mapping[str, Path]) -> Record:
@@ -143,7 +143,10 @@ def _evaluation(predictions: Path, metrics: Path) -> Record:
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     figures = json.loads(metrics.read_text())
-    return {"columns": columns, "metrics": {name: figures[name] for name in figures if name not in NEW_IN_METRICS}}
+    return {
+        "columns": columns,
+        "metrics": {name: figures[name] for name in figures if not name.endswith(NEW_IN_METRICS)},
+    }
 
 
 def checkpoint_name(step: int) -> str:

@@ -4,6 +4,7 @@
     cvr     conversion  given a click         clicked impressions only: elsewhere it is unknown
     ctavr   click and daction                 all impressions
     ctcvr   click and conversion              all impressions
+    ctcvr_independent   the same, with pCTR of the independent CTR network (ESMM §3.1)
 
 Every figure is computed over the whole split at once, never as a mean of batches. Where one is undefined (a single class,
 predictions that are not finite) its value is None, null in JSON, and `reasons_undefined` says why.
@@ -13,7 +14,7 @@ predictions that are not finite) its value is None, null in JSON, and `reasons_u
 # Shapes: N impressions.
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -25,9 +26,10 @@ from pipeline.errors import InputError
 from training.evaluation.calibration import ece_of, mean_log_loss
 from training.evaluation.curves import TaskCurves
 from training.evaluation.exact_sums import ExactSum, sum_of
-from training.evaluation.ranking import GroupedAuc, auc, expected_auc, gauc_of, group_numbers, is_finite
+from training.evaluation.intervals import estimates_of, intervals_of
+from training.evaluation.ranking import auc, expected_auc, gauc_of, is_finite
 from training.evaluation.sorted_scores import Array, SortedScores
-from training.feed.batch import UNKNOWN_GROUP
+from training.evaluation.users import Users
 
 Metrics = dict[str, float | int | None]
 
@@ -44,6 +46,10 @@ _CVR_ALL = (
     "true_cvr_all_auc",
     "cvr_all_auc_share",
 )
+
+
+#: The figures of GAUC; a group is a user.
+_GAUC = ("gauc", "gauc_weighted", "gauc_groups", "gauc_groups_left_out")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def tasks(predictions: Mapping[str, Array]) -> Iterator[Task]:
     if "daction" in predictions:
         every.append(Task("ctavr", click_N & predictions["daction"].astype(bool), "p_ctavr"))
     every.append(Task("ctcvr", converted_N, "p_ctcvr"))
+    every.append(Task("ctcvr_independent", converted_N, "p_ctcvr_independent"))
     return (task for task in every if task.score in predictions)
 
 
@@ -72,26 +79,7 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     curves: dict[str, TaskCurves]  # by task; without those whose predictions are not finite
-
-
-@dataclass(frozen=True)
-class _Users:
-    """Each impression's user, as a number."""
-
-    number_N: Array
-    num_numbers: int
-    num_unknown: int  # impressions of unknown users, which have the first number
-
-    @classmethod
-    def of(cls, group_id_N: Array) -> "_Users":
-        num_unknown = int(np.count_nonzero(group_id_N == UNKNOWN_GROUP))
-        number_N = group_numbers(group_id_N)  # in ascending order, and UNKNOWN_GROUP is the lowest
-        return cls(number_N, int(number_N.max()) + 1 if len(number_N) else 0, num_unknown)
-
-    def grouped_auc(self, label_N: Array, score_N: Array, rows: Array | slice) -> GroupedAuc:
-        """Return the GAUC over the known users."""
-        scores = SortedScores.of(label_N, score_N, self.number_N[rows])
-        return gauc_of(scores.by_number(self.num_numbers), first=1 if self.num_unknown else 0)
+    intervals: dict[str, list[float]]  # 95 %: name → [low, high]; needs group_id
 
 
 def evaluate(predictions: Mapping[str, Array]) -> Metrics:
@@ -104,9 +92,14 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
 
 
 def evaluate_with_curves(
-    predictions: Mapping[str, Array], truth: Mapping[str, Array] | None = None, num_threads: int = 1
+    predictions: Mapping[str, Array],
+    truth: Mapping[str, Array] | None = None,
+    num_threads: int = 1,
+    contexts: Callable[[], Array] | None = None,
 ) -> Evaluation:
-    """Compute every figure of `evaluate`, and those of `oracle_metrics` where `truth` is given, with the curves of the report.
+    """Compute every figure of `evaluate`, and those of `oracle_metrics` where `truth` is given, with intervals and curves.
+
+    `contexts` returns a number for each impression's context; see `Users`.
 
     A column is asked for when it is needed and not kept, so `predictions` may read it from files: a task takes 20 bytes an
     impression while it is evaluated. `num_threads` tasks are evaluated at a time.
@@ -116,48 +109,53 @@ def evaluate_with_curves(
     metrics["num_conversions"] = int((click_N & predictions["conversion"].astype(bool)).sum())
     if "daction" in predictions:
         metrics["num_dactions"] = int((click_N & predictions["daction"].astype(bool)).sum())
-    groups = None
+    users = None
     if "group_id" in predictions:
-        groups = _Users.of(predictions["group_id"])
-        metrics["num_impressions_without_group"] = groups.num_unknown
+        users = Users.of(predictions["group_id"], contexts)
+        metrics["num_impressions_without_group"] = users.num_unknown
     true = true_probabilities(predictions, truth) if truth is not None else None
 
     def evaluate_one(task: Task) -> Evaluation:
-        return _evaluate_task(task, click_N, groups, predictions, true)
+        return _evaluate_task(task, click_N, users, predictions, true)
 
     with ThreadPoolExecutor(num_threads, "metrics") as threads:
         of_tasks = list(threads.map(evaluate_one, tasks(predictions)))
     curves: dict[str, TaskCurves] = {}
+    intervals: dict[str, list[float]] = {}
     for found in of_tasks:
         metrics |= found.metrics
         curves |= found.curves
+        intervals |= found.intervals
     if true is not None:
         metrics |= _oracle_metrics(predictions, true, metrics)
-    return Evaluation(metrics, curves)
+    return Evaluation(metrics, curves, intervals)
 
 
 def _evaluate_task(
     task: Task,
     click_N: Array,
-    groups: _Users | None,
+    users: Users | None,
     predictions: Mapping[str, Array],
     true: Mapping[str, Array] | None,
 ) -> Evaluation:
     label_N, score_N = task.label_N, predictions[task.score]
     if not is_finite(score_N):
         undefined = _figures_of(task.name, SortedScores.of(label_N[:0], score_N[:0]))
-        if groups is not None:
-            undefined |= {f"{task.name}_{name}": None for name in ("gauc", "gauc_groups", "gauc_groups_left_out")}
-        return Evaluation(undefined, {})
+        if users is not None:
+            undefined |= {f"{task.name}_{name}": None for name in _GAUC}
+        return Evaluation(undefined, {}, {})
     counted_N = click_N if task.clicked_only else slice(None)
     label_N, score_N = label_N[counted_N], score_N[counted_N]
     metrics, curves = _metrics_and_curves(task, label_N, score_N, true, counted_N)
-    if groups is not None:
-        grouped = groups.grouped_auc(label_N, score_N, counted_N)
-        metrics[f"{task.name}_gauc"] = grouped.gauc
-        metrics[f"{task.name}_gauc_groups"] = grouped.num_groups
-        metrics[f"{task.name}_gauc_groups_left_out"] = grouped.num_groups_left_out
-    return Evaluation(metrics, {task.name: curves})
+    if users is None:
+        return Evaluation(metrics, {task.name: curves}, {})
+    scores = SortedScores.of(label_N, score_N, users.number_N[counted_N])
+    del score_N
+    by_user = scores.by_number(users.num_numbers)
+    found = gauc_of(by_user, users.num_known)
+    figures = (found.gauc, found.weighted, found.num_groups, found.num_groups_left_out)
+    metrics |= {f"{task.name}_{name}": value for name, value in zip(_GAUC, figures, strict=True)}
+    return Evaluation(metrics, {task.name: curves}, intervals_of(estimates_of(task.name, by_user, users.num_known)))
 
 
 def _metrics_and_curves(
@@ -183,7 +181,7 @@ def reasons_undefined(metrics: Metrics, predictions: Mapping[str, Array]) -> dic
     for name in (name for name, value in metrics.items() if value is None):
         bare = name.removeprefix("true_")
         reason = next((of_task[task] for task in sorted(of_task, key=len, reverse=True) if bare.startswith(task)), "")
-        if name.endswith("_gauc"):
+        if name.endswith(("_gauc", "_gauc_weighted")):
             reason = reason or "no user has both classes"
         reasons[name] = reason or "the oracle's AUC is undefined or one half"
     return reasons
@@ -218,12 +216,12 @@ def _figures_of(name: str, scores: SortedScores) -> Metrics:
         f"{name}_calibration": predicted.over(scores.num_positives) if scores.num_positives else None,
         f"{name}_ece": ece_of(scores),
     }
-    if name == "ctcvr":
+    if name.startswith("ctcvr"):
         for suffix, share in TOP_SHARES.items():
             top = scores.top(share)
-            metrics[f"ctcvr_recall_top_{suffix}"] = top.recall if top else None
-            metrics[f"ctcvr_precision_top_{suffix}"] = top.precision if top else None
-            metrics[f"ctcvr_f1_top_{suffix}"] = top.f1 if top else None
+            metrics[f"{name}_recall_top_{suffix}"] = top.recall if top else None
+            metrics[f"{name}_precision_top_{suffix}"] = top.precision if top else None
+            metrics[f"{name}_f1_top_{suffix}"] = top.f1 if top else None
     return metrics
 
 

@@ -1,7 +1,7 @@
 """The predictions of a split as columns, each read from its Parquet files when it is asked for."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from pipeline.dataset.manifest import LABELS
 from pipeline.errors import InputError
@@ -64,22 +65,20 @@ class PredictionFiles(Mapping[str, Array]):
             return self._kept[name]
         column = np.empty(self.num_rows, self.schema.field(name).type.to_pandas_dtype())
 
-        def fill(group: _FilePart) -> None:
-            values = self.read(group, name)
+        def fill(part: _FilePart) -> None:
+            values = self.read(part, name)
             if name == "group_id":
                 values = values.fill_null(UNKNOWN_GROUP)
-            column[group.start : group.stop] = values.to_numpy()
+            column[part.start : part.stop] = values.to_numpy()
 
-        with self._reading(), ThreadPoolExecutor(self._num_threads, "predictions") as threads:
-            for _ in threads.map(fill, self._groups):
-                pass
+        self._fill(fill)
         if name in LABELS:
             self._kept[name] = column
         return column
 
-    def read(self, group: _FilePart, name: str) -> pa.ChunkedArray:
+    def read(self, part: _FilePart, name: str) -> pa.ChunkedArray:
         """Read one column of one row group."""
-        return pq.ParquetFile(group.file).read_row_group(group.number, [name], use_threads=False).column(0)
+        return pq.ParquetFile(part.file).read_row_group(part.number, [name], use_threads=False).column(0)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -87,10 +86,27 @@ class PredictionFiles(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def contexts(self) -> Array:
+        """Return a hash of each impression's context, int64."""
+        hash_N = np.empty(self.num_rows, np.int64)
+
+        def fill(part: _FilePart) -> None:
+            keys = self.read(part, "context_id").combine_chunks().dictionary_encode()
+            hashes = np.array([xxhash.xxh3_64_intdigest(key) for key in keys.dictionary.to_pylist()], np.uint64)
+            hash_N[part.start : part.stop] = hashes.view(np.int64)[keys.indices.to_numpy()]
+
+        self._fill(fill)
+        return hash_N
+
     def true_columns(self) -> Mapping[str, Array] | None:
         """Return the oracle's columns, p_ctr, p_cvr and p_daction, which the files call true_p_ctr, …; None without them."""
         names = [name.removeprefix("true_") for name in self._names if name.startswith("true_p_")]
         return _TrueColumnsOf(self, names) if names else None
+
+    def _fill(self, fill: Callable[[_FilePart], None]) -> None:
+        with self._reading(), ThreadPoolExecutor(self._num_threads, "predictions") as threads:
+            for _ in threads.map(fill, self._groups):
+                pass
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -52,16 +52,16 @@ def grouped_auc(group_N: Array, label_N: Array, score_N: Array) -> GroupedAuc:
     """
     if len(group_N) == 0:
         return GroupedAuc(None, None, 0, 0)
-    scores = SortedScores.of(label_N, score_N, group_N)
-    return gauc_of(scores.by_number(int(group_N.max()) + 1))
+    num_groups = int(group_N.max()) + 1
+    return gauc_of(SortedScores.of(label_N, score_N, group_N).by_number(num_groups), num_groups)
 
 
-def gauc_of(groups: ByNumber, first: int = 0) -> GroupedAuc:
-    """Return the mean of the AUCs of the groups from number `first` on, rounded once, so in any order of the groups."""
+def gauc_of(groups: ByNumber, num_known: int) -> GroupedAuc:
+    """Return the mean of the AUCs of the first `num_known` groups, rounded once, so in any order of the groups."""
     has_both, auc_by_group = auc_inside(groups)
-    auc_by_group = auc_by_group[int(has_both[:first].sum()) :]
-    has_both[:first] = False
-    num_present, num_groups = int((groups.count[first:] > 0).sum()), int(has_both.sum())
+    auc_by_group = auc_by_group[: int(has_both[:num_known].sum())]
+    has_both[num_known:] = False
+    num_present, num_groups = int((groups.count[:num_known] > 0).sum()), int(has_both.sum())
     if num_groups == 0:
         return GroupedAuc(None, None, 0, num_present)
     size = groups.count[has_both]

@@ -27,6 +27,10 @@ TASK_TITLES = {
     "cvr": ("CVR", "conversion given a click, clicked impressions only"),
     "ctavr": ("CTAVR", "click and daction"),
     "ctcvr": ("CTCVR", "click and conversion, all impressions"),
+    "ctcvr_independent": (
+        "CTCVR by ctr_run",
+        "click and conversion, all impressions; pCTR of the independent CTR network",
+    ),
 }
 
 _SHARE = "share of the attainable AUC"
@@ -43,7 +47,7 @@ _HEADLINE_COLUMNS = {
 
 
 #: What metrics.json says besides figures.
-NO_FIGURES = ("split", "undefined", "provenance")
+NO_FIGURES = ("split", "undefined", "intervals", "provenance")
 
 
 class HeadlineCell(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,12 +46,13 @@ def evaluate_split(
     return_freed_memory()
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
     num_threads = threads_for(predictions.num_rows)
-    evaluated = metrics.evaluate_with_curves(predictions, predictions.true_columns(), num_threads)
+    evaluated = metrics.evaluate_with_curves(predictions, predictions.true_columns(), num_threads, predictions.contexts)
     figures = evaluated.metrics
     reasons = metrics.reasons_undefined(figures, predictions)
     for reason in dict.fromkeys(reasons.values()):
         say(f"{', '.join(name for name in reasons if reasons[name] == reason)}: undefined, for {reason}.")
-    saved = {"split": split, **figures, **({"undefined": reasons} if reasons else {}), "provenance": provenance}
+    saved: dict[str, Any] = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
+    saved |= {"intervals": evaluated.intervals, "provenance": provenance}
     with writing(f"The figures of run={run}", "copy the run to another place"):
         for path in paths.metrics:
             write_whole(path, json.dumps(saved, indent=1) + "\n")
