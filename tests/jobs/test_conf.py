@@ -20,6 +20,7 @@ from pipeline.config.preprocess import PreprocessSettings
 from pipeline.config.score import ScoreSettings
 from pipeline.simulate.run import SimulateSettings
 from training.planning.settings import FeasibilitySettings
+from training.run.chain import ChainSettings
 from training.run.demo import DemoSettings
 from training.run.settings import TrainSettings
 
@@ -29,6 +30,7 @@ SCHEMAS = {
     "evaluate": EvaluateSettings,
     "inspect": InspectSettings,
     "simulate": SimulateSettings,
+    "pipeline": ChainSettings,
     "preprocess": PreprocessSettings,
     "score": ScoreSettings,
     "train": TrainSettings,

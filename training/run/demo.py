@@ -1,15 +1,13 @@
 """The demo: every job as a subprocess, by the command that a user would type, then a table of what came of it."""
 
 import json
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
-from pipeline.errors import InputError
+from training.run.stages import print_heading, run_command
 
 
 @dataclass
@@ -41,15 +39,11 @@ def run_demo(settings: DemoSettings) -> None:
     """Run the stages, then print `demo_table`; InputError if a stage fails."""
     begin = time.monotonic()
     for name, command in demo_commands(settings):
-        print(f"\n── {name} ──\n$ {shlex.join(['python', *command[1:]])}", flush=True)
         if name == "evaluate" and is_evaluated(Path(settings.out) / "run"):
+            print_heading(name, command)
             print("The newest checkpoint is evaluated already; nothing to do.", flush=True)
             continue
-        started = time.monotonic()
-        status = subprocess.run(command, check=False).returncode
-        if status != 0:
-            raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
-        print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+        run_command(name, command)
     print(f"\n{demo_table(Path(settings.out))}\n\nall stages: {time.monotonic() - begin:.0f} s")
     print(f"report: {(Path(settings.out) / 'run' / 'report.html').resolve()}")
 

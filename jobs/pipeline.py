@@ -1,0 +1,13 @@
+"""python -m jobs.pipeline raw=RAW out=OUT model=esmm [days=[D1,D2]] [score=TODAY] [export=true]"""
+
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()
+
+from jobs.entry import launch
+from training.run.chain import ChainSettings, run_chain
+
+if __name__ == "__main__":
+    about = "preprocess, train, evaluate, and score or export, on this machine; day after day with days=[…]. What is done is kept."
+    launch("pipeline", ChainSettings, run_chain, about)
