@@ -1,4 +1,4 @@
-"""python -m jobs.pipeline raw=RAW out=OUT model=esmm [days=[D1,D2]] [score=TODAY] [export=true]"""
+"""python -m jobs.pipeline raw=RAW out=OUT train_args="model=esm2 ranks=2" [days=[D1,D2]] [score=TODAY] [export=true]"""
 
 if __name__ == "__main__":
     from pipeline.undo import end_on_signals

@@ -33,12 +33,10 @@ _SHOWN = (("CTR", "ctr"), ("CVR", "cvr"), ("CTCVR", "ctcvr"))
 
 @dataclass
 class ChainSettings:
-    """conf/pipeline.yaml. The *_args are further settings of a job, as on its command line: 'ranks=2 plan.batch_size=1000'."""
+    """conf/pipeline.yaml. The *_args are further settings of a job, as on its command line: train_args='model=esm2 ranks=2'."""
 
     raw: str = MISSING  # the raw log; with days, the folder that holds a folder of each day
     out: str = MISSING  # of everything: dataset, run, scores, export, pipeline.json
-    source: str = "aliccp"  # a choice of the group source: aliccp | events | …
-    model: str = "esmm"  # a choice of the group model
     days: list[str] = field(default_factory=list)  # folders below raw, in the order of time; each goes on from the last
     progressive_split: str = "train"  # of a day, that yesterday's model predicts before it is trained on the day
     score: str | None = None  # a raw log, labels not needed, that the last run scores
@@ -136,7 +134,7 @@ def daily_stages(settings: ChainSettings) -> Iterator[Stage]:
 
 
 def _preprocess_stage(settings: ChainSettings, name: str, place: _Folders, before: _Folders | None = None) -> Stage:
-    words = [f"source={settings.source}", f"source.path={place.raw}", f"out={place.dataset}"]
+    words = [f"source.path={place.raw}", f"out={place.dataset}"]
     words += [f"vocabulary.base={before.dataset}"] if before else []
     words += [
         with_day(word, place.folder.name) if settings.days else word for word in settings.words_of("preprocess_args")
@@ -146,7 +144,7 @@ def _preprocess_stage(settings: ChainSettings, name: str, place: _Folders, befor
 
 
 def _train_stage(settings: ChainSettings, name: str, place: _Folders, before: _Folders | None = None) -> Stage:
-    words = [f"data={place.dataset}", f"out={place.run}", f"model={settings.model}"]
+    words = [f"data={place.dataset}", f"out={place.run}"]
     words += [f"init_from={before.run}"] if before else []
     inputs = (place.dataset, before.run) if before else (place.dataset,)
     return Stage(name, "jobs.train", (*words, *settings.words_of("train_args")), inputs, place.run)
@@ -167,7 +165,7 @@ def _last_stages(settings: ChainSettings, place: _Folders) -> Iterator[Stage]:
     out = Path(settings.out)
     if settings.score:
         scores = str(out / "scores")
-        words = [f"run={place.run}", f"source={settings.source}", f"source.path={settings.score}", f"out={scores}"]
+        words = [f"run={place.run}", f"source.path={settings.score}", f"out={scores}"]
         words += ["overwrite=true", *settings.words_of("score_args")]
         yield Stage("score", "jobs.score", tuple(words), (place.run, settings.score), scores)
     if settings.export:

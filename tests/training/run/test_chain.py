@@ -70,7 +70,6 @@ def test_a_second_chain_does_nothing_and_a_changed_setting_input_or_output_runs_
     assert train[1:] == [
         f"data={tmp_path}/out/dataset",
         f"out={tmp_path}/out/run",
-        "model=esmm",
         "ranks=2",
         "plan.batch_size=100",
     ]
