@@ -26,7 +26,7 @@ from pipeline.secrets import refuse_secret_word
 from training.checkpoint.files import checkpoint_paths
 from training.run.stages import Ledger, Stage, run_stages
 
-DAYS = "days.json"
+DAYS_FILE = "days.json"
 #: Columns of the table over days: the heading, and the keys of metrics.json.
 _SHOWN = (("CTR", "ctr"), ("CVR", "cvr"), ("CTCVR", "ctcvr"))
 
@@ -95,7 +95,7 @@ def run_chain(settings: ChainSettings) -> None:
     ledger = Ledger(out)
     run_stages(daily_stages(settings) if settings.days else single_stages(settings), ledger)
     if settings.days:
-        print(f"\n{days_table(json.loads((out / DAYS).read_text(encoding='utf-8'))['days'])}", flush=True)
+        print(f"\n{days_table(json.loads((out / DAYS_FILE).read_text(encoding='utf-8'))['days'])}", flush=True)
 
 
 def single_stages(settings: ChainSettings) -> Iterator[Stage]:
@@ -127,7 +127,7 @@ def daily_stages(settings: ChainSettings) -> Iterator[Stage]:
         found.append(entry)
         content = {"progressive_split": settings.progressive_split, "days": found}
         with writing(f"out={out}"):
-            write_whole(out / DAYS, json.dumps(content, indent=1) + "\n")
+            write_whole(out / DAYS_FILE, json.dumps(content, indent=1) + "\n")
         before = place
     assert before is not None, "days is not empty"
     yield from _last_stages(settings, before)
