@@ -67,12 +67,15 @@ NEWER_SETTINGS = (
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
+    "model=aitm": "train",
     "model=aman": "train",
     "model=ctcvr": "train",
     "model=ctr": "train",
     "features=open_bandit": "preprocess",
     "features=simulated_shop": "preprocess",
     "layout=events": "simulate",
+    "model=dcmt": "train",
+    "model=division": "train",
     "model=escm2_dr": "train",
     "model=escm2_ips": "train",
     "model=esmm_ns": "train",

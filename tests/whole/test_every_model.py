@@ -18,7 +18,7 @@ from training.run.continuation import check_same_schema
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
-MODELS = ["esmm_ns", "escm2_ips", "escm2_dr", "shared_bottom", "mmoe", "ple"]
+MODELS = ["esmm_ns", "escm2_ips", "escm2_dr", "dcmt", "shared_bottom", "mmoe", "ple", "aitm"]
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,8 @@ Metrics = dict[str, float | int | None]
 TOP_SHARES = {"0.1pct": 0.001, "0.6pct": 0.006, "1pct": 0.01}
 
 
+#: How many impressions have a p_cvr above 1, as a quotient of two networks may be.
+_ABOVE_ONE = "cvr_num_above_one"
 #: The figures of p_cvr over all impressions, which need the oracle.
 _CVR_ALL = (
     "cvr_all_log_loss",
@@ -86,7 +88,8 @@ def evaluate(predictions: Mapping[str, Array]) -> Metrics:
     """Compute every figure that `predictions` allows, by name.
 
     Columns, each of shape [N]: click, conversion, optionally daction (0 or 1); group_id (int64, UNKNOWN_GROUP where unknown; GAUC
-    needs it); and any of p_ctr, p_cvr, p_ctavr, p_ctcvr in [0, 1]. A column that is not there leaves its figures out.
+    needs it); and any of p_ctr, p_cvr, p_ctavr, p_ctcvr in [0, 1]. A column that is not there leaves its figures out. A p_cvr that is
+    a quotient may be above 1: those impressions are counted, and the log loss takes them as 1.
     """
     return evaluate_with_curves(predictions).metrics
 
@@ -143,10 +146,12 @@ def _evaluate_task(
         undefined = _figures_of(task.name, SortedScores.of(label_N[:0], score_N[:0]))
         if users is not None:
             undefined |= {f"{task.name}_{name}": None for name in _GAUC}
-        return Evaluation(undefined, {}, {})
+        return Evaluation(undefined | (dict.fromkeys([_ABOVE_ONE]) if task.name == "cvr" else {}), {}, {})
+    above_one = {_ABOVE_ONE: int(np.count_nonzero(score_N > 1.0))} if task.name == "cvr" else {}
     counted_N = click_N if task.clicked_only else slice(None)
     label_N, score_N = label_N[counted_N], score_N[counted_N]
     metrics, curves = _metrics_and_curves(task, label_N, score_N, true, counted_N)
+    metrics |= above_one
     if users is None:
         return Evaluation(metrics, {task.name: curves}, {})
     scores = SortedScores.of(label_N, score_N, users.number_N[counted_N])

@@ -4,6 +4,7 @@
     kind: shared_bottom   one perceptron for all heads
     kind: mmoe            experts for all heads, and a gate for each head
     kind: ple             experts for all heads, experts for each head, gates, in several layers
+    kind: aitm            a perceptron for each head, and what the head before it hands over
 
 A body of your own is an nn.Module and a line in `BODIES`. Its constructor takes the heads, the widths of both scopes and
 its options by keyword; `width` is that of its outputs. docs/models.md has an example.
@@ -12,6 +13,7 @@ its options by keyword; `width` is that of its outputs. docs/models.md has an ex
 # Shapes: B impressions, C contexts, D width of the inputs, H width of a layer.
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -164,10 +166,51 @@ class PLE(nn.Module):
         return dict(zip(self.heads, mixtures, strict=True))
 
 
+class Transfer(nn.Module):
+    """AITM's information transfer: attention over what the head before hands over (p) and the head's own features (q).
+
+    Σ w_u·h_1(u) over u in {p, q}; w is the softmax of ⟨h_2(u), h_3(u)⟩ / √width, and p is an affine map of the head before.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hand_over = nn.Linear(width, width)
+        self.value, self.key, self.query = (nn.Linear(width, width) for _ in range(3))
+        self.scale = math.sqrt(width)
+
+    def forward(self, before_BH: Tensor, own_BH: Tensor) -> Tensor:
+        """Return [B, H]."""
+        pair = torch.stack([self.hand_over(before_BH), own_BH], 1)  # [B, 2, H]
+        score = (self.key(pair) * self.query(pair)).sum(2) / self.scale
+        return (score.softmax(1).unsqueeze(2) * self.value(pair)).sum(1)
+
+
+class AITM(nn.Module):
+    """Adaptive information transfer (Xi et al., KDD 2021): z_1 = q_1, z_t = Transfer(z_{t-1}, q_t), in the order of the heads.
+
+    q_t is a perceptron of head t; the heads are the steps of the funnel, the first one first.
+    """
+
+    def __init__(self, heads: Sequence[Query], context_width: int, impression_width: int, *, hidden: list[int]) -> None:
+        super().__init__()
+        self.heads, self.width = tuple(heads), hidden[-1]
+        first = partial(SplitLinear, context_width, impression_width)
+        self.own = nn.ModuleList([Expert(first, hidden) for _ in heads])
+        self.transfers = nn.ModuleList([Transfer(self.width) for _ in heads[1:]])
+
+    def forward(self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> dict[Query, Tensor]:
+        """Return head → [B, H]."""
+        own = [perceptron(context_CD, impression_BD, index_B) for perceptron in self.own]
+        steps = own[:1]
+        for transfer, own_BH in zip(self.transfers, own[1:], strict=True):
+            steps.append(transfer(steps[-1], own_BH))
+        return dict(zip(self.heads, steps, strict=True))
+
+
 #: Without a body, each head has a tower of its own from the inputs on.
 NO_BODY = "towers"
 #: kind → module; forward takes context [C, D], impression [B, D] and index [B], and returns head → [B, H]
-BODIES: dict[str, Callable[..., nn.Module]] = {"shared_bottom": SharedBottom, "mmoe": MMoE, "ple": PLE}
+BODIES: dict[str, Callable[..., nn.Module]] = {"shared_bottom": SharedBottom, "mmoe": MMoE, "ple": PLE, "aitm": AITM}
 
 
 def check_body(settings: Mapping[str, Any], graph: Graph) -> None:

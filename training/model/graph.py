@@ -52,6 +52,16 @@ class Query(NamedTuple):
         return f"{self.node} | {self.given}"
 
 
+class Quotient(NamedTuple):
+    """The quotient P(whole) / P(part) of two estimates; it may be above 1 where they are of networks of their own."""
+
+    whole: Query
+    part: Query
+
+    def __str__(self) -> str:
+        return f"{self.whole} / {self.part}"
+
+
 #: A Query that a tower estimates, so that the logits have it: an edge or an entry of `heads`.
 Head = NewType("Head", Query)
 
@@ -87,6 +97,12 @@ def parse_query(statement: str, key: str) -> Query:
     return Query(node, Event(name, tuple(excluded)))
 
 
+def parse_output(statement: str, key: str) -> Query | Quotient:
+    """Read a statement, or the quotient of two: `conversion / click`."""
+    whole, slash, part = statement.partition("/")
+    return Quotient(parse_query(whole, key), parse_query(part, key)) if slash else parse_query(whole, key)
+
+
 def parse_loss(entry: Any) -> Loss:
     """Read a statement, or a mapping of `of`, `kind` and the options of that kind: statements and numbers."""
     key = "model.graph.losses"
@@ -115,7 +131,7 @@ class Graph:
         self.edges = tuple(parse_query(text, "model.graph.edges") for text in settings.edges)
         self.losses = tuple(parse_loss(entry) for entry in settings.losses)
         self.outputs = {
-            name: parse_query(text, f"model.graph.outputs.{name}") for name, text in settings.outputs.items()
+            name: parse_output(text, f"model.graph.outputs.{name}") for name, text in settings.outputs.items()
         }
         if len(set(self.edges)) < len(self.edges):
             raise InputError("model.graph.edges names an edge twice; each edge has one tower.")
@@ -133,8 +149,9 @@ class Graph:
             raise InputError(
                 f"model.graph: no loss trains the edge `{untrained[0]}`; add its node to losses or drop it."
             )
-        for query in self.outputs.values():
-            self._edges_behind(query)
+        for output in self.outputs.values():
+            for query in output if isinstance(output, Quotient) else (output,):
+                self._edges_behind(query)
         self._label_of = self._checked_labels(settings.labels)
         self._check_labels(labels)
         self.loss_weights = self._weights(settings.loss_weights)
@@ -157,8 +174,13 @@ class Graph:
         return self._node_odds(query.node, query.given, logit_of, {})
 
     def predict(self, logit_of: Mapping[Query, Tensor]) -> dict[str, Tensor]:
-        """Return the named outputs as probabilities, each [B]."""
-        return {name: self.log_odds(query, logit_of).yes.exp() for name, query in self.outputs.items()}
+        """Return the named outputs, each [B]: probabilities, or quotients of two."""
+        return {name: self._log_output(output, logit_of).exp() for name, output in self.outputs.items()}
+
+    def _log_output(self, output: Query | Quotient, logit_of: Mapping[Query, Tensor]) -> Tensor:
+        if isinstance(output, Quotient):
+            return self._log_output(output.whole, logit_of) - self._log_output(output.part, logit_of)
+        return self.log_odds(output, logit_of).yes
 
     def _node_odds(
         self, node: str, root: Event, logit_of: Mapping[Query, Tensor], known: dict[Event, LogOdds | None]

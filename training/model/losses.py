@@ -47,6 +47,14 @@ class LabelledLogits(NamedTuple):
         """Return [B]: 1 / P(propensity), at most `clip`, and constant for the gradient."""
         return (-self.graph.log_odds(propensity, self.logit_of).yes.detach()).exp().clamp(max=clip)
 
+    def inverse_of_not(self, propensity: Query, clip: float) -> Tensor:
+        """Return [B]: 1 / (1 - P(propensity)), at most `clip`, and constant for the gradient."""
+        return (-self.graph.log_odds(propensity, self.logit_of).no.detach()).exp().clamp(max=clip)
+
+    def probability(self, query: Query) -> Tensor:
+        """Return [B]: P(query)."""
+        return self.graph.log_odds(query, self.logit_of).yes.exp()
+
 
 def log_loss(batch: LabelledLogits, of: Query) -> Tensor:
     """Sum the log loss of P(of) where its condition holds (ESMM eq. 3, ESM² eq. 7–11)."""
@@ -98,6 +106,40 @@ def dr(batch: LabelledLogits, of: Query, *, propensity: Query, imputation: Head,
     return (imputed_B + weight_B * error_B + weight_B * error_B.square()).sum()
 
 
+def dcmt(
+    batch: LabelledLogits,
+    of: Query,
+    *,
+    propensity: Query,
+    counterfactual: Head,
+    clip: float = 100.0,
+    prior: float = 0.001,
+) -> Tensor:
+    """Sum o·e(r, r̂)/ô + (1 − o)·e(1 − r, r̂*)/(1 − ô) + λ·|1 − (r̂ + r̂*)|: the loss of DCMT (Zhu et al., ICDE 2023).
+
+    o says that the condition of `of` holds (a click), ô is its `propensity` (pCTR), e the log loss, r the label and r̂ = P(of).
+    r̂* is the sigmoid of the head `counterfactual`: an impression without a click is a conversion that did not happen, so in
+    the counterfactual world its label is 1 − r. `prior` is λ, of the soft constraint r̂ + r̂* = 1. No gradient flows through
+    the weights, and `clip` bounds them. The paper's twin towers share their hidden layers; here they share the embeddings.
+    """
+    clicked_B, label_B = batch.happened(of.given), batch.happened(Event(of.node))
+    z_B = batch.logit_of[counterfactual]
+    there_B = clicked_B * batch.inverse_propensity(propensity, clip) * batch.log_loss(of)
+    elsewhere_B = (1.0 - clicked_B) * batch.inverse_of_not(propensity, clip)
+    elsewhere_B = elsewhere_B * torch.where(label_B > 0, softplus(z_B), softplus(-z_B))
+    constraint_B = (1.0 - (batch.probability(of) + z_B.sigmoid())).abs()
+    return (there_B + elsewhere_B + prior * constraint_B).sum()
+
+
+def calibrator(batch: LabelledLogits, of: Query, *, before: Query) -> Tensor:
+    """Sum max(P(of) − P(before), 0): AITM's behavioral expectation calibrator (Xi et al., KDD 2021).
+
+    Networks that predict every node of a funnel over all impressions may give a later one the larger probability; a
+    conversion is no more likely than the click `before` it.
+    """
+    return (batch.probability(of) - batch.probability(before)).relu().sum()
+
+
 #: kind → function
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "log_loss": log_loss,
@@ -105,6 +147,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     IMPORTANCE: importance,
     "ips": ips,
     "dr": dr,
+    "dcmt": dcmt,
+    "calibrator": calibrator,
 }
 
 

@@ -7,9 +7,9 @@ from graphs import ESMM, LABELS
 from torch import nn
 
 from pipeline.errors import InputError
-from training.model.bodies import PLE, MMoE, SharedBottom, check_body
+from training.model.bodies import AITM, PLE, MMoE, SharedBottom, check_body
 from training.model.graph import Graph
-from training.model.settings import ModelSettings, TowerSettings
+from training.model.settings import GraphSettings, ModelSettings, TowerSettings
 from training.model.towers import DropoutKey, TowerStack
 
 HEADS = Graph(ESMM, LABELS).heads
@@ -74,10 +74,34 @@ def test_ple_mixes_own_and_shared_experts_layer_by_layer() -> None:
         np.testing.assert_allclose(found[head].detach().numpy(), expected, atol=1e-6)
 
 
+def affine(p: dict[str, np.ndarray], prefix: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[f"{prefix}.weight"].T + p[f"{prefix}.bias"]
+
+
+def test_aitm_attends_to_what_the_step_before_hands_over_and_to_its_own_features() -> None:
+    u, i, x = inputs()
+    edges = ["click | impression", "daction | impression", "conversion | impression"]
+    heads = Graph(GraphSettings(edges, ["click", "daction", "conversion"], {"p": "click"}), LABELS).heads
+    body = AITM(heads, 5, 3, hidden=[6, 4])
+    p, found = numpy_of(body), body(u, i, INDEX)
+    z = expert(p, "own.0", x)
+    np.testing.assert_allclose(found[heads[0]].detach().numpy(), z, atol=1e-6)
+    for step in (1, 2):
+        name = f"transfers.{step - 1}"
+        pair = [affine(p, f"{name}.hand_over", z), expert(p, f"own.{step}", x)]
+        score = np.stack(
+            [(affine(p, f"{name}.key", u_) * affine(p, f"{name}.query", u_)).sum(1) / 2.0 for u_ in pair], 1
+        )
+        weight = softmax(score)  # √4 = 2
+        z = sum(weight[:, [k]] * affine(p, f"{name}.value", u_) for k, u_ in enumerate(pair))
+        np.testing.assert_allclose(found[heads[step]].detach().numpy(), z, atol=1e-6)
+
+
 BODIES = [
     {"kind": "shared_bottom", "hidden": [6, 4]},
     {"kind": "mmoe", "experts": 3, "hidden": [6, 4]},
     {"kind": "ple", "experts": 2, "shared_experts": 1, "layers": 2, "hidden": [4]},
+    {"kind": "aitm", "hidden": [6, 4]},
 ]
 
 
@@ -106,7 +130,7 @@ def test_dropout_above_a_body_follows_the_impression() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"kind": "mmou"}, "model.body.kind=mmou is not one of towers, shared_bottom, mmoe, ple"),
+        ({"kind": "mmou"}, "model.body.kind=mmou is not one of towers, shared_bottom, mmoe, ple, aitm"),
         ({"kind": "towers", "experts": 2}, "takes no options"),
         ({"kind": "mmoe", "hidden": [4]}, "the option experts is missing"),
         ({"kind": "mmoe", "hidden": [4], "experts": 0}, "experts=0 is not a whole number above 0"),

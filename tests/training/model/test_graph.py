@@ -159,3 +159,34 @@ def test_loss_weights_are_by_name_and_1_where_none_is_given() -> None:
     chosen.loss_weights = {"click": -1.0}
     with pytest.raises(InputError, match=r"loss_weights: click=-1\.0 is not a finite number of 0 or more"):
         Graph(chosen, labels)
+
+
+DIVISION = GraphSettings(
+    ["click | impression", "conversion | impression"],
+    ["click", "conversion"],
+    {"p_ctr": "click", "p_cvr": "conversion / click", "p_ctcvr": "conversion"},
+)
+
+
+def test_a_quotient_of_outputs_is_that_of_the_probabilities_and_may_be_above_one() -> None:
+    graph = Graph(DIVISION, LABELS)
+    z_click, z_conversion = torch.tensor([-2.0, -5.0, 3.0]), torch.tensor([-4.0, -1.0, -60.0])
+    found = graph.predict(dict(zip(graph.edges, (z_click, z_conversion), strict=True)))
+    p_ctr, p_ctcvr = z_click.double().sigmoid(), z_conversion.double().sigmoid()
+    torch.testing.assert_close(found["p_cvr"].double(), p_ctcvr / p_ctr, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["p_ctcvr"].double(), p_ctcvr, rtol=1e-6, atol=0)
+    assert (found["p_cvr"] > 1).tolist() == [False, True, False]
+    assert str(graph.outputs["p_cvr"]) == "conversion | impression / click | impression"
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("conversion / purchase", "no edge leads into purchase"),
+        ("conversion /", "'' is not of the form"),
+        ("conversion / click / click", "is not of the form"),
+    ],
+)
+def test_a_quotient_of_what_the_graph_does_not_know_is_refused(statement: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Graph(GraphSettings(DIVISION.edges, DIVISION.losses, {"p_cvr": statement}), LABELS)

@@ -185,6 +185,51 @@ def test_dr_adds_the_imputed_error_everywhere_and_its_own_error_where_clicked() 
     np.testing.assert_allclose(grad_imputed, (1 - outer) * sigmoid(imputed_z), rtol=1e-9, atol=1e-14)
 
 
+def test_dcmt_learns_where_clicked_and_in_the_counterfactual_where_not_under_a_soft_constraint() -> None:
+    """Zhu et al., ICDE 2023: o·e(r, r̂)/ô + (1 − o)·e(1 − r, r̂*)/(1 − ô) + λ·|1 − (r̂ + r̂*)|."""
+    twin_z, prior = np.linspace(-2, 3, len(A)), 0.25
+    loss = {"of": "conversion | click", "kind": "dcmt", "propensity": "click", "counterfactual": "twin"}
+    graph = Graph(
+        GraphSettings(ESMM.edges, ["click", loss | {"clip": CLIP, "prior": prior}], ESMM.outputs, heads=["twin"]),
+        LABELS,
+    )
+    check_losses(graph)
+    there = CLICK * np.minimum(1 / PROPENSITY, CLIP)
+    elsewhere = (1 - CLICK) * np.minimum(1 / sigmoid(-A), CLIP)
+    factual = np.where(CONVERSION > 0, np.logaddexp(0, -B), np.logaddexp(0, B))
+    counterfactual = np.where(CONVERSION > 0, np.logaddexp(0, twin_z), np.logaddexp(0, -twin_z))  # its label is 1 - r
+    gap = 1 - (sigmoid(B) + sigmoid(twin_z))
+    value, (grad_a, grad_b, grad_twin) = value_and_gradients(graph, A, B, twin_z)
+    expected = there * factual + elsewhere * counterfactual + prior * np.abs(gap)
+    assert value == pytest.approx(expected.sum(), rel=1e-9)
+    assert (grad_a == 0).all()
+    slope = -prior * np.sign(gap)
+    np.testing.assert_allclose(
+        grad_b, there * (sigmoid(B) - CONVERSION) + slope * sigmoid(B) * sigmoid(-B), rtol=1e-6, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        grad_twin,
+        elsewhere * (sigmoid(twin_z) - (1 - CONVERSION)) + slope * sigmoid(twin_z) * sigmoid(-twin_z),
+        rtol=1e-6,
+        atol=1e-12,
+    )
+
+
+def test_the_calibrator_costs_what_a_conversion_is_likelier_than_its_click() -> None:
+    """AITM (Xi et al., KDD 2021): Σ max(p_conversion − p_click, 0)."""
+    loss = {"of": "conversion", "kind": "calibrator", "before": "click"}
+    edges = ["click | impression", "conversion | impression"]
+    graph = Graph(GraphSettings(edges, ["click", loss, "conversion"], {"p": "click"}), LABELS)
+    check_losses(graph)
+    assert graph.loss_names == ("click", "calibrator(conversion)", "conversion")
+    value, (grad_a, grad_b) = value_and_gradients(graph, A, B)
+    above = (sigmoid(B) > sigmoid(A)).astype(float)
+    assert 0 < above.sum() < len(A)
+    assert value == pytest.approx(np.maximum(sigmoid(B) - sigmoid(A), 0).sum(), rel=1e-9)
+    np.testing.assert_allclose(grad_a, -above * sigmoid(A) * sigmoid(-A), rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(grad_b, above * sigmoid(B) * sigmoid(-B), rtol=1e-6, atol=1e-15)
+
+
 def test_ips_with_the_true_propensity_expects_the_loss_over_all_impressions_and_the_clicked_alone_do_not() -> None:
     """Clicks drawn many times: Σ o·δ/p comes to Σ δ, whereas the mean over the clicked is that of other impressions."""
     rng = np.random.default_rng(1)
@@ -210,7 +255,7 @@ def test_ips_with_the_true_propensity_expects_the_loss_over_all_impressions_and_
     [
         (
             {"of": "conversion | click", "kind": "tips", "propensity": "click"},
-            "kind=tips is not one of log_loss, missing_as_negative, importance, ips, dr",
+            "kind=tips is not one of log_loss, missing_as_negative, importance, ips, dr, dcmt, calibrator",
         ),
         ({"of": "conversion | click", "kind": "ips"}, "the option propensity is missing; it takes propensity, clip"),
         ({"of": "conversion | click", "kind": "ips", "propensity": "click", "clap": 1}, "clap is not an option"),

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from ranks import Arrays, run_ranks
+from sklearn.metrics import roc_auc_score
 from tiny_dataset import FIELDS, write_tiny_dataset
 from tiny_run import merged, take_steps, weights
 
@@ -15,6 +17,7 @@ from training.distributed.world import join
 from training.model.own_tables import field_of, table_name, tables_of
 from training.planning.memory_estimate import memory_needs, table_plans, tables_of_model
 from training.run.continuation import check_same_schema
+from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -60,6 +63,33 @@ def test_without_the_loss_of_ctcvr_the_ctr_network_is_that_of_one_trained_alone_
         np.testing.assert_array_equal(together[name], begun[name], err_msg=name)
     shared = steps(settings_of(data, tmp_path / "shared", "model=esmm"), 4)
     assert not np.array_equal(shared["tables/item_id"], alone["tables/item_id"])
+
+
+def test_the_networks_of_division_are_those_of_two_runs(data: Path, tmp_path: Path) -> None:
+    """Bit by bit for the CTR network, whose weights are drawn alike; the other learns from its own loss alone."""
+    alone = steps(settings_of(data, tmp_path / "ctr", "model=ctr"), 4)
+    both = steps(settings_of(data, tmp_path / "both", "model=division"), 4)
+    for name, value in alone.items():
+        np.testing.assert_array_equal(both[name], value, err_msg=name)
+    idle = steps(settings_of(data, tmp_path / "idle", "model=division", "model.graph.loss_weights.click=0.0"), 4)
+    for name in (name for name in both if "@1" in name or name.startswith("towers/1.")):
+        np.testing.assert_array_equal(both[name], idle[name], err_msg=name)
+
+
+def test_division_counts_how_often_its_quotient_exceeds_one(data: Path, tmp_path: Path) -> None:
+    settings = settings_of(data, tmp_path / "run", "model=division", "optimizer.towers.lr=0.3")
+    with join(settings.world) as world:
+        Trainer(settings, world).fit()
+        figures = evaluate_split(tmp_path / "run", settings, "test", None, world)
+    assert figures is not None
+    rows = pq.read_table(tmp_path / "run" / "predictions" / "test").to_pylist()
+    for row in rows:
+        assert row["p_cvr"] == pytest.approx(row["p_ctcvr"] / row["p_ctr"], rel=1e-5)
+    above = sum(row["p_cvr"] > 1 for row in rows)
+    assert figures["cvr_num_above_one"] == above > 0
+    clicked = [row for row in rows if row["click"]]
+    auc = roc_auc_score([row["conversion"] for row in clicked], [row["p_cvr"] for row in clicked])
+    assert figures["cvr_auc"] == pytest.approx(auc)
 
 
 def test_two_networks_start_from_other_rows_and_both_learn(data: Path, tmp_path: Path) -> None:
