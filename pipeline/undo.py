@@ -2,6 +2,7 @@
 
     end_on_signals()              the first statement of a job
     with undone_by(remove): …     a signal during the block calls `remove`; any other end of the block does not
+    at_signals(remove)            a signal calls `remove` from now on
 
 The handler does all of it itself, ends the processes that this one has started, and raises nothing. A callback of C++ or
 of the garbage collector could swallow an exception, and a `finally` of PySpark that waits for the stage could hold it up.
@@ -41,6 +42,11 @@ def undone_by(action: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         _actions.remove(action)
+
+
+def at_signals(action: Callable[[], object]) -> None:
+    """Call `action` if a signal ends the process, from now on."""
+    _actions.append(action)
 
 
 @contextmanager

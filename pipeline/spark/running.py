@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ from tqdm import tqdm
 
 from pipeline.errors import writing
 from pipeline.spark.exceptions import plain_errors
+from pipeline.spark.scratch import scratch_folder
 from pipeline.spark.session import is_local
-from pipeline.undo import undone_by
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,15 +57,14 @@ def share_files(spark: "SparkSession", save: Callable[[Path], list[Path]]) -> It
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder below TMPDIR for the length of the block, which a signal removes too."""
+    """Make a scratch folder for the length of the block."""
+    root = scratch_folder()
     with writing("TMPDIR", instead="set it to a folder with room"):
-        folder = Path(tempfile.mkdtemp(prefix="entirespace-"))
-    remove = partial(shutil.rmtree, folder, ignore_errors=True)
-    with undone_by(remove):
-        try:
-            yield folder
-        finally:
-            remove()
+        folder = Path(tempfile.mkdtemp(dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

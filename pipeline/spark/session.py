@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pipeline.secrets import SECRET_NAMES, is_secret_name, looked_up, without_as
 from pipeline.spark.exceptions import first_line, has_java_ended, is_java_error
 from pipeline.spark.java import ensure_java
 from pipeline.spark.machine import LOOPBACK, check_machine, check_master, scratch_folders
+from pipeline.spark.scratch import scratch_folder
 from pipeline.spark.workers import MALLOC
 from pipeline.undo import handler_kept
 
@@ -104,8 +104,10 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     chosen |= _looked_up_conf(settings.conf)
     if not submitted and is_local(settings.master):
         check_machine(chosen)
-        if scratch_folders(chosen)[0] == "TMPDIR":  # Java does not look at TMPDIR
-            chosen["spark.local.dir"] = tempfile.gettempdir()
+        scratch = scratch_folder()  # Java does not look at TMPDIR
+        if scratch_folders(chosen)[0] == "TMPDIR":
+            chosen["spark.local.dir"] = str(scratch)
+        chosen["spark.driver.extraJavaOptions"] += f' "-Djava.io.tmpdir={scratch}"'
     for key, value in chosen.items():
         builder = builder.config(key, value)
     try:
