@@ -92,7 +92,9 @@ class PredictionFiles(Mapping[str, Array]):
 
         def fill(part: _FilePart) -> None:
             keys = self.read(part, "context_id").combine_chunks().dictionary_encode()
-            hashes = np.array([xxhash.xxh3_64_intdigest(key) for key in keys.dictionary.to_pylist()], np.uint64)
+            hashes = np.array(
+                [xxhash.xxh3_64_intdigest(key.encode()) for key in keys.dictionary.to_pylist()], np.uint64
+            )
             hash_N[part.start : part.stop] = hashes.view(np.int64)[keys.indices.to_numpy()]
 
         self._fill(fill)
