@@ -63,8 +63,8 @@ def collate(pieces: Sequence[Piece], columns: Columns) -> Batch:
         impressions.append((data.impression, piece.start, piece.stop))
         at = end
     return Batch(
-        context=_repeated(_bags(contexts, len(columns.of_scope("context"))), columns.num_copies),
-        impression=_repeated(_bags(impressions, len(columns.of_scope("impression"))), columns.num_copies),
+        context=_repeat_bags(_bags(contexts, len(columns.of_scope("context"))), columns.num_copies),
+        impression=_repeat_bags(_bags(impressions, len(columns.of_scope("impression"))), columns.num_copies),
         context_numeric=_numeric_inputs(contexts, columns.num_inputs("context")),
         impression_numeric=_numeric_inputs(impressions, columns.num_inputs("impression")),
         context_of_impression=torch.from_numpy(context_of_impression_B),
@@ -91,7 +91,7 @@ def _bags(slices: Sequence[_Slice], num_fields: int) -> Bags:
     return Bags(torch.from_numpy(value_V), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weight_V))
 
 
-def _repeated(bags: Bags, num_copies: int) -> Bags:
+def _repeat_bags(bags: Bags, num_copies: int) -> Bags:
     """Return the bags of all fields, then those of all fields again: `num_copies` times."""
     if num_copies == 1:
         return bags

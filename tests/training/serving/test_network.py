@@ -20,9 +20,9 @@ from training.run.evaluate import evaluate_split
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
-#: These train the network of model=base with samples or weights by ctr_run.
-NEED_CTR_RUN = {"unbias", "unbias_weighted"}
-MODELS = sorted({path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml")} - NEED_CTR_RUN)
+#: These train the networks of base, ctr and esmm, on samples, with weights, or with wider layers.
+AS_OTHERS = {"aman", "oversampling", "unbias", "unbias_weighted", "dnn", "dnn_os", "dnn_ctr", "dnn_os_ctr", "esmm_deep"}
+MODELS = sorted({path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml")} - AS_OTHERS)
 TOLERANCE = 1e-6
 SMALL = ("plan.batch_size=64", "world.device=cpu", "embedding.dims.item_id=3", "embedding.poolings.user_brands=mean",
          "embedding.poolings.item_intention=mean", "embedding.init_bound=0.8")  # fmt: skip
