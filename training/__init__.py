@@ -8,6 +8,7 @@
     run            settings, the trainer's loop, validation, evaluation, the journal
     planning       jobs.plan: does a run fit a cluster?
     serving        a run as a scorer of requests; training.load("RUN") opens one
+    export         jobs.export: a run as a folder that a service takes
 
 A room imports only rooms above it in this list. Of pipeline/ it imports the ground alone: dataset (the contract), errors,
 locations, kernels and html (docs/architecture.md; `make lint` holds it).

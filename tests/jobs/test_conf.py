@@ -19,6 +19,7 @@ from jobs.inspect import InspectSettings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.config.score import ScoreSettings
 from pipeline.simulate.run import SimulateSettings
+from training.export.settings import ExportSettings
 from training.planning.settings import FeasibilitySettings
 from training.run.chain import ChainSettings
 from training.run.demo import DemoSettings
@@ -28,6 +29,7 @@ CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS = {
     "demo": DemoSettings,
     "evaluate": EvaluateSettings,
+    "export": ExportSettings,
     "inspect": InspectSettings,
     "simulate": SimulateSettings,
     "pipeline": ChainSettings,

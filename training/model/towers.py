@@ -108,7 +108,9 @@ class Tower(nn.Module):
         masks = _masks(self.name, self.weights, self.dropout, key)
         first = (self.context_weight, self.impression_weight, self.first_bias)
         later = itertools.chain(*zip(self.weights, self.biases, strict=True))
-        perceptron = cpu_tower.SplitPerceptron.apply if context_CD.device.type == "cpu" else split_perceptron
+        # A graph that is exported takes operators that every runtime has (training.serving).
+        is_on_cpu = context_CD.device.type == "cpu" and not torch.compiler.is_exporting()
+        perceptron = cpu_tower.SplitPerceptron.apply if is_on_cpu else split_perceptron
         logits = perceptron(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
         return logits.squeeze(1).to(self.first_bias.dtype)
 

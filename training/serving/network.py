@@ -11,6 +11,7 @@ two equal on every kind of field.
 # Shapes: B impressions, N contexts or impressions, V values of a field, D width of a scope's inputs.
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class ServedNetwork(nn.Module):
             for scope in ("context", "impression")
         }  # fmt: skip
         self.pooling, self.towers, self.graph, self.dtype = dict(pooling), towers, graph, dtype
+        #: Pool by operators that every runtime has: a product of matrices, which takes memory for each bag and value.
+        self.is_portable = False
         for name, table in tables.items():
             self.register_buffer(f"table_{name}", table)
         for entry in fields:
@@ -67,9 +70,20 @@ class ServedNetwork(nn.Module):
         if context_CD is None:
             context_CD, context_of_impression = self._nothing(1), torch.zeros_like(context_of_impression)
         if impression_BD is None:
-            impression_BD = self._nothing(len(context_of_impression))
+            impression_BD = self._nothing(context_of_impression.shape[0])
         logit_of = self.towers(context_CD.to(self.dtype), impression_BD.to(self.dtype), context_of_impression, None)
         return {name: probability_B.float() for name, probability_B in self.graph.predict(logit_of).items()}
+
+    def with_int8_tables(self) -> "ServedNetwork":
+        """Return a copy with a byte for each number of the tables: round(x / step), step = max|x| / 127 of its row."""
+        smaller = copy(self)
+        smaller._buffers = dict(self._buffers)
+        for name, table in self._buffers.items():
+            if name.startswith("table_") and table is not None:
+                step = (table.abs().amax(1, keepdim=True) / 127.0).clamp(min=torch.finfo(torch.float32).tiny)
+                smaller.register_buffer(name, (table / step).round().to(torch.int8))
+                smaller.register_buffer(f"step_{name.removeprefix('table_')}", step)
+        return smaller
 
     def _nothing(self, num_rows: int) -> Tensor:
         return next(self.towers.parameters()).new_zeros((num_rows, 0))
@@ -77,30 +91,44 @@ class ServedNetwork(nn.Module):
     def _inputs(self, scope: str, columns: dict[str, Tensor]) -> Tensor | None:
         """Return [N, D], of heads with tables of their own side by side; None for a scope without fields."""
         parts = []
-        for copy in range(self.towers.num_copies):
+        for copy_of_head in range(self.towers.num_copies):
             for entry in self.fields[scope]:
-                table = f"table_{table_name(entry.name, copy)}"
+                table = table_name(entry.name, copy_of_head)
                 if entry.stored != INDEX:
                     parts.append(self._numbers(entry, columns[entry.name]))
                 elif entry.arity == "one":
-                    parts.append(self.get_buffer(table).index_select(0, columns[entry.name]))
+                    parts.append(self._rows(table, columns[entry.name]))
                 else:
-                    parts.append(self._pooled(entry, self.get_buffer(table), columns))
+                    parts.append(self._pooled(entry, table, columns))
         return torch.cat(parts, dim=1) if parts else None
 
-    def _pooled(self, entry: ManifestField, table: Tensor, columns: dict[str, Tensor]) -> Tensor:
+    def _rows(self, name: str, rows_N: Tensor) -> Tensor:
+        """Return these rows of a table, [N, width]."""
+        table = self.get_buffer(f"table_{name}")
+        if table.dtype != torch.int8:
+            return table.index_select(0, rows_N)
+        return table.index_select(0, rows_N).float() * self.get_buffer(f"step_{name}").index_select(0, rows_N)
+
+    def _pooled(self, entry: ManifestField, name: str, columns: dict[str, Tensor]) -> Tensor:
         """Return [N, width]: Σ w·row over each bag, or Σ w·row / Σ|w|; 0 for an empty bag, and where Σ|w| is 0."""
         rows_V, length_N = columns[entry.name], columns[f"{entry.name}__length"]
-        offsets_N = (length_N.cumsum(0) - length_N).to(rows_V.dtype)
         weight_V = columns[f"{entry.name}__weight"] if entry.weighted else None
-        pooled = embedding_bag(rows_V, table, offsets_N, mode="sum", per_sample_weights=weight_V)
-        if self.pooling[entry.name] != "mean":
-            return pooled
-        if weight_V is None:
-            return pooled / length_N.clamp(min=1).unsqueeze(1)
-        place_V = torch.arange(len(rows_V), dtype=rows_V.dtype, device=rows_V.device)
-        total = embedding_bag(place_V, weight_V.abs().unsqueeze(1), offsets_N, mode="sum")
-        return torch.where(total > 0, pooled / total, 0.0)
+        start_N = (length_N.cumsum(0) - length_N).to(rows_V.dtype)
+        place_V = torch.arange(rows_V.shape[0], dtype=rows_V.dtype, device=rows_V.device)
+        is_mean = self.pooling[entry.name] == "mean"
+        if self.is_portable:
+            is_in_bag = (place_V >= start_N.unsqueeze(1)) & (place_V < (start_N + length_N).unsqueeze(1))
+            share = is_in_bag.float() if weight_V is None else is_in_bag.float() * weight_V
+            pooled, total = share @ self._rows(name, rows_V), share.abs().sum(1, keepdim=True)
+        else:
+            table = self.get_buffer(f"table_{name}")
+            is_fp32 = table.dtype != torch.int8
+            rows, chosen_V = (table, rows_V) if is_fp32 else (self._rows(name, rows_V), place_V)
+            pooled = embedding_bag(chosen_V, rows, start_N, mode="sum", per_sample_weights=weight_V)
+            total = length_N.unsqueeze(1).float()
+            if is_mean and weight_V is not None:
+                total = embedding_bag(place_V, weight_V.abs().unsqueeze(1), start_N, mode="sum")
+        return torch.where(total > 0, pooled / total, 0.0) if is_mean else pooled
 
     def _numbers(self, entry: ManifestField, values: Tensor) -> Tensor:
         """Return the towers' inputs of a number or a vector, computed in float64 as the feed does; 0 where it is missing."""

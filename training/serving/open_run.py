@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.lookup_table import lookup_of
-from pipeline.dataset.manifest import Manifest, ManifestField, dataset_files
+from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField, dataset_files
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
 from training.checkpoint.files import find_checkpoint
@@ -32,10 +32,12 @@ from training.serving.requests import RequestEncoder
 from training.serving.scorer import Scorer
 
 
-def open_scorer(run: str | os.PathLike[str], which: str = "newest", device: str = "cpu") -> Scorer:
+def open_scorer(
+    run: str | os.PathLike[str], which: str = "newest", device: str = "cpu", takes_raw_values: bool = True
+) -> Scorer:
     """Load the checkpoint `which` (newest, best or step-N) of `run` onto `device`: cpu or cuda. Its average scores.
 
-    Raises InputError where there is no such run, checkpoint or device, or a file is damaged.
+    One that does not take raw values needs no memory for the vocabularies, and has no `predict`. Raises InputError where there is no such run, checkpoint or device, or a file is damaged.
     """
     check_which(which, "checkpoint")
     target = _checked_device(device)
@@ -47,7 +49,8 @@ def open_scorer(run: str | os.PathLike[str], which: str = "newest", device: str 
         raise InputError(f"run={folder} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, location)
     network = build_network(settings, manifest, prediction_tensors(found)).to(target)
-    return Scorer(folder, found, manifest, network, RequestEncoder(manifest, lookup_of(read_ids(location, manifest))))
+    requests = RequestEncoder(manifest, lookup_of(read_ids(location, manifest))) if takes_raw_values else None
+    return Scorer(folder, found, manifest, network, requests)
 
 
 def build_network(settings: TrainSettings, manifest: Manifest, saved: SavedTensors) -> ServedNetwork:
@@ -99,7 +102,11 @@ class FieldIds:
 
     id_N: np.ndarray
     hash_buckets: int
-    num_rows: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a table for these ids."""
+        return (self.hash_buckets or len(self.id_N)) + NUM_RESERVED_ROWS
 
 
 def read_ids(location: str, manifest: Manifest) -> list[FieldIds]:
@@ -110,7 +117,7 @@ def read_ids(location: str, manifest: Manifest) -> list[FieldIds]:
         id_N = np.empty(0, np.int64)
         if entry.vocabulary:
             id_N = read_vocabulary(files, entry)["raw_id"].to_numpy()
-        found.append(FieldIds(id_N, entry.hash_buckets, entry.num_rows))
+        found.append(FieldIds(id_N, entry.hash_buckets))
     return found
 
 

@@ -8,6 +8,7 @@ All ids of a scope are looked up by one call of the lookup tables that preproces
 import difflib
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from training.serving.values import (
     wrong_value,
 )
 
-RawValues = Mapping[str, Any]
+RawRecord = Mapping[str, Any]
 _WHAT = {"context": "contexts", "impression": "candidates"}
 
 
@@ -39,9 +40,9 @@ class RequestEncoder:
         self._fields = {scope: list(enumerate(manifest.fields)) for scope in _WHAT}
         for scope, fields in self._fields.items():
             self._fields[scope] = [(number, entry) for number, entry in fields if entry.scope == scope]
-        self._keys = {scope: _keys_of(entry for _, entry in fields) for scope, fields in self._fields.items()}
+        self._keys = {scope: _keys_of_fields(entry for _, entry in fields) for scope, fields in self._fields.items()}
 
-    def encode(self, contexts: Sequence[RawValues], candidates: Sequence[Sequence[RawValues]]) -> Encoded:
+    def encode(self, contexts: Sequence[RawRecord], candidates: Sequence[Sequence[RawRecord]]) -> Encoded:
         """Encode a request. Raises InputError for a value that the log could not have, and for a context without candidates."""
         for what, given in (("contexts", contexts), ("candidates", candidates)):
             if not isinstance(given, list | tuple):
@@ -64,25 +65,26 @@ class RequestEncoder:
             np.repeat(np.arange(len(count_C)), count_C),
         )
 
-    def _columns(self, scope: str, records: Sequence[RawValues]) -> dict[str, np.ndarray]:
+    def _columns(self, scope: str, records: Sequence[RawRecord]) -> dict[str, np.ndarray]:
         self._check_keys(scope, records)
         columns: dict[str, np.ndarray] = {}
-        ids: list[np.ndarray] = []  # of each field with a vocabulary or buckets of hashes
-        looked_up: list[tuple[int, ManifestField, np.ndarray | None]] = []  # and where they are missing
+        ids: list[list[Any]] = []  # of each field with a vocabulary or buckets of hashes
+        looked_up: list[
+            tuple[int, ManifestField, np.ndarray | None]
+        ] = []  # and where they are there, if not everywhere
         for number, entry in self._fields[scope]:
-            values = [record.get(entry.name) for record in records]
+            values = _column_of_records(records, entry.name)
             if entry.stored == INDEX and not STORED_KINDS[entry.kind].of_number:
-                is_missing = None
+                is_there = None
                 if entry.arity == "many":
                     columns[f"{entry.name}__length"], values = split_lists(values, entry.name, "ids")
                     self._check_gaps(entry, values)
                     if entry.weighted:
                         columns[f"{entry.name}__weight"] = _weights(entry, records, columns[f"{entry.name}__length"])
-                elif None in values or self._rule.nulls:
-                    is_missing = np.fromiter(map(self._rule.is_missing, values), np.bool_, len(values))
-                    values = [0 if is_null else value for value, is_null in zip(values, is_missing, strict=True)]
-                ids.append(self._rule.ids_of(values, entry.name))
-                looked_up.append((number, entry, is_missing))
+                elif (found := self._rule.without_missing(values)) is not None:
+                    values, is_there = found
+                ids.append(values)
+                looked_up.append((number, entry, is_there))
             elif entry.stored == INDEX:
                 columns[entry.name] = _rows_of_buckets(entry, numbers_or_missing(values, entry.name))
             elif entry.stored == NUMBER:
@@ -92,26 +94,34 @@ class RequestEncoder:
         return columns | self._looked_up(looked_up, ids)
 
     def _looked_up(
-        self, fields: Sequence[tuple[int, ManifestField, np.ndarray | None]], ids: Sequence[np.ndarray]
+        self, fields: Sequence[tuple[int, ManifestField, np.ndarray | None]], ids: Sequence[list[Any]]
     ) -> dict[str, np.ndarray]:
         if not fields:
             return {}
         count = [len(of_field) for of_field in ids]
         field_V = np.repeat(np.array([number for number, *_ in fields]), count)
-        index_V = self._lookup.indices_of(field_V, np.concatenate(ids))
+        id_V = self._rule.ids_of(list(chain.from_iterable(ids)))
+        if id_V is None:
+            each = [
+                self._rule.checked_ids(of_field, entry.name)
+                for (_, entry, _), of_field in zip(fields, ids, strict=True)
+            ]
+            id_V = np.concatenate(each)
+        index_V = self._lookup.indices_of(field_V, id_V)
         columns: dict[str, np.ndarray] = {}
         stop = 0
-        for (_, entry, is_missing), length in zip(fields, count, strict=True):
+        for (_, entry, is_there), length in zip(fields, count, strict=True):
             start, stop = stop, stop + length
             columns[entry.name] = index_V[start:stop]
-            if is_missing is not None:
-                columns[entry.name][is_missing] = MISSING
+            if is_there is not None:
+                columns[entry.name] = np.full(len(is_there), MISSING, np.int32)
+                columns[entry.name][is_there] = index_V[start:stop]
         return columns
 
-    def _check_keys(self, scope: str, records: Sequence[RawValues]) -> None:
+    def _check_keys(self, scope: str, records: Sequence[RawRecord]) -> None:
         keys = self._keys[scope]
         for record in records:
-            if not isinstance(record, Mapping):
+            if type(record) is not dict and not isinstance(record, Mapping):  # the first takes a tenth of the second
                 raise InputError(f"{_WHAT[scope]} has {type(record).__name__} in it; each is an object of fields.")
             if not record.keys() <= keys:
                 raise self._unknown(scope, next(key for key in record if key not in keys))
@@ -127,12 +137,21 @@ class RequestEncoder:
 
     def _check_gaps(self, entry: ManifestField, values: Sequence[Any]) -> None:
         """Raise InputError for a missing value within a list: the log's line would be a bad_feature."""
-        if None in values or not self._rule.nulls.isdisjoint(value for value in values if isinstance(value, str)):
+        nulls = self._rule.nulls
+        if None in values or (nulls and not nulls.isdisjoint(value for value in values if isinstance(value, str))):
             wrong = next(value for value in values if self._rule.is_missing(value))
             raise wrong_value(entry.name, wrong, "means missing, and stands in a list; leave it out")
 
 
-def _keys_of(entries: Any) -> frozenset[str]:
+def _column_of_records(records: Sequence[RawRecord], name: str) -> list[Any]:
+    """Return the value of each record, None where it has none."""
+    try:
+        return list(map(itemgetter(name), records))
+    except KeyError:
+        return [record.get(name) for record in records]
+
+
+def _keys_of_fields(entries: Any) -> frozenset[str]:
     """Return the keys that a record may have."""
     found: set[str] = set()
     for entry in entries:
@@ -140,10 +159,10 @@ def _keys_of(entries: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def _weights(entry: ManifestField, records: Sequence[RawValues], length_N: np.ndarray) -> np.ndarray:
+def _weights(entry: ManifestField, records: Sequence[RawRecord], length_N: np.ndarray) -> np.ndarray:
     """Return float32 [V]. Raises InputError unless there is one for each value: without them the score would be another."""
     name = f"{entry.name}__weight"
-    weight_lengths, weights = split_lists([record.get(name) for record in records], name, "weights")
+    weight_lengths, weights = split_lists(_column_of_records(records, name), name, "weights")
     if not np.array_equal(weight_lengths, length_N):
         place = int(np.flatnonzero(weight_lengths != length_N)[0])
         raise InputError(

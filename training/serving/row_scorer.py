@@ -34,7 +34,7 @@ class RowScorerOfRun:
         from training.serving.open_run import open_scorer
 
         torch.set_num_threads(1)
-        return open_scorer(self.run, self.checkpoint).predict_table
+        return open_scorer(self.run, self.checkpoint, takes_raw_values=False).predict_table
 
 
 @dataclass(frozen=True)

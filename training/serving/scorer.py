@@ -26,11 +26,16 @@ class Scorer:
     """A trained model. Its methods change nothing in it, so threads may share one."""
 
     def __init__(
-        self, run: Path, checkpoint: Checkpoint, manifest: Manifest, network: ServedNetwork, requests: RequestEncoder
+        self,
+        run: Path,
+        checkpoint: Checkpoint,
+        manifest: Manifest,
+        network: ServedNetwork,
+        requests: RequestEncoder | None,
     ) -> None:
         self.run, self.checkpoint, self.manifest = run, checkpoint, manifest
         self.network = network.eval()
-        self._requests = requests
+        self.requests = requests
         self._device = next(network.towers.parameters()).device
 
     @property
@@ -55,7 +60,10 @@ class Scorer:
         list of contexts, `candidates` has a list for each. Raises InputError for a value that the log could not have.
         """
         many: Any = ([contexts], [candidates]) if isinstance(contexts, Mapping) else (contexts, candidates)
-        return self.predict_rows(*self._requests.encode(*many))
+        assert self.requests is not None, "opened without vocabularies"
+        encoded = self.requests.encode(*many)
+        tensors = _as_tensors(encoded.contexts), _as_tensors(encoded.impressions)
+        return self._score(*tensors, _as_tensor(encoded.context_of_impression))
 
     def predict_rows(
         self, contexts: EncodedColumns, impressions: EncodedColumns, context_of_impression: np.ndarray | Tensor
@@ -65,20 +73,14 @@ class Scorer:
         `context_of_impression` is int [B] and non-decreasing: the number of each impression's context. Raises InputError
         for a row outside its table, a missing column, and lengths that do not add up.
         """
-        scopes = {
-            scope: {name: _as_tensor(column) for name, column in columns.items()}
-            for scope, columns in (("context", contexts), ("impression", impressions))
-        }
+        context_columns, impression_columns = _as_tensors(contexts), _as_tensors(impressions)
         index_B = _as_tensor(context_of_impression).long()
         num_contexts = int(index_B[-1]) + 1 if len(index_B) else 0
         if len(index_B) and (int(index_B[0]) < 0 or bool((index_B.diff() < 0).any())):
             raise InputError("context_of_impression has a number below 0 or below the one before it; sort by context.")
-        self._check_rows("context", scopes["context"], num_contexts, at_least=True)
-        self._check_rows("impression", scopes["impression"], len(index_B), at_least=False)
-        with torch.inference_mode():
-            placed = [{name: to.to(self._device) for name, to in scopes[scope].items()} for scope in scopes]
-            found = self.network(placed[0], placed[1], index_B.to(self._device))
-            return {name: probability_B.cpu().numpy() for name, probability_B in found.items()}
+        self._check_rows("context", context_columns, num_contexts, at_least=True)
+        self._check_rows("impression", impression_columns, len(index_B), at_least=False)
+        return self._score(context_columns, impression_columns, index_B)
 
     def predict_table(self, table: pa.Table | pa.RecordBatch) -> dict[str, np.ndarray]:
         """Score context rows with the columns of a dataset's files (docs/dataset.md): output → float32 [B].
@@ -87,6 +89,17 @@ class Scorer:
         """
         encoded: Encoded = encode_rows(table, self.manifest.fields)
         return self.predict_rows(*encoded)
+
+    def _score(
+        self, contexts: dict[str, Tensor], impressions: dict[str, Tensor], index_B: Tensor
+    ) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            placed = [
+                {name: column.to(self._device) for name, column in columns.items()}
+                for columns in (contexts, impressions)
+            ]
+            found = self.network(placed[0], placed[1], index_B.to(self._device))
+            return {name: probability_B.cpu().numpy() for name, probability_B in found.items()}
 
     def _check_rows(self, scope: str, columns: Mapping[str, Tensor], num_rows: int, at_least: bool) -> None:
         """Raise InputError where an index would be read beyond its table, or a column has another length than the rows."""
@@ -117,6 +130,10 @@ class Scorer:
                     f"The encoded column {entry.name} has a row outside 0 to {entry.num_rows - 1}; encode it with the "
                     f"vocabularies of {self.run}."
                 )
+
+
+def _as_tensors(columns: EncodedColumns) -> dict[str, Tensor]:
+    return {name: _as_tensor(column) for name, column in columns.items()}
 
 
 def _as_tensor(column: np.ndarray | Tensor) -> Tensor:

@@ -23,6 +23,11 @@ from training.run.trainer import Trainer
 #: These train the networks of base, ctr and esmm, on samples, with weights, or with wider layers.
 AS_OTHERS = {"aman", "oversampling", "unbias", "unbias_weighted", "dnn", "dnn_os", "dnn_ctr", "dnn_os_ctr", "esmm_deep"}
 MODELS = sorted({path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml")} - AS_OTHERS)
+# Each way of the towers and of the graph; make test-acceptance takes the others.
+FEW = ("base", "esm2", "esmm_ns", "ple")
+ALL = [
+    model if model in FEW else pytest.param(model, marks=[pytest.mark.slow, pytest.mark.acceptance]) for model in MODELS
+]
 TOLERANCE = 1e-6
 SMALL = ("plan.batch_size=64", "world.device=cpu", "embedding.dims.item_id=3", "embedding.poolings.user_brands=mean",
          "embedding.poolings.item_intention=mean", "embedding.init_bound=0.8")  # fmt: skip
@@ -69,7 +74,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ALL)
 def test_every_model_scores_rows_as_evaluation_does(data: Path, tmp_path: Path, model: str) -> None:
     small = ["model.towers.hidden=[12,8]", "model.towers.dropout=0.5"] if model == "esm2" else []
     settings = compose(

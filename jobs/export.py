@@ -1,0 +1,25 @@
+"""python -m jobs.export run=RUN out=EXPORT [tables=int8] [formats=[pt2,onnx]]"""
+
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()  # the imports take a second
+
+from jobs.entry import imports_not_collected, launch
+from training.export.settings import ExportSettings
+
+
+def run(settings: ExportSettings) -> None:
+    """Export the model of a run, and print what was compared."""
+    # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
+    with imports_not_collected():
+        from training.export.folder import export_run
+
+    for line in export_run(settings):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    end_on_signals()
+    about = "write a folder that scores requests without this project, after comparing it with the feed."
+    launch("export", ExportSettings, run, about)
