@@ -26,7 +26,7 @@ from pipeline.events.find import find_log
 from pipeline.features.base_vocabulary import vocabularies_of
 from pipeline.features.fields import Catalogue, Field
 from pipeline.passes.input import open_log
-from pipeline.passes.job import Job, check_apart
+from pipeline.passes.job import Job, check_apart, pin_versions
 from pipeline.passes.publish import merge_tallies, statistics_of, write_run_of
 from pipeline.passes.quarantine import quarantine
 from pipeline.passes.reports import DataReport
@@ -135,8 +135,8 @@ def _raw_job(settings: ScoreSettings, model: TrainedModel, out: Store) -> Job:
         spark=settings.spark,
     )  # fmt: skip
     if events:
-        log = find_log(source.path, events, fields, needs_labels=False)
-        return Job(assembled, fields, log.files, out, log)
+        log = find_log(source.path, events, fields, False, lambda: start_spark(settings.spark))
+        return Job(pin_versions(assembled, log), fields, log.files, out, log)
     by_spark = source.reader == SPARK
     if by_spark:
         start_spark(settings.spark)  # nothing else can read the files

@@ -153,6 +153,8 @@ def read_row_groups(piece: RowGroups, types: Mapping[str, pa.DataType]) -> Itera
 
 def _exact_column(batch: pa.RecordBatch, name: str, kind: pa.DataType, source: SourceFile) -> pa.Array:
     column = _at_path(batch, name)
+    if column is None:
+        return pa.nulls(batch.num_rows, kind)
     try:
         return exact_cast(column, kind)
     except pa.ArrowInvalid as error:
@@ -162,17 +164,20 @@ def _exact_column(batch: pa.RecordBatch, name: str, kind: pa.DataType, source: S
         ) from error
 
 
-def _at_path(batch: pa.RecordBatch, name: str) -> pa.Array:
+def _at_path(batch: pa.RecordBatch, name: str) -> pa.Array | None:
+    """Return a column or the field of a struct; None where a file of a Delta or Iceberg table is older than it."""
     head, *below = path_in(batch.schema.names, name)
+    if not head:
+        return None
     column = batch.column(batch.schema.names.index(head))
     return pc.struct_field(column, below) if below else column  # null where the struct is
 
 
 def path_in(columns: Sequence[str], name: str) -> list[str]:
-    """Return (the column, the fields below it) that a name means: the longest column's name that it begins with."""
+    """Return (the column, the fields below it) that a name means: the longest column's name that it begins with; or ""."""
     parts = name.split(".")
     heads = ((".".join(parts[:length]), parts[length:]) for length in range(len(parts), 0, -1))
-    return next([head, *below] for head, below in heads if head in columns)
+    return next(([head, *below] for head, below in heads if head in columns), [""])
 
 
 def exact_cast(column: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -20,7 +20,8 @@ from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.events import EventsSettings
-from pipeline.config.tables import CSV, JSONL, PARQUET
+from pipeline.config.tables import CSV, DELTA, ICEBERG, JSONL, PARQUET
+from pipeline.events.catalog_tables import copy_catalog_table
 from pipeline.events.csv_rows import CsvParser
 from pipeline.events.json_lines import LineParser
 from pipeline.events.parquet_rows import RowGroups, plain_type, read_row_groups, row_groups_of
@@ -28,12 +29,8 @@ from pipeline.events.tables import (
     CORRUPT,
     FILE,
     MANY,
-    ONE,
     EventLog,
     Table,
-    join_key,
-    needed_action_columns,
-    needed_columns,
 )
 from pipeline.events.text_input import TextSplit, can_be_split, whole_lines
 from pipeline.features.fields import Catalogue
@@ -42,6 +39,7 @@ from pipeline.spark.running import Batches
 from pipeline.spark.workers import freeze_imports
 
 TablePiece = TextSplit | RowGroups
+_PARQUET_FILES = (PARQUET, DELTA, ICEBERG)
 _LEAST_SPLIT_BYTES = 1 << 16
 
 
@@ -57,23 +55,20 @@ def parse_tables(
 
     Raises InputError for a file that is damaged, and for a value that its column's type in all files does not hold.
     """
-    split_bytes = max(_LEAST_SPLIT_BYTES, -(-sum(file.bytes for file in log.files) // num_partitions))
+    split_bytes = max(_LEAST_SPLIT_BYTES, -(-log.num_bytes // num_partitions))
 
     def parse(table: Table, needed: Mapping[str, str]) -> Table:
-        if table.by_spark or not table.files:
+        if table.by_spark or not table.columns:  # actions that nobody needs
             return table
-        reader = _reader_of(table, {name: needed[name] for name in table.columns if name in needed}, settings)
         path = f"file:{directory}/parsed-{re.sub('[^a-z0-9]+', '-', table.name)}"
-        _rows(spark, table, reader, split_bytes).write.parquet(path)
+        if table.settings.table:
+            copy_catalog_table(spark, table, list(needed), path)
+        else:
+            _rows(spark, table, _reader_of(table, needed, settings), split_bytes).write.parquet(path)
         return replace(table, parsed=path)
 
-    needed = needed_columns(settings, fields)
-    joins = zip(settings.joins, log.joins, strict=True)
-    return EventLog(
-        parse(log.impressions, needed),
-        parse(log.actions, needed_action_columns(settings)),
-        tuple(parse(table, needed | dict.fromkeys(join_key(join), ONE)) for join, table in joins),
-    )
+    impressions, actions, *joins = (parse(table, needed) for table, needed in log.with_needed(settings, fields))
+    return EventLog(impressions, actions, tuple(joins))
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,9 @@ class _Reader:
         for columns, rejected in self._columns(piece, own):
             num_rows = len(rejected)
             found = dict(zip(own, columns, strict=True))
-            is_good = rejected.is_null()
             for name, text in partition.items():
                 if name in self.types:
-                    found[name] = _repeated(text, num_rows, is_good).cast(self.types[name])
+                    found[name] = pa.repeat(pa.scalar(text, pa.string()), num_rows).cast(self.types[name])
             arrays = [*(found[name] for name in self.types), rejected, pa.repeat(file, num_rows)]
             yield pa.RecordBatch.from_arrays(arrays, names=[*self.types, CORRUPT, FILE])
 
@@ -118,19 +112,10 @@ class _Reader:
         return StructType([*columns, StructField(CORRUPT, BinaryType()), StructField(FILE, StringType())])
 
 
-def _repeated(text: str | None, num_rows: int, is_good: pa.Array) -> pa.Array:
-    """Repeat the text that a folder's name gives, for the rows that can be read."""
-    return (
-        pa.repeat(pa.scalar(text, pa.string()), num_rows)
-        if is_good.true_count == num_rows
-        else pa.array([text if good else None for good in is_good.to_pylist()], pa.string())
-    )
-
-
 def _reader_of(table: Table, needed: Mapping[str, str], settings: EventsSettings) -> _Reader:
     partition = table.partitions[0] if table.partitions else {}
     own = {name: of for name, of in needed.items() if name not in partition}
-    if table.format == PARQUET:
+    if table.format in _PARQUET_FILES:
         return _Reader(table, {name: plain_type(table.columns[name]) for name in needed})
     text, texts = pa.string(), pa.list_(pa.string())
     if table.format == CSV:
@@ -160,7 +145,7 @@ def _cut_table(spark: SparkSession, table: Table, reader: _Reader, split_bytes: 
     pieces: list[TablePiece] = []
     long: list[int] = []  # files of CSV to be cut where a row begins
     for number, file in enumerate(table.files):
-        if table.format == PARQUET:
+        if table.format in _PARQUET_FILES:
             pieces += row_groups_of(file, number, split_bytes)
         elif file.bytes <= split_bytes or not can_be_split(file, table.settings.encoding):
             pieces.append(TextSplit(file, number))

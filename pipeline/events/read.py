@@ -41,8 +41,13 @@ def read(spark: SparkSession, table: Table, needed: Mapping[str, str]) -> DataFr
         return spark.read.parquet(table.parsed).select(*map(backquoted, chosen), CORRUPT, FILE)
     assert table.by_spark, "the others are parsed before (parse_tables)"
     frame = spark.read.parquet(*table.addresses)
-    columns = [F.col(".".join(map(backquoted, path_in(frame.columns, name)))).alias(name) for name in chosen]
-    return frame.select(*columns, F.lit(None).cast("string").alias(CORRUPT), F.input_file_name().alias(FILE))
+    return select_columns(frame, chosen, F.input_file_name())
+
+
+def select_columns(frame: DataFrame, names: Sequence[str], file: Column) -> DataFrame:
+    """Select columns and fields of structs (user.id), each under its name, with CORRUPT and FILE."""
+    columns = [F.col(".".join(map(backquoted, path_in(frame.columns, name)))).alias(name) for name in names]
+    return frame.select(*columns, F.lit(None).cast("string").alias(CORRUPT), file.alias(FILE))
 
 
 def raw_id(text: Column) -> Column:

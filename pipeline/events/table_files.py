@@ -64,6 +64,8 @@ def find_parts(root: Entry, key: str, path: str) -> Found:
             if len(chosen) > 1:
                 raise InputError(f"{key} fits {len(chosen)} folders, and {name} is a {lake} table; name one table.")
             return Found(lake=lake, folder=entry.address)
+        if entry.name.endswith(".metadata.json") and not entry.is_directory and len(chosen) == 1:
+            return Found(lake=ICEBERG, folder=entry.address)
     parts: list[Part] = []
     for name, entry in chosen:
         folders = name if entry.is_directory else name.rpartition("/")[0]

@@ -1,12 +1,13 @@
 """The tables of an event log: their files and columns, as far as is known before Spark starts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import pyarrow as pa
 
 from pipeline.chunks.sources import SourceFile
-from pipeline.config.events import EventsSettings, JoinSettings
+from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings, JoinSettings
 from pipeline.config.tables import TableSettings
 from pipeline.events.parquet_rows import is_list
 from pipeline.features.fields import Catalogue
@@ -32,6 +33,7 @@ class Table:
     lacking: Mapping[str, str] = field(default_factory=dict)  # column → the first file without it
     clashes: Mapping[str, str] = field(default_factory=dict)  # column → which files have types that none holds exactly
     by_spark: bool = False  # Spark's own reader reads it
+    estimated_bytes: int = 0  # of a table of Spark's catalogs, which has no files here
     parsed: str = ""  # where its rows are as Parquet, once they are read in tasks (parse_tables)
 
     @property
@@ -62,6 +64,32 @@ class EventLog:
         """Every file once, in the order of the manifest."""
         tables = (self.impressions, self.actions, *self.joins)
         return tuple({file.ordinal: file for table in tables for file in table.files}.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all tables, as far as it is known."""
+        tables = (self.impressions, self.actions, *self.joins)
+        return sum(file.bytes for file in self.files) + sum(table.estimated_bytes for table in tables)
+
+    def with_needed(self, settings: EventsSettings, fields: Catalogue) -> Iterator[tuple["Table", Mapping[str, str]]]:
+        """Yield each table with the columns that are read of it, and whether ONE or MANY values."""
+        needed = needed_columns(settings, fields)
+        yield self.impressions, _of_table(self.impressions, needed)
+        yield self.actions, _of_table(self.actions, needed_action_columns(settings))
+        for join, table in zip(settings.joins, self.joins, strict=True):
+            yield table, _of_table(table, needed | dict.fromkeys(join_key(join), ONE))
+
+    def pin(self, settings: EventsSettings) -> EventsSettings:
+        """Return the settings with the version at which each table is read."""
+        joins = [cast(JoinSettings, table.settings) for table in self.joins]
+        return replace(
+            settings, impressions=cast(ImpressionsSettings, self.impressions.settings),
+            actions=cast(ActionsSettings, self.actions.settings), joins=joins,
+        )  # fmt: skip
+
+
+def _of_table(table: Table, needed: Mapping[str, str]) -> dict[str, str]:
+    return {name: needed[name] for name in table.columns if name in needed}
 
 
 def weights_of(column: str) -> str:

@@ -135,5 +135,5 @@ def _number_events(spark: "SparkSession", job: Job, staging: Staging) -> "Labell
 
 
 def _partitions_of_tables(spark: "SparkSession", job: Job) -> int:
-    num_bytes = sum(source.bytes for source in job.sources)
+    num_bytes = job.events.num_bytes if job.events else sum(source.bytes for source in job.sources)
     return max(spark.sparkContext.defaultParallelism, -(-num_bytes // job.settings.source.split_bytes))

@@ -1,7 +1,7 @@
 """The job: the settings of a run of jobs.preprocess and the raw files that they name."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.aliccp.find import find_sources
@@ -52,8 +52,8 @@ class Job:
             found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
             return cls(settings, fields, tuple(found), out, base=base)
         events.label_actions(settings.labels.daction)
-        log = find_log(settings.source.path, events, fields)
-        return cls(settings, fields, log.files, out, log, base)
+        log = find_log(settings.source.path, events, fields, start_session=lambda: start_spark(settings.spark))
+        return cls(pin_versions(settings, log), fields, log.files, out, log, base)
 
     @property
     def with_daction(self) -> bool:
@@ -77,3 +77,9 @@ def check_apart(source: str, out: str) -> None:
             f"out={out} lies inside source.path={source}, among the raw files; choose a folder beside it, such as "
             f"{places[0]}-dataset."
         )
+
+
+def pin_versions(settings: PreprocessSettings, log: EventLog) -> PreprocessSettings:
+    """Return the settings with the version at which each table of the log is read."""
+    assert settings.source.events is not None
+    return replace(settings, source=replace(settings.source, events=log.pin(settings.source.events)))

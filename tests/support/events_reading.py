@@ -43,7 +43,15 @@ def find(root: Path, settings: EventsSettings, **fields: FieldSettings) -> tuple
     if not (root / "actions.csv").exists():
         (root / "actions.csv").write_text("user,item,action,at\nu,1,click,1\n")
     chosen = catalogue(FeaturesSettings(fields or {"item": FieldSettings("item", "impression")}), 1, timed=True)
-    return find_log(str(root), settings, chosen), chosen
+    return find_log(str(root), settings, chosen, start_session=_session), chosen
+
+
+def _session() -> "SparkSession":
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    assert session is not None
+    return session
 
 
 def read_impressions(
