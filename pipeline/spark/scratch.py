@@ -1,6 +1,6 @@
-"""The scratch folder of one process: for Spark's shuffle, Java's temporary files and what workers read.
+"""The scratch folder of one process: for Spark's shuffle and what its workers read.
 
-It lies below TMPDIR, with mode 0700 whatever the umask is, because shuffled rows are users' data. It is removed when the
+Java's own temporary files stay where Java puts them: sockets are among them, whose paths may have 107 bytes. The folder lies below TMPDIR, with mode 0700 whatever the umask is, because shuffled rows are users' data. It is removed when the
 process ends. After a kill, the next process that makes one removes it: a lock on the folder ends with its process.
 """
 

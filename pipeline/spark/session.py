@@ -104,10 +104,8 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     chosen |= _looked_up_conf(settings.conf)
     if not submitted and is_local(settings.master):
         check_machine(chosen)
-        scratch = scratch_folder()  # Java does not look at TMPDIR
-        if scratch_folders(chosen)[0] == "TMPDIR":
-            chosen["spark.local.dir"] = str(scratch)
-        chosen["spark.driver.extraJavaOptions"] += f' "-Djava.io.tmpdir={scratch}"'
+        if scratch_folders(chosen)[0] == "TMPDIR":  # which Java does not look at
+            chosen["spark.local.dir"] = str(scratch_folder())
     for key, value in chosen.items():
         builder = builder.config(key, value)
     try:
