@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ranks import Arrays, run_ranks
 from tiny_dataset import write_tiny_dataset
-from tiny_run import tiny_settings
+from tiny_run import take_steps, tiny_settings
 
 from jobs.entry import compose
 from pipeline.dataset.kinds import INDEX
@@ -79,11 +79,17 @@ def test_a_checkpoints_copy_is_as_large_as_what_the_rank_saves_and_counts_where_
     tables = table_plans(manifest.fields_of(stored=INDEX), settings, 2)
     whole = sum(table.weight_bytes + table.state_bytes for table in tables)
     on_cpu, on_gpu = (memory_needs(tables, manifest, settings, 2, on_cpu) for on_cpu in (True, False))
-    assert sum(on_cpu.checkpoint) == whole + 3 * 4 * tower_parameters(manifest, settings)
+    towers = tower_parameters(manifest, settings)
+    average = sum(table.weight_bytes for table in tables) + 4 * towers  # all rows of these tables are frequent ones
+    assert sum(on_cpu.checkpoint) == whole + 3 * 4 * towers + average
     assert on_gpu.checkpoint == on_cpu.checkpoint
     assert [more - less for more, less in zip(on_cpu.ranks, on_gpu.ranks, strict=True)] == pytest.approx(
         on_cpu.checkpoint
     )
+    settings.average.kind = "none"
+    without = memory_needs(tables, manifest, settings, 2, on_cpu=True)
+    assert sum(without.checkpoint) == whole + 3 * 4 * towers
+    assert sum(without.average) == 0
     settings.checkpoint.asynchronous = False
     assert sum(memory_needs(tables, manifest, settings, 2, on_cpu=True).checkpoint) == 0
 
@@ -115,10 +121,10 @@ def test_48_million_users_and_23_million_items_fit_64_gpus_and_more_impressions_
 
 
 def test_a_table_larger_than_a_device_is_to_be_cut_by_rows_and_then_it_fits(data: Path) -> None:
-    large = ("cluster=1x4xT4", "rows.user_id=300000000")
+    large = ("cluster=1x4xT4", "rows.user_id=150000000")
     text, fits = said(data, *large)
     assert not fits
-    assert re.search(r"It does not fit: rank \d needs 25\.\d GB and has 14\.4 GB", text)
+    assert re.search(r"It does not fit: rank \d needs 24\.\d GB and has 14\.4 GB", text)
     remedy = text.splitlines()[-1].removeprefix("Remedy: ").split()
     assert remedy == ["sharding.tables.user_id=row_wise"]
     assert said(data, *large, *remedy)[1]
@@ -135,7 +141,7 @@ def test_the_launch_repeats_every_setting_of_training_that_was_given(data: Path)
 
 
 def test_too_few_devices_are_told_how_many_hosts_would_do(data: Path) -> None:
-    large = ("rows.user_id=300000000", "rows.item_id=300000000")
+    large = ("rows.user_id=150000000", "rows.item_id=150000000")
     text, fits = said(data, "cluster=1x2xT4", *large)
     assert not fits
     assert "TorchRec's planner finds no placement that fits" in text
@@ -195,3 +201,27 @@ def test_the_job_ends_with_status_2_where_it_does_not_fit(data: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, "")
     assert "It does not fit" in result.stdout
+
+
+def averaged(settings: TrainSettings) -> Arrays:
+    """The bytes of this rank's average, and of what of it a checkpoint copies."""
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        take_steps(trainer, 1)
+        assert trainer.average is not None
+        towers = sum(value.nbytes for value in trainer.average.towers.values())
+        frequent = sum(shard.weight.nbytes for shard in trainer.average.frequent if shard.saved)
+        frequent += towers if world.rank == 0 else 0
+        return {"found": np.array([towers + sum(shard.weight.nbytes for shard in trainer.average.shards), frequent])}
+
+
+def test_every_rank_averages_the_bytes_that_were_planned(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(data, tmp_path / "run")
+    settings.sharding = replace(settings.sharding, tables={"item_id": "row_wise", "user_brands": "data_parallel"})
+    ranks = run_ranks(averaged, 2, tmp_path, settings)
+    tables = table_plans(load_manifest(data).fields_of(stored=INDEX), settings, 2)
+    need = memory_needs(tables, load_manifest(data), settings, 2, on_cpu=True)
+    settings.average.kind = "none"
+    without = memory_needs(tables, load_manifest(data), settings, 2, on_cpu=True)
+    copied = [more - less for more, less in zip(need.checkpoint, without.checkpoint, strict=True)]
+    assert [list(rank["found"]) for rank in ranks] == [list(pair) for pair in zip(need.average, copied, strict=True)]

@@ -43,6 +43,7 @@ def run_in_one_process(checkout: Path, work: Path, commands: list[list[str]], nu
 def run_commands(path: Path) -> None:
     """Run each command of the file `path` as `python -m` does; called in the process that `run_in_one_process` starts."""
     sys.path[0] = os.getcwd()  # as with -m; it was this file's folder
+    os._exit = sys.exit  # with which jobs.train and jobs.evaluate end their process; this one has more commands to run
     for number, (module, *arguments) in enumerate(json.loads(path.read_text())):
         print(f"── {module} {' '.join(arguments)}", flush=True)
         sys.argv = [module, *arguments]

@@ -18,7 +18,15 @@ Record = dict[str, Any]  # as in golden.json
 TIMES = ("impressions_per_s", "waiting_share")
 NEW_IN_LOG = ("learning_rate_", "gradient_norm_", "best_")
 #: What was added to metrics.json after golden.json was first recorded.
-NEW_IN_METRICS = ("provenance", "intervals", "gauc_weighted", "cvr_num_above_one")
+NEW_IN_METRICS = (
+    "provenance",
+    "intervals",
+    "gauc_weighted",
+    "cvr_num_above_one",
+    "observed_rates",
+    "calibration_in_words",
+    "alerts",
+)
 
 
 def record(logs: Mapping[str, Path], folders: Mapping[str, Path], runs: Mapping[str, Path]) -> Record:

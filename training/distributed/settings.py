@@ -20,6 +20,8 @@ EMBEDDING_OPTIMIZERS = {
 }
 DECAYS = ("none", "linear", "cosine")
 AVERAGES = ("polynomial", "none")
+#: The rows of a table with a lower number are averaged after every step, the others in snapshots.
+FREQUENT_ROWS = 1024
 _BYTES_PER_WEIGHT = 4
 _LARGEST_RATE = 1000.0
 _LONGEST_TIMEOUT_S = 604_800.0
@@ -199,7 +201,7 @@ class AverageSettings:
     about the last 1/(power + 1) of the run, so it depends on no planned end. Training itself never reads it.
     """
 
-    kind: str = "none"  # polynomial | none: the last weights predict
+    kind: str = "polynomial"  # polynomial | none: the last weights predict
     power: float = 3.0  # the weights after step t count t^power times; 0: all steps alike
     snapshots: int = 32  # an epoch, each a pass over all tables; towers and frequent rows are averaged after every step
 

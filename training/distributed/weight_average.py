@@ -26,11 +26,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from training.distributed.settings import AverageSettings, AverageState
+from training.distributed.settings import FREQUENT_ROWS, AverageSettings, AverageState
 from training.distributed.sharded_model import Shard, ShardedModel
 
-#: The rows of a table that are averaged after every step: those with a lower number.
-FREQUENT_ROWS = 1024
 _ROWS_IN_EXCHANGE = 1 << 16
 
 

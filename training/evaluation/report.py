@@ -47,7 +47,7 @@ _HEADLINE_COLUMNS = {
 
 
 #: What metrics.json says besides figures.
-NO_FIGURES = ("split", "undefined", "intervals", "provenance")
+NO_FIGURES = ("split", "undefined", "intervals", "observed_rates", "calibration_in_words", "alerts", "provenance")
 
 
 class HeadlineCell(NamedTuple):
@@ -123,6 +123,8 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
             (", ".join(name for name in reasons if reasons[name] == reason), reason)
             for reason in dict.fromkeys(reasons.values())
         ],
+        alerts=[alert["text"] for alert in saved.get("alerts", ())],
+        calibration_in_words=saved.get("calibration_in_words", ()),
         has_oracle=any(name.startswith("true_") for name in metrics),
         ece_bins=ECE_BINS,
         funnel=funnel(metrics),

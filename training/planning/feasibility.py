@@ -57,8 +57,8 @@ def assess(settings: FeasibilitySettings) -> Feasibility:
     need = memory_needs(tables, manifest, settings, cluster.num_ranks, cluster.is_cpu)
     usable = cluster.memory_bytes * (1.0 - settings.keep_free)
     free = usable - need.towers - need.step
-    if need.on_cpu and settings.checkpoint.asynchronous:
-        free /= 2  # for the checkpoint's copy, of which the planner knows nothing
+    copies = 1 + settings.average.is_on + (need.on_cpu and settings.checkpoint.asynchronous)
+    free /= copies  # of the tables: their average and a checkpoint's copy, of which the planner knows nothing
     proposed = propose(settings, manifest, graph, cluster, free)
     units = units_of_an_epoch(settings, manifest)
     too_small = max(need.ranks) > usable

@@ -61,6 +61,7 @@ def memory_lines(need: Needs, usable: float) -> list[str]:
     parts = [
         ("tables, their optimizer", min(need.tables), max(need.tables)),
         ("towers, gradients, Adam", need.towers, need.towers),
+        ("average of the weights", min(need.average), max(need.average)),
         ("a step (an estimate)", need.step, need.step),
     ]
     copy = ("a checkpoint's copy", min(need.checkpoint), max(need.checkpoint))

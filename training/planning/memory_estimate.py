@@ -1,6 +1,6 @@
 """What a run will need on each rank, from its settings and the sizes of its tables alone.
 
-Tables, optimizers and the copy that a checkpoint is written from are exact: the placement is the trainer's own
+Tables, optimizers, the average and the copy that a checkpoint is written from are exact: the placement is the trainer's own
 (training.distributed.sharding). What a step takes on top is an estimate from the shapes that pass through it, and what a process has
 before it holds any model (some 0.6 GB of libraries and kernels on CPU) is not counted. `benchmarks.capacity` holds this
 against resident memory.
@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest, ManifestField
+from training.distributed.settings import FREQUENT_ROWS
 from training.distributed.sharding import assign, lookups_per_impression, row_block
 from training.model.graph import Graph, Query
 from training.model.own_tables import tables_of
@@ -64,6 +65,18 @@ class TablePlan:
         copies = 2 if self.kind == "data_parallel" else 1
         return share * (copies * self.weight_bytes + self.state_bytes)
 
+    def average_of_rank(self, rank: int) -> float:
+        """Count the bytes of the average of the rows on `rank`."""
+        return float(self.rows_of_rank[rank] * self.columns * _FLOAT)
+
+    def copied_average_of_rank(self, rank: int) -> float:
+        """Count the bytes of the average that `rank` copies for a checkpoint: the frequent rows of what it saves."""
+        if self.kind == "data_parallel" and rank:
+            return 0.0
+        first_row = 0 if self.kind == "data_parallel" else sum(self.rows_of_rank[:rank])
+        frequent = min(max(0, FREQUENT_ROWS - first_row), self.rows_of_rank[rank])
+        return float(frequent * self.columns * _FLOAT)
+
     def saved_by_rank(self, rank: int) -> float:
         """Count the bytes that `rank` saves to a checkpoint: rank 0 alone saves replicated tables."""
         if self.kind == "data_parallel":
@@ -77,6 +90,7 @@ class Needs:
 
     tables: tuple[float, ...]
     towers: float
+    average: tuple[float, ...]  # of the weights, that of the towers included
     step: float  # the inputs, outputs and gradients of one step
     checkpoint: tuple[float, ...]  # the copy in the host's memory that is written beside training
     on_cpu: bool  # where that is the memory of the model too
@@ -85,7 +99,10 @@ class Needs:
     def ranks(self) -> tuple[float, ...]:
         """All that lies where the model lies."""
         copies = self.checkpoint if self.on_cpu else (0.0,) * len(self.tables)
-        return tuple(tables + self.towers + self.step + copy for tables, copy in zip(self.tables, copies, strict=True))
+        return tuple(
+            tables + self.towers + average + self.step + copy
+            for tables, average, copy in zip(self.tables, self.average, copies, strict=True)
+        )
 
 
 def table_plans(fields: Sequence[ManifestField], settings: TrainSettings, num_ranks: int) -> list[TablePlan]:
@@ -122,9 +139,15 @@ def memory_needs(
     ranks, tower = range(num_ranks), _FLOAT * tower_parameters(manifest, settings)
     saved = [sum(table.saved_by_rank(rank) for table in tables) for rank in ranks]
     saved[0] += _SAVED_COPIES_OF_TOWERS * tower
+    average = [0.0] * num_ranks
+    if settings.average.is_on:
+        average = [tower + sum(table.average_of_rank(rank) for table in tables) for rank in ranks]
+        saved = [saved[rank] + sum(table.copied_average_of_rank(rank) for table in tables) for rank in ranks]
+        saved[0] += tower
     return Needs(
         tables=tuple(sum(table.bytes_of_rank(rank) for table in tables) for rank in ranks),
         towers=_COPIES_OF_TOWERS * tower,
+        average=tuple(average),
         step=_step(manifest, settings, num_ranks),
         checkpoint=tuple(saved) if settings.checkpoint.asynchronous else (0.0,) * num_ranks,
         on_cpu=on_cpu,

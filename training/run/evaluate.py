@@ -12,7 +12,10 @@ from pipeline.errors import writing
 from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
 from training.evaluation import metrics, report
+from training.evaluation.health import POSITIVES, alerts_of
+from training.evaluation.observed_rate import observed_rates, sentences_of
 from training.evaluation.prediction_files import PredictionFiles
+from training.evaluation.run_files import read_log
 from training.run.journal import say
 from training.run.malloc import return_freed_memory
 from training.run.predict import predict_split, restore_model
@@ -51,8 +54,19 @@ def evaluate_split(
     reasons = metrics.reasons_undefined(figures, predictions)
     for reason in dict.fromkeys(reasons.values()):
         say(f"{', '.join(name for name in reasons if reasons[name] == reason)}: undefined, for {reason}.")
+    rates = observed_rates(evaluated.curves, evaluated.intervals)
+    alerts = alerts_of(figures, evaluated.curves, read_log(run / "log.jsonl")[0])
+    in_words = sentences_of(rates, POSITIVES)
+    for line in (*in_words, *(f"ALERT {alert.text}" for alert in alerts)):
+        say(line)
     saved: dict[str, Any] = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
-    saved |= {"intervals": evaluated.intervals, "provenance": provenance}
+    saved |= {
+        "intervals": evaluated.intervals,
+        "observed_rates": {task: [rate.as_json() for rate in of_task] for task, of_task in rates.items()},
+        "calibration_in_words": in_words,
+        "alerts": [alert._asdict() for alert in alerts],
+        "provenance": provenance,
+    }
     with writing(f"The figures of run={run}", "copy the run to another place"):
         for path in paths.metrics:
             write_whole(path, json.dumps(saved, indent=1) + "\n")

@@ -33,6 +33,7 @@ def provenance_of(
         "run": run.resolve().name,
         "checkpoint": found.path.name,
         "step": steps_of(found.path),
+        "weights": "average" if found.average else "last",
         "chosen_as": which,
         "checkpoint_xxh3": _xxh3_of_file(found.path / META_FILE),
         "settings_xxh3": _xxh3_of_file(run / CONFIG),

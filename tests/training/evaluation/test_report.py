@@ -102,6 +102,21 @@ def test_the_report_fetches_nothing_runs_nothing_and_is_small(tmp_path):
     assert len(html) < 300_000
 
 
+def test_signs_of_a_bad_model_come_first_and_calibration_is_said_in_words(tmp_path):
+    run = a_run(tmp_path / "run")
+    assert "Signs that this model is no good" not in report_of(run).read_text()
+    metrics = json.loads((run / "metrics.json").read_text())
+    alerts = [{"kind": "one_value", "of": "cvr", "text": "p_cvr is nearly one value <for> all."}]
+    in_words = ["p_ctr is too high: 4 clicks were observed where 9 were predicted."]
+    (run / "metrics.json").write_text(json.dumps({**metrics, "alerts": alerts, "calibration_in_words": in_words}))
+    html = report_of(run).read_text()
+    text = " ".join(Page(html).texts)
+    assert text.index("Signs that this model is no good") < text.index("p_cvr is nearly one value <for> all.")
+    assert text.index("p_cvr is nearly one value <for> all.") < text.index("Result")
+    assert in_words[0] in text
+    assert "calibration_in_words" not in text  # it is no figure
+
+
 def test_text_from_outside_is_escaped(tmp_path):
     run = a_run(tmp_path / "<b>&run")
     metrics = json.loads((run / "metrics.json").read_text())

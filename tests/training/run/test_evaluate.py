@@ -86,6 +86,36 @@ def test_every_impression_of_the_split_is_predicted_once_with_its_own_labels(
     assert (Path(settings.out) / "report.html").exists()
 
 
+def test_calibration_and_alerts_are_on_the_terminal_in_the_metrics_and_in_the_report(
+    trained: tuple[TrainSettings, Manifest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, _ = trained
+    run = Path(settings.out)
+    with (run / "log.jsonl").open("a") as log:  # a loss that diverged after the last step
+        for step in range(1000, 1060):
+            log.write(json.dumps({"step": step, "loss": 1.0, "loss_click": 0.2 if step < 1050 else 9.0}) + "\n")
+    judged(settings)
+    said, saved, page = capsys.readouterr().err, json.loads((run / "metrics.json").read_text()), run / "report.html"
+    rows = rows_of(run)
+    clicked = rows["click"] == 1
+    for task, label, score in (
+        ("ctr", rows["click"], rows["p_ctr"]),
+        ("cvr", rows["conversion"][clicked], rows["p_cvr"][clicked]),
+        ("ctcvr", rows["conversion"], rows["p_ctcvr"]),
+    ):
+        overall, *slices = saved["observed_rates"][task]
+        assert (overall["num_impressions"], overall["observed"]) == (len(label), label.sum())
+        assert overall["ratio"] == pytest.approx(label.sum() / score.astype(float).sum())
+        assert overall["low"] < overall["ratio"] < overall["high"]
+        assert sum(one["observed"] for one in slices) == overall["observed"]
+    assert len(saved["calibration_in_words"]) == 3
+    (alert,) = (alert for alert in saved["alerts"] if alert["kind"] == "diverged")
+    for line in (*saved["calibration_in_words"], alert["text"]):
+        assert line in said
+        assert line in page.read_text()
+    assert saved["provenance"]["weights"] == "average"
+
+
 def test_two_ranks_predict_what_one_does(trained: tuple[TrainSettings, Manifest], tmp_path: Path) -> None:
     settings, _ = trained
     judged(settings)

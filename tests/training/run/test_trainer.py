@@ -244,3 +244,14 @@ def test_a_dataset_without_the_split_or_the_field_is_refused(data: Path, tmp_pat
     settings.embedding.dims = {"item": 8}
     assert "the dataset has no field item" in refusal(settings)
     assert len(load_manifest(data).fields) == 5
+
+
+def test_a_label_without_positives_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_tiny_dataset(tmp_path / "data", num_contexts=12)
+    totals = {split: {**counts, "conversions": 0} for split, counts in manifest.totals.items()}
+    settings = tiny_settings(tmp_path / "data", tmp_path / "run")
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        trainer.manifest = replace(trainer.manifest, totals=totals)
+        trainer.fit()
+    assert "ALERT No impression of the train split has conversion=1" in capsys.readouterr().err
