@@ -16,6 +16,7 @@ from jobs.entry import compose
 from jobs.evaluate import EvaluateSettings
 from jobs.help_page import comments_of, with_comments
 from jobs.inspect import InspectSettings
+from jobs.track import TrackSettings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.config.score import ScoreSettings
 from pipeline.simulate.run import SimulateSettings
@@ -35,6 +36,7 @@ SCHEMAS = {
     "pipeline": ChainSettings,
     "preprocess": PreprocessSettings,
     "score": ScoreSettings,
+    "track": TrackSettings,
     "train": TrainSettings,
     "plan": FeasibilitySettings,
 }
@@ -51,6 +53,8 @@ NEWER_SETTINGS = (
     "standardize",
     "max_line_bytes",
     "init_from_checkpoint",
+    "mlflow",
+    "mlflow_experiment",
     "layout",
     "sampling",
     "time_unit",

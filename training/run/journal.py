@@ -18,6 +18,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError, reason_of
 from training.checkpoint.meta import LogWindow, ValidationState
 from training.run.event_file import EventFile
+from training.run.mlflow_sync import BackgroundSync
 from training.run.settings import LogSettings
 from training.run.validation import best_of
 
@@ -70,6 +71,8 @@ class Journal:
             self._sums, self._steps = list(window.loss_sums), window.num_steps
             self._norms = torch.tensor(math.nan if window.norm_sum is None else window.norm_sum, dtype=torch.float64)
         self._last_line_s = time.monotonic()
+        self._mlflow = BackgroundSync(run, settings.mlflow, settings.mlflow_experiment) if settings.mlflow else None
+        self._is_finished = False
         #: Why the journal can no longer be written; the run stops for it at the next step, on all ranks.
         self.error: InputError | None = None
 
@@ -89,6 +92,7 @@ class Journal:
 
     def step(self, step: LoggedStep, wait_s: float) -> None:
         """Count a step; `wait_s` is all time that this start of the run has spent waiting for data."""
+        self._is_finished = step.steps_done >= self.num_steps
         self._bar.update(1)
         self._sums = [total + loss for total, loss in zip(self._sums, step.losses, strict=True)]
         # Summed where it is, and read with the entry: reading it at every step would wait for the device.
@@ -114,6 +118,7 @@ class Journal:
         best_step = None if state.best is None else state.best_steps
         entry |= {"best_metric": state.metric, "best_value": state.best, "best_step": best_step}
         self._append(entry | ({"stops_early": True} if stops_early else {}))
+        self._is_finished |= stops_early
         shown = [f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in figures.items()]
         self.say(f"validation after step {state.total_steps}: {' · '.join(shown)} · {best_of(state)}")
 
@@ -170,6 +175,8 @@ class Journal:
         for file in (self._log, self._events):
             with contextlib.suppress(OSError):  # of what it could not write before either
                 file.close()
+        if self._mlflow:
+            self._mlflow.close(self._is_finished)
 
 
 def _is_scalar(name: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ rooms are in modules that load no torch, so a wrong setting is refused, and `--h
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -21,14 +22,26 @@ if TYPE_CHECKING:
     from training.checkpoint.meta import ValidationState
 
 
+def check_tracking_uri(key: str, uri: str) -> None:
+    """Raise InputError, of the setting `key`, unless `uri` is the address of a server."""
+    if not uri.startswith(("http://", "https://")) or not urlsplit(uri).hostname:
+        raise InputError(
+            f"{key}={uri} is no address of an MLflow server; give one such as http://127.0.0.1:5000 (mlflow server)."
+        )
+
+
 @dataclass
 class LogSettings:
     """The group `log`."""
 
     every_steps: int = 20  # an entry of log.jsonl
     line_every_s: float = 10.0  # a line on stderr, where that is no terminal
+    mlflow: str | None = None  # an MLflow server that follows the run: http://127.0.0.1:5000; null: none
+    mlflow_experiment: str = "entirespace"  # made where there is none
 
     def __post_init__(self) -> None:
+        if self.mlflow is not None:
+            check_tracking_uri("log.mlflow", self.mlflow)
         if self.every_steps < 1:
             raise InputError(f"log.every_steps={self.every_steps} is below 1; 1 logs every step.")
         if self.line_every_s < 0:
