@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 import xxhash
-from event_log import ACTIONS, BOUNDARIES, EVENTS, IMPRESSIONS, write_jsonl
+from event_log import ACTIONS, BOUNDARIES, EVENTS, IMPRESSIONS, write_jsonl, write_parquet
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 from raw_log import random_log
@@ -106,15 +106,17 @@ def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left
 def test_an_event_log_becomes_a_dataset_on_s3_by_a_shared_directory_that_is_empty_again_afterwards(
     s3: Any, tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
 ) -> None:
-    write_jsonl(tmp_path / "raw", "impressions", IMPRESSIONS)
+    write_parquet(tmp_path / "raw", "impressions/dt=1", IMPRESSIONS)
     write_jsonl(tmp_path / "raw", "actions", ACTIONS)
+    raw = upload(s3, tmp_path / "raw", "raw events")
     out = f"s3://{BUCKET}/events"
-    given = [*EVENTS, BOUNDARIES, "source.events.impressions.format=jsonl", "source.events.actions.format=jsonl"]
+    given = [*EVENTS, BOUNDARIES, "source.events.actions.format=jsonl"]
     with pytest.raises(InputError, match=r"out=s3://entirespace/events is an address.*staging=DIRECTORY"):
         preprocess(preprocess_settings(tmp_path / "raw", out, *given))  # type: ignore[arg-type]
-    done = job(str(tmp_path / "raw"), out, *given, f"staging={tmp_path}/shared")
+    done = job(raw.replace(" ", "%20"), out, *given, f"staging={tmp_path}/shared")
     assert done.returncode == 0, done.stderr
     assert load_manifest(out).totals["train"]["impressions"] == 4
+    assert load_manifest(out).sources[0].name == "impressions/dt=1/0.parquet"
     assert not any((tmp_path / "shared").iterdir())
 
 
