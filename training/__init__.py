@@ -7,6 +7,7 @@
     evaluation     metrics by one protocol, and the report
     run            settings, the trainer's loop, validation, evaluation, the journal
     planning       jobs.plan: does a run fit a cluster?
+    gbdt           jobs.gbdt: trees in place of a network
     serving        a run as a scorer of requests; training.load("RUN") opens one
     export         jobs.export: a run as a folder that a service takes
 

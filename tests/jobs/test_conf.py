@@ -21,6 +21,7 @@ from pipeline.config.preprocess import PreprocessSettings
 from pipeline.config.score import ScoreSettings
 from pipeline.simulate.run import SimulateSettings
 from training.export.settings import ExportSettings
+from training.gbdt.settings import GbdtSettings
 from training.planning.settings import FeasibilitySettings
 from training.run.chain import ChainSettings
 from training.run.demo import DemoSettings
@@ -31,6 +32,7 @@ SCHEMAS = {
     "demo": DemoSettings,
     "evaluate": EvaluateSettings,
     "export": ExportSettings,
+    "gbdt": GbdtSettings,
     "inspect": InspectSettings,
     "simulate": SimulateSettings,
     "pipeline": ChainSettings,

@@ -76,7 +76,7 @@ def test_signals_of_a_run_and_of_its_evaluation(data: Path, tmp_path: Path) -> N
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr.endswith(STOPPED[signal.SIGTERM])
     assert "Traceback" not in done.stderr
-    done = signalled("jobs.evaluate", "training.run.predict:_write_predictions", signal.SIGINT, f"run={run}")
+    done = signalled("jobs.evaluate", "training.run.predict:write_predictions", signal.SIGINT, f"run={run}")
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.splitlines()[1:] == STOPPED[signal.SIGINT].splitlines()  # the first says what it evaluates
     assert not list((run / "predictions").iterdir())

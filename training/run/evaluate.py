@@ -47,6 +47,11 @@ def evaluate_split(
     if world.rank:
         return None
     return_freed_memory()
+    return evaluate_predictions(run, split, paths, provenance)
+
+
+def evaluate_predictions(run: Path, split: str, paths: ResultPaths, provenance: Provenance) -> metrics.Metrics:
+    """Evaluate the predictions at `paths`, write metrics.json and report.html beside them, and return the figures."""
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
     num_threads = threads_for(predictions.num_rows)
     evaluated = metrics.evaluate_with_curves(predictions, predictions.true_columns(), num_threads, predictions.contexts)

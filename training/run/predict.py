@@ -86,7 +86,7 @@ def predict_split(
             rank_batch.send_next()
             rank_batch.agreed(agreeing, world)
             if rank_batch.num_impressions:
-                yield _prediction_table(rank_batch.batch, columns)
+                yield prediction_table(rank_batch.batch, columns)
 
     with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)):
         with world.agreeing(), _writing_predictions(staging):
@@ -96,7 +96,7 @@ def predict_split(
         predicted = tables()
         whole = (oracle.append_to(table) if oracle else table for table in predicted)
         failure = _error_of(
-            staging, lambda: _write_predictions(staging / f"part-{world.rank:05d}.parquet", whole, metadata)
+            staging, lambda: write_predictions(staging / f"part-{world.rank:05d}.parquet", whole, metadata)
         )
         for _ in predicted:  # if this rank cannot write: the others wait for it at every step
             pass
@@ -154,7 +154,7 @@ def restore_model(
     return RestoredModel(location, manifest, xxh3, files, graph, model, found)
 
 
-def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
+def prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
     """Make one row per impression of `batch`."""
     index = batch.context_of_impression.cpu().numpy()
     group = batch.group_id.cpu().numpy()[index]
@@ -171,7 +171,7 @@ def _prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Ta
     return pa.table(columns)
 
 
-def _write_predictions(path: Path, tables: Iterator[pa.Table], metadata: dict[bytes, str]) -> None:
+def write_predictions(path: Path, tables: Iterator[pa.Table], metadata: dict[bytes, str]) -> None:
     """Stream `tables` into one Parquet file of large row groups; write no file if there is no table."""
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []

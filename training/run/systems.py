@@ -3,6 +3,8 @@
 `SYSTEMS` is the list that docs/models.md prints and a reproduction of the tables walks. A system is trained by
 
     python -m jobs.train data=DATASET out=RUN <its settings> [ctr_run=RUN of its CTR network]
+
+GBDT by jobs.gbdt, likewise.
 """
 
 from collections.abc import Mapping
@@ -10,10 +12,11 @@ from dataclasses import dataclass, field
 
 #: The papers: ESMM (SIGIR 2018) §3.1, ESM² (SIGIR 2020) §4.1, and what came after both.
 ESMM, ESM2, LATER = "esmm", "esm2", "later"
+TRAIN_JOB, GBDT_JOB = "jobs.train", "jobs.gbdt"
 
 #: The CTR network of ESMM §3.1: its pCTR is in everybody's pCTCVR.
 SHARED_CTR = ("model=ctr",)
-_ESM2_SETTINGS = ("experiment=esm2_paper",)
+_OF_ESM2 = ("experiment=esm2_paper",)
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class System:
 
     name: str
     paper: str
-    settings: tuple[str, ...]  # of jobs.train
+    settings: tuple[str, ...]  # of its job
     equation: str  # what is estimated and minimised, with its source
     #: Settings that the paper searches, with its values; to be chosen on validation.
     searched: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -30,11 +33,13 @@ class System:
     ctr: tuple[str, ...] = ()
     trains_with_ctr_run: bool = False  # it needs ctr_run=RUN of that network, its train split predicted
     needs_daction: bool = False  # a dataset with the label daction
+    job: str = TRAIN_JOB  # and of its CTR network
 
     @property
-    def model(self) -> str:
-        """The configuration in conf/model/."""
-        return next(word.removeprefix("model=") for word in self.settings if word.startswith("model="))
+    def model(self) -> str | None:
+        """The configuration in conf/model/; None for trees."""
+        models = (word.removeprefix("model=") for word in self.settings if word.startswith("model="))
+        return next(models, None)
 
 
 def _esmm(name: str, model: str, equation: str, searched: Mapping[str, tuple[float, ...]] | None = None) -> System:
@@ -68,30 +73,38 @@ SYSTEMS: tuple[System, ...] = (
     _esmm("ESMM-NS", "esmm_ns", "as ESMM, each network with embeddings of its own (ESMM §3.1)"),
     _esmm("ESMM", "esmm", "log losses of pCTR and of pCTCVR = pCTR·pCVR over all impressions (ESMM eq. 1, 3)"),
     System(
+        "GBDT",
+        ESM2,
+        ("target=cvr",),
+        "150 trees of depth 8 by logistic loss over the clicked, rows and features drawn by 0.6 (ESM² §4.1.3)",
+        ctr=("target=ctr",),
+        job=GBDT_JOB,
+    ),
+    System(
         "DNN",
         ESM2,
-        ("model=dnn", *_ESM2_SETTINGS),
+        ("model=dnn", *_OF_ESM2),
         "one branch of ESM² alone: log loss of pCVR over the clicked (ESM² §4.1.2)",
-        ctr=("model=dnn_ctr", *_ESM2_SETTINGS),
+        ctr=("model=dnn_ctr", *_OF_ESM2),
     ),
     System(
         "DNN-OS",
         ESM2,
-        ("model=dnn_os", *_ESM2_SETTINGS),
+        ("model=dnn_os", *_OF_ESM2),
         "as DNN, the positives copied (ESM² §4.1.2, which gives no rate: those of ESMM §3.1)",
         {"model.sampling.converted": (2.0, 3.0, 5.0, 10.0)},
-        ctr=("model=dnn_os_ctr", *_ESM2_SETTINGS),
+        ctr=("model=dnn_os_ctr", *_OF_ESM2),
     ),
     System(
         "ESMM",
         ESM2,
-        ("model=esmm_deep", *_ESM2_SETTINGS),
+        ("model=esmm_deep", *_OF_ESM2),
         "ESMM with ESM²'s network (ESM² §4.1.2)",
     ),
     System(
         "ESM2",
         ESM2,
-        ("model=esm2", *_ESM2_SETTINGS),
+        ("model=esm2", *_OF_ESM2),
         "log losses of pCTR, pCTAVR = y1·y2 and pCTCVR = y1·(y2·y3 + (1 − y2)·y4) over all impressions (ESM² eq. 1–4, 7–11)",
         needs_daction=True,
     ),

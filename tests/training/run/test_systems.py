@@ -6,11 +6,23 @@ import pytest
 import yaml
 
 from jobs.entry import compose
+from training.gbdt.settings import GbdtSettings
 from training.model.bodies import check_body
 from training.model.graph import Graph
 from training.model.losses import check_losses
 from training.run.settings import TrainSettings
-from training.run.systems import ESM2, ESMM, LATER, SHARED_CTR, SYSTEMS, System, system_named, systems_of
+from training.run.systems import (
+    ESM2,
+    ESMM,
+    GBDT_JOB,
+    LATER,
+    SHARED_CTR,
+    SYSTEMS,
+    TRAIN_JOB,
+    System,
+    system_named,
+    systems_of,
+)
 
 ROOT = Path(__file__).parents[3]
 LABELS = ["click", "daction", "conversion"]
@@ -24,7 +36,10 @@ def settings_of(system: System, *more: str) -> TrainSettings:
     return composed(system.settings, *(["ctr_run=CTR"] if system.trains_with_ctr_run else []), *more)
 
 
-@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: f"{system.paper} {system.name}")
+NETWORKS = [system for system in SYSTEMS if system.job == TRAIN_JOB]
+
+
+@pytest.mark.parametrize("system", NETWORKS, ids=lambda system: f"{system.paper} {system.name}")
 def test_every_system_composes_to_its_configuration_with_every_value_that_is_searched(system: System) -> None:
     settings = settings_of(system)
     graph = Graph(settings.model.graph, LABELS)
@@ -46,13 +61,22 @@ def test_every_system_composes_to_its_configuration_with_every_value_that_is_sea
         assert (ctr.plan, ctr.embedding) == (settings.plan, settings.embedding)
 
 
+def test_the_trees_of_gbdt_compose_and_their_pctr_is_of_trees() -> None:
+    (gbdt,) = (system for system in SYSTEMS if system.job != TRAIN_JOB)
+    assert (gbdt.job, gbdt.model, gbdt.name) == (GBDT_JOB, None, "GBDT")
+    targets = [
+        compose("gbdt", GbdtSettings, ["data=DATA", "out=OUT", *words]).target for words in (gbdt.settings, gbdt.ctr)
+    ]
+    assert targets == ["cvr", "ctr"]
+
+
 def test_the_rows_of_both_papers_are_there_in_their_order() -> None:
     """As Table 2 of ESMM and Table 3 of ESM² name them; a row between is an addition of ours."""
     names = {paper: [system.name for system in systems_of(paper)] for paper in (ESMM, ESM2, LATER)}
     assert [name for name in names[ESMM] if name != "UNBIAS, weighted"] == [
         *("BASE", "AMAN", "OVERSAMPLING", "UNBIAS", "DIVISION", "ESMM-NS", "ESMM"),
     ]
-    assert names[ESM2] == ["DNN", "DNN-OS", "ESMM", "ESM2"]
+    assert names[ESM2] == ["GBDT", "DNN", "DNN-OS", "ESMM", "ESM2"]
     assert names[LATER] == ["Shared bottom", "MMoE", "PLE", "AITM", "ESCM2-IPS", "ESCM2-DR", "DCMT"]
     assert system_named(ESMM, "BASE").ctr == SHARED_CTR
     with pytest.raises(KeyError, match="esm2 has no system BASE"):
@@ -62,11 +86,12 @@ def test_the_rows_of_both_papers_are_there_in_their_order() -> None:
 def test_the_systems_of_a_paper_have_one_network_and_its_optimizer() -> None:
     """ESMM §3.1 and ESM² §4.1.3: the same for all competitors."""
     for paper, hidden, dropout in ((ESMM, [200, 80], 0.0), (ESM2, [512, 256, 128, 32], 0.5)):
-        for system in systems_of(paper):
+        networks = [system for system in systems_of(paper) if system.job == TRAIN_JOB]
+        for system in networks:
             settings = settings_of(system)
             assert (settings.model.towers.hidden, settings.model.towers.dropout) == (hidden, dropout)
             assert settings.plan.batch_size == (1000 if paper == ESM2 else 5000)
-            assert settings.optimizer == settings_of(systems_of(paper)[0]).optimizer
+            assert settings.optimizer == settings_of(networks[0]).optimizer
 
 
 def test_the_searched_rates_are_those_of_the_paper() -> None:
@@ -78,9 +103,10 @@ def line_of(system: System) -> str:
     """The row of docs/models.md."""
     words = [*system.settings, *(["ctr_run=CTR"] if system.trains_with_ctr_run else [])]
     searched = [f"`{name}`: {', '.join(f'{value:g}' for value in values)}" for name, values in system.searched.items()]
-    ctr = "`" + " ".join(system.ctr) + "`" if system.ctr else "its own"
+    ctr = f"`{' '.join(system.ctr)}`" if system.ctr else "its own"
     equation = system.equation.replace("|", "\\|")
-    return f"| {system.name} | `{' '.join(words)}` | {ctr} | {'; '.join(searched) or '–'} | {equation} |"
+    job = f"{system.job} " if system.job != TRAIN_JOB else ""
+    return f"| {system.name} | `{job}{' '.join(words)}` | {ctr} | {'; '.join(searched) or '–'} | {equation} |"
 
 
 def test_the_documentation_has_a_line_for_each_system() -> None:
@@ -91,8 +117,8 @@ def test_the_documentation_has_a_line_for_each_system() -> None:
 
 def test_every_configuration_of_the_networks_that_are_compared_is_of_a_system() -> None:
     """Those left over: the longer funnel, the wide reading of ESMM's network, and single networks."""
-    used = {system.model for system in SYSTEMS} | {
-        word.removeprefix("model=") for system in SYSTEMS for word in system.ctr if word.startswith("model=")
+    used = {str(system.model) for system in NETWORKS} | {
+        word.removeprefix("model=") for system in NETWORKS for word in system.ctr if word.startswith("model=")
     }
     files = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
     assert files - used == {"loan", "esmm_wide", "ctcvr"}
