@@ -14,6 +14,7 @@ tests/support/references/csv_rows.py is the slow twin.
 import numpy as np
 
 from pipeline.kernels.jit import nb
+from pipeline.kernels.raw_memory import byte_at
 
 GOOD_ROW, BAD_COUNT, BAD_QUOTE = 0, 1, 2  # the reason of a row
 UNQUOTED, QUOTED, WITH_ESCAPES = 0, 1, 2  # how a field is written
@@ -25,7 +26,7 @@ _NEWLINE, _CARRIAGE_RETURN, _SPACE = 10, 13, 32
 def find_rows(text, num_bytes, is_last, is_full, delimiter, quote, escape, slot_F, row_R, span_RW, form_RW):  # type: ignore[no-untyped-def]
     """Fill the tables of rows and fields; return (number of rows, where the first incomplete row begins).
 
-    `is_last`: the file ends with `text`. `is_full`: no more is read for a row, so an open quote is a bad one.
+    `text` is an address. `is_last`: the file ends with `text`. `is_full`: no more is read for a row, so an open quote is a bad one.
     `slot_F` has the wanted column of each column of the file, or -1. `quote` is -1 where there is none.
     """
     num_rows = position = 0
@@ -42,7 +43,7 @@ def find_rows(text, num_bytes, is_last, is_full, delimiter, quote, escape, slot_
         if reason != GOOD_ROW and first_break >= 0:
             stop = first_break
             behind = stop + 1
-            if text[stop] == _CARRIAGE_RETURN and behind < num_bytes and text[behind] == _NEWLINE:
+            if byte_at(text, stop) == _CARRIAGE_RETURN and behind < num_bytes and byte_at(text, behind) == _NEWLINE:
                 behind += 1
         if num_fields > 1 or not _is_blank(text, position, stop):
             row_R[num_rows, ROW_START], row_R[num_rows, ROW_END], row_R[num_rows, ROW_REASON] = position, stop, reason
@@ -53,17 +54,18 @@ def find_rows(text, num_bytes, is_last, is_full, delimiter, quote, escape, slot_
 
 @nb.njit(cache=True)
 def _is_blank(text, position, stop):  # type: ignore[no-untyped-def]
-    while position < stop and text[position] <= _SPACE:
+    while position < stop and byte_at(text, position) <= _SPACE:
         position += 1
     return position == stop
 
 
 @nb.njit(cache=True)
 def _begins_with(text, position, num_bytes, delimiter):  # type: ignore[no-untyped-def]
-    if text[position] != delimiter[0] or position + len(delimiter) > num_bytes:
+    """Say whether the delimiter stands at `position`, whose first byte is known to be its first."""
+    if position + len(delimiter) > num_bytes:
         return False
     place = 1
-    while place < len(delimiter) and text[position + place] == delimiter[place]:
+    while place < len(delimiter) and byte_at(text, position + place) == delimiter[place]:
         place += 1
     return place == len(delimiter)
 
@@ -75,14 +77,16 @@ def _find_row(text, position, num_bytes, is_last, delimiter, quote, escape, slot
     The end is -1 where the bytes end before the row does. Then the first line break within quotes still counts.
     """
     num_fields, reason, first_break = 0, GOOD_ROW, -1
-    place = position
+    place, first = position, np.int64(delimiter[0])
     while True:
-        if quote >= 0 and place < num_bytes and text[place] == quote:
+        if quote >= 0 and place < num_bytes and byte_at(text, place) == quote:
             begin, form, closed = place + 1, QUOTED, False
             place += 1
             while place < num_bytes:
-                byte = text[place]
-                if byte == escape and (escape != quote or (place + 1 < num_bytes and text[place + 1] == quote)):
+                byte = byte_at(text, place)
+                if byte == escape and (
+                    escape != quote or (place + 1 < num_bytes and byte_at(text, place + 1) == quote)
+                ):
                     form = WITH_ESCAPES
                     place += 2
                     continue
@@ -99,14 +103,12 @@ def _find_row(text, position, num_bytes, is_last, delimiter, quote, escape, slot
                 reason = BAD_QUOTE
             place = end + closed
             # Behind the closing quote the field has to end.
-            while place < num_bytes and not _ends_field(text, place, num_bytes, delimiter):
-                reason = BAD_QUOTE
-                place += 1
+            behind = _field_end(text, place, num_bytes, delimiter, first)
+            reason = BAD_QUOTE if behind > place else reason
+            place = behind
         else:
             begin, form = place, UNQUOTED
-            while place < num_bytes and not _ends_field(text, place, num_bytes, delimiter):
-                place += 1
-            end = place
+            place = end = _field_end(text, place, num_bytes, delimiter, first)
         if place >= num_bytes and not is_last:
             return -1, -1, num_fields, reason, first_break
         if num_fields < len(slot_F) and slot_F[num_fields] >= 0:
@@ -115,21 +117,26 @@ def _find_row(text, position, num_bytes, is_last, delimiter, quote, escape, slot
         num_fields += 1
         if place >= num_bytes:
             return num_bytes, num_bytes, num_fields, reason, first_break
-        if _begins_with(text, place, num_bytes, delimiter):
+        if byte_at(text, place) == first:  # a field ends at a line end or a whole delimiter
             place += len(delimiter)
             continue
         behind = place + 1
-        if text[place] == _CARRIAGE_RETURN:
+        if byte_at(text, place) == _CARRIAGE_RETURN:
             if behind >= num_bytes and not is_last:
                 return -1, -1, num_fields, reason, first_break  # a line feed may follow
-            behind += behind < num_bytes and text[behind] == _NEWLINE
+            behind += behind < num_bytes and byte_at(text, behind) == _NEWLINE
         return place, behind, num_fields, reason, first_break
 
 
 @nb.njit(cache=True)
-def _ends_field(text, place, num_bytes, delimiter):  # type: ignore[no-untyped-def]
-    byte = text[place]
-    return byte in (_NEWLINE, _CARRIAGE_RETURN) or _begins_with(text, place, num_bytes, delimiter)
+def _field_end(text, place, num_bytes, delimiter, first):  # type: ignore[no-untyped-def]
+    """Find the next line end or delimiter from `place` on; num_bytes if there is none."""
+    while place < num_bytes:
+        byte = byte_at(text, place)
+        if byte in (_NEWLINE, _CARRIAGE_RETURN) or (byte == first and _begins_with(text, place, num_bytes, delimiter)):
+            return place
+        place += 1
+    return num_bytes
 
 
 @nb.njit(cache=True)
@@ -147,9 +154,9 @@ def copy_fields(text, slot, row_R, span_RW, form_RW, escape, out, offset_R, is_v
             continue
         place = begin
         while place < end:
-            if form == WITH_ESCAPES and text[place] == escape and place + 1 < end:
+            if form == WITH_ESCAPES and byte_at(text, place) == escape and place + 1 < end:
                 place += 1
-            out[length] = text[place]
+            out[length] = byte_at(text, place)
             length += 1
             place += 1
     offset_R[len(row_R)] = length

@@ -78,7 +78,7 @@ class CsvParser:
             tables = csv_kernel.empty_tables(most, num_wanted)
             is_full = len(text) > MOST_ROW_BYTES
             num_rows, behind = csv_kernel.find_rows(
-                text, len(text), is_last, is_full, delimiter, quote, escape, slot_F, *tables
+                text.ctypes.data, len(text), is_last, is_full, delimiter, quote, escape, slot_F, *tables
             )
             unfinished = text[behind:].tobytes()
             row_R, span_RW, form_RW = (table[:num_rows] for table in tables)
@@ -90,7 +90,9 @@ class CsvParser:
         out, is_valid_R = np.empty(len(text), np.uint8), np.empty(len(row_R), np.bool_)
         for slot in range(span_RW.shape[1]):
             offset_R = np.empty(len(row_R) + 1, np.int32)
-            length = csv_kernel.copy_fields(text, slot, row_R, span_RW, form_RW, escape, out, offset_R, is_valid_R)
+            length = csv_kernel.copy_fields(
+                text.ctypes.data, slot, row_R, span_RW, form_RW, escape, out, offset_R, is_valid_R
+            )
             values = pa.py_buffer(out[:length].tobytes())
             validity = pa.py_buffer(np.packbits(is_valid_R, bitorder="little"))
             found.append(pa.StringArray.from_buffers(len(row_R), pa.py_buffer(offset_R), values, validity))
