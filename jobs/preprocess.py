@@ -15,16 +15,18 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take a second
 
 from jobs.entry import launch
-from pipeline.audit.summary import audit_warnings, summarize
+from pipeline.audit.summary import audit_lines, audit_warnings, summarize
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.preprocess import preprocess
 from pipeline.spark.session import stop_spark
 
 
 def run(settings: PreprocessSettings) -> None:
-    """Preprocess, then print a summary of the dataset and the warnings of its audit."""
+    """Preprocess, then print a summary of the dataset, what became of an event log's rows, and the warnings."""
     try:
         print(summarize(preprocess(settings)), flush=True)
+        for line in audit_lines(settings.out):
+            print(line, flush=True)
         for warning in audit_warnings(settings.out):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     finally:

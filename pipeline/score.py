@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf.errors import OmegaConfBaseException
@@ -135,7 +135,8 @@ def _raw_job(settings: ScoreSettings, model: TrainedModel, out: Store) -> Job:
         spark=settings.spark,
     )  # fmt: skip
     if events:
-        log = find_log(source.path, events, fields, False, lambda: start_spark(settings.spark))
+        unlabelled = replace(events, impressions=events.impressions.without_labels(), names={})
+        log = find_log(source.path, unlabelled, fields, False, lambda: start_spark(settings.spark))
         return Job(pin_versions(assembled, log), fields, log.files, out, log)
     by_spark = source.reader == SPARK
     if by_spark:

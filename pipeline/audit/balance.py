@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.audit.tally import GRAIN, Tally
-from pipeline.chunks.reasons import REASONS
+from pipeline.chunks.reasons import NEWER_REASONS, REASONS
 from pipeline.chunks.sources import SourceFile
 from pipeline.dataset.manifest import SPLITS
 from pipeline.storage.parquet_files import NUM_EXAMPLES, Examples
@@ -32,7 +32,9 @@ def reconcile(
         raise RuntimeError(f"The audit does not balance: {quarantined} quarantined, but the quarantine holds {files}.")
     return {
         "lines": lines,
-        "quarantined": quarantined,
+        "quarantined": {
+            reason: number for reason, number in quarantined.items() if number or reason not in NEWER_REASONS
+        },
         "kept": _sum_by_split(scanned, ("kept/feature_count_mismatch", "kept/conversion_without_click")),
         "left_out": _sum_by_split(scanned, ("unknown_features", "repeated_values")),
         "funnel": {split: {name: n for name, n in total.items() if name != "rows"} for split, total in totals.items()},

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from pipeline.audit import tables
 from pipeline.audit.charts import context_charts, index_charts
+from pipeline.audit.event_outcomes import event_warnings, impression_rows, join_rows
 from pipeline.audit.leakage import leak_warnings
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
 from pipeline.chunks.reasons import REASONS, rules_of
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import LABELS, SPLITS, Manifest
+from pipeline.errors import printable
 from pipeline.html.page import render
 
 
@@ -50,7 +52,7 @@ class ActionTable(NamedTuple):
     """The actions of an event log by kind and outcome; docs/events.md explains the outcomes."""
 
     outcomes: list[str]
-    rows: list[tuple[str, list[int]]]  # (kind of action, number of each outcome)
+    rows: list[tuple[str, list[tuple[int, str]]]]  # (kind of action, number and example of each outcome)
 
 
 class ReasonRow(NamedTuple):
@@ -95,6 +97,9 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         funnel=funnel_stages(audit, splits),
         balance=balance_rows(audit),
         events=audit.get("events"),  # source=events alone has it
+        doubts=event_warnings(audit.get("events", {})),
+        impressions=impression_rows(audit["events"]) if "events" in audit else [],
+        joins=join_rows(audit["events"]) if "events" in audit else [],
         actions=action_table(audit),
         reasons=reason_rows(audit, source),
         left_out={
@@ -150,13 +155,21 @@ def balance_rows(audit: Audit) -> list[BalanceRow]:
 
 def action_table(audit: Audit) -> ActionTable | None:
     """Count the outcomes of each kind of action, attributed ones first; None for a log without actions."""
-    counts = audit.get("events", {}).get("actions", {}).get("outcomes", {})
+    actions = audit.get("events", {}).get("actions", {})
+    counts, examples = actions.get("outcomes", {}), actions.get("examples", {})
     if not counts:
         return None
     seen = set().union(*counts.values())
     outcomes = sorted(seen, key=lambda outcome: (outcome != "attributed", outcome))
     return ActionTable(
-        outcomes, [(kind, [found.get(outcome, 0) for outcome in outcomes]) for kind, found in counts.items()]
+        outcomes,
+        [
+            (
+                kind,
+                [(found.get(outcome, 0), printable(examples.get(kind, {}).get(outcome, ""))) for outcome in outcomes],
+            )
+            for kind, found in counts.items()
+        ],
     )
 
 

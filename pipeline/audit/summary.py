@@ -1,5 +1,6 @@
 """What jobs.preprocess prints about the dataset that it wrote."""
 
+from pipeline.audit.event_outcomes import event_lines, event_warnings
 from pipeline.audit.leakage import leak_warnings
 from pipeline.dataset.manifest import SPLITS, Manifest
 from pipeline.errors import printable
@@ -27,13 +28,22 @@ def quarantined_line(manifest: Manifest) -> str:
     return f"quarantined: {reasons or 'nothing'}"
 
 
+def audit_lines(out: str) -> list[str]:
+    """Say what became of the rows of an event log; nothing of another one."""
+    store = store_of(out)
+    audit, _ = read_audit(store)
+    with audit_figures(store):
+        return event_lines(audit["events"]) if "events" in audit else []
+
+
 def audit_warnings(out: str) -> list[str]:
-    """List the fields that audit.json suspects of leakage; warn if audit.json is not of this dataset."""
+    """List the doubts about an event log and the fields suspected of leakage; warn if audit.json is not of this dataset."""
     store = store_of(out)
     audit, doubt = read_audit(store)
     with audit_figures(store):
         leaks = (
             leak_warnings(audit["leakage"]) if "leakage" in audit else []
         )  # a dataset of an earlier release has none
+        doubts = event_warnings(audit.get("events", {}))
     found = [f"{warning} {out}/{AUDIT_PAGE} has the other fields." for warning in leaks]
-    return [*found, *([doubt] if doubt else [])]
+    return [*doubts, *found, *([doubt] if doubt else [])]

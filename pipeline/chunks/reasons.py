@@ -12,7 +12,10 @@ REASONS = (
     "missing_context",
     "duplicate_impression",
     "duplicate_context",
+    "missing_item",
 )
+#: Manifests name these only where a line has them, so that those of earlier logs stay what they are.
+NEWER_REASONS = ("missing_item",)
 GOOD, MALFORMED_LINE, BAD_LABEL, BAD_CONTEXT_KEY, BAD_FEATURE, COUNT_MISMATCH, WITHOUT_CLICK = range(7)
 MISSING_CONTEXT, DUPLICATE_IMPRESSION, DUPLICATE_CONTEXT = range(7, 10)
 
@@ -32,10 +35,11 @@ _RULES = {
     },
     "events": {
         "malformed_line": "a row can be parsed, and has a time, a user, an item and an id",
-        "bad_label": "a click is 0 or 1, false or true",
+        "bad_label": "a label is 0 or 1, false or true, and its time, if there is one, does not come before its impression",
         "bad_context_key": "a row has its context",
         "bad_feature": "a list has no gaps, and as many finite weights as values; a vector has as many finite numbers as its width",
         "duplicate_impression": "an impression id stands once in its context, or with checks.duplicates=global once in the log",
+        "missing_item": "every column of the item has a value, so that actions can be matched with the row",
     },
 }
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,9 @@ from pipeline.errors import InputError
 
 CLICK, PURCHASE = "click", "purchase"
 MS_PER_S = 1000
+#: What `clean` does to a column's texts: ids that a table writes in its own way become equal only when that is said.
+TRIM, LOWER, INTEGER = "trim", "lower", "integer"  # integer: 100.0 and 0100 are 100
+CLEANINGS = (TRIM, LOWER, INTEGER)
 
 
 @dataclass
@@ -27,13 +30,34 @@ class ImpressionsSettings(TableSettings):
     id: list[str] = field(default_factory=list)  # []: the id is made of user, item, context and timestamp
     context: list[str] = field(default_factory=list)  # []: the user's impressions within context_window_s
     click: str | None = None  # a column of 0 and 1, where the log says so itself; the impression's time counts
+    click_time: str | None = field(default=None, metadata=NEWER)  # the column of its time, where known
+    conversion: str | None = field(default=None, metadata=NEWER)  # likewise of a purchase; both need click
+    conversion_time: str | None = field(default=None, metadata=NEWER)
+    dactions: dict[str, str] = field(default_factory=dict, metadata=NEWER)  # likewise {cart: in_cart}
+    daction_times: dict[str, str] = field(default_factory=dict, metadata=NEWER)
     time_unit: str | None = field(default=None, metadata=NEWER)  # of this table's times; null: source.events.time_unit
     time_zone: str | None = field(
         default=None, metadata=NEWER
     )  # of its times without an offset; null: source.events.time_zone
+    clean: dict[str, list[str]] = field(
+        default_factory=dict, metadata=NEWER
+    )  # {item_id: [trim, lower, integer]}: what to do with the texts of a column
     where: dict[str, list[str]] = field(
         default_factory=dict, metadata=NEWER
     )  # {event: [pv]}: the rows with one of these texts; {}: all rows
+
+    def without_labels(self) -> "ImpressionsSettings":
+        """Return the settings of impressions that are not clicked yet."""
+        return replace(
+            self, click=None, click_time=None, conversion=None, conversion_time=None, dactions={}, daction_times={}
+        )
+
+    def label_columns(self) -> dict[str, tuple[str | None, str | None]]:
+        """Return action → (the column that says whether it followed, the column of its time), where there is one."""
+        columns = {CLICK: (self.click, self.click_time), PURCHASE: (self.conversion, self.conversion_time)}
+        for kind in {**self.dactions, **self.daction_times}:
+            columns[kind] = (self.dactions.get(kind), self.daction_times.get(kind))
+        return {kind: names for kind, names in columns.items() if any(names)}
 
 
 @dataclass
@@ -51,6 +75,9 @@ class ActionsSettings(TableSettings):
     time_zone: str | None = field(
         default=None, metadata=NEWER
     )  # of its times without an offset; null: source.events.time_zone
+    clean: dict[str, list[str]] = field(
+        default_factory=dict, metadata=NEWER
+    )  # {item_id: [trim, lower, integer]}: what to do with the texts of a column
     where: dict[str, list[str]] = field(
         default_factory=dict, metadata=NEWER
     )  # {event: [pv]}: the rows with one of these texts; {}: all rows
@@ -64,6 +91,10 @@ class JoinSettings(TableSettings):
     format: str = CSV
     by: list[str] = field(default_factory=list)  # columns of the impressions (not "on": YAML reads that as true)
     key: list[str] = field(default_factory=list)  # what the table calls them; empty: the same
+    asof: str | None = field(default=None, metadata=NEWER)  # of a table with history: the time from which a row holds
+    time_unit: str | None = field(default=None, metadata=NEWER)  # of asof; null: source.events.time_unit
+    time_zone: str | None = field(default=None, metadata=NEWER)  # of asof; null: source.events.time_zone
+    clean: dict[str, list[str]] = field(default_factory=dict, metadata=NEWER)  # {item_id: [trim, lower, integer]}
 
 
 @dataclass
@@ -92,7 +123,7 @@ class EventsSettings:
             for name in ("user", "item"):
                 if not getattr(entry, name):
                     raise InputError(f"source.events.{table}.{name} is empty; name one column or more.")
-            _check_times(f"source.events.{table}", entry)
+            check_meaning(f"source.events.{table}", entry)
             _check_where(f"source.events.{table}.where", entry.where)
         check_time_unit("source.events.time_unit", self.time_unit)
         check_time_zone("source.events.time_zone", self.time_zone)
@@ -121,10 +152,18 @@ class EventsSettings:
                         "an action of the log has one meaning."
                     )
                 meaning[name] = action
-        if self.impressions.click and self.names.get(CLICK):
+        columns = self.impressions.label_columns()
+        for action, own in columns.items():
+            if self.names.get(action):
+                key = {CLICK: "click", PURCHASE: "conversion"}.get(action, f"dactions.{action}")
+                raise InputError(
+                    f"source.events.impressions.{key}={own[0] or own[1]} and source.events.names.{action}="
+                    f"{list(self.names[action])} both say what a {action} is; keep one and set the other to null or []."
+                )
+        if columns and CLICK not in columns:
             raise InputError(
-                f"source.events.impressions.click={self.impressions.click} and source.events.names.click="
-                f"{list(self.names[CLICK])} both say what a click is; keep one and set the other to null or []."
+                f"source.events.impressions has a column for {', '.join(columns)} and none for the click before it; "
+                "name that column: source.events.impressions.click=COLUMN."
             )
 
     def boundaries_ms(self) -> tuple[int, int, int, int]:
@@ -153,10 +192,12 @@ class EventsSettings:
             if action in (CLICK, PURCHASE):
                 raise InputError(f"labels.daction names {action}, which is a label of its own; name cart, wish or so.")
         kinds = (CLICK, *daction, PURCHASE)
+        columns = self.impressions.label_columns()
         for action in kinds:
-            if action == CLICK and self.impressions.click:
+            flag, time = columns.get(action, (None, None))
+            if flag and not time:
                 continue
-            if not self.names.get(action):
+            if not time and not self.names.get(action):
                 known = ", ".join(self.names) or "none"
                 raise InputError(
                     f"source.events.names has no {action} (it has: {known}), which makes a label; say what the log "
@@ -171,7 +212,13 @@ class EventsSettings:
 
     def window_ms(self, action: str) -> int:
         """Return the window of an action: after the impression for a click, after the click for any other."""
-        return 0 if action == CLICK and self.impressions.click else self.windows_s[action] * MS_PER_S
+        flag, time = self.impressions.label_columns().get(action, (None, None))
+        return 0 if flag and not time else self.windows_s[action] * MS_PER_S
+
+    def named_actions(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        """List the actions of the actions table that make labels; none where columns of the impressions say all."""
+        columns = self.impressions.label_columns()
+        return tuple(kind for kind in kinds if kind not in columns)
 
     def reach_ms(self, kinds: tuple[str, ...]) -> int:
         """Return how long after an impression an action can still make a label of it."""
@@ -180,7 +227,10 @@ class EventsSettings:
     def label_definitions(self, daction: list[str]) -> dict[str, str]:
         """Define each label in words, for the manifest."""
         after = {kind: f"{self.window_ms(kind) // MS_PER_S} s" for kind in (CLICK, *daction, PURCHASE)}
-        is_click = "the log's column says" if self.impressions.click else f"it came within {after[CLICK]}"
+        columns = self.impressions.label_columns()
+        is_click = (
+            "the log's column says" if columns.get(CLICK, (None, ""))[1] is None else f"it came within {after[CLICK]}"
+        )
         labels = {
             "click": f"the impression was clicked ({is_click})",
             "conversion": f"the impression was clicked and bought within {after[PURCHASE]} of the click",
@@ -218,11 +268,15 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{key}={value} is not one of {', '.join(allowed)}.")
 
 
-def _check_times(where: str, entry: ImpressionsSettings | ActionsSettings) -> None:
+def check_meaning(where: str, entry: ImpressionsSettings | ActionsSettings | JoinSettings) -> None:
+    """Raise InputError for a unit or zone of times, or a cleaning, that there is not."""
     if entry.time_unit is not None:
         check_time_unit(f"{where}.time_unit", entry.time_unit)
     if entry.time_zone is not None:
         check_time_zone(f"{where}.time_zone", entry.time_zone)
+    for column, cleanings in entry.clean.items():
+        for cleaning in cleanings:
+            _one_of(f"{where}.clean.{column}", cleaning, CLEANINGS)
 
 
 def _check_where(key: str, where: Mapping[str, list[str]]) -> None:
@@ -234,6 +288,7 @@ def _check_where(key: str, where: Mapping[str, list[str]]) -> None:
 def _check_join(number: int, join: JoinSettings) -> None:
     where = f"source.events.joins[{number}]"
     check_table(where, join)
+    check_meaning(where, join)
     if not (join.path or join.table) or not join.by:
         raise InputError(f"{where} needs a path and the columns of the impressions to join by, by=[COLUMN].")
     if join.key and len(join.key) != len(join.by):

@@ -15,11 +15,14 @@ import xxhash
 
 from pipeline.config.events import EventsSettings
 from pipeline.config.features import FeaturesSettings
+from pipeline.config.recorded import NEWER, recorded
 from pipeline.errors import InputError
 
 _MISSING = "???"  # OmegaConf's mark of a value that the command line must give
 
-QUARANTINE, KEEP, FAIL = "quarantine", "keep", "fail"
+QUARANTINE, KEEP, FAIL, WARN = "quarantine", "keep", "fail", "warn"
+#: Doubts about a whole event log, not about one row.
+DOUBTS = ("label_without_positive", "join_without_match", "empty_split", "actions_end", "shared_context")
 WITHIN_CONTEXT, GLOBAL = "context", "global"
 ALICCP, EVENTS = "aliccp", "events"
 PYTHON, SPARK = "python", "spark"
@@ -105,6 +108,12 @@ class ChecksSettings:
     missing_context: str = QUARANTINE
     duplicate_impression: str = QUARANTINE  # the first in file order stays
     duplicate_context: str = QUARANTINE  # the first in file order stays
+    missing_item: str = field(default=KEEP, metadata=NEWER)  # of an event log: no action can be matched with the row
+    label_without_positive: str = field(default=WARN, metadata=NEWER)  # warn | fail, as the four below
+    join_without_match: str = field(default=WARN, metadata=NEWER)  # no impression finds its row in a joined table
+    empty_split: str = field(default=WARN, metadata=NEWER)  # a period of source.events.boundaries without impressions
+    actions_end: str = field(default=WARN, metadata=NEWER)  # the latest action is far behind all others
+    shared_context: str = field(default=WARN, metadata=NEWER)  # page views of several users
     duplicates: str = WITHIN_CONTEXT  # where an impression id may occur once: context | global (one more shuffle)
 
     def __post_init__(self) -> None:
@@ -113,8 +122,10 @@ class ChecksSettings:
         for entry in fields(self):
             if entry.name == "duplicates":
                 continue
-            may_keep = entry.name in ("feature_count_mismatch", "conversion_without_click")
-            allowed = (KEEP, QUARANTINE, FAIL) if may_keep else (QUARANTINE, FAIL)
+            may_keep = entry.name in ("feature_count_mismatch", "conversion_without_click", "missing_item")
+            allowed = (
+                (WARN, FAIL) if entry.name in DOUBTS else (KEEP, QUARANTINE, FAIL) if may_keep else (QUARANTINE, FAIL)
+            )
             if (chosen := getattr(self, entry.name)) not in allowed:
                 raise InputError(f"checks.{entry.name}={chosen} is not one of {', '.join(allowed)}.")
 
@@ -183,6 +194,7 @@ class PreprocessSettings:
         everything = asdict(self)
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
         chosen["features"] = self.features.determining()
+        chosen["checks"] = recorded(self.checks)
         chosen["vocabulary"]["base"] = base_xxh3
         if self.source.events is None:
             source: dict[str, Any] = {"name": self.source.name}

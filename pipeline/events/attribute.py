@@ -9,7 +9,7 @@ million steps. docs/events.md has the rules for ties, duplicates, clock skew and
 tests/support/references/events.py is the slow twin.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -34,6 +34,7 @@ class Rules:
     windows_ms: Mapping[str, int]  # by kind: after the impression for a click, after the click for any other
     skew_ms: int = 0
     names_impressions: bool = False  # some actions say which impression they mean
+    clicks_later: bool = False  # impressions say when they were clicked: it was not at their own time
     one_anywhere: bool = False  # an id is one impression in all contexts, not in each (checks.duplicates=global)
 
 
@@ -41,13 +42,13 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
     """Attribute every action. One row per action: kind, at, user, item, outcome, context_key and impression_id.
 
     The last two are its impression's. `impressions` has user, item, at, impression_id,
-    context_key, clicked. `actions` has user, item, at, kind, named_id (null where it names none). This costs one
+    context_key, click_at. `actions` has user, item, at, kind, named_id (null where it names none). This costs one
     shuffle by (user, item) and one sort; two more sorts where actions name impressions.
     """
     events = _events(impressions, actions, rules).repartition(num_partitions, "user", "item")
     in_time = _until_now(Window.partitionBy("user", "item").orderBy("position", "rank", "own_id", "context_key"))
-    is_action = F.col("rank") != _IMPRESSION_RANK
-    shown = F.when(~is_action, F.struct("at", "context_key", F.col("own_id").alias("impression_id")))
+    is_impression, is_action = F.col("rank") == _IMPRESSION_RANK, F.col("kind").isNotNull()
+    shown = F.when(is_impression, F.struct("at", "context_key", F.col("own_id").alias("impression_id")))
     if rules.names_impressions:
         of_name = _until_now(Window.partitionBy("user", "item", "own_id").orderBy("position", "rank", "context_key"))
         events = events.withColumn("named", F.last(shown, ignorenulls=True).over(of_name))
@@ -58,12 +59,10 @@ def attribute(impressions: DataFrame, actions: DataFrame, rules: Rules, num_part
     events = events.withColumn("latest", F.last(shown, ignorenulls=True).over(in_time))
     meant = F.when(names, F.col("named")).otherwise(F.col("latest"))
     is_in_time = F.col("at") - meant["at"] <= rules.windows_ms[CLICK]
-    clicked = F.when(
-        F.when(F.col("rank") == _IMPRESSION_RANK, F.col("clicked")).otherwise(
-            (F.col("rank") == _CLICK_RANK) & is_in_time
-        ),
-        F.struct(F.col("at"), meant["context_key"].alias("context_key"), meant["impression_id"].alias("impression_id")),
-    )
+    # A click that a column of the impression says is the impression's own, whatever was shown later.
+    own = F.struct("at", "context_key", F.col("own_id").alias("impression_id"))
+    found = F.struct("at", meant["context_key"].alias("context_key"), meant["impression_id"].alias("impression_id"))
+    clicked = F.when(F.col("clicked"), own).when(is_action & (F.col("rank") == _CLICK_RANK) & is_in_time, found)
     events = events.withColumn("own_click", clicked)
     events = events.withColumn("click", F.last("own_click", ignorenulls=True).over(in_time))
     if rules.names_impressions:
@@ -107,11 +106,17 @@ def reaches_ms(rules: Rules) -> dict[str, int]:
 
 
 def label_impressions(
-    impressions: DataFrame, labels: DataFrame, reach_ms: Mapping[str, int], num_partitions: int, one_anywhere: bool
+    impressions: DataFrame,
+    labels: DataFrame,
+    reach_ms: Mapping[str, int],
+    num_partitions: int,
+    one_anywhere: bool,
+    unread: Collection[str] = (),
 ) -> DataFrame:
     """Add click_at, daction_at, conversion_at, in_context, shared_key to the rows of rows.impressions_of, one each.
 
-    Each time is that of the first action, null without one. A good impression whose id came before in its context, or
+    `impressions` have the labels that their own columns say under these names. Each time is that of the first action,
+    null without one. `unread` columns are no part of a duplicate's line. A good impression whose id came before in its context, or
     with `one_anywhere` in any context, gets the status duplicate_impression. The others of a context and a split are
     numbered from 1 by in_context, in the order (at, impression_id), and stand together in this order. This costs one
     shuffle of the full rows, and with `one_anywhere` another one.
@@ -123,8 +128,8 @@ def label_impressions(
     copy in the next period would leak the future into training. A copy in another context has the same user and item.
     """
     times = tuple(reach_ms)
-    shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*impressions.columns))
-    shown = shown.withColumn("click_at", F.when(F.col("clicked"), F.col("at")))
+    as_read = [name for name in impressions.columns if name not in unread]
+    shown = impressions.withColumn("is_label", F.lit(False)).withColumn("tie", F.xxhash64(*as_read))
     attributed = labels.withColumn("is_label", F.lit(True))
     # Rows without a context or an id are only counted: a key of their own spreads them over the partitions.
     rows = shown.unionByName(attributed, allowMissingColumns=True)
@@ -148,10 +153,10 @@ def label_impressions(
     rows = rows.withColumn("shared_key", F.when(is_shared, F.col("context_key")))
     is_repeat = is_good & (F.col("number") > 1)
     # A duplicate's line is made of what was read: carrying the text of every row would make the shuffle larger.
-    as_read = F.to_json(F.struct(*(name for name in impressions.columns if name not in ("status", "line"))))
+    line = F.to_json(F.struct(*(name for name in as_read if name not in ("status", "line"))))
     rows = rows.withColumns(
         {
-            "line": F.when(is_repeat, as_read).otherwise(F.col("line")),
+            "line": F.when(is_repeat, line).otherwise(F.col("line")),
             "status": F.when(is_repeat, "duplicate_impression").otherwise(F.col("status")),
         }
     )
@@ -160,7 +165,7 @@ def label_impressions(
     of_context = Window.partitionBy("place", "user", "split", "status").orderBy("at", "impression_id")
     key = F.when(F.col("shared_key").isNull(), F.col("context_key")).otherwise(own_context_key())
     return rows.select(
-        *(key.alias(name) if name == "context_key" else name for name in impressions.columns),
+        *(key.alias(name) if name == "context_key" else name for name in impressions.columns if name not in times),
         "shared_key",
         *(F.when(reached, F.col(name)).alias(name) for name, reached in in_reach.items()),
         F.row_number().over(of_context).alias("in_context"),
@@ -172,7 +177,8 @@ def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFra
     shown = impressions.select(
         "user", "item", F.col("at").alias("position"), F.lit(_IMPRESSION_RANK).alias("rank"), "at",
         F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
-        F.coalesce("context_key", F.lit(-1)).alias("context_key"), "clicked",
+        F.coalesce("context_key", F.lit(-1)).alias("context_key"),
+        (F.lit(False) if rules.clicks_later else F.col("click_at").isNotNull()).alias("clicked"),
     )  # fmt: skip
     acted = actions.select(
         "user", "item", (F.col("at") + rules.skew_ms).alias("position"),
@@ -180,7 +186,16 @@ def _events(impressions: DataFrame, actions: DataFrame, rules: Rules) -> DataFra
         F.col("named_id").alias("own_id"), F.lit(None).cast("long").alias("context_key"),
         F.lit(False).alias("clicked"),
     )  # fmt: skip
-    return shown.unionByName(acted)
+    events = shown.unionByName(acted)
+    if not rules.clicks_later:
+        return events
+    return events.unionByName(
+        impressions.where(F.col("click_at").isNotNull()).select(
+            "user", "item", (F.col("click_at") + rules.skew_ms).alias("position"), F.lit(_CLICK_RANK).alias("rank"),
+            F.col("click_at").alias("at"), F.lit(None).cast("string").alias("kind"), F.col("impression_id").alias("own_id"),
+            F.coalesce("context_key", F.lit(-1)).alias("context_key"), F.lit(True).alias("clicked"),
+        )
+    )  # fmt: skip
 
 
 def _clicks_of_named(events: DataFrame, names: Column) -> DataFrame:

@@ -14,9 +14,9 @@ from pipeline.events.tables import (
     EventLog,
     Table,
     is_text,
-    join_key,
     needed_action_columns,
     needed_columns,
+    own_columns,
     weights_of,
 )
 from pipeline.features.fields import Catalogue, Field
@@ -27,10 +27,10 @@ _COLUMNS_SHOWN = 30  # in an error message
 def check_actions(table: Table, settings: EventsSettings) -> None:
     """Raise InputError for a column of the actions that is not there, or has a type that it cannot be read as."""
     entry = settings.actions
-    for column in needed_action_columns(settings):
+    for column in (*needed_action_columns(settings), *entry.clean):
         _check_there(table, column)
         _check_number_of_values(table, column, ONE)
-    _check_ids(table, [*entry.user, *entry.item, *entry.impression])
+    _check_ids(table, [name for name in (*entry.user, *entry.item, *entry.impression) if name not in entry.clean])
     _check_time(table, entry.timestamp)
 
 
@@ -42,14 +42,17 @@ def check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogue
         *entry.user,
         *entry.id,
         *entry.where,
+        *entry.clean,
         *(name for join in settings.joins for name in join.by),
     ]
     for column in mapped:
         _check_there(log.impressions, column)
     for join, table in zip(settings.joins, log.joins, strict=True):
-        for column in join_key(join):
+        for column in (*own_columns(join), *join.clean):
             _check_there(table, column)
             _check_number_of_values(table, column, ONE)
+        if join.asof:
+            _check_time(table, join.asof)
     tables = [log.impressions, *log.joins]
     many = [(field.raw_id, MANY) for field in fields.fields if field.reads_lists]
     needed = [*needed_columns(settings, fields).items(), *many]
@@ -67,8 +70,8 @@ def check_impressions(log: EventLog, settings: EventsSettings, fields: Catalogue
     _check_time(log.impressions, entry.timestamp)
     ids = {*entry.user, *entry.item, *entry.id, *entry.context}
     ids |= {field.raw_id for field in fields.fields if not field.reads_numbers}
-    for table in tables:
-        _check_ids(table, sorted(ids & set(table.columns)))
+    for clean, table in zip((entry.clean, *(join.clean for join in settings.joins)), tables, strict=True):
+        _check_ids(table, sorted(ids & set(table.columns) - set(clean)))  # what is cleaned is text
         for field in fields.fields:
             if field.reads_numbers and field.raw_id in table.columns:
                 _check_numbers(table, field)
@@ -78,7 +81,7 @@ def _owners(tables: Sequence[Table], settings: EventsSettings, needed: Set[str])
     """Return the table of each column. Raises InputError for a needed one that two tables have."""
     owner: dict[str, Table] = {}
     for number, table in enumerate(tables):
-        keys = join_key(settings.joins[number - 1]) if number else []
+        keys = own_columns(settings.joins[number - 1]) if number else []
         for column in table.columns:
             if column in owner and column not in keys and column in needed:
                 raise InputError(

@@ -27,10 +27,10 @@ def find_log(
     path: str,
     settings: EventsSettings,
     fields: Catalogue,
-    needs_labels: bool = True,
+    with_actions: bool = True,
     start_session: Callable[[], "SparkSession"] | None = None,
 ) -> EventLog:
-    """Find the tables below `path`, a directory or an address; of a log that `needs_labels` not, without its actions.
+    """Find the tables below `path`, a directory or an address; without actions, that table has no files.
 
     Spark is started for tables of its catalogs alone. Each of them gets the version at which it is read.
 
@@ -40,7 +40,7 @@ def find_log(
         f"{settings.impressions.path} and {settings.actions.path} (source.events.impressions.path, "
         "source.events.actions.path)"
     )
-    tables = [settings.impressions, *([settings.actions] if needs_labels else []), *settings.joins]
+    tables = [settings.impressions, *([settings.actions] if with_actions else []), *settings.joins]
     root = find_root(path, expected) if any(table.table is None for table in tables) else None
     spark = start_session() if start_session and any(table.table is not None for table in tables) else None
 
@@ -64,14 +64,14 @@ def find_log(
 
     impressions = find("impressions", settings.impressions, 0)
     actions = Table("actions", settings.actions, (), {})
-    if needs_labels:
+    if with_actions:
         actions = find("actions", settings.actions, len(impressions.files))
     if actions.files and [file.path for file in actions.files] == [file.path for file in impressions.files]:
         actions = replace(actions, files=impressions.files)  # one table with all events
     log = EventLog(impressions, actions, ())
     for number, join in enumerate(settings.joins):
         log = EventLog(impressions, actions, (*log.joins, find(f"joins[{number}]", join, len(log.files))))
-    if needs_labels:
+    if with_actions:
         check_actions(actions, settings)
     check_impressions(log, settings, fields)
     return _pin_contents(spark, log, settings, fields) if spark else log

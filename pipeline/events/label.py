@@ -8,24 +8,25 @@ impressions ∪ labels ─label_impressions()─▶ staging/labelled ─▶ coun
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipeline.chunks.reasons import rules_of
 from pipeline.chunks.sources import CONTEXT, SKELETON, InputSplit, SourceFile
-from pipeline.config.events import MS_PER_S, EventsSettings
+from pipeline.config.events import CLICK, MS_PER_S, PURCHASE, EventsSettings
 from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
-from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from pipeline.events.attribute import Rules, attribute, label_impressions, labels_of, reaches_ms
+from pipeline.events.doubts import Findings, doubts_of, empty_split, stop_at_failing_doubts, utc
+from pipeline.events.joins import matched_column
+from pipeline.events.outcomes import ImpressionsRead, impressions_read, outcomes_of, scan
 from pipeline.events.parse_tables import parse_tables
 from pipeline.events.reader import EventReader
-from pipeline.events.rows import Periods, actions_of, impressions_of
+from pipeline.events.rows import Periods, actions_of, attributed_columns, impressions_of
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT, EventLog
 from pipeline.events.times import settle
 from pipeline.features.fields import Catalogue
@@ -43,7 +44,8 @@ class LabelledLog:
     splits: tuple[InputSplit, ...]
     reader: EventReader
     log: EventLog  # with its JSON lines parsed
-    audit: dict[str, Any]
+    audit: dict[str, Any]  # for the manifest and audit.json
+    details: dict[str, Any]  # for audit.json alone, below the same keys
 
 
 def label(
@@ -55,49 +57,61 @@ def label(
     checks: ChecksSettings,
     num_partitions: int,
     staging: Path,
+    needs_train: bool = True,
 ) -> LabelledLog:
     """Write labelled impressions below `staging`.
 
-    Raises InputError where no impression is left, with the reason, or where a row has a defect that `checks` stops at.
+    Raises InputError where no impression is left, or with `needs_train` none of train, with the reason; and where a row
+    has a defect, or the log gives a doubt, that `checks` stops at.
     """
     kinds = settings.label_actions(list(daction))
     # Joins and counts would take Spark's default of 200 partitions otherwise, however small the log.
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     settle(spark)
     log = parse_tables(spark, log, settings, catalogue, num_partitions, staging)
-    actions = actions_of(spark, log.actions, settings, kinds)
-    end_ms, read = scan(actions, settings)
+    named_kinds = settings.named_actions(kinds)
+    actions = actions_of(spark, log.actions, settings, named_kinds) if named_kinds else _no_actions(spark)
+    actions_read = scan(actions, settings) if named_kinds else None
+    end_ms = actions_read.end_ms if actions_read else _end_of_columns(spark, log, settings, catalogue)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
-    with_files = impressions_of(spark, log, settings, catalogue, periods)
-    impressions = with_files.drop("file")
+    read = impressions_of(spark, log, settings, catalogue, periods, checks.missing_item)
+    impressions = read.drop("file", "page")
     one_anywhere = checks.duplicates == GLOBAL
     rules = Rules(
         {kind: settings.window_ms(kind) for kind in kinds},
         settings.clock_skew_s * MS_PER_S,
         bool(settings.actions.impression),
+        bool(settings.impressions.click_time),
         one_anywhere,
     )
     attributed = attribute(
-        impressions.where(F.col("user").isNotNull()),
+        impressions.where(F.col("user").isNotNull() & F.col("item").isNotNull()),
         actions.where((F.col("status") == GOOD_STATUS) & (F.col("at") <= end_ms)),
         rules,
         num_partitions,
     )
     attributed = _write_and_read(attributed, staging / "attributed")
     labels = labels_of(attributed, kinds)
-    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere)
+    unread = attributed_columns(len(settings.joins))
+    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere, unread)
     rows = _write_and_read(rows, staging / "labelled")
-    counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows"), F.min("at"), F.max("at")).collect()
-    _stop_without_impressions(counts, periods, end_ms)
+    counted = impressions_read(rows, len(settings.joins))
+    _stop_without_impressions(counted, periods, end_ms, settings, needs_train)
     rejected = rows.where(~F.col("status").isin(GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)).select("status", "split", "line")
-    _stop_at_failing_rows(with_files, rejected, counts, checks)
+    _stop_at_failing_rows(read, rejected, counted, checks)
+    outcomes, examples = outcomes_of(attributed)
+    found = Findings(
+        log, settings, kinds, periods, actions, read, attributed, rows, actions_read, outcomes, counted
+    )  # fmt: skip
+    doubts = doubts_of(spark, found)
+    stop_at_failing_doubts(doubts, checks)
     _write_and_read(rejected.repartition(1).sortWithinPartitions("status", "split", "line"), staging / "rejected")
     audit = {
-        "actions": read | {"outcomes": _outcomes(attributed)},
+        "actions": (actions_read.counts if actions_read else {}) | {"outcomes": outcomes},
         "actions_end_ms": end_ms,
-        "impressions": _count_left_out(counts),
+        "impressions": counted.left_out(),
     }
-    return _as_sources(staging, catalogue, log, audit)
+    return _as_sources(staging, catalogue, log, audit, _details(found, examples, doubts))
 
 
 def number_impressions(
@@ -113,95 +127,120 @@ def number_impressions(
 
     Actions and the log's own clicks are not read. Raises InputError where no impression is good.
     """
-    settings = replace(settings, impressions=replace(settings.impressions, click=None), names={}, windows_s={})
+    settings = replace(settings, impressions=settings.impressions.without_labels(), names={}, windows_s={})
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     settle(spark)
     log = parse_tables(spark, log, settings, catalogue, num_partitions, staging)
-    with_files = impressions_of(
-        spark, log, settings, catalogue, Periods((0, _ANY_TIME, _ANY_TIME, _ANY_TIME), _ANY_TIME)
-    )
-    impressions = with_files.drop("file")
+    always = Periods((0, _ANY_TIME, _ANY_TIME, _ANY_TIME), _ANY_TIME)
+    with_files = impressions_of(spark, log, settings, catalogue, always)
+    impressions = with_files.drop("file", "page")
     reaches = dict.fromkeys(("click_at", "daction_at", "conversion_at"), 0)
-    one_anywhere = checks.duplicates == GLOBAL
-    carried = ("user", "item") if one_anywhere else ()
-    none = impressions.limit(0).select(
-        *carried, "context_key", "impression_id", *(F.col("at").alias(name) for name in reaches)
+    columns = ("user", "item", "context_key", "impression_id", *reaches)
+    unread = attributed_columns(len(settings.joins))
+    rows = label_impressions(
+        impressions, impressions.limit(0).select(*columns), reaches, num_partitions, checks.duplicates == GLOBAL, unread
     )
-    rows = label_impressions(impressions, none, reaches, num_partitions, one_anywhere)
     rows = _write_and_read(rows, staging / "labelled")
-    counts = rows.groupBy("status", "split").agg(F.count("*").alias("rows")).collect()
-    if not any(row["status"] == GOOD_STATUS for row in counts):
-        found = ", ".join(f"{row['rows']} {row['status']}" for row in counts) or "none at all"
+    read = impressions_read(rows, len(settings.joins))
+    if GOOD_STATUS not in read.by_status():
+        found = ", ".join(f"{number} {status}" for status, number in read.by_status().items()) or "none at all"
         raise InputError(
             f"No impression can be read: {found}; check source.events.impressions, time_unit and the fields' columns."
         )
     rejected = rows.where(F.col("status") != GOOD_STATUS).select("status", "split", "line")
-    _stop_at_failing_rows(with_files, rejected, counts, checks)
+    _stop_at_failing_rows(with_files, rejected, read, checks)
     _write_and_read(rejected.repartition(1).sortWithinPartitions("status", "split", "line"), staging / "rejected")
-    return _as_sources(staging, catalogue, log, {"impressions": {"read": sum(row["rows"] for row in counts)}})
+    return _as_sources(staging, catalogue, log, {"impressions": {"read": read.total("rows")}}, {})
 
 
-def scan(actions: DataFrame, settings: EventsSettings) -> tuple[int, dict[str, int]]:
-    """Return (the end of the actions log in milliseconds, how many rows it has of each kind of defect)."""
-    known = settings.actions_end_ms()
-    status, at = F.col("status"), F.col("at")
-    is_after_end = (status == GOOD_STATUS) & (at > known) if known is not None else F.lit(False)
-    found = actions.agg(
-        F.count("*").alias("read"),
-        F.count_if(status == "malformed").alias("malformed"),
-        F.count_if(status == "other").alias("other"),
-        F.count_if(is_after_end).alias("after_end"),
-        F.max(F.when(status != "malformed", at)).alias("latest"),
-    ).collect()[0]
-    latest = known if known is not None else found["latest"]
-    if latest is None:
-        raise InputError(
-            f"The actions log has no readable row among {found['read']}, so its end is unknown; "
-            "check source.events.actions and source.events.time_unit, or set source.events.actions_end."
-        )
-    return latest, {name: found[name] for name in ("read", "malformed", "other", "after_end")}
+def _no_actions(spark: SparkSession) -> DataFrame:
+    columns = "status string, user string, item string, at long, kind string, named_id long, name string"
+    return spark.createDataFrame([], columns)
 
 
-def _outcomes(attributed: DataFrame) -> dict[str, dict[str, int]]:
-    """Count actions: kind → outcome → number."""
-    found: dict[str, dict[str, int]] = {}
-    for row in attributed.groupBy("kind", "outcome").count().orderBy("kind", "outcome").collect():
-        found.setdefault(row["kind"], {})[row["outcome"]] = row["count"]
-    return found
+def _end_of_columns(spark: SparkSession, log: EventLog, settings: EventsSettings, catalogue: Catalogue) -> int:
+    """Return until when labels are known that are all columns of the impressions: until the latest time in them."""
+    if (known := settings.actions_end_ms()) is not None:
+        return known
+    anywhere = Periods(settings.boundaries_ms(), 0)
+    times = ("at", "click_at", "daction_at", "conversion_at")
+    rows = impressions_of(spark, log, settings, catalogue, anywhere)
+    latest = rows.agg(F.max(F.greatest(*times))).collect()[0][0]
+    return 0 if latest is None else int(latest)
 
 
-def _count_left_out(counts: Sequence[Row]) -> dict[str, Any]:
-    """Count the impressions that were read, and of these the ones that the dataset leaves out though they are good."""
-    immature = dict.fromkeys(SPLITS, 0)
-    for row in counts:
-        if row["status"] == IMMATURE:
-            immature[SPLITS[row["split"]]] += row["rows"]
-    outside = sum(row["rows"] for row in counts if row["status"] == OUTSIDE_SPLIT)
-    return {"read": sum(row["rows"] for row in counts), "outside_split": outside, "immature": immature}
+def _details(
+    found: Findings, examples: Mapping[str, Mapping[str, str]], doubts: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    """Return what audit.json says beyond the manifest."""
+    read, settings = found.read, found.settings
+    details: dict[str, Any] = {
+        "actions": {
+            "examples": examples,
+            "other_names": found.actions_read.other_names if found.actions_read else {},
+        },
+        "impressions": {
+            "written": read.total("rows", GOOD_STATUS),
+            "quarantined": read.rejected(),
+            "without_item": read.total("without_item", GOOD_STATUS),
+            "defects": [row.asDict() for row in read.defects],
+            "shared_contexts": read.shared_contexts,
+            "of_shared_contexts": read.shared_impressions,
+        },
+        "joins": [
+            {"path": join.path, "matched": read.total(matched_column(number))}
+            for number, join in enumerate(settings.joins)
+        ],
+        "warnings": list(doubts),
+    }
+    if columns := settings.impressions.label_columns():
+        names = {CLICK: "click", PURCHASE: "conversion"}
+        labels = dict.fromkeys(names.get(kind, "daction") for kind in columns)
+        details["labels_in_columns"] = {label: read.lost.get(label, {}) for label in labels}
+    return details
 
 
-def _stop_without_impressions(counts: Sequence[Row], periods: Periods, end_ms: int) -> None:
-    if any(row["status"] == GOOD_STATUS for row in counts):
+def _stop_without_impressions(
+    read: ImpressionsRead, periods: Periods, end_ms: int, settings: EventsSettings, needs_train: bool
+) -> None:
+    """Raise InputError without a good impression, or one of train; name the most frequent reason, its column and a value."""
+    by_status = read.by_status()
+    if GOOD_STATUS in by_status:
+        if needs_train and (why := empty_split(read, periods, 0)):
+            raise InputError(
+                f"The train split has no impression, so there is nothing to learn from: {why}; check "
+                "source.events.boundaries, actions_end and windows_s."
+            )
         return
-    times = [row[name] for row in counts for name in ("min(at)", "max(at)") if row[name] is not None]
-    span = f"from {_utc(min(times))} to {_utc(max(times))}" if times else "at no readable time"
-    by_status: dict[str, int] = {}
-    for row in counts:
-        by_status[row["status"]] = by_status.get(row["status"], 0) + row["rows"]
-    found = ", ".join(f"{number} {status}" for status, number in sorted(by_status.items())) or "none at all"
+    found = ", ".join(f"{number} {status}" for status, number in by_status.items()) or "none at all"
+    if read.defects and read.defects[0]["rows"] >= max(by_status.get(name, 0) for name in (OUTSIDE_SPLIT, IMMATURE)):
+        most = read.defects[0]
+        where = (
+            f"the column {most['column']} has {most['value']!r}" if most["column"] else f"the row is {most['value']!r}"
+        )
+        if most["column"] and most["value"] is None:
+            where = f"the column {most['column']} is empty"
+        unit = settings.impressions.time_unit or settings.time_unit
+        remedy = f"check time_unit={unit}, and " if most["column"] == settings.impressions.timestamp else "check "
+        raise InputError(
+            f"No impression is left: {found}. The most frequent reason is {most['status']} "
+            f"({rules_of('events')[most['status']]}): {where}, for example, as one of {most['rows']} rows; {remedy}"
+            "source.events.impressions."
+        )
+    span = read.span()
+    lie = f"from {utc(span[0])} to {utc(span[1])}" if span else "at no readable time"
     t0, _, _, t3 = periods.boundaries_ms
     raise InputError(
-        f"No impression is left: {found}. They lie {span}, the splits from {_utc(t0)} to {_utc(t3)}, and labels are "
-        f"known of impressions until {_utc(periods.mature_until_ms)}, because the actions end at {_utc(end_ms)}; "
+        f"No impression is left: {found}. They lie {lie}, the splits from {utc(t0)} to {utc(t3)}, and labels are "
+        f"known of impressions until {utc(periods.mature_until_ms)}, because the actions end at {utc(end_ms)}; "
         "check source.events.time_unit, boundaries and actions_end."
     )
 
 
 def _stop_at_failing_rows(
-    impressions: DataFrame, rejected: DataFrame, counts: Sequence[Row], checks: ChecksSettings
+    impressions: DataFrame, rejected: DataFrame, read: ImpressionsRead, checks: ChecksSettings
 ) -> None:
-    present = {row["status"] for row in counts} - {GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE}
-    for reason in sorted(reason for reason in present if getattr(checks, reason) == FAIL):
+    for reason in sorted(reason for reason in read.rejected() if getattr(checks, reason) == FAIL):
         line = rejected.where(F.col("status") == reason).agg(F.min("line")).collect()[0][0]
         raise InputError(
             f"{_file_with(impressions, reason, line)} has {reason} ({rules_of('events')[reason]}) in the row "
@@ -220,10 +259,6 @@ def _file_with(impressions: DataFrame, reason: str, line: str) -> str:
     return unquote(re.sub("^file:/*", "/", address)) or "impressions"
 
 
-def _utc(ms: int) -> str:
-    return datetime.fromtimestamp(ms / MS_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _write_and_read(frame: DataFrame, path: Path) -> DataFrame:
     """Write a frame as Parquet and return it from there, because what follows reads it more than once."""
     address = f"file:{path}"
@@ -231,7 +266,9 @@ def _write_and_read(frame: DataFrame, path: Path) -> DataFrame:
     return frame.sparkSession.read.schema(frame.schema).parquet(address)
 
 
-def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mapping[str, Any]) -> LabelledLog:
+def _as_sources(
+    staging: Path, catalogue: Catalogue, log: EventLog, audit: dict[str, Any], details: dict[str, Any]
+) -> LabelledLog:
     """List every labelled file twice, for its contexts and for its impressions, and the file of rejected rows.
 
     All files of a table have one ordinal, because a context's rows are ordered by time (in_context), not by file.
@@ -249,4 +286,4 @@ def _as_sources(staging: Path, catalogue: Catalogue, log: EventLog, audit: Mappi
     ]
     if rejected:
         splits.append(InputSplit(sources[2], 0, 0))
-    return LabelledLog(sources, tuple(splits), EventReader(catalogue, str(rejected)), log, dict(audit))
+    return LabelledLog(sources, tuple(splits), EventReader(catalogue, str(rejected)), log, audit, details)

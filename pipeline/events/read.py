@@ -7,18 +7,27 @@ number. Any other text becomes the lower 63 bits of its XXH64 with seed 42, whic
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    FractionalType,
     IntegralType,
     StringType,
 )
 
-from pipeline.config.events import ActionsSettings, EventsSettings, ImpressionsSettings
+from pipeline.config.events import (
+    INTEGER,
+    LOWER,
+    TRIM,
+    ActionsSettings,
+    EventsSettings,
+    ImpressionsSettings,
+    JoinSettings,
+)
 from pipeline.events.parquet_rows import path_in
 from pipeline.events.tables import (
     CORRUPT,
@@ -31,6 +40,13 @@ from pipeline.features.fields import Field
 
 #: What stands between the texts of several columns that are read as their tuple.
 TUPLE = "\x1f"
+#: A whole number as some tables write it: 0100, +100 and 100.0 are 100.
+_INTEGER = r"^\s*(?:\+|(-))?0*([0-9]+?)(?:\.0*)?\s*$"
+_CLEANING: dict[str, Callable[[Column], Column]] = {
+    TRIM: lambda text: F.regexp_replace(text, r"^\s+|\s+$", ""),
+    LOWER: F.lower,
+    INTEGER: lambda text: F.regexp_replace(text, _INTEGER, "$1$2"),
+}
 _DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 
 
@@ -48,6 +64,19 @@ def select_columns(frame: DataFrame, names: Sequence[str], file: Column) -> Data
     """Select columns and fields of structs (user.id), each under its name, with CORRUPT and FILE."""
     columns = [F.col(".".join(map(backquoted, path_in(frame.columns, name)))).alias(name) for name in names]
     return frame.select(*columns, F.lit(None).cast("string").alias(CORRUPT), file.alias(FILE))
+
+
+def cleaned(frame: DataFrame, clean: Mapping[str, Sequence[str]]) -> DataFrame:
+    """Apply each column's cleanings, in their order, where the column is read; what is left of it is text."""
+    for column in [name for name in clean if name in frame.columns]:
+        text = F.col(backquoted(column))
+        if isinstance(frame.schema[column].dataType, FractionalType):
+            text = text.cast("decimal(38,6)")  # a float of 10 million or more has an exponent as text
+        text = text.cast("string")
+        for cleaning in clean[column]:
+            text = _CLEANING[cleaning](text)
+        frame = frame.withColumn(column, text)
+    return frame
 
 
 def raw_id(text: Column) -> Column:
@@ -119,7 +148,7 @@ class Texts:
             values = F.split(text, "".join(f"\\{c}" if not c.isalnum() else c for c in separator))
         return F.coalesce(values, F.array().cast("array<string>"))
 
-    def milliseconds(self, name: str, entry: ImpressionsSettings | ActionsSettings) -> Column:
+    def milliseconds(self, name: str, entry: ImpressionsSettings | ActionsSettings | JoinSettings) -> Column:
         """Return a time as milliseconds since 1970 UTC; null where it is none, or not in the years 1970 to 9999."""
         unit, zone = entry.time_unit or self._settings.time_unit, entry.time_zone or self._settings.time_zone
         return milliseconds(F.col(backquoted(name)), self._types[name], unit, zone)
@@ -134,9 +163,10 @@ class Texts:
         return F.when(~text.isin(self._settings.nulls), text) if self._settings.nulls else text
 
 
-def features_of(fields: Sequence[Field], texts: Texts) -> tuple[list[Column], list[Column]]:
-    """Return (the columns f0 w0 f1 …, for each numeric and each multi-valued field whether it is bad)."""
-    columns, bad = [], []
+def features_of(fields: Sequence[Field], texts: Texts) -> tuple[list[Column], list[tuple[str, Column]]]:
+    """Return (the columns f0 w0 f1 …, for each numeric and each multi-valued field its column and whether it is bad)."""
+    columns: list[Column] = []
+    bad: list[tuple[str, Column]] = []
     for number, entry in enumerate(fields):
         if entry.reads_numbers:
             is_vector = entry.kind_of_field.reads_vectors
@@ -144,19 +174,20 @@ def features_of(fields: Sequence[Field], texts: Texts) -> tuple[list[Column], li
                 texts.vector_of(entry.raw_id, entry.num_numbers) if is_vector else texts.number_of(entry.raw_id)
             )
             columns.append(value.alias(f"f{number}"))
-            bad.append(is_bad)
+            bad.append((entry.raw_id, is_bad))
             continue
         if entry.arity == "one":
             columns.append(texts.id_of(entry.raw_id).alias(f"f{number}"))
             continue
         ids = texts.ids_of(entry.raw_id)
         columns.append(ids.alias(f"f{number}"))
-        bad.append(F.exists(ids, lambda value: value.isNull()))
+        bad.append((entry.raw_id, F.exists(ids, lambda value: value.isNull())))
         if entry.weighted:
             weights = F.transform(texts.list_of(weights_of(entry.raw_id)), lambda text: text.try_cast("float"))
             columns.append(weights.alias(f"w{number}"))
             infinite = F.exists(weights, lambda w: w.isNull() | F.isnan(w) | (F.abs(w) == float("inf")))
-            bad += [infinite, F.size(weights) != F.size(ids)]
+            name = weights_of(entry.raw_id)
+            bad += [(name, infinite), (name, F.size(weights) != F.size(ids))]
     return columns, bad
 
 

@@ -77,7 +77,7 @@ class EventLog:
         yield self.impressions, _of_table(self.impressions, needed)
         yield self.actions, _of_table(self.actions, needed_action_columns(settings))
         for join, table in zip(settings.joins, self.joins, strict=True):
-            yield table, _of_table(table, needed | dict.fromkeys(join_key(join), ONE))
+            yield table, _of_table(table, needed | dict.fromkeys(own_columns(join), ONE))
 
     def pin(self, settings: EventsSettings) -> EventsSettings:
         """Return the settings with the version at which each table is read."""
@@ -102,11 +102,16 @@ def join_key(join: JoinSettings) -> list[str]:
     return join.key or join.by
 
 
+def own_columns(join: JoinSettings) -> list[str]:
+    """Return the columns by which a joined table is joined: its key, and of a history its time."""
+    return [*join_key(join), *([join.asof] if join.asof else [])]
+
+
 def needed_columns(settings: EventsSettings, fields: Catalogue) -> dict[str, str]:
     """Return column → ONE or MANY values, for every column that is read of the impressions or a joined table."""
     entry = settings.impressions
     singles = [entry.timestamp, *entry.user, *entry.item, *entry.id, *entry.context, *entry.where]
-    singles += [entry.click] if entry.click else []
+    singles += [column for columns in entry.label_columns().values() for column in columns if column]
     singles += [column for join in settings.joins for column in join.by]
     needed = dict.fromkeys(singles, ONE)
     for wanted in fields.fields:

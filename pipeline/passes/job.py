@@ -51,8 +51,9 @@ class Job:
                 start_spark(settings.spark)  # nothing else can read the files
             found = find_sources(settings.source.path, bool(settings.labels.daction), by_spark)
             return cls(settings, fields, tuple(found), out, base=base)
-        events.label_actions(settings.labels.daction)
-        log = find_log(settings.source.path, events, fields, start_session=lambda: start_spark(settings.spark))
+        kinds = events.label_actions(settings.labels.daction)
+        with_actions = bool(events.named_actions(kinds))
+        log = find_log(settings.source.path, events, fields, with_actions, lambda: start_spark(settings.spark))
         return cls(pin_versions(settings, log), fields, log.files, out, log, base)
 
     @property

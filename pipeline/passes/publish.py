@@ -66,6 +66,8 @@ def assemble(
     if log.events:
         balanced["events"] = log.events.audit
     content = balanced | figures(job.catalogue, statistics_of(reports, staging))
+    if log.events:
+        content["events"] = with_details(log.events.audit, log.events.details)
     content["leakage"] = leakage(job.out.location, files, job.catalogue.fields, job.settings.audit)
     content["examples"] = balance.examples_of([report.examples for report in quarantine], log.sources)
     determining = job.determining
@@ -84,6 +86,14 @@ def assemble(
     commit.write_json(job.out, commit.AUDIT, content)
     job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
     return manifest
+
+
+def with_details(audit: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts of the manifest with what audit.json alone says beside them."""
+    found = dict(audit)
+    for name, value in details.items():
+        found[name] = found[name] | value if name in found else value
+    return found
 
 
 def merge_tallies(reports: Sequence[DataReport]) -> Tally:

@@ -59,6 +59,7 @@ NEWER_SETTINGS = (
     "mlflow_experiment",
     "layout",
     "sampling",
+    "actions_end",
     "time_unit",
     "time_zone",
     "where",
@@ -72,6 +73,17 @@ NEWER_SETTINGS = (
     "quote",
     "escape",
     "encoding",
+    "clean",
+    "click_time",
+    "conversion",
+    "conversion_time",
+    "dactions",
+    "daction_times",
+    "missing_item",
+    "label_without_positive",
+    "join_without_match",
+    "empty_split",
+    "shared_context",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
@@ -118,8 +130,8 @@ def without_newer(settings: Any) -> Any:
 
 
 def is_older(key: str, settings: dict[str, Any]) -> bool:
-    """Tell boundaries and time_unit of source.events, and ranks of jobs.demo, from newer settings of these names."""
-    return (key in ("boundaries", "time_unit") and "windows_s" in settings) or (
+    """Tell boundaries, time_unit, actions_end of source.events, and ranks of jobs.demo, from newer settings of these names."""
+    return (key in ("boundaries", "time_unit", "actions_end") and "windows_s" in settings) or (
         key == "ranks" and "batch_size" in settings
     )
 
