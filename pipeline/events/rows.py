@@ -192,7 +192,10 @@ def _defect(is_corrupt: Column, reasons: Sequence[tuple[Column, Sequence[tuple[s
 
     found = F.when(
         is_corrupt,
-        F.struct(F.lit("").alias("column"), F.substring(F.col(CORRUPT), 1, _CHARACTERS_KEPT).alias("value")),
+        F.struct(
+            F.lit("").alias("column"),
+            F.make_valid_utf8(F.substring(F.col(CORRUPT), 1, _CHARACTERS_KEPT)).alias("value"),
+        ),
     )
     for applies, defects in reasons:
         for name, is_bad in defects:
