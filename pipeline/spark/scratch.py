@@ -1,7 +1,8 @@
 """The scratch folder of one process: for Spark's shuffle and what its workers read.
 
-Java's own temporary files stay where Java puts them: sockets are among them, whose paths may have 107 bytes. The folder lies below TMPDIR, with mode 0700 whatever the umask is, because shuffled rows are users' data. It is removed when the
+It lies below TMPDIR, with mode 0700 whatever the umask is, because shuffled rows are users' data. It is removed when the
 process ends. After a kill, the next process that makes one removes it: a lock on the folder ends with its process.
+Java's own temporary files stay where Java puts them: sockets are among them, whose paths may have 107 bytes.
 """
 
 import atexit
