@@ -1,8 +1,18 @@
 """Values that no setting may have: each is refused before anything starts, by a sentence with the key and the value."""
 
+import copy
+import importlib
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from jobs.entry import compose
+import jobs
+from jobs.command_line import settings_of
+from jobs.entry import _composed, compose, to_settings
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.errors import InputError
 from training.run.settings import TrainSettings
@@ -44,3 +54,66 @@ def test_a_preprocessing_setting_outside_its_rule_is_refused(override: str) -> N
         compose("preprocess", PreprocessSettings, ["source.path=d", "out=o", override])
     assert override.partition("=")[0].rpartition(".")[2] in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+#: What each job needs to be composed.
+NEEDED = {
+    "compare": ["runs=[a,b]"],
+    "demo": [],
+    "evaluate": ["run=r"],
+    "export": ["run=r", "out=o"],
+    "inspect": ["data=d"],
+    "pipeline": ["out=o", "raw=r"],
+    "plan": ["data=d", "cluster=2x8xH100"],
+    "preprocess": ["source.path=d", "out=o", "source=events"],
+    "score": ["run=r", "out=o", "data=d"],
+    "simulate": ["out=o", "impressions=1000"],
+    "train": ["data=d", "out=o"],
+}
+NO_VALUE_OF: dict[type, list[Any]] = {
+    int: [1.5, True, 10**20, -1],
+    float: [math.nan, math.inf, "x", -1.0],
+    bool: [2, "x"],
+}
+#: Checked where the environment of torchrun is known: `training.distributed.torchrun.starts_ranks`.
+LATER = {("train", "ranks", -1), ("evaluate", "ranks", -1)}
+
+
+@cache
+def schema_of(job: str) -> Any:
+    """Return the dataclass that jobs/<job>.py gives to `launch`."""
+    source = (Path(jobs.__file__).parent / f"{job}.py").read_text()
+    name = re.search(r'launch\("\w+", (\w+),', source)
+    return getattr(importlib.import_module(f"jobs.{job}"), name[1]) if name else None
+
+
+def test_every_job_is_walked() -> None:
+    files = {path.stem for path in Path(jobs.__file__).parent.glob("*.py")}
+    assert {job for job in files if schema_of(job)} == set(NEEDED) & files
+
+
+@pytest.mark.parametrize("job", [job for job in NEEDED if (Path(jobs.__file__).parent / f"{job}.py").exists()])
+def test_no_number_and_no_switch_of_a_job_takes_just_anything(job: str) -> None:
+    schema = schema_of(job)
+    config = _composed(job, schema, NEEDED[job], None)
+    to_settings(schema, config)
+    found, of_train = [], {setting.key for setting in settings_of(TrainSettings)} if job == "plan" else set()
+    for setting in settings_of(schema):
+        if setting.type not in NO_VALUE_OF or setting.key in of_train:
+            continue
+        *groups, leaf = setting.key.split(".")
+        for value in NO_VALUE_OF[setting.type]:
+            changed = copy.deepcopy(config)
+            group = changed
+            for name in groups:
+                group = group.get(name) or {}
+            if leaf not in group or (job, setting.key, value) in LATER:
+                continue  # of an optional group that this command does not choose
+            group[leaf] = value
+            try:
+                to_settings(schema, changed)
+                found.append(f"{setting.key}={value} is taken")
+            except InputError as refused:
+                if leaf not in str(refused) or "\n" in str(refused):
+                    found.append(f"{setting.key}={value}: {refused}")
+    assert not found

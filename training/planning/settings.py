@@ -26,3 +26,6 @@ class FeasibilitySettings(TrainSettings):
             raise InputError(f"keep_free={self.keep_free} is outside [0, 1).")
         if self.impressions is not None and self.impressions < 1:
             raise InputError(f"impressions={self.impressions} is below 1.")
+        for name in ("host_memory_gb", "network_gbit_per_s"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} is not above 0.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
+from pipeline.errors import InputError
 from training.run.stages import print_heading, run_command
 
 
@@ -20,6 +21,11 @@ class DemoSettings:
     ranks: int = 2
     model: str = "esmm"
     batch_size: int = 1000  # the paper's 5000 would leave half a million impressions 90 updates, too few to learn from
+
+    def __post_init__(self) -> None:
+        for name, least in {"impressions": 1, "seed": 0, "ranks": 1, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} is below {least}.")
 
 
 def demo_commands(settings: DemoSettings) -> list[tuple[str, list[str]]]:
