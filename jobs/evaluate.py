@@ -6,12 +6,13 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take a second
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
 from jobs.entry import exit_without_finalization, imports_not_collected, launch
+from pipeline.errors import InputError
 from training.checkpoint.settings import check_which
 from training.distributed.torchrun import speaks, starts_ranks
 
@@ -27,8 +28,13 @@ class EvaluateSettings:
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     data: str | None = None  # where the dataset is now, or another day's; null: where the run found it
 
+    ctr_run: str | None = None  # the independent CTR network: a run that predicts p_ctr (ESMM §3.1)
+    slices: list[str] = field(default_factory=list)  # figures by single-valued fields, user_impressions, user_purchases
+
     def __post_init__(self) -> None:
         check_which(self.checkpoint, "checkpoint")
+        if len(set(self.slices)) < len(self.slices):
+            raise InputError(f"slices={self.slices} names one twice; name each once.")
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -49,14 +55,15 @@ def run(settings: EvaluateSettings) -> None:
     folder = Path(settings.run)
     trained = run_folder.load_settings(folder)
     truth = Path(settings.truth) if settings.truth else None
+    ctr_run = Path(settings.ctr_run) if settings.ctr_run else None
+    where = (settings.checkpoint, settings.data, ctr_run, settings.slices)
     with join(trained.world) as world:
-        figures = evaluate_split(folder, trained, settings.split, truth, world, settings.checkpoint, settings.data)
+        figures = evaluate_split(folder, trained, settings.split, truth, world, *where)
     if figures is not None:
         shown = {
             name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None
         }
         say(" · ".join(f"{name} {value:.4f}" for name, value in shown.items()))
-        say(f"{folder / 'metrics.json'} · {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def decode_rows(dataset: str, split: str, rows: int) -> str:
     files = dataset_files(dataset, "restore the file, or run jobs.preprocess again.")
     found = _first_rows(files, manifest, manifest.files_of(split), rows)
     try:
-        ids = {field.name: _raw_ids_of(files, field, _indices(found, field)) for field in manifest.fields}
+        ids = {field.name: read_raw_ids(files, field, _indices(found, field)) for field in manifest.fields}
         rows_text = [_row(manifest, Decoder(ids), split, number, row) for number, row in enumerate(found, 1)]
     except _CONTRADICTIONS as error:
         raise InputError(
@@ -95,8 +95,11 @@ def _indices(rows: Iterable[Mapping[str, Any]], field: ManifestField) -> np.ndar
     return np.unique([index for index in flat if index >= NUM_RESERVED_ROWS])
 
 
-def _raw_ids_of(files: NamedFiles, field: ManifestField, indices: np.ndarray) -> dict[int, int | str]:
-    """Map index → raw id, or the text that it is the hash of. Index i stands in row i − 2 of the vocabulary."""
+def read_raw_ids(files: NamedFiles, field: ManifestField, indices: np.ndarray) -> dict[int, int | str]:
+    """Map each of `indices` that has one to its raw id, or to the text that it is the hash of.
+
+    Index i stands in row i − 2 of the vocabulary. Raises InputError where that is damaged.
+    """
     if not len(indices):
         return {}
     name = field.vocabulary

@@ -64,6 +64,7 @@ NEWER_SETTINGS = (
     "time_zone",
     "where",
     "ctr_run",
+    "slices",
     "average",
     "own_tables",
     "table",

@@ -21,6 +21,8 @@ NEW_IN_LOG = ("learning_rate_", "gradient_norm_", "best_")
 NEW_IN_METRICS = (
     "provenance",
     "intervals",
+    "slices",
+    "cvr_by_click_propensity",
     "gauc_weighted",
     "cvr_num_above_one",
     "observed_rates",

@@ -197,9 +197,9 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     assert (found.validation.best, found.validation.num_worse) == (aucs[-3], 2)
     with join(settings.world) as world:
         assert Trainer(settings, world).finished
-        paths, _ = predict_run(Path(settings.out), settings, "validation", None, world, "best")
-    assert paths.predictions.parent == tmp_path / "run" / "evaluations" / f"validation.{found.path.name}"
-    columns = PredictionFiles(paths.predictions, "")
+        predicted = predict_run(Path(settings.out), settings, "validation", None, world, "best")
+    assert predicted.paths.predictions.parent == tmp_path / "run" / "evaluations" / f"validation.{found.path.name}"
+    columns = PredictionFiles(predicted.paths.predictions, "")
     positive, negative = columns["p_ctr"][columns["click"] == 1], columns["p_ctr"][columns["click"] == 0]
     wins = (positive[:, None] > negative).sum() + 0.5 * (positive[:, None] == negative).sum()
     assert aucs[-3] == pytest.approx(wins / (len(positive) * len(negative)), abs=1e-3)

@@ -7,6 +7,7 @@ length is exact to 4·10⁻¹⁸ before its one rounding to a double. A sum lies
 # Shapes: N impressions.
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.kernels.jit import nb
 LOG_LOSS_MARGIN = 1e-15
 #: −ln of the margin is 34.5, and 34.5 · 2⁵⁷ is the largest term: it fits an int64.
 _SCALE = 2.0**57
-#: Terms of `sum_of` are within ±LARGEST_TERM.
+#: Numbers beyond ±LARGEST_TERM, such as a p_cvr that is a quotient of two networks, are added by math.fsum.
 LARGEST_TERM = 32.0
 _LOW = 0xFFFFFFFF
 
@@ -82,8 +83,9 @@ def log_loss_sum(target_N: NDArray[Any], probability_N: NDArray[Any]) -> ExactSu
 
 
 def sum_of(value_N: NDArray[Any]) -> ExactSum:
-    """Sum numbers within ±32."""
+    """Sum finite numbers."""
+    if len(value_N) and not (value_N.max() < LARGEST_TERM and value_N.min() > -LARGEST_TERM):
+        return ExactSum(round(Fraction(math.fsum(value_N.tolist())) * int(_SCALE)))
     sums = np.zeros((1, 2), np.int64)
-    assert len(value_N) == 0 or (value_N.max() < LARGEST_TERM and value_N.min() > -LARGEST_TERM), "a term is too large"
     _add_values(sums, value_N)
     return ExactSum.of(sums[0])

@@ -22,7 +22,8 @@ from training.evaluation.sorted_scores import CalibrationCurve
 
 COLLAPSED = frozenset(("not_finite", "one_value", "chance", "diverged"))
 #: Task → what its positives are.
-POSITIVES = {"ctr": "clicks", "cvr": "conversions", "ctavr": "dactions", "ctcvr": "conversions"}
+POSITIVES = {"ctr": "clicks", "cvr": "conversions", "ctavr": "dactions"}
+POSITIVES |= dict.fromkeys(("ctcvr", "ctcvr_independent"), "conversions")
 #: Odds of the highest twentieth over those of the lowest, below which a tower says one value.
 _LEAST_ODDS_RATIO = 1.1
 #: Impressions below which neither twentieths nor a rank tell anything.

@@ -50,6 +50,7 @@ _CVR_ALL = (
 )
 
 
+_TENTHS = 10
 #: The figures of GAUC; a group is a user.
 _GAUC = ("gauc", "gauc_weighted", "gauc_groups", "gauc_groups_left_out")
 
@@ -82,6 +83,7 @@ class Evaluation(NamedTuple):
     metrics: Metrics
     curves: dict[str, TaskCurves]  # by task; without those whose predictions are not finite
     intervals: dict[str, list[float]]  # 95 %: name → [low, high]; needs group_id
+    users: Users | None = None
 
 
 def evaluate(predictions: Mapping[str, Array]) -> Metrics:
@@ -131,7 +133,7 @@ def evaluate_with_curves(
         intervals |= found.intervals
     if true is not None:
         metrics |= _oracle_metrics(predictions, true, metrics)
-    return Evaluation(metrics, curves, intervals)
+    return Evaluation(metrics, curves, intervals, users)
 
 
 def _evaluate_task(
@@ -318,6 +320,43 @@ def _cvr_over_all(predictions: Mapping[str, Array], true: Mapping[str, Array]) -
     metrics["true_cvr_all_auc"] = expected_auc(true_cvr_N, true_cvr_N)
     metrics["cvr_all_auc_share"] = _share(metrics["cvr_all_auc"], metrics["true_cvr_all_auc"])
     return metrics
+
+
+def cvr_by_click_propensity(predictions: Mapping[str, Array], truth: Mapping[str, Array]) -> list[Metrics]:
+    """Compare p_cvr with the true p_cvr in tenths of the impressions by their true p_ctr, the lowest first.
+
+    A model that learns from clicks alone sees the last tenths more often than the first: sample selection bias (ESMM §1).
+    Each tenth has the mean of the true p_ctr, of the true p_cvr and of p_cvr, their quotient (calibration), the log loss
+    against the true p_cvr with its least possible value, and the expected AUC with that of the true p_cvr.
+    """
+    true = true_probabilities(predictions, truth)
+    if "p_cvr" not in predictions or not is_finite(predictions["p_cvr"]):
+        return []
+    p_cvr_N, true_cvr_N, true_ctr_N = predictions["p_cvr"], true["p_cvr"], true["p_ctr"]
+    places = -(-np.arange(1, _TENTHS) * len(true_ctr_N) // _TENTHS) - 1
+    edges = np.unique(np.sort(true_ctr_N)[places]) if len(true_ctr_N) else true_ctr_N
+    tenth_N = np.searchsorted(edges, true_ctr_N, side="left").astype(np.int8)
+    found = []
+    for tenth in range(len(edges) + 1):
+        rows = np.flatnonzero(tenth_N == tenth)
+        if not len(rows):
+            continue
+        p_cvr, true_cvr = p_cvr_N[rows], true_cvr_N[rows]
+        mean, true_mean = sum_of(p_cvr).over(len(rows)), sum_of(true_cvr).over(len(rows))
+        found.append(
+            {
+                "num_impressions": len(rows),
+                "true_ctr": sum_of(true_ctr_N[rows]).over(len(rows)),
+                "true_cvr": true_mean,
+                "predicted_cvr": mean,
+                "calibration": mean / true_mean if true_mean else None,
+                "log_loss": mean_log_loss(true_cvr, p_cvr),
+                "true_log_loss": mean_log_loss(true_cvr, true_cvr),
+                "auc": expected_auc(true_cvr, p_cvr),
+                "true_auc": expected_auc(true_cvr, true_cvr),
+            }
+        )
+    return found
 
 
 def _share(reached: float | None, ceiling: float | None) -> float | None:

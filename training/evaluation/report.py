@@ -47,7 +47,17 @@ _HEADLINE_COLUMNS = {
 
 
 #: What metrics.json says besides figures.
-NO_FIGURES = ("split", "undefined", "intervals", "observed_rates", "calibration_in_words", "alerts", "provenance")
+NO_FIGURES = (
+    "split",
+    "undefined",
+    "intervals",
+    "observed_rates",
+    "calibration_in_words",
+    "alerts",
+    "slices",
+    "cvr_by_click_propensity",
+    "provenance",
+)
 
 
 class HeadlineCell(NamedTuple):
@@ -98,6 +108,14 @@ class TrainingFacts(NamedTuple):
     waiting_share: float | None  # mean over steps
 
 
+class SliceTable(NamedTuple):
+    """The parts of a split by one slicing."""
+
+    name: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]  # value, cells
+
+
 class TaskSection(NamedTuple):
     """The charts of one task; fewer than three where one needs both classes."""
 
@@ -134,6 +152,9 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
         num_broken_lines=num_broken_lines,
         tasks=[task_section(name, curves.get(name)) for name in TASK_TITLES if f"{name}_auc" in metrics],
         metrics={str(name): json.dumps(value) for name, value in metrics.items()},
+        intervals=saved.get("intervals", {}),
+        slices=[slice_table(name, parts, metrics) for name, parts in saved.get("slices", {}).items()],
+        by_propensity=[propensity_row(part) for part in saved.get("cvr_by_click_propensity", [])],
         provenance=saved.get("provenance", {}),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
     )
@@ -202,6 +223,29 @@ def training_facts(log: Sequence[LogEntry]) -> TrainingFacts | None:
         float(np.median(logged("impressions_per_s"))) if "impressions_per_s" in last else None,
         float(np.nanmean(logged("waiting_share"))) if "waiting_share" in last else None,
     )
+
+
+def slice_table(name: str, parts: Sequence[Mapping[str, Any]], metrics: Metrics) -> SliceTable:
+    """Lay out the parts of a slicing: impressions, then AUC and calibration of each task."""
+    tasks = [(task, title) for task, (title, _) in TASK_TITLES.items() if f"{task}_auc" in metrics]
+    columns = [f"{title} {what}" for _, title in tasks for what in ("positives", "AUC", "calibration")]
+    forms = (("num_positives", ","), ("auc", ".4f"), ("calibration", ".3f"))
+    rows = []
+    for part in parts:
+        cells = [_text(part.get(f"{task}_{key}"), form) for task, _ in tasks for key, form in forms]
+        rows.append((str(part["value"]), [f"{part['num_impressions']:,}", *cells]))
+    return SliceTable(name, ["impressions", *columns], rows)
+
+
+def propensity_row(part: Mapping[str, Any]) -> list[str]:
+    """Format one tenth of `cvr_by_click_propensity`."""
+    forms = {"num_impressions": ",", "true_ctr": ".3%", "true_cvr": ".3%", "predicted_cvr": ".3%", "calibration": ".3f"}
+    forms |= {"log_loss": ".4f", "true_log_loss": ".4f", "auc": ".4f", "true_auc": ".4f"}
+    return [_text(part.get(name), form) for name, form in forms.items()]
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def task_section(name: str, curves: TaskCurves | None) -> TaskSection:

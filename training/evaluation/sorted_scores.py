@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.kernels.jit import nb
-from training.evaluation.exact_sums import ExactSum, add_term, log_loss_of
+from training.evaluation.exact_sums import LARGEST_TERM, ExactSum, add_term, log_loss_of, sum_of
 
 Array = NDArray[Any]  # any dtype: labels are int8 or bool, scores float32 or float64
 
@@ -234,13 +234,16 @@ class SortedScores:
         return int(twice_wins) / (2 * positives * negatives) if positives and negatives else None
 
     def sums(self) -> tuple[ExactSum, ExactSum]:
-        """Return the sum of the log losses, and that of the scores, which are within [0, 32)."""
+        """Return the sum of the log losses, and that of the scores."""
         return self._sums_between(0, len(self))
 
     def _sums_between(self, start: int, stop: int) -> tuple[ExactSum, ExactSum]:
         sums = np.zeros((2, 2), np.int64)
         _add_scores(self._key_N[start:stop], self._label_bit, self._table, self._is_wide, sums)
-        return ExactSum.of(sums[0]), ExactSum.of(sums[1])
+        log_loss, predicted = ExactSum.of(sums[0]), ExactSum.of(sums[1])
+        if start < stop and not (np.abs(self.score_at(np.array([start, stop - 1]))) < LARGEST_TERM).all():
+            predicted = sum_of(self.score_at(np.arange(start, stop)))
+        return log_loss, predicted
 
     def by_number(self, num_numbers: int) -> ByNumber:
         """Add up what each number adds to the figures; needs numbers below `num_numbers`."""

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.atomic_files import write_whole
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import writing
 from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
@@ -16,15 +18,26 @@ from training.evaluation.health import POSITIVES, alerts_of
 from training.evaluation.observed_rate import observed_rates, sentences_of
 from training.evaluation.prediction_files import PredictionFiles
 from training.evaluation.run_files import read_log
+from training.evaluation.slices import evaluate_slices
 from training.run.journal import say
 from training.run.malloc import return_freed_memory
-from training.run.predict import predict_split, restore_model
+from training.run.predict import IndependentCtr, predict_split, restore_model
 from training.run.provenance import Provenance, ResultPaths, keep_earlier_result, provenance_of
 from training.run.settings import TrainSettings
+from training.run.sliced import slicings_of
 
 #: A task holds so much memory for each impression while it is evaluated; see `metrics.evaluate_with_curves`.
 _BYTES_A_ROW = 16
 _METRICS_BYTES = 1 << 30
+
+
+class Predicted(NamedTuple):
+    """What `predict_run` has written, and from what."""
+
+    paths: ResultPaths
+    provenance: Provenance
+    data: str
+    manifest: Manifest
 
 
 def evaluate_split(
@@ -35,26 +48,39 @@ def evaluate_split(
     world: World,
     which: str = NEWEST,
     data: str | None = None,
+    ctr_run: Path | None = None,
+    slices: Sequence[str] = (),
 ) -> metrics.Metrics | None:
     """Write the predictions, metrics.json and report.html of an evaluation to a place of its own (`ResultPaths`).
 
     Returns the figures on rank 0, None elsewhere. `truth` is the simulator's file of true probabilities for the split;
     `which` checkpoint: newest, best or step-N. `data` is where the run's dataset is now, or another one, such as that of
-    the next day. Raises InputError for a run without a checkpoint, for a dataset with another schema, and where the run's
-    own dataset has been replaced.
+    the next day. `ctr_run` is the independent CTR network, `slices` are names of `sliced_fields`. Raises InputError for a
+    run without a checkpoint, for a dataset with another schema, and where the run's own dataset has been replaced.
     """
-    paths, provenance = predict_run(run, settings, split, truth, world, which, data)
+    predicted = predict_run(run, settings, split, truth, world, which, data, ctr_run, slices)
     if world.rank:
         return None
     return_freed_memory()
-    return evaluate_predictions(run, split, paths, provenance)
+    return evaluate_predictions(run, split, predicted.paths, predicted.provenance, predicted, slices)
 
 
-def evaluate_predictions(run: Path, split: str, paths: ResultPaths, provenance: Provenance) -> metrics.Metrics:
-    """Evaluate the predictions at `paths`, write metrics.json and report.html beside them, and return the figures."""
+def evaluate_predictions(
+    run: Path,
+    split: str,
+    paths: ResultPaths,
+    provenance: Provenance,
+    predicted: Predicted | None = None,
+    slices: Sequence[str] = (),
+) -> metrics.Metrics:
+    """Evaluate the predictions at `paths`, write metrics.json and report.html beside them, and return the figures.
+
+    `slices` need `predicted`, whose dataset knows their raw ids.
+    """
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
     num_threads = threads_for(predictions.num_rows)
-    evaluated = metrics.evaluate_with_curves(predictions, predictions.true_columns(), num_threads, predictions.contexts)
+    true = predictions.true_columns()
+    evaluated = metrics.evaluate_with_curves(predictions, true, num_threads, predictions.contexts)
     figures = evaluated.metrics
     reasons = metrics.reasons_undefined(figures, predictions)
     for reason in dict.fromkeys(reasons.values()):
@@ -70,12 +96,18 @@ def evaluate_predictions(run: Path, split: str, paths: ResultPaths, provenance: 
         "observed_rates": {task: [rate.as_json() for rate in of_task] for task, of_task in rates.items()},
         "calibration_in_words": in_words,
         "alerts": [alert._asdict() for alert in alerts],
-        "provenance": provenance,
     }
+    if slices and predicted and evaluated.users:
+        slicings = slicings_of(slices, predictions, evaluated.users, predicted.data, predicted.manifest)
+        saved["slices"] = evaluate_slices(predictions, slicings)
+    if true is not None:
+        saved["cvr_by_click_propensity"] = metrics.cvr_by_click_propensity(predictions, true)
+    saved["provenance"] = provenance
     with writing(f"The figures of run={run}", "copy the run to another place"):
         for path in paths.metrics:
             write_whole(path, json.dumps(saved, indent=1) + "\n")
         report.write_report(run, saved, evaluated.curves, paths.report)
+    say(f"{paths.metrics[-1]} · {paths.report}")
     return figures
 
 
@@ -92,11 +124,23 @@ def predict_run(
     world: World,
     which: str = NEWEST,
     data: str | None = None,
-) -> tuple[ResultPaths, Provenance]:
+    ctr_run: Path | None = None,
+    slices: Sequence[str] = (),
+) -> Predicted:
     """Write the predictions of an evaluation; the model and its tables are freed on return."""
     restored = restore_model(run, settings, split, world, which, data)
+    independent = IndependentCtr.of(ctr_run, split, world, restored.data) if ctr_run else None
     with world.agreeing():
-        provenance = provenance_of(run, restored.checkpoint, which, split, restored.data, restored.manifest_xxh3, truth)
+        provenance = provenance_of(
+            run,
+            restored.checkpoint,
+            which,
+            split,
+            restored.data,
+            restored.manifest_xxh3,
+            truth,
+            (independent.run, independent.restored.checkpoint) if independent else None,
+        )
         paths = ResultPaths.of(run, provenance)
         if world.rank == 0:
             say(
@@ -105,5 +149,5 @@ def predict_run(
             )
             if kept := keep_earlier_result(run, provenance):
                 say(f"The earlier result of this split is kept in {kept}.")
-    predict_split(restored, settings, split, truth, world, paths.predictions, provenance)
-    return paths, provenance
+    predict_split(restored, settings, split, truth, world, paths.predictions, provenance, independent, slices)
+    return Predicted(paths, provenance, restored.data, restored.manifest)

@@ -3,16 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
+from torch import Tensor
 
 from pipeline.dataset.manifest import DatasetFile, Manifest, load_manifest
 from pipeline.errors import InputError, writing
@@ -39,8 +40,10 @@ from training.run.dataset_copy import check_dataset
 from training.run.journal import say
 from training.run.oracle import Oracle
 from training.run.provenance import METADATA_KEY, Provenance
+from training.run.run_folder import load_settings
 from training.run.sampled import samples_of_run
 from training.run.settings import TrainSettings
+from training.run.sliced import PREFIX, SlicedField, sliced_fields
 
 _ROWS_PER_GROUP = 1 << 19
 
@@ -57,6 +60,37 @@ class RestoredModel(NamedTuple):
     checkpoint: Checkpoint
 
 
+@dataclass(frozen=True)
+class IndependentCtr:
+    """The one CTR network by which every model's pCTCVR is compared (ESMM §3.1): a run of its own."""
+
+    run: Path
+    restored: RestoredModel
+    settings: TrainSettings
+
+    @classmethod
+    def of(cls, run: Path, split: str, world: World, data: str) -> "IndependentCtr":
+        """Restore the newest checkpoint of `run` for the dataset `data`. Raises InputError if it does not predict p_ctr."""
+        with world.agreeing():
+            settings = load_settings(run, "ctr_run")
+            if "p_ctr" not in settings.model.graph.outputs:
+                raise InputError(
+                    f"ctr_run={run} predicts {', '.join(settings.model.graph.outputs)} and no p_ctr; give a run of model=ctr."
+                )
+        return cls(run, restore_model(run, settings, split, world, NEWEST, data), settings)
+
+    def p_ctr_of_steps(self, plan: Plan, split: str, world: World) -> Iterator[Tensor]:
+        """Yield its p_ctr of this rank's impressions of each step of `plan`."""
+        restored = self.restored
+        feed = open_feed(replace(self.settings, data=restored.data), restored.manifest, split, plan, world)
+        for rank_batch in rank_batches(feed, 0, range(plan.num_steps), restored.model.exchange, world.device):
+            agreeing = rank_batch.start_agreement(world)
+            columns = restored.graph.predict(restored.model.predict(rank_batch.batch, rank_batch.ids))
+            rank_batch.send_next()
+            rank_batch.agreed(agreeing, world)
+            yield columns["p_ctr"]
+
+
 def predict_split(
     restored: RestoredModel,
     settings: TrainSettings,
@@ -65,12 +99,17 @@ def predict_split(
     world: World,
     final: Path,
     provenance: Provenance,
+    independent: IndependentCtr | None = None,
+    slices: Sequence[str] = (),
 ) -> None:
     """Write `final`/part-<rank>.parquet, one row an impression; all files appear at once, by a rename.
 
-    The `provenance` is in the metadata of each file. A row's probabilities do not depend on the number of ranks or threads
-    of a CPU, as long as no table is cut by rows.
+    The `provenance` is in the metadata of each file. With the `independent` CTR network there are p_ctr_independent and its
+    product with p_cvr, p_ctcvr_independent (ESMM §3.1); with `slices` a column of indices for each that is a field. A row's
+    probabilities do not depend on the number of ranks or threads of a CPU, as long as no table is cut by rows.
     """
+    with world.agreeing():
+        fields = sliced_fields(slices, restored.manifest)
     with world.agreeing():
         oracle = Oracle(truth) if truth is not None else None
     graph, model = restored.graph, restored.model
@@ -80,13 +119,18 @@ def predict_split(
     metadata = {METADATA_KEY: json.dumps(provenance)}
 
     def tables() -> Iterator[pa.Table]:
-        for rank_batch in rank_batches(feed, 0, range(plan.num_steps), model.exchange, world.device):
+        p_ctr_of_steps = independent.p_ctr_of_steps(plan, split, world) if independent else repeat(None)
+        steps = rank_batches(feed, 0, range(plan.num_steps), model.exchange, world.device)
+        for rank_batch, p_ctr in zip(steps, p_ctr_of_steps, strict=False):
             agreeing = rank_batch.start_agreement(world)
             columns = graph.predict(model.predict(rank_batch.batch, rank_batch.ids))
             rank_batch.send_next()
             rank_batch.agreed(agreeing, world)
+            if p_ctr is not None:
+                columns |= {"p_ctr_independent": p_ctr}
+                columns |= {"p_ctcvr_independent": p_ctr * columns["p_cvr"]} if "p_cvr" in columns else {}
             if rank_batch.num_impressions:
-                yield prediction_table(rank_batch.batch, columns)
+                yield prediction_table(rank_batch.batch, columns, fields)
 
     with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)):
         with world.agreeing(), _writing_predictions(staging):
@@ -154,7 +198,7 @@ def restore_model(
     return RestoredModel(location, manifest, xxh3, files, graph, model, found)
 
 
-def prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Table:
+def prediction_table(batch: Batch, predicted: dict[str, Tensor], slices: Sequence[SlicedField] = ()) -> pa.Table:
     """Make one row per impression of `batch`."""
     index = batch.context_of_impression.cpu().numpy()
     group = batch.group_id.cpu().numpy()[index]
@@ -168,6 +212,8 @@ def prediction_table(batch: Batch, predicted: dict[str, torch.Tensor]) -> pa.Tab
             columns[name] = pa.array(batch.labels[name].cpu().numpy().astype(np.int8))
     for name, probability in predicted.items():
         columns[name] = pa.array(probability.float().cpu().numpy())
+    for field in slices:
+        columns[PREFIX + field.entry.name] = pa.array(field.indices(batch))
     return pa.table(columns)
 
 

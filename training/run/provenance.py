@@ -26,7 +26,14 @@ Provenance = dict[str, Any]
 
 
 def provenance_of(
-    run: Path, found: Checkpoint, which: str, split: str, data: str, manifest_xxh3: str, truth: Path | None
+    run: Path,
+    found: Checkpoint,
+    which: str,
+    split: str,
+    data: str,
+    manifest_xxh3: str,
+    truth: Path | None,
+    ctr: tuple[Path, Checkpoint] | None = None,
 ) -> Provenance:
     """Describe an evaluation: what was evaluated, on what, by which release. Equal for equal results, wherever they are made."""
     return {
@@ -42,6 +49,9 @@ def provenance_of(
         "data": data,
         "manifest_xxh3": manifest_xxh3,
         "truth": truth.name if truth else None,
+        "ctr_run": ctr[0].resolve().name if ctr else None,
+        "ctr_checkpoint": ctr[1].path.name if ctr else None,
+        "ctr_checkpoint_xxh3": _xxh3_of_file(ctr[1].path / META_FILE) if ctr else None,
         "version": release(),
     }
 
@@ -82,16 +92,17 @@ class ResultPaths(NamedTuple):
     def of(cls, run: Path, provenance: Provenance) -> "ResultPaths":
         """Return the place of an evaluation."""
         is_own = provenance["manifest_xxh3"] == provenance["trained_on_manifest_xxh3"]
-        if provenance["chosen_as"] == NEWEST and is_own:
+        if provenance["chosen_as"] == NEWEST and is_own and not provenance.get("ctr_run"):
             return cls.default(run, provenance["split"])
         return cls.named(run, place_name(provenance))
 
 
 def place_name(provenance: Provenance) -> str:
-    """Name a place by the split, the checkpoint and, for another dataset than that of the training, its manifest."""
+    """Name a place by split and checkpoint, the manifest of another dataset than that of the training, and the CTR network."""
     is_own = provenance["manifest_xxh3"] == provenance["trained_on_manifest_xxh3"]
     data = "" if is_own else f".data-{provenance['manifest_xxh3'][:8]}"
-    return f"{provenance['split']}.{provenance['checkpoint']}{data}"
+    ctr = f".ctr-{provenance['ctr_checkpoint_xxh3'][:8]}" if provenance.get("ctr_run") else ""
+    return f"{provenance['split']}.{provenance['checkpoint']}{data}{ctr}"
 
 
 def keep_earlier_result(run: Path, provenance: Provenance) -> Path | None:

@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from training.evaluation.calibration import calibration, calibration_curve, expected_calibration_error, mean_log_loss
 from training.evaluation.metrics import evaluate, oracle_metrics
 from training.evaluation.ranking import auc, expected_auc, group_numbers, grouped_auc, roc_curve, top_share
+from training.evaluation.sorted_scores import SortedScores
 from training.feed.batch import UNKNOWN_GROUP
 
 # Scores on a coarse grid, so that ties are the rule; both signs of zero among them.
@@ -335,3 +336,16 @@ def test_an_impression_that_the_truth_lacks_is_named():
     partial = {name: value[truth["impression_id"] != lost] for name, value in truth.items()}
     with pytest.raises(InputError, match=rf"lacks 1 of 4000 impressions.*impression_id={lost};"):
         oracle_metrics(predictions, partial)
+
+
+def test_sums_do_not_depend_on_the_order_of_rows_and_hold_scores_above_one():
+    rng = np.random.default_rng(9)
+    score = (rng.random(5000) ** 8 * np.where(rng.random(5000) < 0.01, 1e4, 1.0)).astype(np.float32)
+    label = rng.random(5000) < 0.1
+    order = rng.permutation(5000)
+    for few in (score, np.minimum(score, 1)):
+        assert calibration(label, few) == calibration(label[order], few[order])
+        assert calibration(label, few) == pytest.approx(few.sum(dtype=np.float64) / label.sum(), rel=1e-12)
+        found = SortedScores.of(label, few).sums()
+        assert float(found[1]) == pytest.approx(few.sum(dtype=np.float64), rel=1e-12)
+        assert mean_log_loss(label, few) == mean_log_loss(label[order], few[order]) == found[0].over(5000)

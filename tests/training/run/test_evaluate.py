@@ -186,8 +186,8 @@ def test_what_cannot_be_evaluated_is_refused(trained: tuple[TrainSettings, Manif
 
 def elsewhere(settings: TrainSettings, data: Path) -> dict[str, np.ndarray]:
     with join(settings.world) as world:
-        paths, _ = predict_run(Path(settings.out), settings, "test", None, world, data=str(data))
-    return rows_below(paths.predictions)
+        predicted = predict_run(Path(settings.out), settings, "test", None, world, data=str(data))
+    return rows_below(predicted.paths.predictions)
 
 
 def test_another_days_dataset_is_evaluated_by_raw_ids_without_the_one_of_the_training(
