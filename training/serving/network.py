@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 
 from pipeline.dataset.kinds import INDEX, NUMBER, VECTOR
 from pipeline.dataset.manifest import ManifestField
-from training.model.graph import Graph
+from training.model.graph import Graph, Quotient
 from training.model.own_tables import table_name
 from training.model.towers import TowerStack
 
@@ -72,7 +72,10 @@ class ServedNetwork(nn.Module):
         if impression_BD is None:
             impression_BD = self._nothing(context_of_impression.shape[0])
         logit_of = self.towers(context_CD.to(self.dtype), impression_BD.to(self.dtype), context_of_impression, None)
-        return {name: probability_B.float() for name, probability_B in self.graph.predict(logit_of).items()}
+        predicted = {name: output_B.float() for name, output_B in self.graph.predict(logit_of).items()}
+        # A quotient of two networks' estimates may exceed 1, and a score is a probability.
+        quotients = {name for name, output in self.graph.outputs.items() if isinstance(output, Quotient)}
+        return {name: value_B.clamp(max=1.0) if name in quotients else value_B for name, value_B in predicted.items()}
 
     def with_int8_tables(self) -> "ServedNetwork":
         """Return a copy with a byte for each number of the tables: round(x / step), step = max|x| / 127 of its row."""

@@ -88,7 +88,8 @@ def test_every_model_scores_rows_as_evaluation_does(data: Path, tmp_path: Path, 
     np.testing.assert_array_equal(found["impression_id"], expected["impression_id"])
     for name in scorer.outputs:
         assert np.ptp(expected[name]) > 1e-3
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+        wanted = np.minimum(expected[name], 1.0)  # a quotient may exceed 1, and a score does not
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 def test_the_scorer_loads_no_spark_petastorm_or_torchrec_and_joins_no_process_group(run: Path) -> None:
