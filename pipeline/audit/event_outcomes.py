@@ -61,8 +61,9 @@ def event_lines(events: Events) -> list[str]:
     for label, lost in events.get("labels_in_columns", {}).items():
         text = _counts({reason.replace("_", " "): number for reason, number in lost.items()}) or "all count"
         lines.append(f"  {label}, a column of the impressions: {text}")
-    for number, (path, matched, share) in enumerate(join_rows(events)):
-        lines.append(f"joins[{number}] {path}: {matched:,} impressions match ({share:.1%})")
+    for number, (path, matched, share, malformed) in enumerate(join_rows(events)):
+        unread = f", {malformed:,} of its lines cannot be read (malformed_line)" if malformed else ""
+        lines.append(f"joins[{number}] {path}: {matched:,} impressions match ({share:.1%}){unread}")
     return [printable(line) for line in lines]
 
 
@@ -100,9 +101,10 @@ def _example(actions: Events, kind: str, outcome: str) -> str:
     return f" ({example})" if example and outcome != _OUTCOMES[0] else ""
 
 
-def join_rows(events: Events) -> Sequence[tuple[str, int, float]]:
-    """List (path, impressions that match, their share) of each joined table."""
+def join_rows(events: Events) -> Sequence[tuple[str, int, float, int]]:
+    """List (path, impressions that match, their share, lines that cannot be read) of each joined table."""
     read = events["impressions"]["read"]
     return [
-        (join["path"], join["matched"], join["matched"] / read if read else 0.0) for join in events.get("joins", ())
+        (join["path"], join["matched"], join["matched"] / read if read else 0.0, join.get("malformed", 0))
+        for join in events.get("joins", ())
     ]

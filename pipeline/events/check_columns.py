@@ -160,11 +160,16 @@ def _check_numbers(table: Table, field: Field) -> None:
 def _missing(column: str, key: str, tables: Sequence[Table]) -> str:
     there = "; ".join(f"{table.name}: {_columns_listed(table)}" for table in tables)
     names = [name for table in tables for name in table.columns]
-    alike = [name for name in names if name.strip().casefold() == column.strip().casefold()]
+    alike = [name for name in names if _folded(name) == _folded(column)]
     remedy = (
         f"did you mean {alike[0]!r}?" if alike else next(filter(None, map(_csv_remedy, tables)), "name one of these.")
     )
     return f"{key} names the column {column!r}, which is not there ({there}); {remedy}"
+
+
+def _folded(name: str) -> str:
+    """Return a name without what is easily mistaken: case, blanks at its ends, user_id for user.id."""
+    return name.strip().casefold().replace(".", "_")
 
 
 def _columns_listed(table: Table) -> str:

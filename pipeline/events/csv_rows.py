@@ -148,8 +148,8 @@ def _head_lines(split: TextSplit, encoding: str) -> Iterator[str]:
         if head.endswith(b"\n"):
             lines, head = [*lines, head], b""
         for line in lines:
-            if b"\0" in line:
-                raise csv.Error("it is no text")
+            if b"\0" in line or line.startswith(b"PAR1"):
+                raise csv.Error("it is Parquet" if line.startswith(b"PAR1") else "it is no text")
             yield line.decode()
         num_bytes += len(block)
         if num_bytes > MOST_ROW_BYTES:

@@ -26,6 +26,7 @@ from pipeline.events.joins import matched_column
 from pipeline.events.outcomes import ImpressionsRead, impressions_read, outcomes_of, scan
 from pipeline.events.parse_tables import parse_tables
 from pipeline.events.reader import EventReader
+from pipeline.events.rejected_lines import path_of_rejected, write_rejected_lines
 from pipeline.events.rows import Periods, actions_of, attributed_columns, impressions_of
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT, EventLog
 from pipeline.events.times import settle
@@ -69,6 +70,7 @@ def label(
     spark.conf.set("spark.sql.shuffle.partitions", num_partitions)
     settle(spark)
     log = parse_tables(spark, log, settings, catalogue, num_partitions, staging)
+    unread = write_rejected_lines(spark, log.joins, checks, staging)
     named_kinds = settings.named_actions(kinds)
     actions = actions_of(spark, log.actions, settings, named_kinds) if named_kinds else _no_actions(spark)
     actions_read = scan(actions, settings) if named_kinds else None
@@ -92,8 +94,8 @@ def label(
     )
     attributed = _write_and_read(attributed, staging / "attributed")
     labels = labels_of(attributed, kinds)
-    unread = attributed_columns(len(settings.joins))
-    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere, unread)
+    carried = attributed_columns(len(settings.joins))
+    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere, carried)
     rows = _write_and_read(rows, staging / "labelled")
     counted = impressions_read(rows, len(settings.joins))
     _stop_without_impressions(counted, periods, end_ms, settings, needs_train)
@@ -111,7 +113,7 @@ def label(
         "actions_end_ms": end_ms,
         "impressions": counted.left_out(),
     }
-    return _as_sources(staging, catalogue, log, audit, _details(found, examples, doubts))
+    return _as_sources(staging, catalogue, log, audit, _details(found, examples, doubts, unread))
 
 
 def number_impressions(
@@ -170,7 +172,10 @@ def _end_of_columns(spark: SparkSession, log: EventLog, settings: EventsSettings
 
 
 def _details(
-    found: Findings, examples: Mapping[str, Mapping[str, str]], doubts: Sequence[Mapping[str, str]]
+    found: Findings,
+    examples: Mapping[str, Mapping[str, str]],
+    doubts: Sequence[Mapping[str, str]],
+    unread: Sequence[int],
 ) -> dict[str, Any]:
     """Return what audit.json says beyond the manifest."""
     read, settings = found.read, found.settings
@@ -188,7 +193,11 @@ def _details(
             "of_shared_contexts": read.shared_impressions,
         },
         "joins": [
-            {"path": join.path, "matched": read.total(matched_column(number))}
+            {
+                "path": join.table or join.path,
+                "matched": read.total(matched_column(number)),
+                "malformed": unread[number],
+            }
             for number, join in enumerate(settings.joins)
         ],
         "warnings": list(doubts),
@@ -274,16 +283,22 @@ def _as_sources(
     All files of a table have one ordinal, because a context's rows are ordered by time (in_context), not by file.
     """
     files = sorted((staging / "labelled").glob("*.parquet"))
-    rejected = next((staging / "rejected").glob("*.parquet"), None)
-    tables = [(CONTEXT, "impressions", ""), (SKELETON, "impressions", ""), (SKELETON, "impressions", str(rejected))]
+    tables = [(CONTEXT, "impressions", ""), (SKELETON, "impressions", "")]
+    rejected = [(SKELETON, "impressions", next((staging / "rejected").glob("*.parquet"), None))]
+    for number, table in enumerate(log.joins):
+        lines = next(path_of_rejected(staging, number).glob("*.parquet"), None)
+        rejected += [(CONTEXT, table.files[0].name, lines)] if lines else []
     sources = tuple(
-        SourceFile(ordinal, name, path, 0, table, "", False) for ordinal, (table, name, path) in enumerate(tables)
+        SourceFile(ordinal, name, str(path), 0, table, "", False)
+        for ordinal, (table, name, path) in enumerate([*tables, *rejected])
     )
     splits = [
         InputSplit(SourceFile(ordinal, "impressions", str(file), 0, table, "", False), 0, 0)
         for ordinal, table in enumerate((CONTEXT, SKELETON))
         for file in files
     ]
-    if rejected:
-        splits.append(InputSplit(sources[2], 0, 0))
-    return LabelledLog(sources, tuple(splits), EventReader(catalogue, str(rejected)), log, audit, details)
+    splits += [
+        InputSplit(source, 0, 0) for source, (_, _, path) in zip(sources[len(tables) :], rejected, strict=True) if path
+    ]
+    reader = EventReader(catalogue, tuple(str(path) for _, _, path in rejected))
+    return LabelledLog(sources, tuple(splits), reader, log, audit, details)

@@ -35,11 +35,11 @@ class EventReader:
     """A reader of what label() wrote, as ChunkReader is one of a raw log."""
 
     catalogue: Catalogue
-    rejects: str  # the path of the file of rejected rows
+    rejects: tuple[str, ...]  # the paths of the files of rejected rows
 
     def read(self, split: InputSplit) -> Iterator[Chunk]:
         """Yield the chunks of one file."""
-        if split.source.path == self.rejects:
+        if split.source.path in self.rejects:
             yield from _rejected(split.source)
             return
         scope = SCOPE_OF[split.source.table]

@@ -12,6 +12,7 @@ import pytest
 import xxhash
 from event_log import ACTIONS, IMPRESSIONS, Row, action, impression, written
 
+from pipeline.audit.summary import audit_lines
 from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
@@ -134,6 +135,37 @@ def test_rows_with_defects_are_in_quarantine_whole_and_the_audit_is_reconciled(
     aside = manifest.audit["events"]["impressions"]
     assert aside["read"] == len(IMPRESSIONS) + len(broken) + 1
     assert aside["read"] == read + aside["outside_split"] + sum(aside["immature"].values())
+
+
+@pytest.mark.usefixtures("spark")
+def test_lines_of_a_joined_table_that_cannot_be_read_are_counted_and_in_quarantine_or_stop_the_job(
+    tmp_path: Path, preprocess_settings: Settings
+) -> None:
+    overrides = written(
+        tmp_path / "raw", "parquet", [{k: v for k, v in row.items() if k != "city"} for row in IMPRESSIONS]
+    )
+    lines = ["ada,Oslo", "bob,New York, NY", "eve"]
+    (tmp_path / "raw/users.csv").write_text("\n".join(["user_id,city", *lines]) + "\n")
+    overrides.append("source.events.joins=[{path: users.csv, format: csv, by: [user_id]}]")
+    manifest = preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "out", *overrides))
+    assert manifest.audit["quarantined"]["malformed_line"] == 2
+    assert manifest.audit["events"]["impressions"]["read"] == len(IMPRESSIONS)
+    found = [
+        row
+        for file in manifest.audit["quarantine"]
+        for row in pq.read_table(tmp_path / "out" / file["path"]).to_pylist()
+    ]
+    assert {(row["source"], row["line"]) for row in found if row["reason"] == "malformed_line"} == {
+        ("users.csv", line.encode()) for line in lines[1:]
+    }
+    cities = {row["group_id"]: row["user_city"] for row in rows_of(tmp_path / "out", manifest)["train"]}
+    assert cities == {text_id("ada"): text_id("Oslo"), text_id("bob"): None}
+    assert "2 of its lines cannot be read (malformed_line)" in "\n".join(audit_lines(str(tmp_path / "out")))
+    with pytest.raises(
+        InputError,
+        match=r"users.csv has malformed_line \(.*\) in the row bob,New York, NY, and checks.malformed_line=fail",
+    ):
+        preprocess(preprocess_settings(tmp_path / "raw", tmp_path / "no", *overrides, "checks.malformed_line=fail"))
 
 
 BAD = {

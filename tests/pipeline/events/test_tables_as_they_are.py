@@ -265,6 +265,13 @@ def test_a_column_without_a_name_is_passed_over_and_named_where_it_is_needed(spa
         find(root, settings_of(CSV), cat=CAT)
 
 
+@pytest.mark.parametrize(("named", "meant"), [("CAT", "cat"), ("user_city", "user.city"), (" cat", "cat")])
+def test_a_name_that_is_not_there_is_likened_to_one_that_is(root: Path, named: str, meant: str) -> None:
+    write_parquet(root, impressions(cat=["a", "b"], user=[{"id": "u", "city": "Oslo"}] * 2))
+    with pytest.raises(InputError, match=f"names the column '{named}', which is not there .*; did you mean '{meant}'?"):
+        find(root, settings_of(PARQUET | {"user": ["user.id"]}), cat=FieldSettings(named, "impression"))
+
+
 def test_names_of_columns_come_from_header_where_no_file_has_them(spark: "SparkSession", root: Path) -> None:
     write_csv(root, "1,u,1,v,1,a", "2,u,2,v,2,b")
     with pytest.raises(InputError, match=r"source.events.impressions.header=\[NAME, …\]"):
