@@ -47,8 +47,8 @@ from pipeline.storage.store import Store, store_of
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-#: Of a model's origin: where it lies does not say which one it is.
-_PLACES = ("run",)
+#: Of a model's origin: where it lies, and which release scores, do not say which one it is.
+_NOT_OF_MODEL = ("run", "version")
 #: Of source.events: what decides the features and ids of an impression, and nothing of its labels.
 _EVENTS_KEYS = ("impressions", "joins", "context_window_s", "time_unit", "time_zone", "list_separator", "nulls")
 
@@ -209,7 +209,7 @@ def _finished_scores(job: ScoreJob) -> ScoreManifest | None:
 
 
 def _identity(origin: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in origin.items() if name not in _PLACES}
+    return {name: text for name, text in origin.items() if name not in _NOT_OF_MODEL}
 
 
 def _existing_scores(job: ScoreJob) -> ScoreManifest | None:

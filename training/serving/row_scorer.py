@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from training.checkpoint.files import find_checkpoint
 from training.checkpoint.meta import META_FILE, steps_of
 from training.run.dataset_copy import check_dataset, dataset_of
+from training.run.provenance import release
 from training.run.run_folder import load_settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def describe_run(run: str, which: str) -> DescribedRun:
         "step": str(step),
         "checkpoint_xxh3": xxhash.xxh3_64_hexdigest((found.path / META_FILE).read_bytes()),
         "manifest_xxh3": found.manifest_xxh3,
+        "version": release(),
     }
     outputs = tuple(settings.model.graph.outputs)
     return DescribedRun(RowScorerOfRun(str(folder), f"step-{step}"), outputs, location, manifest, origin)
