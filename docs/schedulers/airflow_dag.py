@@ -1,15 +1,17 @@
 """An Airflow DAG of the daily chain: one task a stage, each the command of a job. Copy it into the folder of your DAGs.
 
+It needs apache-airflow-providers-standard, which Airflow 3 brings with it.
+
 Set ENTIRESPACE (a Python with this package), RAW (a folder with a folder of each day) and OUT in Airflow's variables. A
 day needs the dataset and the run of the day before: `depends_on_past` keeps the order, and `max_active_runs=1` keeps two
-days apart. The first day of all begins a vocabulary and a model of its own (`base_of_first_day`).
+days apart. The first day of all begins a vocabulary and a model of its own.
 """
 
 from datetime import datetime, timedelta
 
 from airflow import DAG
-from airflow.operators.bash import BashOperator
-from airflow.operators.python import ShortCircuitOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.operators.python import ShortCircuitOperator
 
 PYTHON = "{{ var.value.ENTIRESPACE }}"
 RAW, OUT = "{{ var.value.RAW }}", "{{ var.value.OUT }}"
@@ -72,7 +74,11 @@ with DAG(
     score = BashOperator(
         task_id="score_tomorrow",
         bash_command=command(
-            "jobs.score", f"run={RUN}", f"source.path={RAW}/{{{{ macros.ds_add(ds, 1) }}}}", f"out={OUT}/{TODAY}/scores"
+            "jobs.score",
+            f"run={RUN}",
+            f"source.path={RAW}/{{{{ macros.ds_add(ds, 1) }}}}",
+            f"out={OUT}/{TODAY}/scores",
+            "overwrite=true",
         ),
         skip_on_exit_code=None,
     )

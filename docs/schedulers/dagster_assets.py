@@ -97,6 +97,7 @@ def scores(context: AssetExecutionContext) -> None:
         f"run={folder(day, 'run')}",
         f"source.path={RAW}/{tomorrow}",
         f"out={folder(day, 'scores')}",
+        "overwrite=true",
     )
 
 
