@@ -1,39 +1,46 @@
 """An Airflow DAG of the daily chain: one task a stage, each the command of a job. Copy it into the folder of your DAGs.
 
-It needs apache-airflow-providers-standard, which Airflow 3 brings with it.
-
-Set ENTIRESPACE (a Python with this package), RAW (a folder with a folder of each day) and OUT in Airflow's variables. A
-day needs the dataset and the run of the day before: `depends_on_past` keeps the order, and `max_active_runs=1` keeps two
-days apart. The first day of all begins a vocabulary and a model of its own.
+It needs apache-airflow-providers-standard, which Airflow 3 brings with it. Set ENTIRESPACE (a Python with this package),
+RAW (a folder with a folder of each day) and OUT in Airflow's variables. A day needs the dataset and the run of the day
+before: `depends_on_past` keeps the order, and `max_active_runs=1` keeps two days apart. The first day of all begins a
+vocabulary and a model of its own.
 """
 
+import subprocess
 from datetime import datetime, timedelta
 
 from airflow import DAG
-from airflow.providers.standard.operators.bash import BashOperator
-from airflow.providers.standard.operators.python import ShortCircuitOperator
+from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.providers.standard.operators.python import PythonOperator
 
-PYTHON = "{{ var.value.ENTIRESPACE }}"
-RAW, OUT = "{{ var.value.RAW }}", "{{ var.value.OUT }}"
+PYTHON, RAW, OUT = "{{ var.value.ENTIRESPACE }}", "{{ var.value.RAW }}", "{{ var.value.OUT }}"
 FIRST_DAY = datetime(2017, 5, 6)
-TODAY, YESTERDAY = "{{ ds }}", "{{ macros.ds_add(ds, -1) }}"
+TODAY, YESTERDAY, TOMORROW = "{{ ds }}", "{{ macros.ds_add(ds, -1) }}", "{{ macros.ds_add(ds, 1) }}"
 DATASET, RUN = f"{OUT}/{TODAY}/dataset", f"{OUT}/{TODAY}/run"
 BASE, BEFORE = f"{OUT}/{YESTERDAY}/dataset", f"{OUT}/{YESTERDAY}/run"
-#: A mistake in the settings or the input ends with 2: to try again would be the same mistake. 99 is Airflow's own.
-FAIL_WITHOUT_RETRY = "; status=$?; [ $status -eq 2 ] && exit 99; exit $status"
 
 
-def command(job: str, *words: str) -> str:
-    """Return the command of a job. Words that begin with 'first?' stand there on every day but the first."""
-    kept = [word for word in words if not word.startswith("first?")]
-    later = " ".join(word.removeprefix("first?") for word in words if word.startswith("first?"))
-    optional = f"{{% if ds != '{FIRST_DAY:%Y-%m-%d}' %}} {later}{{% endif %}}" if later else ""
-    return f"{PYTHON} -m {job} {' '.join(kept)}{optional}{FAIL_WITHOUT_RETRY}"
+def run_job(
+    python: str, job: str, words: list[str], words_from_day_2: list[str], only_from_day_2: bool, day: str
+) -> None:
+    """Run a job; a mistake of settings or input (status 2) fails at once, anything else is tried again."""
+    is_first = day == f"{FIRST_DAY:%Y-%m-%d}"
+    if is_first and only_from_day_2:
+        raise AirflowSkipException("There is no model of yesterday.")
+    command = [python, "-m", job, *words, *([] if is_first else words_from_day_2)]
+    print(" ".join(command), flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status == 2:
+        raise AirflowFailException(f"{job} has found a mistake in its settings or input; its message stands above.")
+    if status != 0:
+        raise AirflowException(f"{job} ended with status {status}.")
 
 
-def is_not_first_day(ds: str) -> bool:
-    """Say whether there is a model of yesterday."""
-    return ds != f"{FIRST_DAY:%Y-%m-%d}"
+def stage(task_id: str, job: str, *words: str, later: tuple[str, ...] = (), skip_first: bool = False) -> PythonOperator:
+    """Make the task of a job; the words `later` stand in its command on every day but the first."""
+    arguments = [PYTHON, job, list(words), list(later), skip_first, TODAY]
+    # Where the evaluation of yesterday's run is skipped, what comes after it is not.
+    return PythonOperator(task_id=task_id, python_callable=run_job, op_args=arguments, trigger_rule="none_failed")
 
 
 with DAG(
@@ -44,43 +51,20 @@ with DAG(
     max_active_runs=1,
     default_args={"depends_on_past": True, "retries": 3, "retry_delay": timedelta(minutes=5)},
 ) as dag:
-    preprocess = BashOperator(
-        task_id="preprocess",
-        bash_command=command(
-            "jobs.preprocess", f"source.path={RAW}/{TODAY}", f"out={DATASET}", f"first?vocabulary.base={BASE}"
-        ),
-        skip_on_exit_code=None,
+    preprocess = stage(
+        "preprocess",
+        "jobs.preprocess",
+        f"source.path={RAW}/{TODAY}",
+        f"out={DATASET}",
+        later=(f"vocabulary.base={BASE}",),
     )
-    has_model = ShortCircuitOperator(
-        task_id="yesterday_has_a_model",
-        python_callable=is_not_first_day,
-        op_kwargs={"ds": "{{ ds }}"},
-        ignore_downstream_trigger_rules=False,
+    progressive = stage(
+        "evaluate_yesterdays_run", "jobs.evaluate", f"run={BEFORE}", f"data={DATASET}", "split=train", skip_first=True
     )
-    progressive = BashOperator(
-        task_id="evaluate_yesterdays_run_on_today",
-        bash_command=command("jobs.evaluate", f"run={BEFORE}", f"data={DATASET}", "split=train"),
-        skip_on_exit_code=None,
-    )
-    train = BashOperator(
-        task_id="train",
-        bash_command=command("jobs.train", f"data={DATASET}", f"out={RUN}", f"first?init_from={BEFORE}"),
-        trigger_rule="none_failed",  # on the first day the evaluation of yesterday's run is skipped
-        skip_on_exit_code=None,
-    )
-    evaluate = BashOperator(
-        task_id="evaluate", bash_command=command("jobs.evaluate", f"run={RUN}", "split=test"), skip_on_exit_code=None
-    )
-    score = BashOperator(
-        task_id="score_tomorrow",
-        bash_command=command(
-            "jobs.score",
-            f"run={RUN}",
-            f"source.path={RAW}/{{{{ macros.ds_add(ds, 1) }}}}",
-            f"out={OUT}/{TODAY}/scores",
-            "overwrite=true",
-        ),
-        skip_on_exit_code=None,
-    )
-    preprocess >> has_model >> progressive >> train >> evaluate >> score
-    preprocess >> train
+    train = stage("train", "jobs.train", f"data={DATASET}", f"out={RUN}", later=(f"init_from={BEFORE}",))
+    evaluate = stage("evaluate", "jobs.evaluate", f"run={RUN}", "split=test")
+    score = stage(
+        "score_tomorrow", "jobs.score", f"run={RUN}", f"source.path={RAW}/{TOMORROW}", f"out={OUT}/{TODAY}/scores",
+        "overwrite=true",
+    )  # fmt: skip
+    preprocess >> progressive >> train >> evaluate >> score

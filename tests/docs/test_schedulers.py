@@ -27,9 +27,11 @@ def commands_in(path: Path) -> list[tuple[str, list[str]]]:
     found = []
     for call in ast.walk(ast.parse(path.read_text())):
         if isinstance(call, ast.Call):
-            texts = [ast.unparse(argument).strip("f'\"") for argument in call.args]
+            arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+            words = [word for one in arguments for word in (one.elts if isinstance(one, ast.Tuple) else [one])]
+            texts = [ast.unparse(word).strip("f'\"") for word in words]
             jobs = [text for text in texts if text.startswith("jobs.")]
-            keys = [match[1] for text in texts if (match := re.match(r"(?:first\?)?([a-z_.]+)=", text))]
+            keys = [match[1] for text in texts if (match := re.match(r"([a-z_.]+)=", text))]
             found += [(job, keys) for job in jobs]
     return found
 
