@@ -60,7 +60,7 @@ def score_schema(model: TrainedModel, timed: bool) -> pa.Schema:
 def scores_of(rows: pa.Table, scorer: RowScorer, schema: pa.Schema, most: int) -> Iterator[pa.Table]:
     """Yield the scores of `rows` in their order, the model being given about `most` impressions at once.
 
-    Raises InputError where the model gives what is no probability.
+    Raises InputError where the model gives what is no probability, nor a quotient of two.
     """
     ids = array_of(rows, "impression_id")
     end_N = ids.offsets.to_numpy().astype(np.int64)[1:] - ids.offsets[0].as_py()
@@ -84,9 +84,10 @@ def _scores_of_batch(rows: pa.Table, scorer: RowScorer, schema: pa.Schema) -> pa
     if "timestamp" in schema.names:
         columns["timestamp"] = array_of(rows, "timestamp").flatten()
     for name, probability_R in predicted.items():
-        if len(probability_R) != len(row_R) or not (probability_R >= 0).all() or not (probability_R <= 1).all():
+        # Above 1 is possible: of a quotient of two probabilities (training.model.graph).
+        if len(probability_R) != len(row_R) or not ((probability_R >= 0) & np.isfinite(probability_R)).all():
             raise InputError(
-                f"The model gives {name} a value that is no probability (a NaN, or outside [0, 1]); score with another "
+                f"The model gives {name} a value that is no probability (NaN, negative or infinite); score with another "
                 "checkpoint=…."
             )
         columns[name] = pa.array(np.ascontiguousarray(probability_R, np.float32))
