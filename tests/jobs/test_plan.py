@@ -108,6 +108,24 @@ def test_the_steps_are_those_of_the_plan(data: Path, model: str, unit: str) -> N
     assert f"{plan.num_steps:,} steps an epoch of {plan.num_impressions:,} {unit} at plan.batch_size=24, 12" in text
 
 
+@pytest.mark.parametrize("sampling", ["model=aman", "model=oversampling"])
+def test_the_steps_of_a_sampled_run_are_those_of_its_plan(data: Path, tmp_path: Path, sampling: str) -> None:
+    feasibility = assess(settings_of(data, "cluster=1x1xcpu", sampling, "plan.batch_size=32"))
+    given = [f"data={data}", f"out={tmp_path / 'run'}", sampling, "plan.batch_size=32", "world.device=cpu"]
+    settings = compose("train", TrainSettings, given)
+    with join(settings.world) as world:
+        trainer = Trainer(settings, world)
+        assert (feasibility.units, feasibility.steps) == (trainer.plan.num_impressions, trainer.plan.num_steps)
+        trainer.close()
+
+
+def test_tables_of_each_heads_own_are_planned_and_adopted_by_field(data: Path) -> None:
+    lines, fits = said(data, "cluster=1x2xcpu", "model=esmm_ns")
+    assert fits
+    assert "item_id@1" in lines
+    assert not re.search(r"sharding\.tables\.\w+@", lines)
+
+
 def test_48_million_users_and_23_million_items_fit_64_gpus_and_more_impressions_are_more_steps(data: Path) -> None:
     sizes = ("rows.user_id=48000000", "rows.item_id=23500000", "impressions=42300000")
     text, fits = said(data, "cluster=8x8xH100", *sizes)

@@ -62,12 +62,14 @@ NEEDED = {
     "demo": [],
     "evaluate": ["run=r"],
     "export": ["run=r", "out=o"],
+    "gbdt": ["data=d", "out=o"],
     "inspect": ["data=d"],
     "pipeline": ["out=o", "raw=r"],
     "plan": ["data=d", "cluster=2x8xH100"],
     "preprocess": ["source.path=d", "out=o", "source=events"],
     "score": ["run=r", "out=o", "data=d"],
     "simulate": ["out=o", "impressions=1000"],
+    "track": ["run=r", "uri=http://127.0.0.1:5000"],
     "train": ["data=d", "out=o"],
 }
 NO_VALUE_OF: dict[type, list[Any]] = {

@@ -29,7 +29,8 @@ class System:
     equation: str  # what is estimated and minimised, with its source
     #: Settings that the paper searches, with its values; to be chosen on validation.
     searched: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    #: Settings of the CTR network whose pCTR its pCTCVR = pCTR · pCVR takes in its paper; empty: it predicts pCTCVR itself.
+    #: Settings of the CTR network whose pCTR its pCTCVR = pCTR · pCVR takes in its paper, given to jobs.evaluate (to jobs.gbdt) as
+    #: ctr_run=RUN; empty: it predicts pCTCVR itself.
     ctr: tuple[str, ...] = ()
     trains_with_ctr_run: bool = False  # it needs ctr_run=RUN of that network, its train split predicted
     needs_daction: bool = False  # a dataset with the label daction
