@@ -173,7 +173,7 @@ BAD = {
     "bad_label": {"clk": 2},
     "bad_context_key": {"page_view_id": None},
     "bad_feature": {"tags": ["a", None]},
-    "duplicate_impression": {"impression_id": 1, "page_view_id": "v1"},
+    "duplicate_impression": {"impression_id": 1, "page_view_id": "v1", "user_id": "ada"},
 }
 
 
@@ -213,7 +213,7 @@ def test_fail_stops_an_event_log_at_a_row_in_one_sentence_and_publishes_nothing(
     message = str(stopped.value)
     place = "impressions" if reason == "duplicate_impression" else f"{raw}/impressions"
     assert message.startswith(f"{place} has {reason} (")
-    assert f':"{reason}"' in message
+    assert f':"{BAD[reason].get("user_id", reason)}"' in message
     assert f"checks.{reason}=fail stops there; fix the row, or set checks.{reason}=quarantine." in message
     assert not [path for path in (tmp_path / "out").rglob("*.parquet") if "_staging" not in path.parts]
 
