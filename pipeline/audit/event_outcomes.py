@@ -7,7 +7,7 @@ from pipeline.errors import printable
 
 Events = Mapping[str, Any]  # audit.json's `events`
 
-_OUTCOMES = ("attributed", "no_impression", "unknown_impression", "no_click", "outside_window")
+_OUTCOMES_SHOWN = ("attributed", "no_impression", "unknown_impression", "no_click", "outside_window")
 
 
 class ImpressionRow(NamedTuple):
@@ -54,14 +54,14 @@ def event_lines(events: Events) -> list[str]:
     for kind, counts in actions["outcomes"].items():
         found = [
             f"{counts[outcome]:,} {outcome.replace('_', ' ')}" + _example(actions, kind, outcome)
-            for outcome in _OUTCOMES
+            for outcome in _OUTCOMES_SHOWN
             if outcome in counts
         ]
         lines.append(f"  {kind}: {', '.join(found)}")
     for label, lost in events.get("labels_in_columns", {}).items():
         text = _counts({reason.replace("_", " "): number for reason, number in lost.items()}) or "all count"
         lines.append(f"  {label}, a column of the impressions: {text}")
-    for number, (path, matched, share, malformed) in enumerate(join_rows(events)):
+    for number, (path, matched, share, malformed) in enumerate(join_matches(events)):
         unread = f", {malformed:,} of its lines cannot be read (malformed_line)" if malformed else ""
         lines.append(f"joins[{number}] {path}: {matched:,} impressions match ({share:.1%}){unread}")
     return [printable(line) for line in lines]
@@ -86,11 +86,11 @@ def _defects(found: Events) -> str:
     parts = []
     for reason, number in found["quarantined"].items():
         column = next((row for row in found["defects"] if row["status"] == reason), None)
-        parts.append(f"{number:,} {reason}" + (f": {_defect(column)}" if column else ""))
+        parts.append(f"{number:,} {reason}" + (f": {_defect_text(column)}" if column else ""))
     return "; ".join(parts)
 
 
-def _defect(row: Mapping[str, Any]) -> str:
+def _defect_text(row: Mapping[str, Any]) -> str:
     if not row["column"]:
         return f"the row {row['value']!r}"
     return f"{row['column']} is " + ("empty" if row["value"] is None else repr(row["value"]))
@@ -98,10 +98,10 @@ def _defect(row: Mapping[str, Any]) -> str:
 
 def _example(actions: Events, kind: str, outcome: str) -> str:
     example = actions["examples"].get(kind, {}).get(outcome)
-    return f" ({example})" if example and outcome != _OUTCOMES[0] else ""
+    return f" ({example})" if example and outcome != _OUTCOMES_SHOWN[0] else ""
 
 
-def join_rows(events: Events) -> Sequence[tuple[str, int, float, int]]:
+def join_matches(events: Events) -> Sequence[tuple[str, int, float, int]]:
     """List (path, impressions that match, their share, lines that cannot be read) of each joined table."""
     read = events["impressions"]["read"]
     return [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.audit import tables
 from pipeline.audit.charts import context_charts, index_charts
-from pipeline.audit.event_outcomes import event_warnings, impression_rows, join_rows
+from pipeline.audit.event_outcomes import event_warnings, impression_rows, join_matches
 from pipeline.audit.leakage import leak_warnings
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
@@ -99,7 +99,7 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         events=audit.get("events"),  # source=events alone has it
         doubts=event_warnings(audit.get("events", {})),
         impressions=impression_rows(audit["events"]) if "events" in audit else [],
-        joins=join_rows(audit["events"]) if "events" in audit else [],
+        joins=join_matches(audit["events"]) if "events" in audit else [],
         actions=action_table(audit),
         reasons=reason_rows(audit, source),
         left_out={

@@ -14,7 +14,7 @@ _DIFFERENCES: tuple[tuple[str, Callable[[str], str], str], ...] = (
 )
 
 
-def plain(text: str) -> str:
+def without_spelling(text: str) -> str:
     """Return a text without all that the causes are about."""
     for _, undo, _ in _DIFFERENCES:
         text = undo(text)
@@ -23,7 +23,7 @@ def plain(text: str) -> str:
 
 def cause_of(one: str, other: str) -> tuple[str, list[str]] | None:
     """Return (what differs, the cleanings that make the texts equal); None if they mean different things, or are equal."""
-    if one == other or plain(one) != plain(other):
+    if one == other or without_spelling(one) != without_spelling(other):
         return None
     causes, cleanings = [], []
     for cause, undo, cleaning in _DIFFERENCES:
@@ -39,9 +39,9 @@ def first_cause(ones: Iterable[str], others: Iterable[str]) -> tuple[str, str, s
     """Return (one, other, what differs, the cleanings) of the first pair that means the same; None without one."""
     by_plain: dict[str, str] = {}
     for other in sorted(set(others)):
-        by_plain.setdefault(plain(other), other)
+        by_plain.setdefault(without_spelling(other), other)
     for one in sorted(set(ones)):
-        alike = by_plain.get(plain(one))
+        alike = by_plain.get(without_spelling(one))
         if alike is not None and (found := cause_of(one, alike)):
             return one, alike, *found
     return None

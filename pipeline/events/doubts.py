@@ -17,14 +17,14 @@ from pipeline.config.preprocess import FAIL, ChecksSettings
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from pipeline.events.attribute import ATTRIBUTED
-from pipeline.events.causes import first_cause, plain
+from pipeline.events.causes import first_cause, without_spelling
 from pipeline.events.joins import key_texts, matched_column
 from pipeline.events.outcomes import ActionsRead, ImpressionsRead, shown
 from pipeline.events.rows import Periods
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, EventLog
 
 _VALUES_COMPARED = 200
-_DAY_MS = 86_400_000
+_MS_PER_DAY = 86_400_000
 _FEW_ACTIONS, _FEW_PER_CENT = 10, 1  # as many may lie behind the others because of wrong clocks
 
 
@@ -213,13 +213,15 @@ def _wild_end(found: Findings) -> Iterator[str]:
     if found.actions_read is None or found.settings.actions_end is not None or span is None:
         return
     end, last = found.actions_read.end_ms, span[1]
-    if end <= last + _DAY_MS:
+    if end <= last + _MS_PER_DAY:
         return
     good = F.col("status") != "malformed"
-    total, after = found.actions.agg(F.count_if(good), F.count_if(good & (F.col("at") > last + _DAY_MS))).collect()[0]
+    total, after = found.actions.agg(F.count_if(good), F.count_if(good & (F.col("at") > last + _MS_PER_DAY))).collect()[
+        0
+    ]
     if after <= _FEW_ACTIONS or after * 100 <= total * _FEW_PER_CENT:
         yield (
-            f"The actions end at {utc(end)}, {(end - last) // _DAY_MS} days after the last impression ({utc(last)}), and "
+            f"The actions end at {utc(end)}, {(end - last) // _MS_PER_DAY} days after the last impression ({utc(last)}), and "
             f"{after} of {total} actions lie more than a day after it. One wrong clock makes impressions count as known that "
             "are not; set source.events.actions_end to the time until which the actions log is complete."
         )
@@ -253,11 +255,13 @@ def _first_values(frame: DataFrame) -> list[str]:
 def _alike(frame: DataFrame, values: Sequence[str]) -> list[str]:
     """Return the values of a frame's only column that mean the same as one of `values`."""
     (name,) = frame.columns
-    return _first_values(frame.where(plain_column(F.col(name)).isin([plain(value) for value in values])))
+    return _first_values(
+        frame.where(without_spelling_column(F.col(name)).isin([without_spelling(value) for value in values]))
+    )
 
 
-def plain_column(text: Column) -> Column:
-    """Compute causes.plain()."""
+def without_spelling_column(text: Column) -> Column:
+    """Compute causes.without_spelling()."""
     steps = ((r"^\s+|\s+$", ""), (r"^([+-]?[0-9]+)\.0*$", "$1"), (r"^([+-]?)0+(?=[0-9])", "$1"))
     return F.lower(reduce(lambda found, step: F.regexp_replace(found, *step), steps, text))
 

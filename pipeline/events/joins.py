@@ -19,7 +19,7 @@ from pipeline.events.read import Texts, backquoted, cleaned, read
 from pipeline.events.tables import CORRUPT, ONE, EventLog, Table, join_key, needed_columns, own_columns
 from pipeline.features.fields import Catalogue
 
-_AT, _SPREAD = "_at", "_spread"
+_AT, _SALT = "_at", "_spread"
 _NUM_SPREAD = 1000  # groups of the impressions without a key, which would be one task's work otherwise
 
 
@@ -47,7 +47,7 @@ def joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields:
     frame = chosen_rows(cleaned(read(spark, log.impressions, needed), entry.clean), entry.where)
     for number, (join, table) in enumerate(zip(settings.joins, log.joins, strict=True)):
         wanted = [name for name in needed if name in table.columns and name not in frame.columns]
-        rows = _rows_of(spark, table, join, settings, wanted)
+        rows = _joined_rows(spark, table, join, settings, wanted)
         where = f"source.events.joins[{number}].path={join.path}"
         rows = _without_copies(rows, [name for name in rows.columns if name not in wanted], join, where)
         rows = rows.withColumn(matched_column(number), F.lit(True))
@@ -63,7 +63,7 @@ def _keys(columns: Sequence[Column]) -> dict[str, Column]:
     return {f"_key{place}": column for place, column in enumerate(columns)}
 
 
-def _rows_of(
+def _joined_rows(
     spark: SparkSession, table: Table, join: JoinSettings, settings: EventsSettings, wanted: Sequence[str]
 ) -> DataFrame:
     """Read the rows of a joined table that have a key, and with `asof` a time: _key0 …, _at, and the wanted columns."""
@@ -114,15 +114,15 @@ def _join_history(frame: DataFrame, rows: DataFrame, keys: Mapping[str, Column],
     spread = F.pmod(F.xxhash64(*(F.col(backquoted(name)) for name in frame.columns)), F.lit(_NUM_SPREAD))
     shown = frame.select(
         *(column.alias(name) for name, column in keys.items()), at.alias(_AT), F.lit(True).alias("_is_shown"),
-        F.when(has_key, F.lit(-1)).otherwise(spread).alias(_SPREAD),
+        F.when(has_key, F.lit(-1)).otherwise(spread).alias(_SALT),
         F.struct(*(F.col(backquoted(name)) for name in frame.columns)).alias("_own"),
     )  # fmt: skip
     payload = [name for name in rows.columns if name not in (*keys, _AT)]
     history = rows.select(
-        *keys, _AT, F.lit(False).alias("_is_shown"), F.lit(-1).cast("long").alias(_SPREAD),
+        *keys, _AT, F.lit(False).alias("_is_shown"), F.lit(-1).cast("long").alias(_SALT),
         F.struct(*(F.col(backquoted(name)) for name in payload)).alias("_held"),
     )  # fmt: skip
-    in_time = Window.partitionBy(*keys, _SPREAD).orderBy(_AT, "_is_shown")
+    in_time = Window.partitionBy(*keys, _SALT).orderBy(_AT, "_is_shown")
     until_now = in_time.rowsBetween(Window.unboundedPreceding, Window.currentRow)
     events = shown.unionByName(history, allowMissingColumns=True)
     events = events.withColumn("_held", F.last("_held", ignorenulls=True).over(until_now)).where("_is_shown")

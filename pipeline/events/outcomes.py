@@ -16,7 +16,7 @@ from pipeline.events.read import TUPLE
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT
 
 _NAME_BUCKETS = 5  # of each, the most frequent name that makes no label is an example
-_LABELS = ("click", "daction", "conversion")
+_LABEL_NAMES = ("click", "daction", "conversion")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def impressions_read(labelled: DataFrame, num_joins: int) -> ImpressionsRead:
     counts = labelled.groupBy("status", "split").agg(
         F.count("*").alias("rows"), F.min("at").alias("first"), F.max("at").alias("last"),
         F.count_if(F.col("item").isNull() & F.col("user").isNotNull()).alias("without_item"),
-        F.count("shared_key").alias("shared"), *(F.count(f"{label}_at").alias(label) for label in _LABELS),
+        F.count("shared_key").alias("shared"), *(F.count(f"{label}_at").alias(label) for label in _LABEL_NAMES),
         *(F.count(name).alias(name) for name in LOST), *matched,
     ).collect()  # fmt: skip
     found = ImpressionsRead(counts, (), {}, 0, 0)
@@ -132,7 +132,7 @@ def impressions_read(labelled: DataFrame, num_joins: int) -> ImpressionsRead:
         by_column = by_column.agg(F.count("*").alias("rows"), F.min(F.col("defect")["value"]).alias("value"))
         defects = sorted(by_column.collect(), key=lambda row: (-row["rows"], row["status"], row["column"]))
     lost: dict[str, dict[str, int]] = {}
-    for label, name in zip(_LABELS, LOST, strict=True):
+    for label, name in zip(_LABEL_NAMES, LOST, strict=True):
         if found.total(name):
             rows = labelled.where(F.col(name).isNotNull()).groupBy(name).count().orderBy(name).collect()
             lost[label] = {row[name]: row["count"] for row in rows}

@@ -41,11 +41,11 @@ from pipeline.features.fields import Field
 #: What stands between the texts of several columns that are read as their tuple.
 TUPLE = "\x1f"
 #: A whole number as some tables write it: 0100, +100 and 100.0 are 100.
-_INTEGER = r"^\s*(?:\+|(-))?0*([0-9]+?)(?:\.0*)?\s*$"
+_WHOLE_NUMBER_TEXT = r"^\s*(?:\+|(-))?0*([0-9]+?)(?:\.0*)?\s*$"
 _CLEANING: dict[str, Callable[[Column], Column]] = {
     TRIM: lambda text: F.regexp_replace(text, r"^\s+|\s+$", ""),
     LOWER: F.lower,
-    INTEGER: lambda text: F.regexp_replace(text, _INTEGER, "$1$2"),
+    INTEGER: lambda text: F.regexp_replace(text, _WHOLE_NUMBER_TEXT, "$1$2"),
 }
 _DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\z"
 

@@ -9,8 +9,8 @@ from small_shops import event_settings, label_shop, warnings_of
 
 from pipeline.audit.event_outcomes import event_lines
 from pipeline.errors import InputError
-from pipeline.events.causes import cause_of, first_cause, plain
-from pipeline.events.doubts import plain_column
+from pipeline.events.causes import cause_of, first_cause, without_spelling
+from pipeline.events.doubts import without_spelling_column
 from pipeline.events.read import cleaned
 from pipeline.passes.publish import with_details
 
@@ -105,8 +105,10 @@ def test_texts_without_what_the_causes_are_about_are_those_of_python(spark: "Spa
     ]
     frame = spark.createDataFrame([(text,) for text in texts], "text string")
     cleaning = {"text": ["trim", "integer"]}
-    rows = frame.select("text", plain_column(F.col("text")).alias("plain")).collect()
-    assert [(text, plain(text)) for text in texts if text != "İ"] == [tuple(row) for row in rows if row[0] != "İ"]
+    rows = frame.select("text", without_spelling_column(F.col("text")).alias("plain")).collect()
+    assert [(text, without_spelling(text)) for text in texts if text != "İ"] == [
+        tuple(row) for row in rows if row[0] != "İ"
+    ]
     numbers = cleaned(frame, cleaning).collect()
     assert [row[0] for row in numbers] == [
         "a", "A", "100", "100", "100", "-7", "7", "0", "0", "0", "a0", "1e3", "", "", "İ", "ß", "x.0", "7"
