@@ -6,6 +6,7 @@ microseconds, a path such as user.id is the field of a struct. Casts are exact, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -96,6 +97,11 @@ def _widened_decimal(left: pa.DataType, right: pa.DataType) -> pa.DataType | Non
     return pa.decimal128(whole + scale, scale) if whole + scale <= 38 else None
 
 
+def open_parquet(stream: BinaryIO) -> pq.ParquetFile:
+    """Open a file. The 96 bits that Spark and Impala write for a time are read as microseconds: as ns, they end in 2262."""
+    return pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
+
+
 def columns_of_schema(schema: pa.Schema) -> dict[str, pa.DataType]:
     """Return the columns of a file; the fields of structs by their path, unless a column has that name."""
     found = {field.name: _without_dictionary(field.type) for field in schema}
@@ -141,8 +147,9 @@ def read_row_groups(piece: RowGroups, types: Mapping[str, pa.DataType]) -> Itera
     """Yield batches of the columns in `types`. Raises InputError for a file that is damaged, or a value that does not fit."""
     try:
         with piece.source.open() as stream:
-            file = pq.ParquetFile(stream)
-            batches = file.iter_batches(_ROWS_PER_BATCH, row_groups=list(piece.groups), columns=list(types))
+            batches = open_parquet(stream).iter_batches(
+                _ROWS_PER_BATCH, row_groups=list(piece.groups), columns=list(types)
+            )
             for batch in batches:
                 yield [_exact_column(batch, name, kind, piece.source) for name, kind in types.items()]
     except READING_ERRORS as error:

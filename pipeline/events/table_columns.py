@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.tables import CSV, PARQUET, TableSettings
 from pipeline.errors import READING_ERRORS, InputError, reason_of
 from pipeline.events.csv_rows import header_of
-from pipeline.events.parquet_rows import columns_of_schema, is_list, widened
+from pipeline.events.parquet_rows import columns_of_schema, is_list, open_parquet, widened
 from pipeline.events.text_input import TextSplit, whole_lines
 
 _LINES_READ = 100  # of a JSON lines file, to find its columns: a row may leave some out
@@ -44,7 +43,7 @@ def find_columns(key: str, files: Sequence[SourceFile], table: TableSettings) ->
         schemas = []
         for file in files:
             with _named_if_unreadable(key, file, table), file.open() as stream:
-                schemas.append(pq.read_schema(stream))
+                schemas.append(open_parquet(stream).schema_arrow)
         return _merged(files, [columns_of_schema(schema) for schema in schemas], _spark_knows(schemas, files))
     if table.format == CSV:
         headers = [list(table.header) if table.header else _header(key, file, table) for file in files]
@@ -87,7 +86,8 @@ def _spark_knows(schemas: Sequence[pa.Schema], files: Sequence[SourceFile]) -> b
     """Tell whether Spark's own reader makes of the files what read_row_groups does: of local files with one plain schema."""
     first = schemas[0]
     is_same = all(schema.names == first.names and schema.types == first.types for schema in schemas)
-    return is_same and all(map(_is_known_to_spark, first.types)) and all(file.path.startswith("/") for file in files)
+    are_plain = all(file.path.startswith("/") and not file.compressed for file in files)
+    return is_same and are_plain and all(map(_is_known_to_spark, first.types))
 
 
 def _is_known_to_spark(kind: pa.DataType) -> bool:
