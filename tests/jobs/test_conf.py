@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from jobs.command_line import settings_of
+from jobs.compare import CompareSettings
 from jobs.entry import compose
 from jobs.evaluate import EvaluateSettings
 from jobs.help_page import comments_of, with_comments
@@ -29,6 +30,7 @@ from training.run.settings import TrainSettings
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS = {
+    "compare": CompareSettings,
     "demo": DemoSettings,
     "evaluate": EvaluateSettings,
     "export": ExportSettings,

@@ -1,0 +1,45 @@
+"""python -m jobs.compare runs=[A,B,C] [split=test] [out=comparison]"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.entry import imports_not_collected, launch
+from pipeline.dataset.manifest import SPLITS
+from pipeline.errors import InputError
+
+
+@dataclass
+class CompareSettings:
+    """conf/compare.yaml."""
+
+    runs: list[str] = field(
+        default_factory=list
+    )  # evaluated runs, or RUN/evaluations/NAME; differences are from the first
+    split: str = "test"  # train | validation | test
+    out: str = "comparison"  # writes OUT.md and OUT.html
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"split={self.split} is not one of {', '.join(SPLITS)}.")
+        if len(self.runs) < 2:
+            raise InputError(
+                f"runs={self.runs} are fewer than two; give runs=[A,B], both evaluated on split={self.split}."
+            )
+        if len(set(self.runs)) < len(self.runs):
+            raise InputError(f"runs={self.runs} names one twice; name each once.")
+
+
+def run(settings: CompareSettings) -> None:
+    """Compare evaluated runs, print the table, and write it as Markdown and HTML."""
+    with imports_not_collected():
+        from training.evaluation.comparison import compare, markdown_of, read_result
+        from training.evaluation.comparison_page import write_comparison
+
+    comparison = compare([read_result(path, settings.split) for path in settings.runs])
+    written = write_comparison(comparison, Path(settings.out))
+    print(f"{markdown_of(comparison)}\n{' · '.join(map(str, written))}", flush=True)
+
+
+if __name__ == "__main__":
+    about = "evaluated runs side by side, with the significance of each difference; writes OUT.md and OUT.html."
+    launch("compare", CompareSettings, run, about)
