@@ -30,7 +30,7 @@ from training.run.settings import TrainSettings
 from training.serving.scorer import Scorer
 
 #: Of a probability, between two ways that compute in fp32; and for a run that multiplies in bfloat16, of 8 bits.
-TOLERANCE = {"fp32": 1e-6, "bf16": 2.0**-6}
+ALLOWED_DIFFERENCE = {"fp32": 1e-6, "bf16": 2.0**-6}
 _MOST_FOR_AUC = 1_000_000
 
 ScoreColumns = dict[str, np.ndarray]
@@ -94,9 +94,9 @@ def require_equal(
 ) -> float:
     """Return the largest difference. Raises InputError where it is above the tolerance: nothing is exported then."""
     largest, name = largest_difference(expected, found)
-    if not largest <= TOLERANCE[precision]:
+    if not largest <= ALLOWED_DIFFERENCE[precision]:
         raise InputError(
-            f"The export is not right: {what} differ by {largest:.3g} in {name}, and {TOLERANCE[precision]:g} is allowed. "
+            f"The export is not right: {what} differ by {largest:.3g} in {name}, and {ALLOWED_DIFFERENCE[precision]:g} is allowed. "
             "Nothing is exported; report this with the run's config.yaml and manifest.json."
         )
     return largest

@@ -20,11 +20,8 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.raw_ids import LARGEST_ID
 from pipeline.dataset.vocabulary_file import read_vocabulary
-from pipeline.kernels.hashing import mix
-from pipeline.kernels.jit import nb
+from pipeline.kernels.hashing import MULTIPLIERS
 from training.export.schema import form_of
-
-_MOST_TRIES = 64  # for each bucket of a hashed field, on average
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ class RawValuesOfRows:
             form = form_of(entry)
             if form == "id":
                 count = 1 if entry.arity == "one" else int(random.integers(0, 5))
-                values = self.of_rows(entry.name, random.integers(OUT_OF_VOCABULARY, entry.num_rows, count).tolist())
+                first = NUM_RESERVED_ROWS if entry.hash_buckets else OUT_OF_VOCABULARY
+                values = self.of_rows(entry.name, random.integers(first, entry.num_rows, count).tolist())
                 found[entry.name] = values if entry.arity == "many" else values[0]
                 if entry.weighted:
                     found[f"{entry.name}__weight"] = random.choice([0.0, 1.0, -0.5, 2.70805, 1e-3], count).tolist()
@@ -124,7 +122,7 @@ def samples_of_dataset(
 def _raw_values(location: str, entry: ManifestField) -> dict[int, Any]:
     """Return row → an id or text that has it; the row out of vocabulary has an id that the vocabulary lacks."""
     if entry.hash_buckets:
-        return _ids_by_bucket(entry.hash_buckets)
+        return _IdsOfBuckets(entry.hash_buckets)
     table = read_vocabulary(dataset_files(location), entry)
     id_N = table["raw_id"].to_numpy()
     texts = table["text"].to_pylist() if "text" in table.column_names else [None] * len(id_N)
@@ -137,21 +135,32 @@ def _raw_values(location: str, entry: ManifestField) -> dict[int, Any]:
     return found
 
 
-def _ids_by_bucket(num_buckets: int) -> dict[int, Any]:
-    bucket_N = _buckets_of_first_ids(num_buckets, min(_MOST_TRIES * num_buckets, 1 << 24))
-    bucket, raw_id = np.unique(bucket_N, return_index=True)
-    found: dict[int, Any] = {
-        row + NUM_RESERVED_ROWS: number for row, number in zip(bucket.tolist(), raw_id.tolist(), strict=True)
-    }
-    return found | {OUT_OF_VOCABULARY: None}  # no id of a hashed field is out of vocabulary
+class _IdsOfBuckets(dict[int, Any]):
+    """Row → an id that is hashed into it, found when it is asked for: the hash is a bijection of 64 bits."""
+
+    def __init__(self, num_buckets: int) -> None:
+        super().__init__()
+        self._num_buckets = num_buckets
+
+    def __missing__(self, row: int) -> int:
+        words = range(row - NUM_RESERVED_ROWS, 1 << 64, self._num_buckets)
+        self[row] = next(raw_id for word in words if (raw_id := unmixed(word)) <= LARGEST_ID)
+        return self[row]
 
 
-@nb.njit(cache=True)
-def _buckets_of_first_ids(num_buckets: int, count: int) -> np.ndarray:
-    bucket_N = np.empty(count, np.int64)
-    for number in range(count):
-        bucket_N[number] = np.int64(mix(np.uint64(number)) % np.uint64(num_buckets))
-    return bucket_N
+def unmixed(word: int) -> int:
+    """Return the number whose pipeline.kernels.hashing.mix is `word`."""
+    for shift, multiplier in ((31, MULTIPLIERS[1]), (27, MULTIPLIERS[0])):
+        word = _unshifted(word, shift) * pow(multiplier, -1, 1 << 64) % (1 << 64)
+    return _unshifted(word, 30)
+
+
+def _unshifted(word: int, shift: int) -> int:
+    """Return the x of which word = x ^ (x >> shift)."""
+    found = word
+    for _ in range(64 // shift):
+        found = word ^ (found >> shift)
+    return found
 
 
 def _number_in_bucket(entry: ManifestField, row: int) -> float | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from training.export.settings import AOTI, ONNX, PT2
+from training.model.towers import Tower
 from training.serving.context_rows import Encoded
 from training.serving.network import ServedNetwork
 
@@ -71,8 +72,13 @@ def graph_inputs(network: ServedNetwork, encoded: Encoded) -> dict[str, Tensor]:
     return found
 
 
-def trace(network: ServedNetwork, example: Encoded, is_portable: bool = False) -> ExportedProgram:
-    """Trace `network` on the CPU. `example` should have several contexts, impressions and values of each field."""
+def trace(
+    network: ServedNetwork, example: Encoded, is_portable: bool = False, for_compiler: bool = False
+) -> ExportedProgram:
+    """Trace `network` on the CPU. `example` should have several contexts, impressions and values of each field.
+
+    `is_portable` takes operators that ONNX has, `for_compiler` those of this CPU, which no file can hold.
+    """
     import torch.fx.experimental._config as symbolic_shapes
 
     traced = copy(network)
@@ -80,7 +86,12 @@ def trace(network: ServedNetwork, example: Encoded, is_portable: bool = False) -
     inputs = graph_inputs(network, example)
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
     # By default torch.export takes a size of 0 or 1 for another graph; a request has one context, and bags may be empty.
-    with symbolic_shapes.patch(backed_size_oblivious=True), torch.no_grad(), quiet():  # type: ignore[attr-defined]
+    with (
+        symbolic_shapes.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        torch.no_grad(),
+        quiet(),
+        cpu_towers_exported(network, for_compiler),
+    ):
         return torch.export.export(TracedNetwork(traced).eval(), (inputs,), dynamic_shapes=(shapes,), strict=False)
 
 
@@ -90,12 +101,12 @@ def save_graphs(
     """Write the graph to `folder` in `formats`. Return format → file, and format → why it is left out."""
     files: dict[str, str] = {}
     left_out = {name: why for name in formats if (why := missing_tool(name))}
-    program = trace(network, example)
     if PT2 in formats:
-        torch.export.save(program, folder / FILE_OF[PT2])
+        torch.export.save(trace(network, example), folder / FILE_OF[PT2])
         files[PT2] = FILE_OF[PT2]
     if AOTI in formats and AOTI not in left_out:
         with quiet():
+            program = trace(network, example, for_compiler=True)
             torch._inductor.aoti_compile_and_package(program, package_path=str(folder / FILE_OF[AOTI]))
         files[AOTI] = FILE_OF[AOTI]
     if ONNX in formats and ONNX not in left_out:
@@ -127,6 +138,19 @@ def missing_tool(name: str) -> str:
         one for one in ("onnx", "onnxscript", "onnxruntime") if name == ONNX and not importlib.util.find_spec(one)
     ]
     return f"{', '.join(packages)} is not installed" if packages else ""
+
+
+@contextlib.contextmanager
+def cpu_towers_exported(network: ServedNetwork, is_wanted: bool) -> Iterator[None]:
+    """Let graphs that are traced in the block have the towers as this CPU computes them, if `is_wanted`."""
+    towers = [module for module in network.towers.modules() if isinstance(module, Tower)]
+    for tower in towers:
+        tower.exports_cpu_tower = is_wanted
+    try:
+        yield
+    finally:
+        for tower in towers:
+            tower.exports_cpu_tower = False
 
 
 @contextlib.contextmanager

@@ -69,8 +69,10 @@ class TowerStack(nn.Module):
         towers = {head: self.get_submodule(str(number)) for number, head in enumerate(self.heads)}
         if self.num_copies > 1:
             parts = zip(context_CD.chunk(self.num_copies, 1), impression_BD.chunk(self.num_copies, 1), strict=True)
+            # A copy, and not contiguous(): that would ask for the number of rows, on which an exported graph must not depend.
             own = {
-                head: tuple(part.contiguous() for part in pair) for head, pair in zip(self.heads, parts, strict=True)
+                head: tuple(part.clone(memory_format=torch.contiguous_format) for part in pair)
+                for head, pair in zip(self.heads, parts, strict=True)
             }
             return {head: tower(*own[head], context_of_impression_B, key) for head, tower in towers.items()}
         if self.body is None:
@@ -84,6 +86,9 @@ class TowerStack(nn.Module):
 
 class Tower(nn.Module):
     """A perceptron from context [C, D] and impression [B, D] to logit [B]."""
+
+    #: Whether an exported graph has the operators of cpu_tower too: no file can hold them, and a CPU takes half the time.
+    exports_cpu_tower = False
 
     def __init__(self, name: str, context_width: int, impression_width: int, settings: TowerSettings) -> None:
         super().__init__()
@@ -108,9 +113,10 @@ class Tower(nn.Module):
         masks = _masks(self.name, self.weights, self.dropout, key)
         first = (self.context_weight, self.impression_weight, self.first_bias)
         later = itertools.chain(*zip(self.weights, self.biases, strict=True))
-        # A graph that is exported takes operators that every runtime has (training.serving).
-        is_on_cpu = context_CD.device.type == "cpu" and not torch.compiler.is_exporting()
-        perceptron = cpu_tower.SplitPerceptron.apply if is_on_cpu else split_perceptron
+        takes_cpu_tower = context_CD.device.type == "cpu" and (
+            self.exports_cpu_tower or not torch.compiler.is_exporting()
+        )
+        perceptron = cpu_tower.SplitPerceptron.apply if takes_cpu_tower else split_perceptron
         logits = perceptron(context_CD, impression_BD, context_of_impression_B, masks, *first, *later)
         return logits.squeeze(1).to(self.first_bias.dtype)
 

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_dataset import write_tiny_dataset
 from tiny_run import tiny_settings
 
 import training
 from pipeline.errors import InputError
+from pipeline.kernels.hashing import mix
 from training.distributed.world import join
 from training.export import check, folder
 from training.export.folder import export_run
+from training.export.samples import unmixed
 from training.export.settings import ExportSettings
 from training.export.trace import missing_tool
 from training.run.trainer import Trainer
@@ -29,10 +33,10 @@ from training.serving.network import ServedNetwork
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("export")
     write_tiny_dataset(root / "data", num_contexts=120, numeric=True)
-    settings = tiny_settings(root / "data", root / "run", epochs=2)
-    settings.embedding.init_bound, settings.embedding.poolings = 0.5, {"user_item_brands": "sum"}
-    with join(settings.world) as world:
-        Trainer(settings, world).fit()
+    trained = tiny_settings(root / "data", root / "run", epochs=2)
+    trained.embedding.init_bound, trained.embedding.poolings = 0.5, {"user_item_brands": "sum"}
+    with join(trained.world) as world:
+        Trainer(trained, world).fit()
     return root / "run"
 
 
@@ -91,8 +95,8 @@ assert not {"training", "pipeline", "numba", "torchrec"} & set(sys.modules), sys
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6)
 
 
-def exports_with(run: Path, tmp_path: Path, **settings: Any) -> list[str]:
-    given = {"formats": ["pt2"], "check_impressions": 60} | settings
+def exports_with(run: Path, tmp_path: Path, **chosen: Any) -> list[str]:
+    given = {"formats": ["pt2"], "check_impressions": 60} | chosen
     return list(export_run(ExportSettings(run=str(run), out=str(tmp_path / "out"), **given)))
 
 
@@ -196,3 +200,10 @@ def test_differences_of_scores_that_are_no_numbers_or_not_there_are_infinite() -
     assert check.largest_difference({"a": values}, {"a": values}) == (0.0, "a")
     assert check.largest_difference({"a": values}, {"a": np.array([0.1, np.nan])})[0] == np.inf
     assert check.largest_difference({"a": values}, {"b": values}) == (np.inf, "a, b")
+
+
+@settings(deadline=None)  # the first example compiles
+@given(st.integers(0, 2**64 - 1))
+def test_the_hash_of_ids_is_undone(word: int) -> None:
+    with np.errstate(over="ignore"):
+        assert int(mix(np.uint64(unmixed(word)))) == word

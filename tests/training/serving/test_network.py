@@ -1,5 +1,6 @@
 """The scorer gives what evaluation gives: rows of a dataset through the feed and FBGEMM, and through the served network."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -142,3 +143,11 @@ def raw_id(index: int, number: int) -> Any:
         return None
     value = 7 if index == 1 else 1000 + index
     return str(value) if number % 2 else value
+
+
+def test_the_lines_of_the_documentation_score(run: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace('"RUN"', repr(str(run))), names)
+    assert [values.shape for values in names["scores"].values()] == [(3,)] * 3

@@ -75,7 +75,11 @@ class ExportedModel:
                         raise RequestError(f"{name}__weight must have one weight for each value of {name}")
                     columns[f"{name}__weight"] = numbers(f"{name}__weight", weights)
             else:
-                there = [not self._is_missing(value) for value in values] if self._nulls or None in values else None
+                there = None
+                if self._nulls:
+                    there = [not self._is_missing(value) for value in values]
+                elif None in values:
+                    there = [value is not None for value in values]
                 present = values if there is None else list(itertools.compress(values, there))
                 columns[name] = self._rows_of[name](self._ids(name, present))
                 if there is not None:
@@ -124,7 +128,9 @@ class ExportedModel:
         """Return a function from raw ids to rows of the field's table."""
         if field["hash_buckets"]:
             return lambda ids: hashed(ids, field["hash_buckets"])
-        parts = {part: np.load(self.folder / path, mmap_mode="r") for part, path in field["vocabulary"].items()}
+        parts = {
+            part: np.asarray(np.load(self.folder / path, mmap_mode="r")) for part, path in field["vocabulary"].items()
+        }
         if "direct" in parts:
             return lambda ids: direct_rows(ids, parts["direct"])
         return lambda ids: sorted_rows(ids, parts["ids"], parts["rows"])
@@ -178,9 +184,13 @@ def numbers(name: str, values: list[Any]) -> np.ndarray:
     """Return finite float32."""
     if not set(map(type, values)) <= {int, float}:
         raise RequestError(f"{name}: {next(v for v in values if type(v) not in (int, float))!r} is no number")
-    if any(not abs(value) <= LARGEST_FLOAT32 for value in values):  # NaN too
+    try:
+        wide = np.array(values, np.float64)
+    except OverflowError:
+        wide = np.array([np.inf])
+    if len(wide) and not np.abs(wide).max() <= LARGEST_FLOAT32:  # NaN too
         raise RequestError(f"{name} has a number that is not finite in float32; a missing one is null")
-    return np.array(values, np.float64).astype(np.float32)
+    return wide.astype(np.float32)
 
 
 def optional_numbers(name: str, values: list[Any]) -> np.ndarray:
@@ -208,8 +218,8 @@ def buckets(values: np.ndarray, boundaries: list[float]) -> np.ndarray:
 
 
 def direct_rows(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the row of each id from a table by id."""
-    return np.where(ids < len(rows), rows[np.minimum(ids, len(rows) - 1)], OUT_OF_VOCABULARY).astype(np.int64)
+    """Return the row of each id from a table by id, whose last entry is the row out of vocabulary."""
+    return rows.take(ids, mode="clip").astype(np.int64)
 
 
 def sorted_rows(ids: np.ndarray, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
