@@ -114,6 +114,9 @@ class EventsSettings:
     context_window_s: int = 1800  # of a context, where impressions.context is []
     time_unit: str = "s"  # s | ms | us | ns since 1970 UTC, iso, or a pattern: yyyyMMdd HH:mm:ss; types need none
     time_zone: str = field(default="UTC", metadata=NEWER)  # of times without an offset, such as Asia/Shanghai or +08:00
+    day_by_day: bool = field(
+        default=False, metadata=NEWER
+    )  # write what vocabulary.base has left, and leave what is immature to the next job
     list_separator: str = "|"  # of the values of a field of arity many, in text columns
     nulls: list[str] = field(default_factory=lambda: [""])  # texts that mean missing
 

@@ -9,7 +9,7 @@ million steps. docs/events.md has the rules for ties, duplicates, clock skew and
 tests/support/references/events.py is the slow twin.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -112,6 +112,7 @@ def label_impressions(
     num_partitions: int,
     one_anywhere: bool,
     unread: Collection[str] = (),
+    restate: Callable[[Column], Column] | None = None,
 ) -> DataFrame:
     """Add click_at, daction_at, conversion_at, in_context, shared_key to the rows of rows.impressions_of, one each.
 
@@ -119,7 +120,8 @@ def label_impressions(
     null without one. `unread` columns are no part of a duplicate's line. A good impression whose id came before in its context, or
     with `one_anywhere` in any context, gets the status duplicate_impression. The others of a context and a split are
     numbered from 1 by in_context, in the order (at, impression_id), and stand together in this order. This costs one
-    shuffle of the full rows, and with `one_anywhere` another one.
+    shuffle of the full rows, and with `one_anywhere` another one. `restate` changes the status of rows before they are
+    numbered.
 
     A context is of one user. Where rows of several users have one context_key, each user's rows get a key of their own,
     own_context_key(), and keep the one that they share as shared_key. It is null everywhere else.
@@ -160,6 +162,8 @@ def label_impressions(
             "status": F.when(is_repeat, "duplicate_impression").otherwise(F.col("status")),
         }
     )
+    if restate:  # after duplicates are found: a copy of an impression of an earlier job is one
+        rows = rows.withColumn("status", restate(F.col("status")))
     in_reach = {name: is_good & (F.col(name) <= F.col("at") + reach) for name, reach in reach_ms.items()}
     in_reach |= {name: reached & in_reach["click_at"] for name, reached in in_reach.items()}
     of_context = Window.partitionBy("place", "user", "split", "status").orderBy("at", "impression_id")

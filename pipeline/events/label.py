@@ -21,6 +21,7 @@ from pipeline.config.events import CLICK, MS_PER_S, PURCHASE, EventsSettings
 from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
 from pipeline.errors import InputError
 from pipeline.events.attribute import Rules, attribute, label_impressions, labels_of, reaches_ms
+from pipeline.events.day_by_day import DAY_BY_DAY, LeftByBase, Span
 from pipeline.events.doubts import Findings, doubts_of, empty_split, stop_at_failing_doubts, utc
 from pipeline.events.joins import matched_column
 from pipeline.events.outcomes import ImpressionsRead, impressions_read, outcomes_of, scan
@@ -28,7 +29,7 @@ from pipeline.events.parse_tables import parse_tables
 from pipeline.events.reader import EventReader
 from pipeline.events.rejected_lines import path_of_rejected, write_rejected_lines
 from pipeline.events.rows import Periods, actions_of, attributed_columns, impressions_of
-from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT, EventLog
+from pipeline.events.tables import GOOD_STATUS, LEFT_OUT, EventLog
 from pipeline.events.times import settle
 from pipeline.features.fields import Catalogue
 
@@ -59,8 +60,9 @@ def label(
     num_partitions: int,
     staging: Path,
     needs_train: bool = True,
+    left_by_base: LeftByBase | None = None,
 ) -> LabelledLog:
-    """Write labelled impressions below `staging`.
+    """Write labelled impressions below `staging`; day by day where `left_by_base` is given.
 
     Raises InputError where no impression is left, or with `needs_train` none of train, with the reason; and where a row
     has a defect, or the log gives a doubt, that `checks` stops at.
@@ -76,7 +78,11 @@ def label(
     actions_read = scan(actions, settings) if named_kinds else None
     end_ms = actions_read.end_ms if actions_read else _end_of_columns(spark, log, settings, catalogue)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
-    read = impressions_of(spark, log, settings, catalogue, periods, checks.missing_item)
+    span = Span.of(settings, left_by_base, periods.mature_until_ms, end_ms) if left_by_base else None
+    read = impressions_of(
+        spark, log, settings, catalogue, replace(periods, mature_until_ms=_ANY_TIME) if span else periods,
+        checks.missing_item,
+    )  # fmt: skip
     impressions = read.drop("file", "page")
     one_anywhere = checks.duplicates == GLOBAL
     rules = Rules(
@@ -95,11 +101,13 @@ def label(
     attributed = _write_and_read(attributed, staging / "attributed")
     labels = labels_of(attributed, kinds)
     carried = attributed_columns(len(settings.joins))
-    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere, carried)
+    restate = span.status if span else None
+    rows = label_impressions(impressions, labels, reaches_ms(rules), num_partitions, one_anywhere, carried, restate)
     rows = _write_and_read(rows, staging / "labelled")
     counted = impressions_read(rows, len(settings.joins))
+    continued = span.counts(rows) if span else None
     _stop_without_impressions(counted, periods, end_ms, settings, needs_train)
-    rejected = rows.where(~F.col("status").isin(GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)).select("status", "split", "line")
+    rejected = rows.where(~F.col("status").isin(GOOD_STATUS, *LEFT_OUT)).select("status", "split", "line")
     _stop_at_failing_rows(read, rejected, counted, checks)
     outcomes, examples = outcomes_of(attributed)
     found = Findings(
@@ -113,6 +121,8 @@ def label(
         "actions_end_ms": end_ms,
         "impressions": counted.left_out(),
     }
+    if continued:
+        audit[DAY_BY_DAY] = continued
     return _as_sources(staging, catalogue, log, audit, _details(found, examples, doubts, unread))
 
 
@@ -222,7 +232,7 @@ def _stop_without_impressions(
             )
         return
     found = ", ".join(f"{number} {status}" for status, number in by_status.items()) or "none at all"
-    if read.defects and read.defects[0]["rows"] >= max(by_status.get(name, 0) for name in (OUTSIDE_SPLIT, IMMATURE)):
+    if read.defects and read.defects[0]["rows"] >= max(by_status.get(name, 0) for name in LEFT_OUT):
         most = read.defects[0]
         where = (
             f"the column {most['column']} has {most['value']!r}" if most["column"] else f"the row is {most['value']!r}"

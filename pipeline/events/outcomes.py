@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.events.joins import matched_column
 from pipeline.events.own_labels import LOST
 from pipeline.events.read import TUPLE
-from pipeline.events.tables import GOOD_STATUS, IMMATURE, OUTSIDE_SPLIT
+from pipeline.events.tables import GOOD_STATUS, IMMATURE, LEFT_OUT, OUTSIDE_SPLIT
 
 _NAME_BUCKETS = 5  # of each, the most frequent name that makes no label is an example
 _LABEL_NAMES = ("click", "daction", "conversion")
@@ -97,7 +97,7 @@ class ImpressionsRead:
 
     def rejected(self) -> dict[str, int]:
         """Count the rows of each reason for which rows are rejected."""
-        kept = (GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)
+        kept = (GOOD_STATUS, *LEFT_OUT)
         return {status: number for status, number in self.by_status().items() if status not in kept}
 
     def left_out(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.events.tables import (
     FILE,
     GOOD_STATUS,
     IMMATURE,
+    LEFT_OUT,
     OUTSIDE_SPLIT,
     EventLog,
     Table,
@@ -120,7 +121,7 @@ def impressions_of(
         (context if entry.context else F.lit(None).cast("string")).alias("page"), *own_labels.columns,
         *(F.col(matched_column(number)) for number in range(len(settings.joins))),
     )  # fmt: skip
-    is_rejected = ~F.col("status").isin(GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE)
+    is_rejected = ~F.col("status").isin(GOOD_STATUS, *LEFT_OUT)
     return slim.withColumns({name: F.when(is_rejected, F.col(name)) for name in ("line", "defect")})
 
 

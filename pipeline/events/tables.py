@@ -18,6 +18,9 @@ ONE, MANY = "one", "many"
 CORRUPT, FILE = "_corrupt", "_file"
 #: The status of an impression's row; any other status is the reason why the row is rejected.
 GOOD_STATUS, OUTSIDE_SPLIT, IMMATURE = "good", "outside_split", "immature"
+EARLIER = "earlier"  # with source.events.day_by_day: the base has written it
+#: The status of a row that is no reject and not written.
+LEFT_OUT = (OUTSIDE_SPLIT, IMMATURE, EARLIER)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _label_events(spark: "SparkSession", job: Job, staging: Staging) -> "Labelle
     with plain_errors():
         return label(
             spark, job.events, events, job.catalogue, settings.labels.daction, settings.checks,
-            _partitions_of_tables(spark, job), staging.tables, needs_train=job.base is None,
+            _partitions_of_tables(spark, job), staging.tables, job.base is None, job.left_by_base,
         )  # fmt: skip
 
 

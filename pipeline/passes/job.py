@@ -8,6 +8,7 @@ from pipeline.aliccp.find import find_sources
 from pipeline.chunks.sources import SourceFile
 from pipeline.config.preprocess import SPARK, PreprocessSettings
 from pipeline.errors import InputError
+from pipeline.events.day_by_day import LeftByBase
 from pipeline.events.find import find_log
 from pipeline.events.tables import EventLog
 from pipeline.features.base_vocabulary import Base
@@ -28,6 +29,7 @@ class Job:
     out: Store
     events: EventLog | None = None  # the tables of source=events
     base: Base | None = None  # whose vocabularies are extended
+    left_by_base: LeftByBase | None = None  # with source.events.day_by_day: where the base has stopped
 
     @classmethod
     def of(cls, settings: PreprocessSettings) -> "Job":
@@ -54,7 +56,8 @@ class Job:
         kinds = events.label_actions(settings.labels.daction)
         with_actions = bool(events.named_actions(kinds))
         log = find_log(settings.source.path, events, fields, with_actions, lambda: start_spark(settings.spark))
-        return cls(pin_versions(settings, log), fields, log.files, out, log, base)
+        left = LeftByBase.of(events, base.manifest.audit if base else None) if events.day_by_day else None
+        return cls(pin_versions(settings, log), fields, log.files, out, log, base, left)
 
     @property
     def with_daction(self) -> bool:
