@@ -18,7 +18,18 @@ def summarize(manifest: Manifest) -> str:
         for split in SPLITS
         if split in manifest.totals
     ]
-    return "\n".join([*lines, quarantined_line(manifest)])
+    return "\n".join([*lines, quarantined_line(manifest), *_day_by_day_lines(manifest)])
+
+
+def _day_by_day_lines(manifest: Manifest) -> list[str]:
+    """Say what a job with source.events.day_by_day has taken from its base, and left to the next one."""
+    span = manifest.audit.get("events", {}).get("day_by_day")
+    if not span:
+        return []
+    return [
+        f"day by day: {span['from_base']:,} rows that the base had left, {span['left']:,} left to the next job, "
+        f"{span['earlier']:,} earlier ones passed over"
+    ]
 
 
 def quarantined_line(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ one asked for. The others (`source.path`, `source.split_bytes`, the path of `voc
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -66,9 +67,16 @@ class VocabularySettings:
     min_count: int = 2  # rarer ids share one row of the table; or features.fields.<name>.min_count
     max_ids: int | None = None  # of a field, the most frequent ones; null: no limit; or features.fields.<name>.max_ids
     base: str | None = None  # an earlier dataset: every index of it stays, and new ids follow
+    max_age_days: float | None = field(
+        default=None, metadata=NEWER
+    )  # of an event log: ids of the base that no train split has had for longer are retired; null: none is
 
     def __post_init__(self) -> None:
         _at_least("vocabulary.min_count", self.min_count, 1)
+        if self.max_age_days is not None and not 0 < self.max_age_days < math.inf:
+            raise InputError(
+                f"vocabulary.max_age_days={self.max_age_days} is not a number of days above 0; null retires no id."
+            )
         if self.max_ids is not None:
             _at_least("vocabulary.max_ids", self.max_ids, 1)
 
@@ -188,6 +196,11 @@ class PreprocessSettings:
     def __post_init__(self) -> None:
         _at_least("grace_hours", self.grace_hours, 0)
         _at_least("seed", self.seed, 0)
+        if self.vocabulary.max_age_days is not None and self.source.events is None:
+            raise InputError(
+                f"vocabulary.max_age_days={self.vocabulary.max_age_days} needs times, and source.name={self.source.name} has "
+                "none; leave it out (null)."
+            )
 
     def determining(self, base_xxh3: str | None) -> dict[str, Any]:
         """Return the settings that decide what the dataset holds; `base_xxh3` is the hash of the base's manifest."""
@@ -195,6 +208,7 @@ class PreprocessSettings:
         chosen = {name: everything[name] for name in ("features", "vocabulary", "split", "labels", "checks", "rows")}
         chosen["features"] = self.features.determining()
         chosen["checks"] = recorded(self.checks)
+        chosen["vocabulary"] = recorded(self.vocabulary)
         chosen["vocabulary"]["base"] = base_xxh3
         if self.source.events is None:
             source: dict[str, Any] = {"name": self.source.name}

@@ -18,11 +18,13 @@ _COLUMN_TYPES = {
     "raw_id": pa.int64(),
     "index": pa.int32(),
     "text": pa.string(),
-}  # text: of event logs whose ids are texts
+    "last_seen": pa.int64(),
+}
+_OPTIONAL = ("text", "last_seen")  # where ids are texts; with vocabulary.max_age_days
 
 
 def read_vocabulary(files: NamedFiles, entry: ManifestField) -> pa.Table:
-    """Read raw_id, index and, where the ids are hashes of texts, text of the field's vocabulary, in the order of index.
+    """Read raw_id, index and, where they are there, text and last_seen of the field's vocabulary, in the order of index.
 
     Raises InputError where the file is not the one that the manifest names, or is no such table.
     """
@@ -36,7 +38,7 @@ def read_vocabulary(files: NamedFiles, entry: ManifestField) -> pa.Table:
 
 def _checked_table(table: pa.Table, files: NamedFiles, entry: ManifestField) -> pa.Table:
     index_N = np.arange(NUM_RESERVED_ROWS, entry.num_rows)
-    wanted = [column for column in _COLUMN_TYPES if column != "text" or column in table.column_names]
+    wanted = [column for column in _COLUMN_TYPES if column not in _OPTIONAL or column in table.column_names]
     if any(
         column not in table.column_names or table.schema.field(column).type != _COLUMN_TYPES[column]
         for column in wanted

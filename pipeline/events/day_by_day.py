@@ -57,7 +57,7 @@ class LeftByBase:
 
 
 @dataclass(frozen=True)
-class Span:
+class DaySpan:
     """The times whose impressions a job writes: after `before.after_ms`, until `until_ms`."""
 
     before: LeftByBase
@@ -65,7 +65,7 @@ class Span:
     end_ms: int  # of the actions log; later rows are not counted, because a wrong clock may have stamped them
 
     @classmethod
-    def of(cls, settings: EventsSettings, before: LeftByBase, mature_until_ms: int, end_ms: int) -> "Span":
+    def of(cls, settings: EventsSettings, before: LeftByBase, mature_until_ms: int, end_ms: int) -> "DaySpan":
         """Find the span of a job whose labels are known of impressions until `mature_until_ms`."""
         last_ms = settings.boundaries_ms()[3] - 1
         return cls(before, max(before.after_ms, min(mature_until_ms, last_ms)), end_ms)
@@ -88,7 +88,7 @@ class Span:
         at, before = F.col("at"), self.before
         is_left = (at > self.until_ms) & (at <= self.end_ms)
         found = rows.agg(
-            F.count_if(at <= before.after_ms).alias("written_before"),
+            F.count_if(at <= before.after_ms).alias("earlier"),
             F.count_if((at > before.after_ms) & (at <= before.until_ms)).alias("from_base"),
             F.count_if(is_left).alias("left"),
             F.max(F.when(is_left, at)).alias("left_until_ms"),
@@ -103,7 +103,7 @@ class Span:
         return {
             "after_ms": before.after_ms,
             "until_ms": self.until_ms,
-            "written_before": found["written_before"],
+            "earlier": found["earlier"],
             "from_base": found["from_base"],
             "left": found["left"],
             "left_until_ms": self.until_ms if left_until_ms is None else left_until_ms,

@@ -21,7 +21,7 @@ from pipeline.config.events import CLICK, MS_PER_S, PURCHASE, EventsSettings
 from pipeline.config.preprocess import FAIL, GLOBAL, ChecksSettings
 from pipeline.errors import InputError
 from pipeline.events.attribute import Rules, attribute, label_impressions, labels_of, reaches_ms
-from pipeline.events.day_by_day import DAY_BY_DAY, LeftByBase, Span
+from pipeline.events.day_by_day import DAY_BY_DAY, DaySpan, LeftByBase
 from pipeline.events.doubts import Findings, doubts_of, empty_split, stop_at_failing_doubts, utc
 from pipeline.events.joins import matched_column
 from pipeline.events.outcomes import ImpressionsRead, impressions_read, outcomes_of, scan
@@ -78,7 +78,7 @@ def label(
     actions_read = scan(actions, settings) if named_kinds else None
     end_ms = actions_read.end_ms if actions_read else _end_of_columns(spark, log, settings, catalogue)
     periods = Periods(settings.boundaries_ms(), end_ms - settings.reach_ms(kinds))
-    span = Span.of(settings, left_by_base, periods.mature_until_ms, end_ms) if left_by_base else None
+    span = DaySpan.of(settings, left_by_base, periods.mature_until_ms, end_ms) if left_by_base else None
     read = impressions_of(
         spark, log, settings, catalogue, replace(periods, mature_until_ms=_ANY_TIME) if span else periods,
         checks.missing_item,

@@ -1,6 +1,6 @@
 """The base: an earlier dataset whose vocabularies the new one extends (`vocabulary.base`), for batches day by day.
 
-Every index of the base stays, whether or not its id occurs today; ids that are new and frequent enough follow behind,
+Every index of the base stays, whether or not its id occurs today (but for vocabulary.max_age_days); ids that are new and frequent enough follow behind,
 by falling count, ties by raw id. A numeric field keeps the base's mean and standard deviation. So a model of yesterday
 keeps all of its rows today. Only the manifest and the vocabularies of the base are read.
 """
@@ -65,7 +65,8 @@ def _vocabulary_of(files: NamedFiles, entry: ManifestField) -> Vocabulary:
         return Vocabulary(none, none, hash_buckets=entry.hash_buckets)
     table = read_vocabulary(files, entry)
     texts = tuple(table["text"].to_pylist()) if "text" in table.column_names else ()
-    return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts)
+    last_seen_N = table["last_seen"].to_numpy() if "last_seen" in table.column_names else None
+    return Vocabulary(table["raw_id"].to_numpy(), np.zeros(len(table), np.int64), texts, last_seen_N=last_seen_N)
 
 
 def with_room(fields: Sequence[Field], base: Sequence[Vocabulary]) -> tuple[Field, ...]:
@@ -83,4 +84,24 @@ def extend(base: Vocabulary, known: Vocabulary, new: Vocabulary) -> Vocabulary:
     count_N[order[np.searchsorted(base.id_N, known.id_N, sorter=order)]] = known.count_N
     ids, counts = np.concatenate([base.id_N, new.id_N]), np.concatenate([count_N, new.count_N])
     texts = (*base.texts, *(None for _ in new.id_N)) if base.texts else ()
-    return Vocabulary(ids, counts, texts, base.hash_buckets)
+    last_seen_N = None if base.last_seen_N is None else np.concatenate([base.last_seen_N, np.zeros_like(new.id_N)])
+    return Vocabulary(ids, counts, texts, base.hash_buckets, last_seen_N)
+
+
+def retire(vocabulary: Vocabulary, today_ms: int, max_age_ms: float) -> Vocabulary:
+    """Drop the ids that no train split has had for longer than `max_age_ms`; the others keep their order.
+
+    An id with a count was seen at `today_ms`, the end of today's train split. Where the base does not say when it saw an
+    id, its age begins today.
+    """
+    before_N = vocabulary.last_seen_N if vocabulary.last_seen_N is not None else np.full_like(vocabulary.id_N, today_ms)
+    last_seen_N = np.where(vocabulary.count_N > 0, today_ms, before_N)
+    kept_N = today_ms - last_seen_N <= max_age_ms
+    texts = tuple(text for text, is_kept in zip(vocabulary.texts, kept_N, strict=False) if is_kept)
+    return replace(
+        vocabulary,
+        id_N=vocabulary.id_N[kept_N],
+        count_N=vocabulary.count_N[kept_N],
+        texts=texts,
+        last_seen_N=last_seen_N[kept_N],
+    )

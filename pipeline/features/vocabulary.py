@@ -100,6 +100,8 @@ class Vocabulary:
     count_N: np.ndarray
     texts: tuple[str | None, ...] = ()  # of each id that is the hash of a text; empty where none is
     hash_buckets: int = 0  # not 0: there are no ids here, index = 2 + mix(raw id) mod hash_buckets
+    #: With vocabulary.max_age_days: the end of the latest train split that had each id, in ms since 1970 UTC
+    last_seen_N: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
@@ -110,7 +112,8 @@ class Vocabulary:
         """Return the content of vocabulary/<field>-<xxh3>.parquet."""
         index = np.arange(NUM_RESERVED_ROWS, self.num_rows, dtype=np.int32)
         columns = {"raw_id": self.id_N, "index": index, "count": self.count_N}
-        return pa.table(columns | ({"text": pa.array(self.texts, pa.string())} if self.texts else {}))
+        columns |= {"text": pa.array(self.texts, pa.string())} if self.texts else {}
+        return pa.table(columns | ({"last_seen": self.last_seen_N} if self.last_seen_N is not None else {}))
 
 
 def vocabularies(pairs: np.ndarray, fields: Sequence[Field]) -> list[Vocabulary]:

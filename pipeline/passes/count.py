@@ -20,7 +20,7 @@ from pipeline.chunks.reasons import GOOD
 from pipeline.config.preprocess import GLOBAL
 from pipeline.dataset.lookup_table import Lookup, lookup_of
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS
-from pipeline.features.base_vocabulary import extend, with_room
+from pipeline.features.base_vocabulary import extend, retire, with_room
 from pipeline.features.fields import Catalogue, Field
 from pipeline.features.moments import Moments
 from pipeline.features.vocabulary import Counter, Vocabulary, fields_of, keep_frequent, pairs_of, vocabularies
@@ -48,6 +48,7 @@ BASE_LOOKUP = "base"
 _BYTES_PER_VOCABULARY_PART = 1 << 30
 _MOST_PAIRS = 4_000_000  # in a task's counter before it is flushed
 _MOST_OCCURRENCES = 1_000_000
+_MS_PER_DAY = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,22 @@ def _merge_on_driver(
         everything = [replace(entry, max_ids=None) for entry in fields]
         of_base = vocabularies(np.concatenate(known), everything)
         found = [extend(*of_field) for of_field in zip(base, of_base, found, strict=True)]
+    found = _without_retired(job, found)
     return CountResult(tally, found, moments, repeats, fingerprints)
+
+
+def _without_retired(job: Job, found: list[Vocabulary]) -> list[Vocabulary]:
+    """Retire the ids older than vocabulary.max_age_days, and say how many; without this setting, none."""
+    max_age_days, events = job.settings.vocabulary.max_age_days, job.settings.source.events
+    if max_age_days is None or events is None:
+        return found
+    train_end_ms, kept = events.boundaries_ms()[1], list(found)
+    for number, entry in enumerate(job.catalogue.fields):
+        if entry.is_counted:
+            kept[number] = retire(found[number], train_end_ms, max_age_days * _MS_PER_DAY)
+            if num_retired := len(found[number].id_N) - len(kept[number].id_N):
+                print(f"{entry.name}: {num_retired:,} ids not seen for {max_age_days:g} days were retired.", flush=True)
+    return kept
 
 
 def _report_full_fields(job: Job, fields: Sequence[Field]) -> None:

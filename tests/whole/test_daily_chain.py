@@ -23,7 +23,7 @@ LABELS = ("click", "daction", "conversion")
 DAY = 24 * H
 SHOP = (
     "source=events", "features=shop", "labels=cart_wish", "vocabulary.min_count=1", "source.events.day_by_day=true",
-    "source.events.windows_s={click: 3600, cart: 7200, wish: 7200, purchase: 7200}",
+    "vocabulary.max_age_days=0.5", "source.events.windows_s={click: 3600, cart: 7200, wish: 7200, purchase: 7200}",
 )  # fmt: skip
 #: (id, hour, user, item, page view): windows of 3 h, so that those from 21:00 on are immature at midnight.
 SHOWN = [
@@ -107,15 +107,26 @@ def test_a_reject_is_quarantined_once_when_its_windows_have_closed(chain: Path) 
 def test_the_manifest_says_what_was_written_before_and_what_is_left(chain: Path) -> None:
     hour = 3_600_000
     assert span_of(chain / "one") == {
-        "after_ms": -1, "until_ms": 21 * hour, "written_before": 0, "from_base": 0, "left": 4,
+        "after_ms": -1, "until_ms": 21 * hour, "earlier": 0, "from_base": 0, "left": 4,
         "left_until_ms": round(23.95 * hour),
     }  # fmt: skip
     assert span_of(chain / "two") == {
-        "after_ms": 21 * hour, "until_ms": 45 * hour, "written_before": 2, "from_base": 4, "left": 1,
+        "after_ms": 21 * hour, "until_ms": 45 * hour, "earlier": 2, "from_base": 4, "left": 1,
         "left_until_ms": 47 * hour,
     }  # fmt: skip
     immature = json.loads((chain / "two/audit.json").read_text())["events"]["impressions"]["immature"]
     assert immature == {"train": 1, "validation": 0, "test": 0}
+
+
+def test_ids_that_the_new_day_has_not_are_retired_and_the_others_have_its_end(chain: Path) -> None:
+    found = {}
+    for name in ("one", "two"):
+        entry = next(entry for entry in load_manifest(chain / name).fields if entry.name == "user_id")
+        table = pq.read_table(chain / name / entry.vocabulary)
+        found[name] = list(zip(*(table[column].to_pylist() for column in ("text", "index", "last_seen")), strict=True))
+    assert found["one"] == [("ada", 2, 1000 * DAY)]
+    assert sorted(text for text, _, _ in found["two"]) == ["bob", "cid"]
+    assert [row[1:] for row in found["two"]] == [(2, 2000 * DAY), (3, 2000 * DAY)]
 
 
 @pytest.mark.usefixtures("spark")
