@@ -168,7 +168,7 @@ def test_seven_days_in_a_chain_give_every_impression_the_labels_of_one_job_over_
     tmp_path: Path, preprocess_settings: Settings
 ) -> None:
     raw, days = tmp_path / "raw", [f"2024-05-{day:02d}" for day in range(1, 9)]
-    overrides = ["layout=events", "impressions=20000", "seed=9", "dirt=0.01", f"out={raw}"]
+    overrides = ["layout=events", "impressions=8000", "seed=9", "dirt=0.01", f"out={raw}"]
     simulate(compose("simulate", SimulateSettings, overrides))
     chosen = ("source=simulated_shop", "features=simulated_shop", "labels=cart_wish", "source.events.day_by_day=true")
 
@@ -188,19 +188,19 @@ def test_seven_days_in_a_chain_give_every_impression_the_labels_of_one_job_over_
         return tmp_path / name
 
     whole = job("whole", 0, 7, None)
-    chain = [job("day0", 0, 1, None)]
-    for day in range(1, 7):
+    chain = [job("day1", 0, 2, None)]  # with windows of 25 h, nothing is mature after one day
+    for day in range(2, 7):
         chain.append(job(f"day{day}", max(day - 2, 0), day + 1, f"day{day - 1}"))
     parts = [labels_in(dataset) for dataset in chain]
     assert sum(parts, Counter()) == labels_in(whole)
     assert max(sum(parts, Counter()).values()) == 1
-    assert sum(labels[3] for labels in labels_in(whole)) > 50
+    assert sum(labels[3] for labels in labels_in(whole)) > 30
     timed = [
         Counter({key: number for key, number in rejected_in(dataset).items() if b'"timestamp"' in key[1] or key[0] == "duplicate_impression"})
         for dataset in (whole, *chain)
     ]  # fmt: skip
     assert sum(timed[1:], Counter()) == timed[0]
-    assert len(timed[0]) > 20
+    assert len(timed[0]) > 10
     spans = [span_of(dataset) for dataset in chain]
     assert [later["after_ms"] for later in spans[1:]] == [earlier["until_ms"] for earlier in spans[:-1]]
     assert [later["from_base"] for later in spans[1:]] == [earlier["left"] for earlier in spans[:-1]]
