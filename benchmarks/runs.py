@@ -39,7 +39,9 @@ def run(data: str, overrides: Sequence[str], split: str, truth: str | None = Non
         with join(settings.world) as world:
             trainer = Trainer(settings, world)
             figures = train(trainer)
-            return figures | auc_figures(predict(trainer, split), truth)
+            with trainer.predicting():
+                columns = predict(trainer, split)
+            return figures | auc_figures(columns, truth)
 
 
 def train(trainer: Trainer) -> dict[str, float]:
