@@ -24,7 +24,7 @@ from benchmarks.train import processor
 from jobs.entry import compose
 from training.distributed.world import join
 from training.evaluation.metrics import Metrics, evaluate_with_curves
-from training.evaluation.observed_rate import TOLERANCE, observed_rates
+from training.evaluation.observed_rate import RIGHT_WITHIN, observed_rates
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
@@ -86,9 +86,9 @@ def summary(weights: str, found: Sequence[Metrics]) -> list[str]:
         if len(found) > 1:
             keys = (f"{task}_{figure}" for figure in FIGURES for task in TASKS)
             rows.append(row_of(name, weights, {key: reduce([float(one[key] or 0.0) for one in found]) for key in keys}))
-    within = [sum(abs(float(one[f"{task}_calibration"] or 0.0) - 1.0) <= TOLERANCE for one in found) for task in TASKS]
+    within = [sum(abs(float(one[f"{task}_calibration"] or 0.0) - 1.0) <= RIGHT_WITHIN for one in found) for task in TASKS]
     rows.append(
-        f"| within {TOLERANCE:.0%} | {weights} | | | | | | | {' | '.join(f'{count} of {len(found)}' for count in within)} |"
+        f"| within {RIGHT_WITHIN:.0%} | {weights} | | | | | | | {' | '.join(f'{count} of {len(found)}' for count in within)} |"
     )
     return rows
 

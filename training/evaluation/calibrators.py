@@ -12,7 +12,7 @@ file, which needs nothing but this page to be applied.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from training.evaluation.sorted_scores import Array
 PLATT, ISOTONIC = "platt", "isotonic"
 CALIBRATORS = (PLATT, ISOTONIC)
 CALIBRATOR_FILE = "calibrator.json"
-_FORMAT_VERSION = 1
+_CALIBRATOR_VERSION = 1
 _MOST_NEWTON_STEPS = 100
 
 
@@ -67,18 +67,32 @@ class Calibrator:
     fitted_on: Mapping[str, Any]  # the provenance of the predictions
     curve_of: Mapping[str, Platt | Isotonic]  # output → curve
 
-    def apply(self, columns: Mapping[str, Array]) -> dict[str, Array]:
-        """Return `columns`, those that have a curve calibrated."""
-        return {
-            name: self.curve_of[name].apply(column) if name in self.curve_of else column
-            for name, column in columns.items()
-        }
+    def apply(self, columns: Mapping[str, Array]) -> "CalibratedColumns":
+        """Return `columns`, those that have a curve calibrated when they are asked for."""
+        return CalibratedColumns(columns, self.curve_of)
 
     def write(self, path: Path) -> None:
         """Write the JSON file."""
         curves = {name: asdict(curve) for name, curve in self.curve_of.items()}
-        content = {"format_version": _FORMAT_VERSION, "kind": self.kind, "fitted_on": dict(self.fitted_on)}
+        content = {"format_version": _CALIBRATOR_VERSION, "kind": self.kind, "fitted_on": dict(self.fitted_on)}
         write_whole(path, json.dumps(content | {"curves": curves}, indent=1) + "\n")
+
+
+class CalibratedColumns(Mapping[str, Array]):
+    """Columns of predictions, calibrated as they are read."""
+
+    def __init__(self, columns: Mapping[str, Array], curve_of: Mapping[str, Platt | Isotonic]) -> None:
+        self._columns, self._curve_of = columns, curve_of
+
+    def __getitem__(self, name: str) -> Array:
+        column = self._columns[name]
+        return self._curve_of[name].apply(column) if name in self._curve_of else column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 def read_calibrator(path: Path, remedy: str) -> Calibrator:
@@ -176,8 +190,8 @@ def _log_odds(score_N: Array) -> Array:
 
 
 def _calibrator_of(raw: Any) -> Calibrator:
-    if not isinstance(raw, dict) or raw.get("format_version") != _FORMAT_VERSION:
-        raise ValueError(f"it has no format_version={_FORMAT_VERSION}")
+    if not isinstance(raw, dict) or raw.get("format_version") != _CALIBRATOR_VERSION:
+        raise ValueError(f"it has no format_version={_CALIBRATOR_VERSION}")
     kind = raw["kind"]
     if kind not in CALIBRATORS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(CALIBRATORS)}")

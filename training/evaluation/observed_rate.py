@@ -20,7 +20,7 @@ from training.evaluation.sorted_scores import CalibrationCurve
 
 CONFIDENCE = 0.95
 #: A ratio this near to 1 is right for bidding.
-TOLERANCE = 0.05
+RIGHT_WITHIN = 0.05
 #: Slices by predicted probability, of equal mass: the curve's bins, taken together.
 NUM_SLICES = 5
 
@@ -54,8 +54,8 @@ class ObservedRate:
         if self.ratio is None or self.interval is None:
             return "unknown"
         low, high = self.interval
-        if abs(self.ratio - 1.0) <= TOLERANCE:
-            return "right" if low >= 1.0 - 2.0 * TOLERANCE and high <= 1.0 + 2.0 * TOLERANCE else "unknown"
+        if abs(self.ratio - 1.0) <= RIGHT_WITHIN:
+            return "right" if low >= 1.0 - 2.0 * RIGHT_WITHIN and high <= 1.0 + 2.0 * RIGHT_WITHIN else "unknown"
         if low <= 1.0 <= high:
             return "unknown"
         return "too low" if self.ratio > 1.0 else "too high"
@@ -76,7 +76,7 @@ class ObservedRate:
             f"{self.ratio:.3f} of it (95 % interval {low:.3f} to {high:.3f})"
         )
         return {
-            "right": f"{score} is right within {TOLERANCE:.0%}: {figures}.",
+            "right": f"{score} is right within {RIGHT_WITHIN:.0%}: {figures}.",
             "unknown": f"{score} may be right or not, for there are too few {positives} to tell: {figures}.",
             "too high": f"{score} is too high: {figures}. Bids made from it are too high.",
             "too low": f"{score} is too low: {figures}. Bids made from it are too low.",
