@@ -86,7 +86,9 @@ def summary(weights: str, found: Sequence[Metrics]) -> list[str]:
         if len(found) > 1:
             keys = (f"{task}_{figure}" for figure in FIGURES for task in TASKS)
             rows.append(row_of(name, weights, {key: reduce([float(one[key] or 0.0) for one in found]) for key in keys}))
-    within = [sum(abs(float(one[f"{task}_calibration"] or 0.0) - 1.0) <= RIGHT_WITHIN for one in found) for task in TASKS]
+    within = [
+        sum(abs(float(one[f"{task}_calibration"] or 0.0) - 1.0) <= RIGHT_WITHIN for one in found) for task in TASKS
+    ]
     rows.append(
         f"| within {RIGHT_WITHIN:.0%} | {weights} | | | | | | | {' | '.join(f'{count} of {len(found)}' for count in within)} |"
     )

@@ -15,6 +15,7 @@ from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from pipeline.errors import InputError
 from training.checkpoint.settings import check_which
 from training.distributed.torchrun import speaks, starts_ranks
+from training.evaluation.settings import check_calibrator
 
 
 @dataclass
@@ -30,11 +31,13 @@ class EvaluateSettings:
 
     ctr_run: str | None = None  # the independent CTR network: a run that predicts p_ctr (ESMM §3.1)
     slices: list[str] = field(default_factory=list)  # figures by single-valued fields, user_impressions, user_purchases
+    calibrator: str | None = None  # platt | isotonic, fitted on validation: RUN/calibrator.json, and figures with it
 
     def __post_init__(self) -> None:
         check_which(self.checkpoint, "checkpoint")
         if len(set(self.slices)) < len(self.slices):
             raise InputError(f"slices={self.slices} names one twice; name each once.")
+        check_calibrator(self.calibrator, self.split)
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -58,7 +61,7 @@ def run(settings: EvaluateSettings) -> None:
     ctr_run = Path(settings.ctr_run) if settings.ctr_run else None
     where = (settings.checkpoint, settings.data, ctr_run, settings.slices)
     with join(trained.world) as world:
-        figures = evaluate_split(folder, trained, settings.split, truth, world, *where)
+        figures = evaluate_split(folder, trained, settings.split, truth, world, *where, calibrator=settings.calibrator)
     if figures is not None:
         shown = {
             name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None

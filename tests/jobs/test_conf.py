@@ -70,6 +70,7 @@ NEWER_SETTINGS = (
     "ctr_run",
     "slices",
     "average",
+    "calibrator",
     "own_tables",
     "table",
     "as_of",

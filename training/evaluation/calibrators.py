@@ -26,10 +26,9 @@ from pipeline.dataset.json_text import WrongType, parse_json, typed
 from pipeline.errors import InputError
 from training.evaluation.exact_sums import LOG_LOSS_MARGIN
 from training.evaluation.metrics import tasks
+from training.evaluation.settings import CALIBRATORS, PLATT
 from training.evaluation.sorted_scores import Array
 
-PLATT, ISOTONIC = "platt", "isotonic"
-CALIBRATORS = (PLATT, ISOTONIC)
 CALIBRATOR_FILE = "calibrator.json"
 _CALIBRATOR_VERSION = 1
 _MOST_NEWTON_STEPS = 100

@@ -56,6 +56,7 @@ NO_FIGURES = (
     "alerts",
     "slices",
     "cvr_by_click_propensity",
+    "calibrated",
     "provenance",
 )
 
@@ -141,6 +142,7 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
             (", ".join(name for name in reasons if reasons[name] == reason), reason)
             for reason in dict.fromkeys(reasons.values())
         ],
+        calibrated=saved.get("calibrated"),
         alerts=[alert["text"] for alert in saved.get("alerts", ())],
         calibration_in_words=saved.get("calibration_in_words", ()),
         has_oracle=any(name.startswith("true_") for name in metrics),

@@ -1,47 +1,33 @@
 """`jobs.evaluate calibrator=…`: fit a calibrator on the validation split, and evaluate another split with and without it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, writing
-from training.evaluation.calibrators import CALIBRATOR_FILE, CALIBRATORS, fit_calibrator
+from pipeline.errors import writing
+from training.evaluation.calibrators import CALIBRATOR_FILE, fit_calibrator
 from training.evaluation.health import POSITIVES
 from training.evaluation.metrics import evaluate_with_curves
 from training.evaluation.observed_rate import observed_rates, sentences_of
 from training.evaluation.prediction_files import PredictionFiles
-from training.evaluation.sorted_scores import Array
+from training.evaluation.settings import FITTED_SPLIT
 from training.run.provenance import Provenance, ResultPaths
-
-#: The split that calibrators are fitted on: neither trained on nor reported.
-FITTED_SPLIT = "validation"
-
-
-def check_calibrator(kind: str | None, split: str) -> None:
-    """Raise InputError for an unknown calibrator, and for one that is to be evaluated where it is fitted."""
-    if kind is None:
-        return
-    if kind not in CALIBRATORS:
-        raise InputError(f"calibrator={kind} is not one of {', '.join(CALIBRATORS)}; null fits none.")
-    if split == FITTED_SPLIT:
-        raise InputError(
-            f"calibrator={kind} is fitted on split={FITTED_SPLIT}, so its figures there would say nothing; give split=test."
-        )
 
 
 def evaluate_calibrated(
-    kind: str, run: Path, predictions: Mapping[str, Array], provenance: Provenance, num_threads: int
+    kind: str, run: Path, predictions: PredictionFiles, provenance: Provenance, num_threads: int
 ) -> dict[str, Any]:
     """Fit on the predictions of the validation split by the same checkpoint, and return the figures of `predictions`, calibrated.
 
     Writes RUN/calibrator.json. The predictions of validation are there, those of `provenance` with another split.
     """
-    of_validation = {**provenance, "split": FITTED_SPLIT}
+    of_validation = {**provenance, "split": FITTED_SPLIT, "truth": None}
     folder = ResultPaths.of(run, of_validation).predictions
-    fitted = fit_calibrator(kind, PredictionFiles(folder, f"evaluate run={run} split={FITTED_SPLIT} again."), of_validation)
+    fitted = fit_calibrator(
+        kind, PredictionFiles(folder, f"evaluate run={run} split={FITTED_SPLIT} again."), of_validation
+    )
     with writing(f"The calibrator of run={run}", "copy the run to another place"):
         fitted.write(run / CALIBRATOR_FILE)
-    evaluated = evaluate_with_curves(fitted.apply(predictions), None, num_threads)
+    evaluated = evaluate_with_curves(fitted.apply(predictions), None, num_threads, predictions.contexts)
     rates = observed_rates(evaluated.curves, evaluated.intervals)
     return {
         "calibrator": kind,

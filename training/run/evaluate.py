@@ -18,7 +18,9 @@ from training.evaluation.health import POSITIVES, alerts_of
 from training.evaluation.observed_rate import observed_rates, sentences_of
 from training.evaluation.prediction_files import PredictionFiles
 from training.evaluation.run_files import read_log
+from training.evaluation.settings import FITTED_SPLIT
 from training.evaluation.slices import evaluate_slices
+from training.run.calibrate import evaluate_calibrated
 from training.run.journal import say
 from training.run.malloc import return_freed_memory
 from training.run.predict import IndependentCtr, predict_split, restore_model
@@ -50,19 +52,24 @@ def evaluate_split(
     data: str | None = None,
     ctr_run: Path | None = None,
     slices: Sequence[str] = (),
+    *,
+    calibrator: str | None = None,
 ) -> metrics.Metrics | None:
     """Write the predictions, metrics.json and report.html of an evaluation to a place of its own (`ResultPaths`).
 
     Returns the figures on rank 0, None elsewhere. `truth` is the simulator's file of true probabilities for the split;
     `which` checkpoint: newest, best or step-N. `data` is where the run's dataset is now, or another one, such as that of
-    the next day. `ctr_run` is the independent CTR network, `slices` are names of `sliced_fields`. Raises InputError for a
-    run without a checkpoint, for a dataset with another schema, and where the run's own dataset has been replaced.
+    the next day. `ctr_run` is the independent CTR network, `slices` are names of `sliced_fields`. `calibrator` is fitted on
+    the validation split, which is evaluated first. Raises InputError for a run without a checkpoint, for a dataset with
+    another schema, and where the run's own dataset has been replaced.
     """
+    if calibrator is not None:
+        evaluate_split(run, settings, FITTED_SPLIT, None, world, which, data, ctr_run)
     predicted = predict_run(run, settings, split, truth, world, which, data, ctr_run, slices)
     if world.rank:
         return None
     return_freed_memory()
-    return evaluate_predictions(run, split, predicted.paths, predicted.provenance, predicted, slices)
+    return evaluate_predictions(run, split, predicted.paths, predicted.provenance, predicted, slices, calibrator)
 
 
 def evaluate_predictions(
@@ -72,10 +79,11 @@ def evaluate_predictions(
     provenance: Provenance,
     predicted: Predicted | None = None,
     slices: Sequence[str] = (),
+    calibrator: str | None = None,
 ) -> metrics.Metrics:
     """Evaluate the predictions at `paths`, write metrics.json and report.html beside them, and return the figures.
 
-    `slices` need `predicted`, whose dataset knows their raw ids.
+    `slices` need `predicted`, whose dataset knows their raw ids, and a `calibrator` the predictions of validation.
     """
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
     num_threads = threads_for(predictions.num_rows)
@@ -102,6 +110,10 @@ def evaluate_predictions(
         saved["slices"] = evaluate_slices(predictions, slicings)
     if true is not None:
         saved["cvr_by_click_propensity"] = metrics.cvr_by_click_propensity(predictions, true)
+    if calibrator is not None:
+        saved["calibrated"] = evaluate_calibrated(calibrator, run, predictions, provenance, num_threads)
+        for line in saved["calibrated"]["calibration_in_words"]:
+            say(f"calibrator={calibrator}: {line}")
     saved["provenance"] = provenance
     with writing(f"The figures of run={run}", "copy the run to another place"):
         for path in paths.metrics:

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import InputError
 from training.evaluation.calibrators import (
-    CALIBRATORS,
     Isotonic,
     Platt,
     fit_calibrator,
@@ -19,6 +18,7 @@ from training.evaluation.calibrators import (
     read_calibrator,
 )
 from training.evaluation.metrics import evaluate
+from training.evaluation.settings import CALIBRATORS
 
 RNG = np.random.default_rng(3)
 N = 20_000
