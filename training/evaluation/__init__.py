@@ -1,5 +1,5 @@
 """The evaluation protocol.
 
 Read metrics (what is computed), sorted_scores and exact_sums (how), ranking and calibration; users, intervals and slices;
-then prediction_files, report and report_charts; comparison sets runs side by side.
+observed_rate, health and calibrators; then prediction_files, report and report_charts; comparison sets runs side by side.
 """
