@@ -8,7 +8,7 @@ A sum of independent labels varies as a Poisson count if they are rare, and less
 too wide. Labels of one user that come together make it too narrow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,4 +132,22 @@ def sentences_of(rates: Mapping[str, Sequence[ObservedRate]], positives_of: Mapp
         ]
         more = f" By fifths of p_{task}: {'; '.join(off)}." if off else ""
         lines.append(overall.in_words(f"p_{task}", positives_of[task]) + more)
+    return lines
+
+
+def sentences_of_slices(slices: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Iterable[str]) -> list[str]:
+    """Name the parts of each slicing (`training.evaluation.slices`) in which the predicted rate of a task is off."""
+    lines = []
+    for name, parts in slices.items():
+        for task in tasks:
+            rates = [
+                (part["value"], part[f"{task}_observed_rate"]) for part in parts if f"{task}_observed_rate" in part
+            ]
+            off = [
+                f"{rate['verdict']} ({rate['ratio']:.2f}) at {value}"
+                for value, rate in rates
+                if rate["verdict"] in ("too high", "too low")
+            ]
+            if off:
+                lines.append(f"p_{task} by {name}: {'; '.join(off)}.")
     return lines

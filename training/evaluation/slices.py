@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.evaluation.metrics import Task, tasks
+from training.evaluation.observed_rate import ObservedRate
 from training.evaluation.ranking import auc_inside, is_finite
 from training.evaluation.sorted_scores import Array, SortedScores
 from training.evaluation.users import Users
@@ -92,3 +93,4 @@ def _add_task(parts: list[SlicePart], task: Task, score_N: Array, counted_N: Arr
         part[f"{task.name}_auc"] = float(auc[number]) if has_both[number] else None
         part[f"{task.name}_log_loss"] = float(found.log_loss[number]) / count if count else None
         part[f"{task.name}_calibration"] = float(found.predicted[number]) / positives if positives else None
+        part[f"{task.name}_observed_rate"] = ObservedRate(count, float(found.predicted[number]), positives).as_json()

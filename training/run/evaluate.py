@@ -15,7 +15,7 @@ from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
 from training.evaluation import metrics, report
 from training.evaluation.health import POSITIVES, alerts_of
-from training.evaluation.observed_rate import observed_rates, sentences_of
+from training.evaluation.observed_rate import observed_rates, sentences_of, sentences_of_slices
 from training.evaluation.prediction_files import PredictionFiles
 from training.evaluation.run_files import read_log
 from training.evaluation.settings import FITTED_SPLIT
@@ -108,6 +108,10 @@ def evaluate_predictions(
     if slices and predicted and evaluated.users:
         slicings = slicings_of(slices, predictions, evaluated.users, predicted.data, predicted.manifest)
         saved["slices"] = evaluate_slices(predictions, slicings)
+        off = sentences_of_slices(saved["slices"], POSITIVES)
+        saved["calibration_in_words"] = [*in_words, *off]
+        for line in off:
+            say(line)
     if true is not None:
         saved["cvr_by_click_propensity"] = metrics.cvr_by_click_propensity(predictions, true)
     if calibrator is not None:

@@ -5,7 +5,14 @@ import pytest
 from scipy.stats import chi2, poisson
 
 from training.evaluation.curves import TaskCurves
-from training.evaluation.observed_rate import NUM_SLICES, ObservedRate, observed_rates, poisson_limits, sentences_of
+from training.evaluation.observed_rate import (
+    NUM_SLICES,
+    ObservedRate,
+    observed_rates,
+    poisson_limits,
+    sentences_of,
+    sentences_of_slices,
+)
 from training.evaluation.sorted_scores import SortedScores
 
 
@@ -91,3 +98,16 @@ def test_an_interval_by_users_takes_the_place_of_poissons_over_all_impressions()
     overall, *slices = observed_rates({"ctr": curves_of(label, score)}, {"ctr_calibration": [0.8, 1.25]})["ctr"]
     assert overall.interval == (0.8, 1.25)  # of observed over predicted
     assert all(one.by_users is None for one in slices)
+
+
+def test_parts_of_a_slicing_that_are_off_are_named_with_their_ratio() -> None:
+    parts = [
+        {"value": "1", "ctr_observed_rate": ObservedRate(9000, 1000.0, 1010).as_json()},
+        {"value": "2", "ctr_observed_rate": ObservedRate(9000, 1000.0, 700).as_json()},
+        {"value": "others", "ctr_observed_rate": ObservedRate(9, 1.0, 2).as_json()},
+        {"value": "unknown user"},
+    ]
+    assert sentences_of_slices({"user_gender": parts}, ["ctr", "cvr"]) == [
+        "p_ctr by user_gender: too high (0.70) at 2."
+    ]
+    assert sentences_of_slices({"user_gender": parts[:1]}, ["ctr"]) == []
