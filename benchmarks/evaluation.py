@@ -85,8 +85,9 @@ def evaluated(folder: Path) -> dict[str, float]:
     start_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     start_s, start_cpu_s = time.monotonic(), time.process_time()
     predictions = PredictionFiles(folder, "")
-    threads = threads_for(predictions.num_rows)
-    found = metrics.evaluate_with_curves(predictions, predictions.true_columns(), threads)
+    true = predictions.true_columns()
+    threads = threads_for(predictions.num_rows, true is not None)
+    found = metrics.evaluate_with_curves(predictions, true, threads, predictions.contexts)
     assert found.metrics["ctr_auc"] is not None
     return {
         "seconds": time.monotonic() - start_s,

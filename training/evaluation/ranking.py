@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.kernels.jit import nb
-from training.evaluation.sorted_scores import Array, ByNumber, RocCurve, SortedScores, TopShare
+from training.evaluation.sorted_scores import Array, ByNumber, RocCurve, SortedScores, TopShare, bits_of
 
 _PIECE = 1 << 20
 
@@ -114,7 +114,7 @@ def expected_auc(probability_N: Array, score_N: Array) -> float | None:
     fits = probability_N.dtype == score_N.dtype == np.float32
     if fits and len(score_N) and min(score_N.min(), probability_N.min()) >= 0:
         key_N = np.empty(len(score_N), np.uint64)
-        _pack_pair(np.abs(score_N).view(np.uint32), np.abs(probability_N).view(np.uint32), key_N)
+        _pack_pair(bits_of(score_N), bits_of(probability_N), key_N)
         key_N.sort()
         wins, positives, negatives = _expected_of_keys(key_N)
     else:

@@ -178,9 +178,9 @@ class SortedScores:
         nothing, label_N = np.empty(0, np.float64), label_N.astype(bool, copy=False)
         is_positive = len(score_N) == 0 or score_N.min() >= 0
         if is_positive and score_N.dtype == np.float64 and number_N is None and not (score_N >= 2.0).any():
-            code_N, table, wide = _without_sign(score_N), nothing, True
+            code_N, table, wide = bits_of(score_N), nothing, True
         elif is_positive and score_N.dtype == np.float32:
-            code_N, table, wide = _without_sign(score_N), nothing, False
+            code_N, table, wide = bits_of(score_N), nothing, False
         else:
             distinct, code_N = np.unique(score_N, return_inverse=True)
             table, wide = distinct.astype(np.float64), False
@@ -326,7 +326,7 @@ class SortedScores:
         return rank + np.searchsorted(negatives_before, rank, side="right")
 
 
-def _without_sign(score_N: Array) -> Array:
+def bits_of(score_N: Array) -> Array:
     """Return the bits of floats that are not negative; -0 becomes 0, which has other bits."""
     score_N = np.ascontiguousarray(np.abs(score_N) if np.signbit(score_N).any() else score_N)
     return score_N.view(np.uint32 if score_N.dtype == np.float32 else np.uint64)

@@ -28,9 +28,9 @@ from training.run.provenance import Provenance, ResultPaths, keep_earlier_result
 from training.run.settings import TrainSettings
 from training.run.sliced import slicings_of
 
-#: A task holds so much memory for each impression while it is evaluated; see `metrics.evaluate_with_curves`.
-_BYTES_A_ROW = 16
-_METRICS_BYTES = 1 << 30
+#: A task holds so much memory for each impression while it is evaluated, and more where the true probabilities are known.
+_BYTES_A_ROW, _BYTES_WITH_TRUTH = 16, 20
+_METRICS_BYTES = 1_400_000_000
 
 
 class Predicted(NamedTuple):
@@ -86,8 +86,8 @@ def evaluate_predictions(
     `slices` need `predicted`, whose dataset knows their raw ids, and a `calibrator` the predictions of validation.
     """
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
-    num_threads = threads_for(predictions.num_rows)
     true = predictions.true_columns()
+    num_threads = threads_for(predictions.num_rows, true is not None)
     evaluated = metrics.evaluate_with_curves(predictions, true, num_threads, predictions.contexts)
     figures = evaluated.metrics
     reasons = metrics.reasons_undefined(figures, predictions)
@@ -127,9 +127,10 @@ def evaluate_predictions(
     return figures
 
 
-def threads_for(num_rows: int) -> int:
-    """Choose how many tasks are evaluated at a time: the cores of this process, within a gigabyte of memory."""
-    return max(1, min(len(os.sched_getaffinity(0)), _METRICS_BYTES // max(1, _BYTES_A_ROW * num_rows)))
+def threads_for(num_rows: int, has_truth: bool) -> int:
+    """Choose how many tasks are evaluated at a time: as many as there are cores, within 1.4 GB of memory."""
+    bytes_a_row = _BYTES_WITH_TRUTH if has_truth else _BYTES_A_ROW
+    return max(1, min(len(os.sched_getaffinity(0)), _METRICS_BYTES // max(1, bytes_a_row * num_rows)))
 
 
 def predict_run(
