@@ -18,7 +18,16 @@ from training.run.continuation import check_same_schema
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 
-MODELS = ["esmm_ns", "escm2_ips", "escm2_dr", "dcmt", "shared_bottom", "mmoe", "ple", "aitm"]
+MODELS = [
+    "esmm_ns",
+    "escm2_ips",
+    "escm2_dr",
+    pytest.param("dcmt", marks=pytest.mark.acceptance),
+    "shared_bottom",
+    "mmoe",
+    "ple",
+    "aitm",
+]
 
 
 @pytest.fixture(scope="module")
