@@ -30,6 +30,13 @@ NEW_IN_METRICS = (
     "alerts",
 )
 
+#: What audit.json said of an event log when golden.json was first recorded; what was added later is left out.
+OLD_IN_EVENTS = {
+    "actions": ("read", "malformed", "other", "after_end", "outcomes"),
+    "actions_end_ms": (),
+    "impressions": ("read", "outside_split", "immature"),
+}
+
 
 def record(logs: Mapping[str, Path], folders: Mapping[str, Path], runs: Mapping[str, Path]) -> Record:
     """Return the record of these folders: what golden.json holds."""
@@ -106,6 +113,8 @@ def _dataset(folder: Path, manifest: Record, xxh3: str) -> Record:
     audit = json.loads((folder / "audit.json").read_text())
     assert audit.pop("manifest_xxh3") == xxh3, f"{folder}/audit.json names another manifest"
     assert audit.pop("content_xxh3"), f"{folder}/audit.json has no checksum of itself"
+    if "events" in audit:
+        audit["events"] = _without_newer(audit["events"], OLD_IN_EVENTS)
     return {
         "manifest_xxh3": _xxh3_of(_json_of(manifest)),
         "manifest": {key: value if key == "totals" else _xxh3_of(value) for key, value in manifest.items()},
@@ -113,6 +122,10 @@ def _dataset(folder: Path, manifest: Record, xxh3: str) -> Record:
         "quarantine": quarantine,
         "audit_xxh3": _xxh3_of(audit),
     }
+
+
+def _without_newer(found: Record, old: Mapping[str, tuple[str, ...]]) -> Record:
+    return {name: {key: found[name][key] for key in keys} if keys else found[name] for name, keys in old.items()}
 
 
 def _run(folder: Path) -> Record:
