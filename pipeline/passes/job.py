@@ -84,6 +84,11 @@ def check_apart(source: str, out: str) -> None:
 
 
 def pin_versions(settings: PreprocessSettings, log: EventLog) -> PreprocessSettings:
-    """Return the settings with the version at which each table of the log is read."""
+    """Return the settings with the version at which each table of the log is read, and print it."""
     assert settings.source.events is not None
+    for table in (log.impressions, log.actions, *log.joins):
+        if table.settings.as_of is not None:
+            print(
+                f"{table.name}: {table.settings.table or table.settings.path} as of {table.settings.as_of}", flush=True
+            )
     return replace(settings, source=replace(settings.source, events=log.pin(settings.source.events)))

@@ -77,6 +77,8 @@ def fingerprints_of_input(job: Job, counted: CountResult) -> list[str]:
 def fingerprints_by_tasks(spark: "SparkSession", job: Job) -> list[str]:
     """Read every file of an event log, one in a task; return their fingerprints."""
     sources, max_line_bytes = job.sources, job.settings.source.max_line_bytes
+    if not sources:
+        return []  # every table is one of a catalog
 
     def read(batches: Batches) -> Batches:
         for number in numbers_in(batches):

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from event_log import ACTIONS, BOUNDARIES, EVENTS, IMPRESSIONS, write_parquet
 from events_reading import find, read_impressions, settings_of
 from references.events_rows import raw_id
 
 from pipeline.config.features import FieldSettings
 from pipeline.errors import InputError
+from pipeline.preprocess import preprocess
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -212,3 +214,29 @@ def test_a_name_that_no_catalog_knows_is_one_sentence(
     with pytest.raises(InputError, match=f"source.events.impressions.table=.*{sentence}"):
         find(root, settings_of({"table": name}))
     assert not capfd.readouterr().err
+
+
+def test_a_dataset_of_catalog_tables_has_their_versions_in_its_manifest_and_a_changed_table_is_another_one(
+    spark: "SparkSession", tmp_path: Path, preprocess_settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rows in (("impressions", IMPRESSIONS), ("actions", ACTIONS)):
+        write_parquet(tmp_path / "files", name, rows)
+        spark.sql(f"CREATE TABLE {name} USING parquet LOCATION '{tmp_path}/files/{name}'")
+    try:
+        tables = [f"source.events.{name}.table={name}" for name in ("impressions", "actions")]
+        overrides = [*EVENTS, BOUNDARIES, *tables]
+        settings = preprocess_settings("nowhere", tmp_path / "out", *overrides)
+        manifest = preprocess(settings)
+        wanted = preprocess(preprocess_settings(tmp_path / "files", tmp_path / "other", *EVENTS, BOUNDARIES))
+        assert manifest.files == wanted.files
+        assert manifest.sources == ()
+        pinned = manifest.settings["source"]["events"]["impressions"]["as_of"]
+        assert pinned.startswith(f"{len(IMPRESSIONS)} rows, ")
+        assert f"impressions: impressions as of {pinned}" in capsys.readouterr().out
+        assert preprocess(settings) == manifest
+        spark.sql("INSERT INTO actions SELECT * FROM actions")
+        with pytest.raises(InputError, match="holds a finished dataset made with other settings"):
+            preprocess(settings)
+    finally:
+        for name in ("impressions", "actions"):
+            spark.sql(f"DROP TABLE IF EXISTS {name}")
