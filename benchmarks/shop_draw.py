@@ -140,7 +140,7 @@ def draw_world(seed: int, num_shops: int) -> World:
         settings, draw.choice(["context", "context", "global"]), [], [], _draw_history(draw, base, join), writers
     )
     for shop in range(num_shops):
-        _draw_shop(draw, world, base, shop, labels)
+        _draw_shop(draw, world, base, shop)
     for table, rows, names in (
         ("impressions", world.impressions, ("at", "flag_at", "sold_at")), ("actions", world.actions, ("at",)),
         ("history", world.history, ("since",)),
@@ -228,7 +228,7 @@ def _draw_history(draw: random.Random, base: int, join: str | None) -> list[Row]
     return rows or [{"item": "99", "since": base, "cat": "1"}]
 
 
-def _draw_shop(draw: random.Random, world: World, base: int, shop: int, labels: str) -> None:
+def _draw_shop(draw: random.Random, world: World, base: int, shop: int) -> None:
     users = [f"u{shop}x{number}" for number in range(draw.randrange(1, 4))]
     start = base + draw.choice([0, -600, DAY_S - 300, DAY_S * 3 // 2, 2 * DAY_S - 100, draw.randrange(2 * DAY_S)])
     span = draw.choice([30, 600, 9000])
@@ -245,9 +245,18 @@ def _draw_shop(draw: random.Random, world: World, base: int, shop: int, labels: 
             row |= {"flag": "1", "flag_at": at + draw.choice([0, 5, 59, 61, 4000])}
             if draw.random() < 0.5:
                 row |= {"sold": "1", "sold_at": row["flag_at"] + draw.choice([0, 10, 3600, 3601, 50000])}
-        shown.append(row)
+        # Two different rows of one user, item and moment have one made id, and which of them stays is not defined.
+        if not any(
+            (row["user"], row["item"], row["at"]) == (other["user"], other["item"], other["at"]) for other in shown
+        ):
+            shown.append(row)
     for row in [row for row in shown if draw.random() < 0.2]:
-        shown.append(row | {"at": row["at"] + draw.choice([0, 0, 3])})  # delivered twice
+        copy = row | {"at": row["at"] + draw.choice([0, 0, 3])}  # delivered twice
+        if copy["at"] != row["at"] and any(
+            (copy["user"], copy["item"], copy["at"]) == (other["user"], other["item"], other["at"]) for other in shown
+        ):
+            continue
+        shown.append(copy)
         if shown[-1]["at"] != row["at"]:
             shown[-1] |= {"flag": "0", "flag_at": None, "sold": "0", "sold_at": None}
     for row in shown:
