@@ -7,7 +7,7 @@
     no_positives          a task without a positive: nothing can be learned, or nothing measured
     diverged              a training loss ended at twice its best or more
 
-A run with one of the first three, or the last one, has collapsed: `num_collapsed` counts them over seeds.
+A run with one of the first three, or the last one, has collapsed (`is_collapsed`); jobs.compare counts them over seeds.
 """
 
 import math
@@ -50,13 +50,8 @@ def alerts_of(metrics: Metrics, curves: Mapping[str, TaskCurves], log: Sequence[
     return found + diverged_losses(log)
 
 
-def num_collapsed(evaluations: Iterable[Mapping[str, Any]]) -> int:
-    """Count the runs that have collapsed, from the content of their metrics.json; those before this release count as sound."""
-    return sum(is_collapsed(one) for one in evaluations)
-
-
 def is_collapsed(evaluation: Mapping[str, Any]) -> bool:
-    """Tell whether a run has collapsed, from the content of its metrics.json."""
+    """Tell whether a run has collapsed, from the content of its metrics.json; one without alerts, of an older release, counts as sound."""
     return any(alert["kind"] in COLLAPSED for alert in evaluation.get("alerts", ()))
 
 
