@@ -51,6 +51,7 @@ class Difference(NamedTuple):
     low: float  # 95 % interval
     high: float
     p: float
+    is_quotient: bool = False
 
 
 class Cell(NamedTuple):
@@ -115,7 +116,7 @@ def difference_of(estimate: Estimate, other: Estimate) -> Difference:
     else:  # the same predictions for every user; NaN for a single user
         p = 1.0 if found.value == 0 else math.nan if math.isnan(error) else 0.0
     value = math.exp(found.value) if found.is_log else found.value
-    return Difference(value, *found.interval, p)
+    return Difference(value, *found.interval, p, found.is_log)
 
 
 def markdown_of(comparison: Comparison) -> str:
@@ -146,9 +147,10 @@ def cell_text(cell: Cell) -> str:
     text = f"{cell.value:,}" if isinstance(cell.value, int) else f"{cell.value:.5f}"
     if cell.difference is None:
         return text
-    value, low, high, p = cell.difference
+    value, low, high, p, is_quotient = cell.difference
+    form = "×{:.5f}" if is_quotient else "{:+.5f}"
     star = " *" if p < 0.05 else ""
-    return f"{text} ({value:+.5f} [{low:+.5f}, {high:+.5f}], p {p:.2g}{star})"
+    return f"{text} ({form.format(value)} [{form.format(low)}, {form.format(high)}], p {p:.2g}{star})"
 
 
 def collapsed_text(results: Sequence[Result]) -> str:

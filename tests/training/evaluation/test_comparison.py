@@ -104,6 +104,9 @@ def test_the_page_names_figures_differences_collapsed_runs_and_provenance(runs, 
     (row,) = [line for line in text.splitlines() if line.startswith("| ctr_auc ")]
     assert row.count(", p ") == 2
     assert row.rstrip(" |").endswith("*)")
+    (row,) = [line for line in text.splitlines() if line.startswith("| ctr_calibration ")]
+    rates = [float(cell.split("(")[0]) for cell in row.split("|")[2:5]]
+    assert f"×{rates[1] / rates[0]:.3f}" in row  # a quotient
 
 
 def test_results_in_places_of_their_own_are_compared_too(runs, tmp_path) -> None:
