@@ -136,9 +136,11 @@ def without_newer(settings: Any) -> Any:
 
 
 def is_older(key: str, settings: dict[str, Any]) -> bool:
-    """Tell boundaries, time_unit, actions_end of source.events, and ranks of jobs.demo, from newer settings of these names."""
-    return (key in ("boundaries", "time_unit", "actions_end") and "windows_s" in settings) or (
-        key == "ranks" and "batch_size" in settings
+    """Tell settings of source.events, of jobs.demo and of the rates from newer settings of the same names."""
+    return (
+        (key in ("boundaries", "time_unit", "actions_end") and "windows_s" in settings)
+        or (key == "ranks" and "batch_size" in settings)
+        or (key == "conversion" and "cart_lift" in settings)
     )
 
 
