@@ -74,6 +74,7 @@ NEWER_SETTINGS = (
     "own_tables",
     "table",
     "as_of",
+    "asof",
     "header",
     "delimiter",
     "quote",
@@ -124,6 +125,8 @@ NEWER_DEFAULTS = ("layout=aliccp",)
 
 
 def without_newer(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [without_newer(entry) for entry in settings]
     if isinstance(settings, list):
         return [without_newer(entry) for entry in settings]
     if not isinstance(settings, dict):
