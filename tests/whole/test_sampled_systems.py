@@ -166,8 +166,11 @@ def test_a_sampled_run_that_is_stopped_in_an_epoch_ends_with_the_same_bits(
         np.testing.assert_array_equal(after[name], value, err_msg=name)
 
 
-def test_two_ranks_see_the_samples_of_one_and_learn_the_same(data: Path, tmp_path: Path) -> None:
-    system = SYSTEMS[0]
+@pytest.mark.parametrize("model", ["aman", pytest.param("unbias", marks=pytest.mark.acceptance)])
+def test_two_ranks_see_the_samples_of_one_and_learn_the_same(
+    data: Path, ctr_run: Path, tmp_path: Path, model: str
+) -> None:
+    system = SYSTEMS[0] if model == "aman" else ["model=unbias", f"ctr_run={ctr_run}"]
     steps, expected = split_off(fit(settings_of(data, tmp_path / "one", *system)))
     ranks = [split_off(found) for found in run_ranks(fit, 2, tmp_path, settings_of(data, tmp_path / "two", *system))]
     assert {name: sorted(ranks[0][0][name] + ranks[1][0][name]) for name in steps} == steps
