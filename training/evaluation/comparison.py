@@ -22,16 +22,16 @@ from training.evaluation.metrics import tasks
 from training.evaluation.prediction_files import PredictionFiles
 from training.evaluation.ranking import is_finite, pieces_of
 from training.evaluation.report import NO_FIGURES, TASK_TITLES
+from training.evaluation.run_files import EVALUATIONS
 from training.evaluation.sorted_scores import Array, SortedScores
 from training.evaluation.users import Users
 
-_EVALUATIONS = "evaluations"
 #: The order of the figures of a task; others stand behind these.
-_FIRST = ("auc", "gauc", "gauc_weighted", "log_loss", "calibration", "ece")
-_UNKNOWN = "unknown"
+_LEADING_FIGURES = ("auc", "gauc", "gauc_weighted", "log_loss", "calibration", "ece")
+_NOT_NOTED = "unknown"
 
 
-class Result(NamedTuple):
+class ComparedResult(NamedTuple):
     """One evaluation, as it is compared."""
 
     name: str
@@ -64,23 +64,23 @@ class Cell(NamedTuple):
 class Comparison(NamedTuple):
     """What the page shows."""
 
-    results: list[Result]
+    results: list[ComparedResult]
     rows: list[tuple[str, list[Cell]]]  # figure, its value in each run
 
 
-def read_result(path: str, split: str) -> Result:
+def read_result(path: str, split: str) -> ComparedResult:
     """Read an evaluation: of a run, RUN, or in a place of its own, RUN/evaluations/NAME.
 
     Raises InputError if it has no predictions or figures of `split`.
     """
     folder = Path(path)
-    is_place = folder.parent.name == _EVALUATIONS
+    is_place = folder.parent.name == EVALUATIONS
     run = folder.parent.parent if is_place else folder
     remedy = f"write them with: python -m jobs.evaluate run={run} split={split}"
     predictions = PredictionFiles(folder / "predictions" if is_place else folder / "predictions" / split, remedy)
     saved = _read_figures(folder / ("metrics.json" if is_place else f"metrics.{split}.json"), split, remedy)
     users = Users.of(predictions["group_id"], predictions.contexts)
-    return Result(
+    return ComparedResult(
         name=f"{run.resolve().name}/{folder.name}" if is_place else folder.resolve().name,
         figures={name: value for name, value in saved.items() if name not in NO_FIGURES},
         estimates=_estimates(predictions, users),
@@ -92,7 +92,7 @@ def read_result(path: str, split: str) -> Result:
     )
 
 
-def compare(results: Sequence[Result]) -> Comparison:
+def compare(results: Sequence[ComparedResult]) -> Comparison:
     """Compare every result with the first one. Raises InputError unless all are of the same impressions and labels."""
     first = results[0]
     for other in results[1:]:
@@ -153,15 +153,15 @@ def cell_text(cell: Cell) -> str:
     return f"{text} ({form.format(value)} [{form.format(low)}, {form.format(high)}], p {p:.2g}{star})"
 
 
-def collapsed_text(results: Sequence[Result]) -> str:
+def collapsed_text(results: Sequence[ComparedResult]) -> str:
     """Say how many of the runs have collapsed, and which."""
     names = [one.name for one in results if one.is_collapsed]
     return f"{len(names)} of {len(results)}" + (f" ({', '.join(names)})" if names else "")
 
 
-def provenance_text(one: Result) -> str:
+def provenance_text(one: ComparedResult) -> str:
     """Say where a result comes from."""
-    known = {name: one.provenance.get(name, _UNKNOWN) for name in ("checkpoint", "manifest_xxh3", "version")}
+    known = {name: one.provenance.get(name, _NOT_NOTED) for name in ("checkpoint", "manifest_xxh3", "version")}
     return f"checkpoint {known['checkpoint']}, dataset {known['manifest_xxh3']}, release {known['version']}"
 
 
@@ -209,15 +209,15 @@ def _mixed(id_N: Array, label_N: Array) -> Array:
 
 
 def _place_among_figures(name: str) -> tuple[int, int, str]:
-    """Order figures by task, then as in _FIRST."""
+    """Order figures by task, then as in _LEADING_FIGURES."""
     known = sorted(TASK_TITLES, key=len, reverse=True)
     task = next((task for task in known if name.startswith(f"{task}_")), "")
     figure = name.removeprefix(f"{task}_")
-    place = _FIRST.index(figure) if figure in _FIRST else len(_FIRST)
+    place = _LEADING_FIGURES.index(figure) if figure in _LEADING_FIGURES else len(_LEADING_FIGURES)
     return (list(TASK_TITLES).index(task) if task else len(TASK_TITLES), place, name)
 
 
-def _cell(name: str, one: Result, first: Result) -> Cell:
+def _cell(name: str, one: ComparedResult, first: ComparedResult) -> Cell:
     value = one.figures.get(name)
     both = name in one.estimates and name in first.estimates
     if one is first or not both or value is None:

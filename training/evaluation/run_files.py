@@ -9,6 +9,8 @@ from training.evaluation.metrics import Metrics
 from training.evaluation.prediction_files import PredictionFiles
 
 LogEntry = dict[str, float]
+#: The folder, in that of a run, of results that have a place of their own (training.run.provenance).
+EVALUATIONS = "evaluations"
 
 
 def read_metrics(run: Path, split: str) -> Metrics:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from pipeline.atomic_files import write_whole, xxh3_of
 from training.checkpoint.meta import META_FILE, Checkpoint, steps_of
 from training.checkpoint.settings import NEWEST
+from training.evaluation.run_files import EVALUATIONS
 from training.run.run_folder import CONFIG
 
 #: Of the metadata of a Parquet file of predictions.
 METADATA_KEY = b"entirespace"
-EVALUATIONS = "evaluations"
 _DISTRIBUTION = "entirespace"
 
 Provenance = dict[str, Any]
