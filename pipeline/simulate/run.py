@@ -1,7 +1,7 @@
 """Simulated raw logs in Ali-CCP's layout, or a shop's tables (shop/), with the true probabilities beside them.
 
 Read in this order: published_figures, world (tastes), oracle (true probabilities), draw (a chunk of contexts),
-lines (its bytes), dirt (planted faults), split (the files of a split), and here the chain.
+lines (its bytes), dirt (planted faults), split (the files of a split), chunk_pool (processes), and here the chain.
 Chunks of 20,000 impressions are drawn, written and forgotten, so memory does not grow with the log.
 """
 
@@ -25,13 +25,14 @@ from pipeline.config.features import FeaturesSettings
 from pipeline.config.preprocess import ALICCP, EVENTS
 from pipeline.errors import InputError, writing
 from pipeline.features.fields import catalogue
-from pipeline.simulate.draw import draw_chunk
+from pipeline.simulate.chunk_pool import chunk_pool
+from pipeline.simulate.draw import CHUNK_IMPRESSIONS, draw_chunk
 from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, line_layout
 from pipeline.simulate.oracle import RatesSettings, calibrate
 from pipeline.simulate.published_figures import field_sizes, id_blocks
 from pipeline.simulate.shop.summary import shop_summary
 from pipeline.simulate.shop.write import LARGEST_SHOP, LEAST_SHOP, write_shop
-from pipeline.simulate.split import LogPlan, SplitWriter
+from pipeline.simulate.split import LogPlan, Split, SplitWriter
 from pipeline.simulate.world import PILOT, build_world
 from pipeline.undo import undone_by
 
@@ -40,6 +41,7 @@ SIMULATION = "simulation.json"
 _SIMULATING = "_simulating"
 _PILOT_IMPRESSIONS = 40_000
 _MIN_SPLIT_IMPRESSIONS = 100  # of a split
+_MOST_PROCESSES = 1024
 _LEAST_BYTES_PER_IMPRESSION = {ALICCP: 300, EVENTS: 30}  # of a log; 550 and 60 are common
 
 
@@ -56,10 +58,15 @@ class SimulateSettings:
     actions: bool = False  # write actions_{train,test}.csv too (carts and wish lists); layout=events always has them
     dirt: float = 0.001  # planted dirty lines, as a share of the lines; dirt_{train,test}.parquet lists them
     features: FeaturesSettings = field(default_factory=FeaturesSettings)
+    processes: int | None = None  # that make the log of layout=aliccp; null: one a core. The bytes do not depend on it
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError(f"seed={self.seed} is negative; give a whole number from 0.")
+        if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:
+            raise InputError(
+                f"processes={self.processes} is not between 1 and {_MOST_PROCESSES}; null takes one a core."
+            )
         if not 0 < self.train_share < 1:
             raise InputError(f"train_share={self.train_share} leaves a split empty; give a share between 0 and 1.")
         if not 0 <= self.dirt <= 0.1:
@@ -95,7 +102,7 @@ class SimulateSettings:
         settings = {"format_version": LOG_FORMAT_VERSION, **asdict(self), "features": self.features.determining()}
         # Logs of earlier releases, all of them in Ali-CCP's layout, name no layout.
         unread = ("layout",) if self.layout == ALICCP else ("train_share", "actions", "features")
-        return {name: value for name, value in settings.items() if name not in ("out", *unread)}
+        return {name: value for name, value in settings.items() if name not in ("out", "processes", *unread)}
 
 
 def simulate(settings: SimulateSettings) -> None:
@@ -203,12 +210,17 @@ def _write_aliccp(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
         dirt=settings.dirt,
     )
     splits, first_id = {}, 1
-    with closing(_Progress(settings.impressions)) as progress:
-        for split, impressions in enumerate(settings.split_impressions):
-            with SplitWriter(plan, staging, split, impressions, first_id) as writer:
-                for written in writer.write():
-                    progress.add(written)
-            splits[PERIODS[split]] = writer.tally.summary()
+    num_chunks = -(-settings.impressions // CHUNK_IMPRESSIONS)
+    processes = min(settings.processes or len(os.sched_getaffinity(0)), num_chunks)
+    with chunk_pool(plan, processes) as pool, closing(_Progress(settings.impressions)) as progress:
+        for number, impressions in enumerate(settings.split_impressions):
+            split = Split(number, impressions, first_id)
+            with SplitWriter(plan, staging, split) as writer:
+                for chunk in pool.chunks(split):
+                    writer.add(chunk)
+                    progress.add(len(chunk.labels.click))
+                writer.finish()
+            splits[PERIODS[number]] = writer.tally.summary()
             first_id += impressions
     return {
         "click_logit_variance": {

@@ -1,4 +1,4 @@
-"""One split of a simulated log: draw, label, soil and write its chunks, one after the other."""
+"""One split of a simulated log: draw, label and soil its chunks, in any process, and write them in order."""
 
 # Shapes: B impressions of a chunk, L lines of a table in it, N contexts.
 
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.chunks.sources import CONTEXT, PERIODS, SKELETON
 from pipeline.kernels.auc_histogram import AucHistogram
-from pipeline.simulate.dirt import plan_counts, plant
-from pipeline.simulate.draw import CHUNK_IMPRESSIONS, DrawnImpressions, draw_chunk
+from pipeline.simulate.dirt import PlantedLine, plan_counts, plant
+from pipeline.simulate.draw import CHUNK_IMPRESSIONS, draw_chunk
 from pipeline.simulate.lines import LineLayout, context_keys, context_lines, impression_lines
 from pipeline.simulate.oracle import (
     ACTION_NAMES,
@@ -58,6 +58,51 @@ class LogPlan:
     dirt: float
 
 
+@dataclass(frozen=True)
+class Split:
+    """One of the two periods of a log."""
+
+    number: int  # 0: train
+    impressions: int
+    first_id: int  # of its impressions
+
+    def name(self, table: str, suffix: str) -> str:
+        """Return the name of one of its files."""
+        return f"{table}_{PERIODS[self.number]}.{suffix}"
+
+    def spans(self) -> Iterator["Span"]:
+        """Cut it into the spans of its chunks."""
+        for number, start in enumerate(range(0, self.impressions, CHUNK_IMPRESSIONS)):
+            yield Span(number, start, min(CHUNK_IMPRESSIONS, self.impressions - start))
+
+    def planned_dirt(self, plan: LogPlan) -> dict[str, dict[str, int]]:
+        """Count the dirty lines of the whole split, by table and reason."""
+        return {
+            SKELETON: plan_counts(SKELETON, plan.dirt, self.impressions),
+            CONTEXT: plan_counts(CONTEXT, plan.dirt, round(self.impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
+        }
+
+
+class Span(NamedTuple):
+    """The impressions of the split that a chunk holds: `size` of them, from `start`."""
+
+    chunk: int
+    start: int
+    size: int
+
+
+class ChunkContent(NamedTuple):
+    """What one chunk adds to the files of its split."""
+
+    lines: dict[str, bytes]  # by table
+    dirt: dict[str, list[PlantedLine]]  # by table; offsets from the first byte of the chunk's lines
+    action_lines: bytes
+    oracle_table: pa.Table
+    num_contexts: int
+    oracle: OracleProbabilities
+    labels: Labels
+
+
 @dataclass
 class SplitTally:
     """The counts and oracle AUCs of a split, as simulation.json records them."""
@@ -72,10 +117,11 @@ class SplitTally:
         default_factory=lambda: {name: AucHistogram() for name in ("ctr_auc", "cvr_auc", "ctcvr_auc")}
     )
 
-    def add(self, chunk: DrawnImpressions, oracle: OracleProbabilities, labels: Labels) -> None:
+    def add(self, chunk: ChunkContent) -> None:
         """Count one chunk."""
-        self.impressions += len(chunk.context_of)
-        self.contexts += len(chunk.sizes)
+        labels, oracle = chunk.labels, chunk.oracle
+        self.impressions += len(labels.click)
+        self.contexts += chunk.num_contexts
         self.clicks += int(labels.click.sum())
         self.dactions += int((labels.action > 0).sum())
         self.conversions += int(labels.conversion.sum())
@@ -90,107 +136,111 @@ class SplitTally:
         return {**{name: getattr(self, name) for name in names}, "true_auc": true_auc, "dirty": self.dirty}
 
 
-class Span(NamedTuple):
-    """The impressions of the split that a chunk holds: `size` of them, from `start`."""
-
-    chunk: int
-    start: int
-    size: int
-
-
 class SplitWriter:
-    """The open files of one split. Chunks are written in order; `tally` counts what they hold."""
+    """The open files of one split. Chunks are added in order; `tally` counts what they hold."""
 
-    def __init__(self, plan: LogPlan, folder: Path, split: int, impressions: int, first_id: int) -> None:
-        self.plan, self.folder, self.split, self.impressions, self.first_id = plan, folder, split, impressions, first_id
+    def __init__(self, plan: LogPlan, folder: Path, split: Split) -> None:
+        self.plan, self.folder, self.split = plan, folder, split
         self.tally = SplitTally()
         self._dirt: list[dict[str, Any]] = []
-        self._planned = {
-            SKELETON: plan_counts(SKELETON, plan.dirt, impressions),
-            CONTEXT: plan_counts(CONTEXT, plan.dirt, round(impressions / MEAN_IMPRESSIONS_PER_CONTEXT)),
-        }
         self._open = ExitStack()
 
     def __enter__(self) -> "SplitWriter":
         def text(table: str) -> BinaryIO:
-            return self._open.enter_context((self.folder / self._name(table, "csv")).open("wb"))
+            return self._open.enter_context((self.folder / self.split.name(table, "csv")).open("wb"))
 
         self._tables = {SKELETON: text(SKELETON), CONTEXT: text(CONTEXT)}
         self._actions = text("actions") if self.plan.actions else None
-        path = self.folder / self._name("truth", "parquet")
+        path = self.folder / self.split.name("truth", "parquet")
         self._oracle = self._open.enter_context(pq.ParquetWriter(path, _ORACLE_SCHEMA, compression="zstd"))
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._open.close()
 
-    def write(self) -> Iterator[int]:
-        """Write the whole split; yields the impressions of each chunk once it is written."""
-        for number, start in enumerate(range(0, self.impressions, CHUNK_IMPRESSIONS)):
-            span = Span(number, start, min(CHUNK_IMPRESSIONS, self.impressions - start))
-            self._write_chunk(span)
-            yield span.size
-        for table in self._planned:
-            file = self._name(table, "csv")
-            reasons = [dirty["reason"] for dirty in self._dirt if dirty["file"] == file]
-            self.tally.dirty[file] = {reason: reasons.count(reason) for reason in self._planned[table]}
-        pq.write_table(pa.Table.from_pylist(self._dirt, _DIRT_SCHEMA), self.folder / self._name("dirt", "parquet"))
-
-    def _write_chunk(self, span: Span) -> None:
-        plan, first_id = self.plan, self.first_id + span.start
-        rng = np.random.default_rng([plan.seed, CHUNK, self.split, span.chunk])
-        chunk = draw_chunk(plan.world, rng, self.split, span.size)
-        oracle = oracle_probabilities(plan.world, plan.calibration, chunk.scores)
-        labels = draw_labels(rng, oracle)
-        keys = self._keys(_OWN, span.chunk, np.arange(len(chunk.sizes)))
-        click_and_buy = np.stack([labels.click, labels.conversion]).astype(np.uint8)
-        context_rotations = rng.integers(0, 1 << 16, len(chunk.sizes))
-        impression_rotations = rng.integers(0, 1 << 16, span.size)
-        contexts = context_lines(plan.context_layout, plan.world, chunk, keys, context_rotations)
-        skeleton = impression_lines(
-            plan.impression_layout, plan.world, chunk, keys, first_id, click_and_buy, impression_rotations
-        )
-        soil = np.random.default_rng([plan.seed, CHUNK, self.split, span.chunk, 1])  # leaves the good lines as they are
-        self._write_lines(CONTEXT, contexts, span, soil)
-        self._write_lines(SKELETON, skeleton, span, soil, ~labels.click)
+    def add(self, chunk: ChunkContent) -> None:
+        """Append the next chunk to the files."""
+        for table in (CONTEXT, SKELETON):
+            name, stream = self.split.name(table, "csv"), self._tables[table]
+            offset = stream.tell()
+            self._dirt += [
+                {"file": name, "offset": offset + line.offset, "reason": line.reason} for line in chunk.dirt[table]
+            ]
+            stream.write(chunk.lines[table])
         if self._actions is not None:
-            self._actions.write(_action_lines(rng, labels, first_id))
-        self._oracle.write_table(_oracle_table(oracle, keys[chunk.context_of], first_id))
-        self.tally.add(chunk, oracle, labels)
+            self._actions.write(chunk.action_lines)
+        self._oracle.write_table(chunk.oracle_table)
+        self.tally.add(chunk)
 
-    def _write_lines(
-        self,
-        table: str,
-        lines: tuple[np.ndarray, np.ndarray],
-        span: Span,
-        soil: np.random.Generator,
-        unclicked_L: np.ndarray | None = None,
-    ) -> None:
-        """Plant the chunk's part of the dirty lines, and write its lines of one table."""
-        done, due = span.start, span.start + span.size
-        counts = {
-            reason: due * count // self.impressions - done * count // self.impressions
-            for reason, count in self._planned[table].items()
-        }
-        kind = _OF_NO_CONTEXT if table == SKELETON else _OF_NO_IMPRESSION
+    def finish(self) -> None:
+        """Write what is known after the last chunk."""
+        for table, planned in self.split.planned_dirt(self.plan).items():
+            file = self.split.name(table, "csv")
+            reasons = [dirty["reason"] for dirty in self._dirt if dirty["file"] == file]
+            self.tally.dirty[file] = {reason: reasons.count(reason) for reason in planned}
+        table = pa.Table.from_pylist(self._dirt, _DIRT_SCHEMA)
+        pq.write_table(table, self.folder / self.split.name("dirt", "parquet"))
 
-        def free_key(line: int) -> bytes:
-            return self._keys(kind, span.chunk, np.array([line])).tobytes()
 
-        free_id = self.first_id + span.start + self.plan.impressions
-        pieces, planted = plant(table, *lines, counts, soil, free_id, free_key, unclicked_L)
-        stream, name = self._tables[table], self._name(table, "csv")
-        offset = stream.tell()
-        self._dirt += [{"file": name, "offset": offset + dirty.offset, "reason": dirty.reason} for dirty in planted]
-        stream.writelines(pieces)
+def make_chunk(plan: LogPlan, split: Split, span: Span) -> ChunkContent:
+    """Draw, label and soil one chunk. It depends on its arguments alone, so processes may share the chunks of a split."""
+    rng = np.random.default_rng([plan.seed, CHUNK, split.number, span.chunk])
+    first_id = split.first_id + span.start
+    chunk = draw_chunk(plan.world, rng, split.number, span.size)
+    oracle = oracle_probabilities(plan.world, plan.calibration, chunk.scores)
+    labels = draw_labels(rng, oracle)
+    keys = _keys(plan, split, _OWN, span.chunk, np.arange(len(chunk.sizes)))
+    click_and_buy = np.stack([labels.click, labels.conversion]).astype(np.uint8)
+    context_rotations = rng.integers(0, 1 << 16, len(chunk.sizes))
+    impression_rotations = rng.integers(0, 1 << 16, span.size)
+    contexts = context_lines(plan.context_layout, plan.world, chunk, keys, context_rotations)
+    skeleton = impression_lines(
+        plan.impression_layout, plan.world, chunk, keys, first_id, click_and_buy, impression_rotations
+    )
+    soil = np.random.default_rng([plan.seed, CHUNK, split.number, span.chunk, 1])  # leaves the good lines as they are
+    soiled = {
+        CONTEXT: _soiled(plan, split, CONTEXT, contexts, span, soil),
+        SKELETON: _soiled(plan, split, SKELETON, skeleton, span, soil, ~labels.click),
+    }
+    return ChunkContent(
+        {table: b"".join(pieces) for table, (pieces, _) in soiled.items()},
+        {table: planted for table, (_, planted) in soiled.items()},
+        _action_lines(rng, labels, first_id) if plan.actions else b"",
+        _oracle_table(oracle, keys[chunk.context_of], first_id),
+        len(chunk.sizes),
+        oracle,
+        labels,
+    )
 
-    def _keys(self, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
-        """Return context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
-        head = (kind << 61) | (self.split << 60) | (chunk << 20)
-        return context_keys(np.uint64(head) + line_N.astype(np.uint64), self.plan.world.tables.salt)
 
-    def _name(self, table: str, suffix: str) -> str:
-        return f"{table}_{PERIODS[self.split]}.{suffix}"
+def _soiled(
+    plan: LogPlan,
+    split: Split,
+    table: str,
+    lines: tuple[np.ndarray, np.ndarray],
+    span: Span,
+    soil: np.random.Generator,
+    unclicked_L: np.ndarray | None = None,
+) -> tuple[Any, list[PlantedLine]]:
+    """Plant the chunk's part of the dirty lines of one table; return the pieces of text, and the planted lines."""
+    done, due = span.start, span.start + span.size
+    counts = {
+        reason: due * count // split.impressions - done * count // split.impressions
+        for reason, count in split.planned_dirt(plan)[table].items()
+    }
+    kind = _OF_NO_CONTEXT if table == SKELETON else _OF_NO_IMPRESSION
+
+    def free_key(line: int) -> bytes:
+        return _keys(plan, split, kind, span.chunk, np.array([line])).tobytes()
+
+    free_id = split.first_id + span.start + plan.impressions
+    return plant(table, *lines, counts, soil, free_id, free_key, unclicked_L)
+
+
+def _keys(plan: LogPlan, split: Split, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
+    """Return context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
+    head = (kind << 61) | (split.number << 60) | (chunk << 20)
+    return context_keys(np.uint64(head) + line_N.astype(np.uint64), plan.world.tables.salt)
 
 
 def _action_lines(rng: np.random.Generator, labels: Labels, first_id: int) -> bytes:
