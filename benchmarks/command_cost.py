@@ -34,10 +34,10 @@ class Cost:
     output: str
 
 
-def cost_of(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> Cost:
+def cost_of(command: Sequence[str], cwd: Path, environment: dict[str, str], shows: bool = False) -> Cost:
     """Run `command` in `cwd` and return what it and its processes used. Stops this program if the command fails.
 
-    Waits for all children of this process, so call it while there are no others.
+    What it prints is kept, or, if it `shows`, seen at once. Waits for all children of this process, so call it while there are no others.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     before, started_s = children_cpu_s(), time.monotonic()
@@ -47,8 +47,8 @@ def cost_of(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> C
             command,
             cwd=cwd,
             env=os.environ | environment | {_MARK: mark},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=None if shows else subprocess.PIPE,
+            stderr=None if shows else subprocess.STDOUT,
             text=True,
             check=False,
         )
@@ -57,8 +57,9 @@ def cost_of(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> C
             while True:
                 os.wait()
     if done.returncode:
-        raise SystemExit(f"{shlex.join(command)} in {cwd} ended with status {done.returncode}:\n{done.stdout[-3000:]}")
-    return Cost(children_cpu_s() - before + workers.cpu_s, wall_s, done.stdout)
+        said = f":\n{done.stdout[-3000:]}" if done.stdout else "; its own message stands above."
+        raise SystemExit(f"{shlex.join(command)} in {cwd} ended with status {done.returncode}{said}")
+    return Cost(children_cpu_s() - before + workers.cpu_s, wall_s, done.stdout or "")
 
 
 def children_cpu_s() -> float:

@@ -21,8 +21,8 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.entry import compose
 from pipeline.errors import InputError
-from pipeline.simulate import published_figures as shapes
 from pipeline.simulate import chunk_pool, run
+from pipeline.simulate import published_figures as shapes
 from pipeline.simulate.lines import weight_text
 from pipeline.simulate.run import SimulateSettings, simulate
 
@@ -418,7 +418,8 @@ def test_a_lost_process_of_the_simulation_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunk_pool, "make_chunk", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    words = [f"out={tmp_path / 'log'}", "impressions=90000", "processes=2"]
+    settings = compose("simulate", SimulateSettings, words)
     with pytest.raises(InputError, match="ended; the system does that where memory is short"):
-        words = [f"out={tmp_path / 'log'}", "impressions=90000", "processes=2"]
-        simulate(compose("simulate", SimulateSettings, words))
+        simulate(settings)
     assert not (tmp_path / "log").exists()
