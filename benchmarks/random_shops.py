@@ -87,6 +87,8 @@ def main() -> None:
         wrong += bool(lines) and not is_refused
         for line in lines:
             print(f"world {seed * 1_000_000 + number}: {line}", flush=True)
+        if number % 5 == 4:
+            print(f"{(number + 1) * per_job} shops: {wrong} jobs differ, {refused} were refused", flush=True)
     seconds = time.monotonic() - started
     print(
         f"{num_worlds * per_job} shops in {num_worlds} jobs, {seconds:.0f} s: {wrong} jobs differ, {refused} were refused"
