@@ -55,7 +55,7 @@ def test_every_model_is_exported_and_agrees_with_the_feed(data: Path, tmp_path: 
 
 
 @settings(
-    max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+    max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
 )
 @given(random_graphs(), st.integers(0, 1000))
 def test_a_random_graph_gives_what_the_chain_rule_gives_in_many_digits(
