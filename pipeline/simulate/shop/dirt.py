@@ -67,7 +67,9 @@ def dirty_impressions(rng: np.random.Generator, good: pa.Table, share: float) ->
             ids = [f"dirt-{reason}-{number}-{place}" for place in range(len(chosen))]
             rows = _replaced(good.take(chosen), "impression_id", pa.array(ids, pa.string()))
             ghosts = pa.array([f"ghost-{name}" for name in ids], pa.string())
-            parts.append(way(_replaced(rows, "user_id", ghosts)))
+            for name in ("user_id", "page_view_id"):  # a page view of its own: users share none
+                rows = _replaced(rows, name, ghosts)
+            parts.append(way(rows))
             listed += [{"table": "impressions", "id": name, "reason": reason} for name in ids]
     copies = good.take(rng.permutation(len(good))[:each])
     later = pa.array(copies["timestamp"].cast(pa.int64()).to_numpy() + _DUPLICATE_DELAY_MS)

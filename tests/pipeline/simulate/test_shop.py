@@ -126,6 +126,7 @@ def test_dirty_rows_are_those_listed_and_belong_to_nobody(shop: Shop) -> None:
     assert set(shop.record["quarantined"].values()) == {68}  # a quarter of 1 % of the impressions in the splits
     rows = shop.impressions[shop.impressions.impression_id.isin(shop.dirt.id)]
     assert rows.user_id.dropna().str.startswith("ghost-").sum() == 3 * 68 - 23
+    assert (shop.impressions.groupby("page_view_id").user_id.nunique() <= 1).all()
     assert [rows[name].isna().sum() for name in ("user_id", "item_id", "timestamp", "page_view_id")] == [23, 23, 22, 68]
     copies = shop.impressions[shop.impressions.impression_id.duplicated(keep=False)]
     assert sorted(copies.impression_id.unique()) == sorted(shop.dirt.id[shop.dirt.reason == "duplicate_impression"])
