@@ -257,6 +257,8 @@ def test_a_history_is_joined_as_of_the_impression(spark: "SparkSession", tmp_pat
         label_shop(spark, _folder(tmp_path, "clash"), tables | clash, event_settings(joins=[history]), fields=("cat",))
 
 
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_join_without_a_match_says_why(spark: "SparkSession", tmp_path: Path) -> None:
     tables = {"impressions": IMPRESSIONS, "actions": ACTIONS, "items": "item,cat\n0100,5\n0101,6\n"}
     settings = event_settings(joins=[{"path": "items.csv", "by": ["item"]}])
@@ -273,6 +275,8 @@ def test_a_join_without_a_match_says_why(spark: "SparkSession", tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_an_end_of_the_actions_that_one_clock_has_set_is_named(spark: "SparkSession", tmp_path: Path) -> None:
     actions = ACTIONS + "eve,1,view,99999999\n"
     settings = event_settings(actions_end=None)
@@ -302,6 +306,8 @@ def test_an_empty_split_says_what_lies_in_it_and_an_empty_train_split_stops(
         label_shop(spark, _folder(tmp_path, "train"), tables, settings)
 
 
+@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("settings", "change", "sentence"),
     [
