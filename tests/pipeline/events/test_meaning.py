@@ -181,7 +181,7 @@ def test_an_item_that_is_partly_unknown_stays_and_is_counted(spark: "SparkSessio
         (False, False), (True, False), (True, True), (False, False),
     ]  # fmt: skip
     assert found.details["impressions"]["without_item"] == 3
-    assert found.details["joins"] == [{"path": "ads.csv", "matched": 3}]
+    assert [(join["path"], join["matched"]) for join in found.details["joins"]] == [("ads.csv", 3)]
     line = event_lines(with_details(found.audit, found.details))[0]
     assert "4 written (3 without an item, which no action can be matched with)" in line
     found, rows = label_shop(
@@ -249,7 +249,7 @@ def test_a_history_is_joined_as_of_the_impression(spark: "SparkSession", tmp_pat
     found, rows = label_shop(spark, tmp_path, tables, event_settings(joins=[history]), fields=("item", "cat"))
     by_id = {row["impression_id"]: row["f1"] for row in rows if row["user"]}
     assert by_id == {1: 5, 2: None, 3: 7, 5: None}  # the row of item 101 holds from a second later on
-    assert found.details["joins"] == [{"path": "items.csv", "matched": 2}]
+    assert [(join["path"], join["matched"]) for join in found.details["joins"]] == [("items.csv", 2)]
     clash = {"items": items + "100,1970-01-01 00:18:20,6\n"}
     with pytest.raises(
         InputError, match=r"has the key 100 in 2 rows that differ \(cat: '[56]', '[56]'\) and have one time in since"
