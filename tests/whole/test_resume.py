@@ -198,7 +198,8 @@ def test_validation_is_exact_over_all_ranks_and_early_stopping_keeps_the_best(da
     with join(settings.world) as world:
         assert Trainer(settings, world).finished
         predicted = predict_run(Path(settings.out), settings, "validation", None, world, "best")
-    assert predicted.paths.predictions.parent == tmp_path / "run" / "evaluations" / f"validation.{found.path.name}"
+    best = f"validation.step-{found.validation.best_steps:08d}"
+    assert predicted.paths.predictions.parent == tmp_path / "run" / "evaluations" / best
     columns = PredictionFiles(predicted.paths.predictions, "")
     positive, negative = columns["p_ctr"][columns["click"] == 1], columns["p_ctr"][columns["click"] == 0]
     wins = (positive[:, None] > negative).sum() + 0.5 * (positive[:, None] == negative).sum()
