@@ -166,7 +166,13 @@ def action_table(audit: Audit) -> ActionTable | None:
         [
             (
                 kind,
-                [(found.get(outcome, 0), printable(examples.get(kind, {}).get(outcome, ""))) for outcome in outcomes],
+                [
+                    (
+                        found.get(outcome, 0),
+                        printable(examples.get(kind, {}).get(outcome, "")) * (outcome != "attributed"),
+                    )
+                    for outcome in outcomes
+                ],
             )
             for kind, found in counts.items()
         ],

@@ -99,7 +99,9 @@ def test_the_page_of_an_event_log_explains_its_rows_actions_and_splits(
     assert "Of 8 rows read, 0 are malformed, 1 have a name that makes no label, and 0 lie after the end" in text
     (actions_table,) = re.findall("<h2>Actions</h2>.*?</table>", html, re.DOTALL)
     assert re.findall(r"<th scope=.col.>(\w*)</th>", actions_table) == ["", "attributed", "no_click", "no_impression"]
-    assert re.search(r"click</th><td>3</td><td>.*–.*</td><td>1</td></tr>", actions_table)
+    assert re.search(
+        r"click</th><td>3</td><td>.*–.*</td><td>1<small>user .*eve.*, item .*1.*</small></td></tr>", actions_table
+    )
     assert "wish</th>" in actions_table
     assert "impressions, offset 0" in text
     assert "&#34;user_id&#34;:&#34;&lt;i&gt;&#34;" in html
