@@ -24,7 +24,7 @@ from pipeline.events.rows import Periods
 from pipeline.events.tables import GOOD_STATUS, IMMATURE, EventLog
 
 _VALUES_COMPARED = 200
-_MS_PER_DAY = 86_400_000
+_ONE_DAY_MS = 86_400_000
 _FEW_ACTIONS, _FEW_PER_CENT = 10, 1  # as many may lie behind the others because of wrong clocks
 
 
@@ -213,15 +213,15 @@ def _wild_end(found: Findings) -> Iterator[str]:
     if found.actions_read is None or found.settings.actions_end is not None or span is None:
         return
     end, last = found.actions_read.end_ms, span[1]
-    if end <= last + _MS_PER_DAY:
+    if end <= last + _ONE_DAY_MS:
         return
     good = F.col("status") != "malformed"
-    total, after = found.actions.agg(F.count_if(good), F.count_if(good & (F.col("at") > last + _MS_PER_DAY))).collect()[
+    total, after = found.actions.agg(F.count_if(good), F.count_if(good & (F.col("at") > last + _ONE_DAY_MS))).collect()[
         0
     ]
     if after <= _FEW_ACTIONS or after * 100 <= total * _FEW_PER_CENT:
         yield (
-            f"The actions end at {utc(end)}, {(end - last) // _MS_PER_DAY} days after the last impression ({utc(last)}), and "
+            f"The actions end at {utc(end)}, {(end - last) // _ONE_DAY_MS} days after the last impression ({utc(last)}), and "
             f"{after} of {total} actions lie more than a day after it. One wrong clock makes impressions count as known that "
             "are not; set source.events.actions_end to the time until which the actions log is complete."
         )

@@ -52,14 +52,14 @@ def joined(spark: SparkSession, log: EventLog, settings: EventsSettings, fields:
         rows = _without_copies(rows, [name for name in rows.columns if name not in wanted], join, where)
         rows = rows.withColumn(matched_column(number), F.lit(True))
         columns = [*frame.columns, *wanted, matched_column(number)]
-        keys = _keys([Texts(frame, settings).of(by) for by in join.by])
+        keys = _numbered_keys([Texts(frame, settings).of(by) for by in join.by])
         frame = _join_history(frame, rows, keys, settings) if join.asof else _join_rows(frame, rows, keys)
         frame = frame.select(*(F.col(backquoted(name)) for name in columns))
         frame = frame.withColumn(matched_column(number), F.coalesce(matched_column(number), F.lit(False)))
     return frame
 
 
-def _keys(columns: Sequence[Column]) -> dict[str, Column]:
+def _numbered_keys(columns: Sequence[Column]) -> dict[str, Column]:
     return {f"_key{place}": column for place, column in enumerate(columns)}
 
 
@@ -70,7 +70,7 @@ def _joined_rows(
     needed = dict.fromkeys([*own_columns(join), *wanted], ONE)
     frame = cleaned(read(spark, table, needed).where(F.col(CORRUPT).isNull()), join.clean)
     texts = Texts(frame, settings)
-    keys = _keys([texts.of(name) for name in join_key(join)])
+    keys = _numbered_keys([texts.of(name) for name in join_key(join)])
     time = {_AT: texts.milliseconds(join.asof, join)} if join.asof else {}
     frame = frame.select(
         *(column.alias(name) for name, column in (keys | time).items()), *(F.col(backquoted(name)) for name in wanted)
