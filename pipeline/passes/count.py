@@ -48,7 +48,7 @@ BASE_LOOKUP = "base"
 _BYTES_PER_VOCABULARY_PART = 1 << 30
 _MOST_PAIRS = 4_000_000  # in a task's counter before it is flushed
 _MOST_OCCURRENCES = 1_000_000
-_MS_PER_DAY = 86_400_000
+_DAY_LENGTH_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _without_retired(job: Job, found: list[Vocabulary]) -> list[Vocabulary]:
     train_end_ms, kept = events.boundaries_ms()[1], list(found)
     for number, entry in enumerate(job.catalogue.fields):
         if entry.is_counted:
-            kept[number] = retire(found[number], train_end_ms, max_age_days * _MS_PER_DAY)
+            kept[number] = retire(found[number], train_end_ms, max_age_days * _DAY_LENGTH_MS)
             if num_retired := len(found[number].id_N) - len(kept[number].id_N):
                 print(f"{entry.name}: {num_retired:,} ids not seen for {max_age_days:g} days were retired.", flush=True)
     return kept

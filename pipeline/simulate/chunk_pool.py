@@ -30,7 +30,7 @@ class ChunkPool:
         waiting: deque[Future[ChunkContent]] = deque()
         try:
             for span in split.spans():
-                waiting.append(self._executor.submit(_make_chunk, split, span))
+                waiting.append(self._executor.submit(_make_chunk_of_plan, split, span))
                 if len(waiting) >= self._processes * _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -67,5 +67,5 @@ def _begin_worker(plan: LogPlan) -> None:
     _plan.append(plan)
 
 
-def _make_chunk(split: Split, span: Span) -> ChunkContent:
+def _make_chunk_of_plan(split: Split, span: Span) -> ChunkContent:
     return make_chunk(_plan[0], split, span)

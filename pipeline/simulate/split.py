@@ -189,7 +189,7 @@ def make_chunk(plan: LogPlan, split: Split, span: Span) -> ChunkContent:
     chunk = draw_chunk(plan.world, rng, split.number, span.size)
     oracle = oracle_probabilities(plan.world, plan.calibration, chunk.scores)
     labels = draw_labels(rng, oracle)
-    keys = _keys(plan, split, _OWN, span.chunk, np.arange(len(chunk.sizes)))
+    keys = _keys_of_lines(plan, split, _OWN, span.chunk, np.arange(len(chunk.sizes)))
     click_and_buy = np.stack([labels.click, labels.conversion]).astype(np.uint8)
     context_rotations = rng.integers(0, 1 << 16, len(chunk.sizes))
     impression_rotations = rng.integers(0, 1 << 16, span.size)
@@ -231,13 +231,13 @@ def _soiled(
     kind = _OF_NO_CONTEXT if table == SKELETON else _OF_NO_IMPRESSION
 
     def free_key(line: int) -> bytes:
-        return _keys(plan, split, kind, span.chunk, np.array([line])).tobytes()
+        return _keys_of_lines(plan, split, kind, span.chunk, np.array([line])).tobytes()
 
     free_id = split.first_id + span.start + plan.impressions
     return plant(table, *lines, counts, soil, free_id, free_key, unclicked_L)
 
 
-def _keys(plan: LogPlan, split: Split, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
+def _keys_of_lines(plan: LogPlan, split: Split, kind: int, chunk: int, line_N: np.ndarray) -> np.ndarray:
     """Return context keys that no other kind, split, chunk or line has: uint8 [N, 16]."""
     head = (kind << 61) | (split.number << 60) | (chunk << 20)
     return context_keys(np.uint64(head) + line_N.astype(np.uint64), plan.world.tables.salt)

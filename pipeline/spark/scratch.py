@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.errors import InputError, writing
 from pipeline.undo import at_signals
 
-_FOLDER = "entirespace-scratch"
+_SCRATCH_FOLDER = "entirespace-scratch"
 _open: dict[Path, tuple[Path, int]] = {}  # the root → the folder of this process, and its locked descriptor
 
 
@@ -26,10 +26,10 @@ def scratch_folder() -> Path:
 
     Raises InputError if it cannot be made, or if another user could put files there.
     """
-    root = Path(tempfile.gettempdir()) / f"{_FOLDER}-{os.geteuid()}"
+    root = Path(tempfile.gettempdir()) / f"{_SCRATCH_FOLDER}-{os.geteuid()}"
     if root not in _open or not _open[root][0].is_dir():
         with writing(f"TMPDIR={root.parent}", "set TMPDIR to a folder that can be written"):
-            _make_own(root)
+            _make_private(root)
             _remove_left(root)
             folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-"))
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -42,7 +42,7 @@ def scratch_folder() -> Path:
     return _open[root][0]
 
 
-def _make_own(root: Path) -> None:
+def _make_private(root: Path) -> None:
     with suppress(FileExistsError):
         root.mkdir(mode=0o700)
     status = root.lstat()

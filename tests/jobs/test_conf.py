@@ -58,6 +58,7 @@ NEWER_SETTINGS = (
     "max_line_bytes",
     "init_from_checkpoint",
     "mlflow",
+    "processes",
     "mlflow_experiment",
     "day_by_day",
     "layout",
@@ -125,8 +126,6 @@ NEWER_DEFAULTS = ("layout=aliccp",)
 
 
 def without_newer(settings: Any) -> Any:
-    if isinstance(settings, list):
-        return [without_newer(entry) for entry in settings]
     if isinstance(settings, list):
         return [without_newer(entry) for entry in settings]
     if not isinstance(settings, dict):
