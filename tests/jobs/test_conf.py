@@ -24,6 +24,7 @@ from pipeline.simulate.run import SimulateSettings
 from training.export.settings import ExportSettings
 from training.gbdt.settings import GbdtSettings
 from training.planning.settings import FeasibilitySettings
+from training.reproduction.settings import ReproduceSettings
 from training.run.chain import ChainSettings
 from training.run.demo import DemoSettings
 from training.run.settings import TrainSettings
@@ -39,6 +40,7 @@ SCHEMAS = {
     "simulate": SimulateSettings,
     "pipeline": ChainSettings,
     "preprocess": PreprocessSettings,
+    "reproduce": ReproduceSettings,
     "score": ScoreSettings,
     "track": TrackSettings,
     "train": TrainSettings,

@@ -67,6 +67,7 @@ NEEDED = {
     "pipeline": ["out=o", "raw=r"],
     "plan": ["data=d", "cluster=2x8xH100"],
     "preprocess": ["source.path=d", "out=o", "source=events"],
+    "reproduce": ["table=esmm2", "data=d", "out=o"],
     "score": ["run=r", "out=o", "data=d"],
     "simulate": ["out=o", "impressions=1000"],
     "track": ["run=r", "uri=http://127.0.0.1:5000"],

@@ -1,0 +1,16 @@
+"""python -m jobs.reproduce table=esmm2 data=DATASET out=OUT seeds=5"""
+
+if __name__ == "__main__":
+    from pipeline.undo import end_on_signals
+
+    end_on_signals()
+
+from jobs.entry import launch
+from training.reproduction.run import reproduce
+from training.reproduction.settings import ReproduceSettings
+
+if __name__ == "__main__":
+    about = (
+        "a table of the papers on a dataset of yours: trains what is missing, and writes OUT/tables/TABLE.md and .html."
+    )
+    launch("reproduce", ReproduceSettings, reproduce, about)
