@@ -3,6 +3,7 @@
 EXPORT/
   model.pt2  model.aoti.pt2  model.onnx    the graph, in the formats that could be made
   schema.json                              fields, ids, outputs, source
+  calibrator.json                          the curves of the outputs, where calibrator=true
   vocabulary/                              raw id → row
   scoring.py  server.py                    raw values → probabilities; a reference server
   example_request.json  example_answer.json
@@ -25,6 +26,7 @@ from pipeline.dataset.kinds import BUCKETIZED, STORED_KINDS
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError, writing
 from pipeline.undo import undone_by
+from training.evaluation.calibrators import CALIBRATOR_FILE, Calibrator, read_calibrator
 from training.export import check
 from training.export.lookup_files import save_lookup
 from training.export.samples import RawValuesOfRows, SampleRequest, samples_of_dataset
@@ -40,6 +42,17 @@ from training.serving.scorer import Scorer
 _STANDALONE = ("scoring.py", "server.py")
 _NUM_MADE_UP, _MADE_UP_CANDIDATES = 40, (1, 2, 7, 40)
 _EXAMPLE_CANDIDATES = 3
+
+
+@dataclass(frozen=True)
+class _CalibratedScorer:
+    """What an export with a calibrator has to answer."""
+
+    scorer: Scorer
+    calibrator: Calibrator
+
+    def predict(self, context: dict[str, Any], candidates: list[dict[str, Any]]) -> check.ScoreColumns:
+        return dict(self.calibrator.apply(self.scorer.predict(context, candidates)))
 
 
 @dataclass(frozen=True)
@@ -67,17 +80,20 @@ def export_run(settings: ExportSettings) -> Iterator[str]:
     if settings.tables == "int8":
         served = copy(scorer)
         served.network = scorer.network.with_int8_tables()
+    calibrator = _calibrator_of(run, scorer) if settings.calibrator else None
     staging = out.with_name(f".{out.name}.tmp")
     with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)), writing(f"out={out}"):
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir(parents=True)
             made_up = _made_up(values)
-            files, left_out = _write_folder(staging, location, served, settings, made_up)
+            files, left_out = _write_folder(staging, location, served, settings, made_up, calibrator)
             for name, why in left_out.items():
                 yield f"{name} is left out: {why}."
             report: dict[str, Any] = {}
-            yield from _compared(staging, settings, trained, scorer, served, values, made_up, list(files), report)
+            yield from _compared(
+                staging, settings, trained, scorer, served, calibrator, values, made_up, list(files), report
+            )
             write_whole(staging / "check.json", json.dumps(report, indent=1) + "\n")
             for entry in [*staging.rglob("*"), staging]:
                 _to_disk(entry)
@@ -97,6 +113,18 @@ def _check_exportable(scorer: Scorer) -> None:
             )
 
 
+def _calibrator_of(run: Path, scorer: Scorer) -> Calibrator:
+    """Read RUN/calibrator.json. Raises InputError where there is none, or it was fitted on another checkpoint."""
+    path, checkpoint = run / CALIBRATOR_FILE, scorer.checkpoint.path.name
+    remedy = f"fit it by jobs.evaluate run={run} calibrator=platt (or isotonic), or leave calibrator out."
+    if not path.exists():
+        raise InputError(f"calibrator=true: {path} is missing; {remedy}")
+    found = read_calibrator(path, remedy)
+    if (fitted := found.fitted_on.get("checkpoint")) != checkpoint:
+        raise InputError(f"calibrator=true: {path} was fitted on {fitted}, and {checkpoint} is exported; {remedy}")
+    return found
+
+
 def _made_up(values: RawValuesOfRows) -> list[SampleRequest]:
     random = np.random.default_rng(1)
     sizes = [_MADE_UP_CANDIDATES[number % len(_MADE_UP_CANDIDATES)] for number in range(_NUM_MADE_UP)]
@@ -104,7 +132,12 @@ def _made_up(values: RawValuesOfRows) -> list[SampleRequest]:
 
 
 def _write_folder(
-    folder: Path, location: str, scorer: Scorer, settings: ExportSettings, made_up: list[SampleRequest]
+    folder: Path,
+    location: str,
+    scorer: Scorer,
+    settings: ExportSettings,
+    made_up: list[SampleRequest],
+    calibrator: Calibrator | None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write all but check.json; return format → file, and format → why it is left out."""
     several = made_up[-4:]
@@ -118,12 +151,15 @@ def _write_folder(
         for entry, ids in zip(scorer.manifest.fields, read_ids(location, scorer.manifest), strict=True)
         if entry.vocabulary
     }
-    schema = schema_of_export(scorer, files, vocabularies, settings.tables)
+    if calibrator:
+        calibrator.write(folder / CALIBRATOR_FILE)
+    schema = schema_of_export(scorer, files, vocabularies, settings.tables, CALIBRATOR_FILE if calibrator else None)
     write_whole(folder / "schema.json", json.dumps(schema, indent=1) + "\n")
     for name in _STANDALONE:
         shutil.copyfile(Path(__file__).parent / "standalone" / name, folder / name)
     context, candidates = made_up[-1].context, made_up[-1].candidates[:_EXAMPLE_CANDIDATES]
-    answer = {name: column.tolist() for name, column in scorer.predict(context, candidates).items()}
+    found = (_CalibratedScorer(scorer, calibrator) if calibrator else scorer).predict(context, candidates)
+    answer = {name: column.tolist() for name, column in found.items()}
     for name, content in (("request", {"context": context, "candidates": candidates}), ("answer", answer)):
         write_whole(folder / f"example_{name}.json", json.dumps(content, indent=1) + "\n")
     return files, left_out
@@ -135,6 +171,7 @@ def _compared(
     trained: TrainSettings,
     scorer: Scorer,
     served: Scorer,
+    calibrator: Calibrator | None,
     values: RawValuesOfRows,
     made_up: list[SampleRequest],
     formats: list[str],
@@ -157,7 +194,8 @@ def _compared(
         )
         samples += rows
         report |= {"split": split, "impressions": len(ids)}
-    asked = _Asked(samples, check.answers_of(served, samples))
+    answering = _CalibratedScorer(served, calibrator) if calibrator else served
+    asked = _Asked(samples, check.answers_of(answering, samples))
     for name in formats:
         found = check.answers_of(check.exported_model(folder, name), asked.samples)
         differences[name] = check.require_equal(f"training.load and {name}", asked.expected, found, precision)

@@ -13,7 +13,11 @@ EXPORT_VERSION = 1
 
 
 def schema_of_export(
-    scorer: Scorer, files: Mapping[str, str], vocabularies: Mapping[str, Mapping[str, str]], tables: str
+    scorer: Scorer,
+    files: Mapping[str, str],
+    vocabularies: Mapping[str, Mapping[str, str]],
+    tables: str,
+    calibrator: str | None,
 ) -> dict[str, Any]:
     """Return the content of schema.json; `files` maps a format to its file, `vocabularies` a field to its files."""
     rule = IdRule.of(scorer.manifest)
@@ -39,6 +43,7 @@ def schema_of_export(
         },
         "files": dict(files),
         "tables": tables,
+        "calibrator": calibrator,
         "inputs": inputs_of(scorer.network),
         "outputs": outputs,
         "ids": {"texts": rule.has_texts, "nulls": sorted(rule.nulls)},

@@ -22,6 +22,7 @@ class ExportSettings:
     #: pt2: torch.export | aoti: AOTInductor, needs a C++ compiler | onnx: needs onnx, onnxscript and onnxruntime
     formats: list[str] = field(default_factory=lambda: list(GRAPH_FORMATS))
     tables: str = "fp32"  # fp32 | int8: a quarter of the memory; the loss of AUC is printed
+    calibrator: bool = False  # calibrate the outputs by RUN/calibrator.json, which jobs.evaluate calibrator=… fits
     data: str | None = None  # where the run's dataset is now, for the check; null: where the run found it
     check_impressions: int = 5000  # of the dataset, scored from raw values on every way; 0: made-up requests alone
 

@@ -20,6 +20,7 @@ import training
 from pipeline.errors import InputError
 from pipeline.kernels.hashing import mix
 from training.distributed.world import join
+from training.evaluation.calibrators import CALIBRATOR_FILE, Calibrator, Isotonic, Platt
 from training.export import check, folder
 from training.export.folder import export_run
 from training.export.samples import unmixed
@@ -110,6 +111,42 @@ def test_int8_tables_are_exported_with_the_auc_before_and_after(run: Path, tmp_p
     program = torch.export.load(tmp_path / "out" / "model.pt2")
     dtypes = {name.rpartition(".")[2]: value.dtype for name, value in program.state_dict.items()}
     assert dtypes["table_item_id"] == torch.int8
+
+
+CURVES: dict[str, dict[str, Platt | Isotonic]] = {
+    "platt": {"p_ctr": Platt(0.7, -0.3), "p_cvr": Platt(1.5, 0.2)},
+    "isotonic": {"p_ctr": Isotonic((0.1, 0.4, 0.5), (0.05, 0.05, 0.9)), "p_ctcvr": Isotonic((0.3,), (0.2,))},
+}
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_an_export_applies_the_calibrator_of_its_checkpoint(run: Path, tmp_path: Path, kind: str) -> None:
+    calibrator = Calibrator(kind, {"checkpoint": training.load(run).checkpoint.path.name}, CURVES[kind])
+    calibrator.write(run / CALIBRATOR_FILE)
+    try:
+        exports_with(run, tmp_path, calibrator=True)
+    finally:
+        (run / CALIBRATOR_FILE).unlink()
+    request = json.loads((tmp_path / "out" / "example_request.json").read_text())
+    raw = training.load(run).predict(request["context"], request["candidates"])
+    found = check.exported_model(tmp_path / "out", "pt2").predict(request["context"], request["candidates"])
+    answer = json.loads((tmp_path / "out" / "example_answer.json").read_text())
+    for name, values in raw.items():
+        expected = CURVES[kind][name].apply(values) if name in CURVES[kind] else values
+        np.testing.assert_allclose(found[name], expected, atol=1e-6)
+        np.testing.assert_allclose(answer[name], expected, atol=1e-6)
+    assert any(np.abs(found[name] - raw[name]).max() > 0.01 for name in CURVES[kind])
+
+
+def test_a_calibrator_that_is_missing_or_of_another_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"calibrator.json is missing; fit it by jobs.evaluate"):
+        exports_with(run, tmp_path, calibrator=True)
+    Calibrator("platt", {"checkpoint": "step-00000001"}, CURVES["platt"]).write(run / CALIBRATOR_FILE)
+    try:
+        with pytest.raises(InputError, match=r"was fitted on step-00000001, and step-\d+ is exported"):
+            exports_with(run, tmp_path, calibrator=True)
+    finally:
+        (run / CALIBRATOR_FILE).unlink()
 
 
 def drop_weights(network: ServedNetwork, *arguments: Any) -> Any:

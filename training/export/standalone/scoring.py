@@ -18,6 +18,7 @@ import numpy as np
 
 MISSING, OUT_OF_VOCABULARY, RESERVED_ROWS = 0, 1, 2
 LARGEST_ID = 2**63 - 1
+LOG_ODDS_MARGIN = 1e-15  # a probability is kept this far from 0 and 1 before its log-odds are taken
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 
@@ -41,6 +42,7 @@ class ExportedModel:
         self._keys = {scope: {k for f in fields for k in keys_of(f)} for scope, fields in self._fields.items()}
         self._rows_of = {f["name"]: self._lookup(f) for f in self.schema["fields"] if f["form"] == "id"}
         self.runtime = runtime or next(name for name in ("aoti", "pt2", "onnx") if name in self.schema["files"])
+        self._curves = self._calibrator()
         self._run = self._loaded(self.folder / self.schema["files"][self.runtime])
 
     def predict(self, context: dict[str, Any], candidates: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -49,7 +51,14 @@ class ExportedModel:
             raise RequestError("candidates must be a list of one or more objects")
         columns = self._encode("context", [context]) | self._encode("candidate", candidates)
         columns["context_of_impression"] = np.zeros(len(candidates), np.int64)
-        return self._run({name: columns[name] for name in self.schema["inputs"]})
+        found = self._run({name: columns[name] for name in self.schema["inputs"]})
+        return {name: calibrated(values, self._curves.get(name)) for name, values in found.items()}
+
+    def _calibrator(self) -> dict[str, Any]:
+        """Return output → curve; none where the export is not calibrated."""
+        if not self.schema["calibrator"]:
+            return {}
+        return dict(json.loads((self.folder / self.schema["calibrator"]).read_text())["curves"])
 
     def _encode(self, scope: str, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         for record in records:
@@ -155,6 +164,17 @@ class ExportedModel:
             return {name: value.numpy() for name, value in found.items()}
 
         return run
+
+
+def calibrated(scores: np.ndarray, curve: dict[str, Any] | None) -> np.ndarray:
+    """Apply Platt's line on log-odds, or the straight lines between the corners of a rising curve; None changes nothing."""
+    if curve is None:
+        return scores
+    if "slope" not in curve:
+        return np.interp(scores, curve["predicted"], curve["calibrated"]).astype(scores.dtype)
+    wide = np.clip(scores.astype(np.float64), LOG_ODDS_MARGIN, 1.0 - LOG_ODDS_MARGIN)
+    log_odds = curve["slope"] * np.log(wide / (1.0 - wide)) + curve["intercept"]
+    return (1.0 / (1.0 + np.exp(-log_odds))).astype(scores.dtype)
 
 
 def keys_of(field: dict[str, Any]) -> list[str]:
