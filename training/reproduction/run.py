@@ -127,12 +127,12 @@ def _trials_by_data(settings: ReproduceSettings, rows: Sequence[TableRow]) -> di
         if not path:
             raise InputError(f"table={settings.table} needs {data}=DATASET: the same log with another labels.daction.")
         manifest, _ = read_manifest(path, data)
-        _check_rows(settings, data, path, manifest, [row for row in rows if row.data == data])
+        _check_needs(settings, data, path, manifest, [row for row in rows if row.data == data])
         found[data] = Trials(settings, path, _prefix(data), manifest.totals)
     return found
 
 
-def _check_rows(
+def _check_needs(
     settings: ReproduceSettings, data: str, path: str, manifest: Manifest, rows: Sequence[TableRow]
 ) -> None:
     manifest.files_of("test")
