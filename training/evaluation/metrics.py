@@ -223,7 +223,7 @@ def _figures_of(name: str, scores: SortedScores) -> Metrics:
         f"{name}_calibration": predicted.over(scores.num_positives) if scores.num_positives else None,
         f"{name}_ece": ece_of(scores),
     }
-    if name.startswith("ctcvr"):
+    if name == "cvr" or name.startswith("ctcvr"):
         for suffix, share in TOP_SHARES.items():
             top = scores.top(share)
             metrics[f"{name}_recall_top_{suffix}"] = top.recall if top else None

@@ -19,7 +19,7 @@ _OWN_KEYS = frozenset(("data", "out", "model", "experiment", "seed", "plan.seed"
 class ReproduceSettings:
     """conf/reproduce.yaml. The *_args are further settings of a job, the same for every system: train_args='epochs=2 ranks=2'."""
 
-    table: str = MISSING  # esmm2 | esm2_3 | esm2_5 | esm2_6 | beyond
+    table: str = MISSING  # esmm2 | esm2_3 | esm2_4 | esm2_5 | esm2_6 | beyond
     data: str = MISSING  # the dataset; for esm2_6 the one whose daction is cart and wish
     out: str = MISSING  # runs/ and tables/; the same command resumes there, and tables share their runs
     seeds: int = 5  # runs of each system: seed and plan.seed are 1, 2, …

@@ -276,6 +276,23 @@ def test_a_conversion_without_a_click_is_no_conversion():
     assert evaluate(planted) == evaluate(clicked)
 
 
+def test_the_cuts_of_cvr_are_those_of_the_clicked_impressions():
+    predictions, _ = logs()
+    order = np.lexsort((predictions["impression_id"], predictions["p_cvr"]))
+    predictions["p_cvr"] = np.empty(len(order))
+    predictions["p_cvr"][order] = np.arange(len(order)) / len(order)  # no ties
+    metrics = evaluate(predictions)
+    clicked = predictions["click"].astype(bool)
+    label = predictions["conversion"][clicked].astype(int)
+    order = np.argsort(-predictions["p_cvr"][clicked].astype(float), kind="stable")
+    for name, share in (("0.1pct", 0.001), ("0.6pct", 0.006), ("1pct", 0.01)):
+        taken = max(1, round(share * len(label)))
+        hits = label[order][:taken].sum()
+        assert metrics[f"cvr_recall_top_{name}"] == pytest.approx(hits / label.sum())
+        assert metrics[f"cvr_precision_top_{name}"] == pytest.approx(hits / taken)
+        assert metrics[f"cvr_f1_top_{name}"] == pytest.approx(2 * hits / (taken + label.sum()))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 50])
 def test_undefined_figures_are_null_and_the_table_is_strict_json(rows):
     nothing = {
