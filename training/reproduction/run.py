@@ -10,8 +10,9 @@ from pipeline.errors import InputError, writing
 from training.reproduction.page import FilledRow, FilledTable, markdown_of_table, write_table
 from training.reproduction.search import CHOSEN_BY, CTR_CHOSEN_BY, candidates_of, choose_best
 from training.reproduction.settings import ReproduceSettings
+from training.reproduction.shared_work import run_trials
 from training.reproduction.tables import PAPER_TABLES, TableRow
-from training.reproduction.trials import Trial, Trials, ctr_system, folder_name, read_cost, read_outcome, run_trial
+from training.reproduction.trials import Trial, Trials, ctr_system, folder_name, read_cost, read_outcome
 from training.run.systems import GBDT_JOB, System
 
 _FIRST_SEED = 1
@@ -33,8 +34,8 @@ def reproduce(settings: ReproduceSettings) -> None:
     _say_plan(f"table={settings.table}", wanted)
     if settings.only_plan:
         return
-    for trial in wanted:
-        run_trial(trial)
+    run_trials(trial for _, (ctrs, _) in filled_trials for trial in ctrs)
+    run_trials(trial for _, (_, tested) in filled_trials for trial in tested)
     filled = FilledTable(table, [_filled(row, tested) for row, (_, tested) in filled_trials], settings.data)
     written = write_table(filled, Path(settings.out), settings.table)
     print(f"\n{markdown_of_table(filled)}\n{' · '.join(map(str, written))}", flush=True)
@@ -86,9 +87,8 @@ class _Chosen:
             _say_plan(f"{system.name}: the search on validation", searched)
             self._words[key] = candidates[0]  # which one is not known yet; the number of runs is
             return
-        before = [ctr] if ctr and system.trains_with_ctr_run else []
-        for trial in (*before, *searched):
-            run_trial(trial)
+        run_trials([ctr] if ctr and system.trains_with_ctr_run else [])
+        run_trials(searched)
         found = {trial.words: read_outcome(trial).get(metric) for trial in searched}
         best = choose_best(system.name, metric, found)
         print(f"{system.name}: {' '.join(best)} has the best {metric} on validation, {found[best]:.4f}.", flush=True)

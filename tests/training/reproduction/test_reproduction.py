@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,16 @@ from tiny_dataset import write_tiny_dataset
 
 from jobs.entry import compose
 from pipeline.errors import InputError
+from pipeline.file_lock import exclusive_lock
 from training.reproduction.page import FilledRow, FilledTable, markdown_of_table, write_table
 from training.reproduction.published import ESM2_TABLE_4, ESM2_TABLE_5, ESMM_TABLE_2
 from training.reproduction.run import reproduce
 from training.reproduction.search import candidates_of, choose_best
 from training.reproduction.seeds import paired_difference, summarize_seeds
 from training.reproduction.settings import ReproduceSettings
+from training.reproduction.shared_work import TRIAL_LOCK, run_trials
 from training.reproduction.tables import PAPER_TABLES, implied_rates
-from training.reproduction.trials import Trial, read_cost, run_trial
+from training.reproduction.trials import Trial, Trials, read_cost, run_trial
 from training.run import stages
 from training.run.systems import ESMM, system_named
 
@@ -186,6 +190,28 @@ def test_what_a_run_cost_is_added_over_attempts(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "trial" / "made").write_text("x")
     run_trial(trial)
     assert read_cost(trial)["wall_s"] > first
+
+
+def test_two_commands_divide_the_trials_and_wait_for_each_other(
+    data: Path, tmp_path: Path, fake: FakeJobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = Trials(settings_of(data, tmp_path / "out"), str(data))
+    here, there = (trials.tested(system_named(ESMM, "ESMM"), (), seed) for seed in (1, 2))
+    there.folder.mkdir(parents=True)
+    with exclusive_lock(there.folder / TRIAL_LOCK):  # the other command is at it
+        working = Thread(target=run_trials, args=([here, there], 0.01))
+        working.start()
+        said = ""
+        while working.is_alive() and "another command is running it" not in said:
+            time.sleep(0.01)
+            said += capsys.readouterr().out
+        assert working.is_alive(), "it waits"
+        assert not here.missing, "what is free is taken"
+        assert len(there.missing) == 2
+        run_trial(there)
+    working.join(10)
+    assert not working.is_alive()
+    assert len(fake.commands) == len({tuple(command) for command in fake.commands}) == 4
 
 
 @pytest.mark.parametrize(
