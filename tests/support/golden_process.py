@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TIMEOUT_S = 900.0  # of one process
 
@@ -43,7 +43,15 @@ def run_in_one_process(checkout: Path, work: Path, commands: list[list[str]], nu
 def run_commands(path: Path) -> None:
     """Run each command of the file `path` as `python -m` does; called in the process that `run_in_one_process` starts."""
     sys.path[0] = os.getcwd()  # as with -m; it was this file's folder
-    os._exit = sys.exit  # with which jobs.train and jobs.evaluate end their process; this one has more commands to run
+    own, end = os.getpid(), os._exit
+
+    def exit_unless_own(status: int) -> NoReturn:
+        """Raise SystemExit in this process, which has more commands to run; end a process that it has forked."""
+        if os.getpid() == own:
+            sys.exit(status)
+        end(status)
+
+    os._exit = exit_unless_own  # jobs.train and jobs.evaluate end their process with it, and so does multiprocessing
     for number, (module, *arguments) in enumerate(json.loads(path.read_text())):
         print(f"── {module} {' '.join(arguments)}", flush=True)
         sys.argv = [module, *arguments]
