@@ -23,9 +23,9 @@ class FilledRow:
 
     row: TableRow
     words: tuple[str, ...]  # chosen on validation
-    commands: tuple[tuple[str, ...], ...]  # of the first seed: training, evaluation
+    commands: tuple[tuple[str, ...], ...]  # of the first seed: the CTR network, training, evaluation
     metrics: tuple[Mapping[str, Any], ...]  # by seed
-    costs: tuple[Mapping[str, float], ...]  # by seed: wall_s, cpu_s
+    costs: tuple[Mapping[str, float], ...]  # by seed: wall_s, cpu_s; without the CTR network
 
 
 class PageSection(NamedTuple):
@@ -105,7 +105,7 @@ class FilledTable:
             published = self.table.published.get(filled.row.label)
             cells = [filled.row.label]
             for number, column in enumerate(self.table.columns):
-                digits = _decimals(column.scale)
+                digits = column.decimals
                 cells.append(summary_text(summarize_seeds(self.values_of(filled, number)), digits))
                 if has_paper:
                     figure = published[number] if published else None
@@ -122,7 +122,7 @@ class FilledTable:
                 for number, column in enumerate(self.table.columns):
                     found = paired_difference(self.values_of(filled, number), self.values_of(reference, number))
                     paper = self._paper_difference(filled.row.label, number)
-                    cells.append(difference_text(found, paper, _decimals(column.scale)))
+                    cells.append(difference_text(found, paper, column.decimals))
                 rows.append(cells)
         titles = [column.title for column in self.table.columns]
         return PageSection(f"Difference from {self.table.reference}", ["system", *titles], rows)
@@ -196,10 +196,6 @@ def write_table(filled: FilledTable, out: Path, name: str) -> list[Path]:
             write_whole(path, text)
             written.append(path)
     return written
-
-
-def _decimals(scale: float) -> int:
-    return 2 if scale == 100.0 else 4
 
 
 def _number_text(value: float, std: float | None, digits: int) -> str:

@@ -36,7 +36,7 @@ def reproduce(settings: ReproduceSettings) -> None:
         return
     run_trials(trial for _, (ctrs, _) in filled_trials for trial in ctrs)
     run_trials(trial for _, (_, tested) in filled_trials for trial in tested)
-    filled = FilledTable(table, [_filled(row, tested) for row, (_, tested) in filled_trials], settings.data)
+    filled = FilledTable(table, [_filled(row, *found) for row, found in filled_trials], settings.data)
     written = write_table(filled, Path(settings.out), settings.table)
     print(f"\n{markdown_of_table(filled)}\n{' · '.join(map(str, written))}", flush=True)
 
@@ -113,8 +113,8 @@ class _Chosen:
             write_whole(folder / name, json.dumps(content, indent=1) + "\n")
 
 
-def _filled(row: TableRow, tested: Sequence[Trial]) -> FilledRow:
-    commands = tuple((stage.job, *stage.words) for stage in tested[0].stages)
+def _filled(row: TableRow, ctrs: Sequence[Trial], tested: Sequence[Trial]) -> FilledRow:
+    commands = tuple((stage.job, *stage.words) for trial in (*ctrs[:1], tested[0]) for stage in trial.stages)
     metrics, costs = tuple(map(read_outcome, tested)), tuple(map(read_cost, tested))
     return FilledRow(row, tested[0].words, commands, metrics, costs)
 
@@ -122,13 +122,22 @@ def _filled(row: TableRow, tested: Sequence[Trial]) -> FilledRow:
 def _trials_by_data(settings: ReproduceSettings, rows: Sequence[TableRow]) -> dict[str, Trials]:
     """Open the datasets of the rows, and check that they have what the rows need."""
     found = {}
+    test_splits: dict[str, tuple[int, ...]] = {}
     for data in dict.fromkeys(row.data for row in rows):
         path = getattr(settings, data)
         if not path:
             raise InputError(f"table={settings.table} needs {data}=DATASET: the same log with another labels.daction.")
         manifest, _ = read_manifest(path, data)
         _check_needs(settings, data, path, manifest, [row for row in rows if row.data == data])
+        totals = manifest.totals["test"]
+        test_splits[data] = totals["impressions"], totals["clicks"], totals["conversions"]
         found[data] = Trials(settings, path, _prefix(data), manifest.totals)
+    if len(set(test_splits.values())) > 1:
+        shown = "; ".join(f"{data} {numbers}" for data, numbers in test_splits.items())
+        raise InputError(
+            f"The test splits differ in impressions, clicks, conversions ({shown}), so their rows cannot be compared; preprocess one "
+            "log with labels.daction alone changed."
+        )
     return found
 
 

@@ -35,6 +35,7 @@ class TableColumn:
     task: str
     figure: str
     scale: float = 1.0  # 100: shown in percent
+    decimals: int = 4  # as the paper prints it
 
     def key_of(self, system: System) -> str:
         """Return the name of the figure: CTCVR of a system with a CTR network beside it is `ctcvr_independent`.
@@ -90,7 +91,7 @@ def _paper_rows(paper: str) -> tuple[TableRow, ...]:
 
 def _cut_columns(task: str) -> tuple[TableColumn, ...]:
     return tuple(
-        TableColumn(f"{title} @ {cut} %", task, f"{figure}_top_{cut}pct", 100.0)
+        TableColumn(f"{title} @ {cut} %", task, f"{figure}_top_{cut}pct", 100.0, 3)
         for cut in ("0.1", "0.6", "1")
         for title, figure in (("recall", "recall"), ("precision", "precision"), ("F1", "f1"))
     )
@@ -109,7 +110,7 @@ PAPER_TABLES: Mapping[str, PaperTable] = {
         "ESMM Table 2: AUC in percent",
         _SOURCE_OF_ESMM,
         _paper_rows(ESMM),
-        (TableColumn("CVR AUC", "cvr", "auc", 100.0), TableColumn("CTCVR AUC", "ctcvr", "auc", 100.0)),
+        (TableColumn("CVR AUC", "cvr", "auc", 100.0, 2), TableColumn("CTCVR AUC", "ctcvr", "auc", 100.0, 2)),
         ESMM_TABLE_2,
         "ESMM",
         (

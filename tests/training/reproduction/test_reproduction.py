@@ -160,6 +160,9 @@ def test_a_stopped_table_goes_on_where_it_was_and_a_finished_one_runs_nothing(
     assert "6 runs, 6 finished, 0 to do." in capsys.readouterr().out
     text = (tmp_path / "out" / "tables" / "esmm2.md").read_text()
     assert "| AMAN | 52.50 ± 0.00 | 65.21 ± 0.59 |" in text
+    commands = text.partition("UNBIAS:\n")[2]
+    for words in ("model=ctr seed=1", "split=train", "model=unbias seed=1", "split=test"):
+        assert words in commands, "the commands begin with those of the CTR network"
     search = json.loads((tmp_path / "out" / "tables" / "search-esmm-aman.json").read_text())
     assert search["chosen"] == ["model.sampling.unclicked=0.5"]
 
@@ -236,6 +239,20 @@ def test_what_cannot_be_filled_in_is_refused_before_anything_runs(
         reproduce(settings_of(data, tmp_path / "out", *words))
     assert "\n" not in str(refused.value)
     assert not fake.commands
+
+
+def test_what_counts_as_daction_is_compared_on_one_log(tmp_path: Path, fake: FakeJobs) -> None:
+    paths = {name: tmp_path / name for name in ("data", "data_cart", "data_wish", "other")}
+    for name, path in paths.items():
+        write_tiny_dataset(path, num_contexts=70 if name == "other" else 60, daction=True)
+    words = ["table=esm2_6", "seeds=1", f"data_cart={paths['data_cart']}"]
+    reproduce(settings_of(paths["data"], tmp_path / "out", *words, f"data_wish={paths['data_wish']}"))
+    trained = [command[1] for command in fake.commands if command[0] == "jobs.train"]
+    assert trained == [f"data={paths[name]}" for name in ("data_cart", "data_wish", "data")]
+    folders = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert folders == ["cart-esm2-esm2", "esm2-esm2", "wish-esm2-esm2"]
+    with pytest.raises(InputError, match="test splits differ"):
+        reproduce(settings_of(paths["data"], tmp_path / "out", *words, f"data_wish={paths['other']}"))
 
 
 def test_a_dataset_without_validation_cannot_choose_rates(tmp_path: Path, fake: FakeJobs) -> None:
