@@ -80,7 +80,7 @@ def export_run(settings: ExportSettings) -> Iterator[str]:
     if settings.tables == "int8":
         served = copy(scorer)
         served.network = scorer.network.with_int8_tables()
-    calibrator = _calibrator_of(run, scorer) if settings.calibrator else None
+    calibrator = _fitted_calibrator(run, scorer) if settings.calibrator else None
     staging = out.with_name(f".{out.name}.tmp")
     with undone_by(lambda: shutil.rmtree(staging, ignore_errors=True)), writing(f"out={out}"):
         shutil.rmtree(staging, ignore_errors=True)
@@ -113,7 +113,7 @@ def _check_exportable(scorer: Scorer) -> None:
             )
 
 
-def _calibrator_of(run: Path, scorer: Scorer) -> Calibrator:
+def _fitted_calibrator(run: Path, scorer: Scorer) -> Calibrator:
     """Read RUN/calibrator.json. Raises InputError where there is none, or it was fitted on another checkpoint."""
     path, checkpoint = run / CALIBRATOR_FILE, scorer.checkpoint.path.name
     remedy = f"fit it by jobs.evaluate run={run} calibrator=platt (or isotonic), or leave calibrator out."
