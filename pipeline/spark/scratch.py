@@ -10,7 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +31,12 @@ def scratch_folder() -> Path:
     if root not in _open or not _open[root][0].is_dir():
         with writing(f"TMPDIR={root.parent}", "set TMPDIR to a folder that can be written"):
             _make_private(root)
-            _remove_left(root)
-            folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-"))
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            with suppress(OSError):  # where files cannot be locked, nothing is removed either
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with _alone_in(root):  # else another process could remove the folder before it is locked
+                _remove_left(root)
+                folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-"))
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                with suppress(OSError):  # where files cannot be locked, nothing is removed either
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
         _open[root] = folder, descriptor
         remove = partial(_remove_if_own, folder, os.getpid())
         atexit.register(remove)
@@ -51,6 +53,18 @@ def _make_private(root: Path) -> None:
             f"Scratch files cannot be kept in {root}: it is not a folder that you alone may use; remove it, or set TMPDIR "
             "to a folder of your own."
         )
+
+
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """Keep other processes from making or removing folders in `root` during the block."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_left(root: Path) -> None:
