@@ -12,7 +12,7 @@ from training.reproduction.search import CHOSEN_BY, CTR_CHOSEN_BY, candidates_of
 from training.reproduction.settings import ReproduceSettings
 from training.reproduction.shared_work import run_trials
 from training.reproduction.tables import PAPER_TABLES, TableRow
-from training.reproduction.trials import Trial, Trials, ctr_system, folder_name, read_cost, read_outcome
+from training.reproduction.trials import Trial, Trials, ctr_system, folder_name, read_cost, read_outcome, unite_trials
 from training.run.systems import GBDT_JOB, System
 
 _FIRST_SEED = 1
@@ -181,8 +181,8 @@ def _prefix(data: str) -> str:
 
 
 def _say_plan(what: str, trials: Sequence[Trial]) -> None:
-    by_folder = {trial.folder: trial for trial in trials}
-    missing = [trial for trial in by_folder.values() if trial.missing]
-    print(f"{what}: {len(by_folder)} runs, {len(by_folder) - len(missing)} finished, {len(missing)} to do.", flush=True)
+    united = unite_trials(trials)
+    missing = [trial for trial in united if trial.missing]
+    print(f"{what}: {len(united)} runs, {len(united) - len(missing)} finished, {len(missing)} to do.", flush=True)
     for trial in missing:
         print(f"  {trial.name}: {', '.join(stage.name for stage in trial.missing)}", flush=True)

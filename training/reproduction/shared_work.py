@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import writing
 from pipeline.file_lock import LockHeld, exclusive_lock
-from training.reproduction.trials import Trial, run_trial
+from training.reproduction.trials import Trial, run_trial, unite_trials
 
 TRIAL_LOCK = "reproduce.lock"
 _POLL_S = 5.0
@@ -17,7 +17,7 @@ _POLL_S = 5.0
 
 def run_trials(trials: Iterable[Trial], poll_s: float = _POLL_S) -> None:
     """Run the trials that are not finished, and return when all are. Raises InputError where a job of this command fails."""
-    left = [trial for trial in {trial.folder: trial for trial in trials}.values() if trial.missing]
+    left = [trial for trial in unite_trials(trials) if trial.missing]
     waits = False
     while left:
         held = [trial for trial in left if not _run_unless_held(trial)]

@@ -133,6 +133,17 @@ def run_trial(trial: Trial) -> None:
             _add_cost(trial.folder, stage.name, time.monotonic() - wall_s, _cpu_of_children_s() - cpu_s)
 
 
+def unite_trials(trials: Iterable[Trial]) -> list[Trial]:
+    """Return one trial a folder, with the stages of all: a CTR network that many rows take predicts what one of them needs."""
+    found: dict[Path, Trial] = {}
+    for trial in trials:
+        united = found.setdefault(trial.folder, trial)
+        for stage in trial.stages:
+            united = united if stage in united.stages else _with(united, stage)
+        found[trial.folder] = united
+    return list(found.values())
+
+
 def read_cost(trial: Trial) -> dict[str, float]:
     """Return the wall and CPU seconds of a trial, over all attempts that did not end by a signal to this command."""
     found = _read_costs(trial.folder).values()

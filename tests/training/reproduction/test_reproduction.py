@@ -136,7 +136,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
 def test_a_stopped_table_goes_on_where_it_was_and_a_finished_one_runs_nothing(
     data: Path, tmp_path: Path, fake: FakeJobs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_of(data, tmp_path / "out", "seeds=2", "systems=[AMAN,UNBIAS]", "train_args=epochs=3")
+    settings = settings_of(data, tmp_path / "out", "seeds=2", "systems=[AMAN,UNBIAS,ESMM]", "train_args=epochs=3")
     fake.fails_at = 9
     with pytest.raises(InputError, match="status 2"):
         reproduce(settings)
@@ -146,18 +146,22 @@ def test_a_stopped_table_goes_on_where_it_was_and_a_finished_one_runs_nothing(
     num = len(fake.commands)
     assert len({tuple(command) for command in fake.commands}) == num, "no command ran twice"
     trained = [command for command in fake.commands if command[0] == "jobs.train"]
-    # AMAN: four candidates with seed 1, and the best with seed 2; UNBIAS and the CTR network with two seeds.
-    assert len(trained) == 4 + 1 + 2 + 2
+    # AMAN: four candidates with seed 1, and the best with seed 2; UNBIAS, ESMM and the CTR network with two seeds.
+    assert len(trained) == 4 + 1 + 2 + 2 + 2
+    # A CTR network that three rows take predicts the splits that UNBIAS trains on, before UNBIAS does.
+    first_unbias = next(number for number, command in enumerate(fake.commands) if "model=unbias" in command)
+    before = [command for command in fake.commands[:first_unbias] if command[0] == "jobs.evaluate"]
+    assert [command[2] for command in before if "esmm-ctr" in command[1]] == ["split=train", "split=validation"] * 2
     assert all("epochs=3" in command for command in trained)
     tested = [command for command in fake.commands if "split=test" in command]
-    assert len(tested) == 4, "the test split is read once for each run of the table, and not by the search"
+    assert len(tested) == 6, "the test split is read once for each run of the table, and not by the search"
     assert all(any(word.startswith("ctr_run=") for word in command) for command in tested)
     unbias = [command for command in trained if "model=unbias" in command]
     assert all(any(word.startswith("ctr_run=") for word in command) for command in unbias)
     capsys.readouterr()
     reproduce(settings)
     assert len(fake.commands) == num
-    assert "6 runs, 6 finished, 0 to do." in capsys.readouterr().out
+    assert "8 runs, 8 finished, 0 to do." in capsys.readouterr().out
     text = (tmp_path / "out" / "tables" / "esmm2.md").read_text()
     assert "| AMAN | 52.50 ± 0.00 | 65.21 ± 0.59 |" in text
     commands = text.partition("UNBIAS:\n")[2]
