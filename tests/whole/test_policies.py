@@ -9,7 +9,7 @@ import pytest
 from dataset_checks import assert_dataset_equals_reference
 from raw_log import RawLog, key_of, small_log
 
-from pipeline.chunks.reasons import REASONS, rules_of
+from pipeline.chunks.reasons import NEWER_REASONS, REASONS, rules_of
 from pipeline.config.preprocess import ChecksSettings, PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
@@ -17,6 +17,8 @@ from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]
 SKELETON, CONTEXT = "sample_skeleton_test", "common_features_test"
+#: The reasons of source=aliccp; the others are of events (tests/pipeline/events/test_meaning.py).
+OF_ALICCP = tuple(reason for reason in REASONS[1:] if reason not in NEWER_REASONS)
 MAY_BE_KEPT = ("feature_count_mismatch", "conversion_without_click")
 
 pytestmark = pytest.mark.usefixtures("spark")
@@ -77,9 +79,9 @@ def set_aside(out: Path, manifest: Manifest) -> list[tuple[str, int, str, bytes]
 
 
 def test_every_reason_has_its_policies_and_its_rule_in_words() -> None:
-    assert set(rules_of("aliccp")) == set(REASONS[1:])
-    assert {entry.reason for entry in planted()} == set(REASONS[1:])
-    for reason in REASONS[1:]:
+    assert set(rules_of("aliccp")) == set(OF_ALICCP)
+    assert {entry.reason for entry in planted()} == set(OF_ALICCP)
+    for reason in OF_ALICCP:
         for policy in ("quarantine", "fail", "keep"):
             if policy != "keep" or reason in MAY_BE_KEPT:
                 assert getattr(ChecksSettings(**{reason: policy}), reason) == policy
@@ -88,7 +90,7 @@ def test_every_reason_has_its_policies_and_its_rule_in_words() -> None:
                     ChecksSettings(**{reason: policy})
 
 
-@pytest.mark.parametrize("reason", REASONS[1:])
+@pytest.mark.parametrize("reason", OF_ALICCP)
 def test_fail_stops_at_the_first_such_line_in_one_sentence_and_publishes_nothing(
     tmp_path: Path, preprocess_settings: Settings, reason: str
 ) -> None:
@@ -114,7 +116,7 @@ def test_quarantine_holds_each_line_whole_and_keep_counts_it_and_the_audit_balan
     lines = planted()
     log, offsets = log_with(lines)
     raw = log.write(tmp_path / "raw")
-    policies = [f"checks.{reason}={'keep' if reason in kept else 'quarantine'}" for reason in REASONS[1:]]
+    policies = [f"checks.{reason}={'keep' if reason in kept else 'quarantine'}" for reason in OF_ALICCP]
     settings = preprocess_settings(raw, tmp_path / "out", *policies, "split.validation=0")
     manifest = preprocess(settings)
     aside = [defect for defect in lines if defect.reason not in kept]
@@ -122,7 +124,7 @@ def test_quarantine_holds_each_line_whole_and_keep_counts_it_and_the_audit_balan
         (f"{defect.table}.csv", offsets[defect], defect.reason, defect.line) for defect in aside
     )
     assert manifest.audit["quarantined"] == {
-        reason: sum(defect.reason == reason for defect in aside) for reason in REASONS[1:]
+        reason: sum(defect.reason == reason for defect in aside) for reason in OF_ALICCP
     }
     assert manifest.audit["kept"]["test"] == {
         "feature_count_mismatch": 2 * bool(kept),

@@ -153,9 +153,9 @@ def drop_weights(network: ServedNetwork, *arguments: Any) -> Any:
     """Plant the fault of a public system: the weights of multi-valued fields are dropped at export."""
     pooled = ServedNetwork._pooled
 
-    def without_weights(self: ServedNetwork, entry: Any, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    def without_weights(self: ServedNetwork, entry: Any, table: str, columns: dict[str, torch.Tensor]) -> torch.Tensor:
         name = f"{entry.name}__weight"
-        return pooled(self, entry, columns | {name: columns[name] * 0 + 1} if entry.weighted else columns)
+        return pooled(self, entry, table, columns | {name: columns[name] * 0 + 1} if entry.weighted else columns)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ServedNetwork, "_pooled", without_weights)
