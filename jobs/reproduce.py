@@ -5,12 +5,20 @@ if __name__ == "__main__":
 
     end_on_signals()
 
-from jobs.entry import launch
-from training.reproduction.run import reproduce
+from jobs.entry import imports_not_collected, launch
 from training.reproduction.settings import ReproduceSettings
+
+
+def run(settings: ReproduceSettings) -> None:
+    """Fill a table."""
+    with imports_not_collected():  # torch takes seconds, which a wrong setting need not wait for
+        from training.reproduction.run import reproduce
+
+    reproduce(settings)
+
 
 if __name__ == "__main__":
     about = (
         "a table of the papers on a dataset of yours: trains what is missing, and writes OUT/tables/TABLE.md and .html."
     )
-    launch("reproduce", ReproduceSettings, reproduce, about)
+    launch("reproduce", ReproduceSettings, run, about)

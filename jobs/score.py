@@ -14,18 +14,21 @@ if __name__ == "__main__":
 
     end_on_signals()  # the imports take a second
 
-from jobs.entry import launch
+from jobs.entry import imports_not_collected, launch
 from pipeline.config.score import ScoreSettings
-from pipeline.passes.scorer import TrainedModel
-from pipeline.score import score, summarize_scores
-from pipeline.spark.session import stop_spark
 from training.checkpoint.settings import check_which
-from training.serving.row_scorer import describe_run
 
 
 def run(settings: ScoreSettings) -> None:
     """Score, then print how many impressions were scored and how many lines are in quarantine."""
     check_which(settings.checkpoint, "checkpoint")
+    # Loaded here: torch takes seconds, which a wrong setting need not wait for.
+    with imports_not_collected():
+        from pipeline.passes.scorer import TrainedModel
+        from pipeline.score import score, summarize_scores
+        from pipeline.spark.session import stop_spark
+        from training.serving.row_scorer import describe_run
+
     found = describe_run(settings.run, settings.checkpoint)
     model = TrainedModel(found.scorer, found.outputs, found.dataset, found.manifest, found.origin)
     try:

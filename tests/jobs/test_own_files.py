@@ -177,7 +177,22 @@ def test_a_folder_of_settings_that_is_none_is_one_sentence(tmp_path: Path) -> No
 def test_a_job_refuses_without_torch_spark_or_the_comments_of_its_help() -> None:
     """The time of a refusal: what loads in seconds is not loaded, and what only --help reads is not read."""
     heavy = ("torch", "pyspark", "torchrec", "jobs.help_page")
-    for name in ("simulate", "preprocess", "train", "evaluate", "inspect", "plan", "demo", "score", "compare"):
+    for name in (
+        "simulate",
+        "preprocess",
+        "train",
+        "evaluate",
+        "inspect",
+        "plan",
+        "demo",
+        "score",
+        "compare",
+        "export",
+        "pipeline",
+        "reproduce",
+        "gbdt",
+        "track",
+    ):
         script = (
             "import atexit, sys, runpy\n"
             f"atexit.register(lambda: print([name for name in {heavy} if name in sys.modules]))\n"
