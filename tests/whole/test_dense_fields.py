@@ -140,6 +140,8 @@ def test_the_manifest_has_the_width_and_the_moments_of_each_number_over_the_trai
 
 
 @pytest.mark.parametrize(("form", "missing"), [("jsonl", []), ("jsonl", None), ("csv", []), ("fixed", None)])
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_json_lines_csv_and_lists_of_fixed_size_give_the_files_that_parquet_gives(
     data: Path, tmp_path: Path, preprocess_settings: Settings, form: str, missing: Any
 ) -> None:

@@ -103,6 +103,8 @@ def test_raw_logs_on_s3_become_the_same_dataset_on_s3_and_a_finished_one_is_left
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_an_event_log_becomes_a_dataset_on_s3_by_a_shared_directory_that_is_empty_again_afterwards(
     s3: Any, tmp_path: Path, preprocess_settings: Callable[..., PreprocessSettings]
 ) -> None:
