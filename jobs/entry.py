@@ -102,6 +102,8 @@ def exit_without_finalization() -> Iterator[None]:
         yield
     except SystemExit as ended:  # any other exception is a bug, and ends the process as usual
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)  # as Python does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

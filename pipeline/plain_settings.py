@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import stat
 import typing
 from collections.abc import Hashable
@@ -17,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from pipeline.errors import InputError, reason_of
-from pipeline.secrets import FROM_ENVIRONMENT, has_credentials, without_assignments
+from pipeline.secrets import FROM_ENVIRONMENT, has_credentials, refuse_secret_word, without_assignments
 
 Schema = TypeVar("Schema")
 
@@ -152,6 +153,20 @@ def build_settings(schema: type[Schema], raw: Any) -> Schema:
     for key in sorted(OmegaConf.missing_keys(merged))[:1]:
         raise InputError(f"{key} is not set and has no default; give it on the command line as {key}=VALUE.")
     return cast(Schema, OmegaConf.to_object(merged))
+
+
+def words_of_setting(key: str, text: str) -> tuple[str, ...]:
+    """Split the value of the setting `key` into words as a shell does.
+
+    Raises InputError for a quotation mark that is not closed, and for a word that holds a secret.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise InputError(f"{key}={text} cannot be read ({error}); close the quotation mark.") from error
+    for word in words:
+        refuse_secret_word(word)
+    return words
 
 
 def _defaults_of(schema: type[Any]) -> dict[str, Any]:

@@ -178,3 +178,4 @@ with exit_without_finalization():
     assert ended.returncode == status
     assert ended.stdout.split() == ["work", "handler"] + ["finalized"] * (ending == "1 / 0")
     assert ("ZeroDivisionError" in ended.stderr) == (ending == "1 / 0")
+    assert (ended.stderr == "no\n") == ("no" in ending)

@@ -1,13 +1,12 @@
 """The settings of jobs.reproduce; loads no torch."""
 
 import math
-import shlex
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
 from pipeline.errors import InputError
-from pipeline.secrets import refuse_secret_word
+from pipeline.plain_settings import words_of_setting
 from training.reproduction.tables import PAPER_TABLES
 
 _MOST_SEEDS = 1000
@@ -51,17 +50,11 @@ class ReproduceSettings:
             raise InputError(f"learning_rates={self.learning_rates} has one twice; give each once.")
         for name in ("train_args", "gbdt_args"):
             for word in self.arguments(name):
-                refuse_secret_word(word)
                 if word.partition("=")[0].lstrip("+~") in _OWN_KEYS:
                     raise InputError(
                         f"{name} has {word}, which this command sets itself for each system and seed; leave it out."
                     )
 
     def arguments(self, name: str) -> tuple[str, ...]:
-        """Return the words of one of the *_args. Raises InputError for a quotation mark that is not closed."""
-        try:
-            return tuple(shlex.split(getattr(self, name)))
-        except ValueError as error:
-            raise InputError(
-                f"{name}={getattr(self, name)} cannot be read ({error}); close the quotation mark."
-            ) from error
+        """Return the words of one of the *_args. Raises InputError where they cannot be read, or hold a secret."""
+        return words_of_setting(name, getattr(self, name))

@@ -10,7 +10,6 @@ model that has not seen it, as in production.
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -22,7 +21,7 @@ from omegaconf import MISSING
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError, writing
-from pipeline.secrets import refuse_secret_word
+from pipeline.plain_settings import words_of_setting
 from training.checkpoint.files import checkpoint_paths
 from training.run.stages import Ledger, Stage, run_stages
 
@@ -58,17 +57,11 @@ class ChainSettings:
         if len(set(self.days)) < len(self.days):
             raise InputError(f"days={list(self.days)} names a day twice; give each once, in the order of time.")
         for name in ("preprocess_args", "train_args", "evaluate_args", "score_args", "export_args"):
-            for word in self.words_of(name):
-                refuse_secret_word(word)
+            self.words_of(name)
 
     def words_of(self, name: str) -> tuple[str, ...]:
-        """Return the words of one of the *_args. Raises InputError for a quotation mark that is not closed."""
-        try:
-            return tuple(shlex.split(getattr(self, name)))
-        except ValueError as error:
-            raise InputError(
-                f"{name}={getattr(self, name)} cannot be read ({error}); close the quotation mark."
-            ) from error
+        """Return the words of one of the *_args. Raises InputError where they cannot be read, or hold a secret."""
+        return words_of_setting(name, getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import math
 import os
 import resource
 import shutil
-import signal
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.entry import compose
 from pipeline.errors import InputError
-from pipeline.simulate import chunk_pool, run
 from pipeline.simulate import published_figures as shapes
+from pipeline.simulate import run
 from pipeline.simulate.lines import weight_text
 from pipeline.simulate.run import SimulateSettings, simulate
 
@@ -401,25 +400,3 @@ def test_a_damaged_record_of_the_simulation_is_named(tmp_path: Path, content: st
     (tmp_path / "simulation.json").write_text(content)
     with pytest.raises(InputError, match=r"simulation\.json is damaged .*; empty .* or name another out="):
         simulate(compose("simulate", SimulateSettings, [f"out={tmp_path}", "impressions=1000"]))
-
-
-def test_the_bytes_of_a_log_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    logs = {}
-    for processes in (1, 2, 3):
-        out = tmp_path / str(processes)
-        words = [f"out={out}", "impressions=90000", "actions=true", "dirt=0.01", f"processes={processes}"]
-        simulate(compose("simulate", SimulateSettings, words))
-        logs[processes] = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert len(logs[1]) == 11
-    assert logs[1] == logs[2] == logs[3]
-
-
-def test_a_lost_process_of_the_simulation_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunk_pool, "make_chunk", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    words = [f"out={tmp_path / 'log'}", "impressions=90000", "processes=2"]
-    settings = compose("simulate", SimulateSettings, words)
-    with pytest.raises(InputError, match="ended; the system does that where memory is short"):
-        simulate(settings)
-    assert not (tmp_path / "log").exists()
