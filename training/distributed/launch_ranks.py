@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from training.distributed.meeting import own_folder
@@ -25,7 +25,7 @@ _BY_A_SIGNAL = 128  # what a shell adds to the number of the signal that ended a
 
 
 def run_on_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
-    """Run `python -m module arguments` on `ranks` ranks of this host; return the exit status of the first that fails.
+    """Run `python -m module arguments` on `ranks` ranks of this host; return the exit status of the rank that brought it down.
 
     Signals go to every rank. A rank that a signal ended is named on stderr, behind what the others say of it.
     """
@@ -56,7 +56,7 @@ def run_on_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
 
 
 def _status_of(failed: ChildFailedError, received: Sequence[int]) -> int:
-    rank, failure = failed.get_first_failure()
+    rank, failure = _cause_of(failed)
     if failure.exitcode >= 0:
         return failure.exitcode
     number = -failure.exitcode
@@ -69,6 +69,19 @@ def _status_of(failed: ChildFailedError, received: Sequence[int]) -> int:
     )
     print(f"error: {message}", file=sys.stderr, flush=True)
     return _BY_A_SIGNAL + number
+
+
+def _cause_of(failed: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """Return the rank whose end brought the others down, and its failure.
+
+    The agent dates a failure by the second in which it looked. Where a rank was killed and another found its connection
+    closed before the agent looked, both ended at once: the killed one comes first. SIGTERM is what the agent itself sends.
+    """
+    first_rank, first = failed.get_first_failure()
+    for rank, failure in failed.failures.items():
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and failure.timestamp <= first.timestamp + 1:
+            return rank, failure
+    return first_rank, first
 
 
 @contextmanager
