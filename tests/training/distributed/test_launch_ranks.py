@@ -23,7 +23,11 @@ def failures(*ends: tuple[int, int, int]) -> ChildFailedError:
     ("ends", "status", "named"),
     [
         ([(0, REFUSED, 7), (1, KILLED, 7)], 137, "Rank 1 (process 1001) was ended by SIGKILL"),  # one look found both
-        ([(0, REFUSED, 7), (1, KILLED, 8)], 137, "Rank 1 (process 1001) was ended by SIGKILL"),  # a second began between
+        (
+            [(0, REFUSED, 7), (1, KILLED, 8)],
+            137,
+            "Rank 1 (process 1001) was ended by SIGKILL",
+        ),  # a second began between
         ([(1, KILLED, 7), (0, REFUSED, 7)], 137, "Rank 1 (process 1001) was ended by SIGKILL"),
         ([(0, REFUSED, 7), (1, TERMINATED, 7)], 2, ""),  # the agent ended rank 1
         ([(0, REFUSED, 7), (1, KILLED, 37)], 2, ""),  # the agent killed it when its patience was over
