@@ -1,7 +1,8 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
 # make test-acceptance   the long comparisons with independent references (minutes each), which make test leaves out
-# make lint   ruff, mypy and the walls between the rooms, as CI runs them
+# make lint   ruff, mypy, the walls between the rooms, spelling and prose, as CI runs them
+# make docs   the documentation as a site, in build/site; broken links and anchors end it
 # Everything goes into .venv and demo/; the network is needed by the install alone.
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -12,7 +13,7 @@ DEMO_ARGS ?=
 # A file stays in one process, so that its datasets are made once.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-dev demo test test-acceptance lint clean
+.PHONY: help install install-dev demo test test-acceptance lint docs clean
 help:
 	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
@@ -47,6 +48,11 @@ lint: install-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/python -m docs.site.prose
+
+docs: install-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "build/site/index.html"
 
 test: install-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -5,7 +5,7 @@
 
 Writes predictions of that many impressions (a click rate of 4 %, 0.5 % of clicks convert, 58 impressions a context, 3 contexts
 a user) to a temporary folder, and evaluates them in a process of its own. Two cores of a shared EPYC are the machine of
-docs/benchmarks.md.
+docs/benchmarks-diary.md.
 """
 
 import argparse

@@ -142,7 +142,7 @@ class ChecksSettings:
 class RowsSettings:
     """The group `rows`: the size of context rows, row groups and files, in impressions."""
 
-    max_impressions: int = 64  # of a context row; longer contexts are cut (docs/benchmarks.md)
+    max_impressions: int = 64  # of a context row; longer contexts are cut (docs/benchmarks-diary.md)
     impressions_per_row_group: int = 16384
     impressions_per_file: int = 1_000_000
 

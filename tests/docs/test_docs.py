@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 # A module by its dotted name, or a file by its path from the root.
-MODULE = re.compile(r"(?<![\w./-])(?!\w+\.md\b)(?:pipeline|training|jobs|benchmarks)(?:\.[A-Za-z_]\w*)+")
+MODULE = re.compile(r"(?<![\w./-])(?!\w+\.(?:md|json)\b)(?:pipeline|training|jobs|benchmarks)(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w./-])(?:pipeline|training|jobs|benchmarks|tests|conf|docker|docs)/[\w/.-]*\w")
 # A file that a page tells you to write.
 NEW_FILE = re.compile(r"^# new file: (\S+)\.py$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the README shows of other tools runs, and all of them see the same impressions."""
+"""What docs/look.md shows of other tools runs, and all of them see the same impressions."""
 
 import re
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from pipeline.config.preprocess import PreprocessSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.preprocess import preprocess
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHOWN = re.findall(r"```python\n(.*?)```", README.split("## Look at the data")[1].split("\n## ")[0], re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "look.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TOOLS = {"duckdb": 1, "polars": 2, "pandas": 3, "pyspark": 4}
 COLUMNS = ["context_id", "group_id", "user_age", "impression_id", "item_id", "click", "conversion"]
 
@@ -30,7 +30,7 @@ def dataset(
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_the_lines_of_the_readme_give_one_row_an_impression(dataset: tuple[Path, Manifest], tool: str) -> None:
+def test_the_lines_of_the_page_give_one_row_an_impression(dataset: tuple[Path, Manifest], tool: str) -> None:
     out, manifest = dataset
     names: dict[str, Any] = {}
     for number in (0, TOOLS[tool]):
@@ -53,6 +53,15 @@ def test_the_lines_of_the_readme_give_one_row_an_impression(dataset: tuple[Path,
         table = pq.read_table(out / next(field.vocabulary for field in manifest.fields if field.name == "item_id"))
         raw_id = dict(zip(table["index"].to_pylist(), table["raw_id"].to_pylist(), strict=True))
         assert all(none_if_nan(row["raw_id"]) == raw_id.get(row["item_id"]) for row in rows)
+
+
+def test_the_lines_of_the_page_show_each_quarantined_line_with_its_reason(dataset: tuple[Path, Manifest]) -> None:
+    out, manifest = dataset
+    names: dict[str, Any] = {}
+    exec(SHOWN[5].replace("DATASET", str(out)), names)
+    shown = names["quarantine"]
+    assert len(shown) == sum(manifest.audit["quarantined"].values()) > 0
+    assert set(shown["reason"]) == {reason for reason, number in manifest.audit["quarantined"].items() if number}
 
 
 def none_if_nan(value: Any) -> Any:

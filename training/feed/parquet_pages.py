@@ -1,8 +1,8 @@
 """Plain columns of Parquet, decoded from their pages: nearly all that jobs.preprocess writes.
 
 A list column stores two levels with every value, and pyarrow expands them and walks them value by value, which takes
-longer than decompressing (docs/benchmarks.md, Feed). Where no item of a list is null a level is one bit, and the runs in
-which the bits are stored say where each list begins. All other columns are left to pyarrow.
+longer than decompressing (docs/benchmarks-diary.md). Where no item of a list is null a level is one bit, and the runs
+in which the bits are stored say where each list begins. All other columns are left to pyarrow.
 """
 
 from collections.abc import Mapping

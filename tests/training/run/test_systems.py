@@ -1,4 +1,4 @@
-"""The list of systems is what the papers compare: every row composes, and docs/models.md has one line for each."""
+"""The list of systems is what the papers compare: every row composes, and docs/papers.md has one line for each."""
 
 from functools import cache
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_the_searched_rates_are_those_of_the_paper() -> None:
 
 
 def line_of(system: System) -> str:
-    """The row of docs/models.md."""
+    """The row of docs/papers.md."""
     words = [*system.settings, *(["ctr_run=CTR"] if system.trains_with_ctr_run else [])]
     searched = [f"`{name}`: {', '.join(f'{value:g}' for value in values)}" for name, values in system.searched.items()]
     ctr = f"`{' '.join(system.ctr)}`" if system.ctr else "its own"
@@ -112,7 +112,7 @@ def line_of(system: System) -> str:
 
 
 def test_the_documentation_has_a_line_for_each_system() -> None:
-    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     for system in SYSTEMS:
         assert line_of(system) in text
 

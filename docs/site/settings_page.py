@@ -1,0 +1,135 @@
+"""Write docs/settings.md: every setting of every job, from the dataclasses that own the defaults and their comments.
+
+python -m docs.site.settings_page          writes the page
+python -m docs.site.settings_page --check  ends with status 1 if the committed page is not what would be written
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from jobs.command_line import Setting, settings_of
+from jobs.help_page import comments_of
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "settings.md"
+#: The jobs in the order of a user, and where the settings of each are defined.
+SCHEMAS = {
+    "simulate": "pipeline.simulate.run:SimulateSettings",
+    "preprocess": "pipeline.config.preprocess:PreprocessSettings",
+    "inspect": "jobs.inspect:InspectSettings",
+    "train": "training.run.settings:TrainSettings",
+    "evaluate": "jobs.evaluate:EvaluateSettings",
+    "compare": "jobs.compare:CompareSettings",
+    "score": "pipeline.config.score:ScoreSettings",
+    "export": "training.export.settings:ExportSettings",
+    "pipeline": "training.run.chain:ChainSettings",
+    "plan": "training.planning.settings:FeasibilitySettings",
+    "gbdt": "training.gbdt.settings:GbdtSettings",
+    "reproduce": "training.reproduction.settings:ReproduceSettings",
+    "track": "jobs.track:TrackSettings",
+    "demo": "training.run.demo:DemoSettings",
+}
+HEAD = """# Every setting
+
+`python -m docs.site.settings_page` writes this page from the dataclasses that own the defaults. Do not edit it.
+
+Give a setting as `key=value` on the command line of its job: `python -m jobs.train data=DATASET plan.batch_size=1000`.
+A setting without a default is marked **required**. `python -m jobs.train --help` prints the same list with the values
+that your command line would use. A [file of your own](models.md#files-of-your-own) can hold the settings of a group.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD, "## The files of the groups\n", *_groups()]
+    described: dict[tuple[str, type[Any]], str] = {}
+    for job, place in SCHEMAS.items():
+        module, name = place.split(":")
+        parts += [f"## jobs.{job}\n", *_job(job, getattr(importlib.import_module(module), name), described)]
+    return "\n".join(parts)
+
+
+def _groups() -> Iterator[str]:
+    """Yield a table of what each group of conf/ can be set to, with the comment that heads each file."""
+    yield "`group=file` takes all settings of a file at once: `model=esm2`, `features=aliccp_numeric`.\n"
+    yield "| group | file | what it is |\n|---|---|---|"
+    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+        head = re.match(r"(?:# ?(.*)\n)+", path.read_text())
+        words = " ".join(re.findall(r"^# (?!@package)(.*)$", head[0], re.M)) if head else ""
+        first = re.split(r"(?<=[.:;])\s", words)[0].rstrip(":;")
+        group, file = path.parent.name, path.stem
+        yield f"| `{group}` | [{file}](../conf/{group}/{path.name}) | {_cell(first)} |"
+    yield ""
+
+
+def _job(job: str, schema: type[Any], described: dict[tuple[str, type[Any]], str]) -> Iterator[str]:
+    """Yield the tables of a job: its own settings, then one for each group that no earlier job has shown."""
+    comments = comments_of(schema)
+    groups: dict[str, list[Setting]] = {"": []}
+    for setting in settings_of(schema):
+        if not is_dataclass(setting.type):
+            groups.setdefault(setting.key.rpartition(".")[0], []).append(setting)
+    for group, settings in groups.items():
+        if not settings:
+            continue
+        owner = settings[0].owner
+        earlier = described.setdefault((group, owner), job)
+        if group:
+            yield f"### jobs.{job}: `{group}`\n"
+        if earlier != job:
+            yield f"The settings of `{group}` are those of [jobs.{earlier}](#jobs{earlier}-{_slug(group)}).\n"
+            continue
+        yield "| setting | default | what it does |\n|---|---|---|"
+        for setting in settings:
+            name = f"`{setting.key}`"
+            yield f"| {name} | {_default(setting)} | {_cell(comments.get(setting.key, ''))} |"
+        yield ""
+
+
+def _slug(group: str) -> str:
+    return re.sub(r"[^\w\- ]", "", group.lower())
+
+
+def _default(setting: Setting) -> str:
+    entry = next(entry for entry in fields(setting.owner) if entry.name == setting.key.rpartition(".")[2])
+    value = entry.default
+    if entry.default_factory is not NO_DEFAULT:
+        value = entry.default_factory()
+    if value is NO_DEFAULT or value == MISSING:
+        return "**required**"
+    if isinstance(value, dict | list | tuple) and len(str(value)) > 60:
+        return f"{len(value)} entries"
+    return f"`{_yaml(value)}`".replace("|", "\\|")
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value or '""'
+    if isinstance(value, tuple):
+        value = list(value)
+    return str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    text = page()
+    if sys.argv[1:] == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text() != text:
+            sys.exit("docs/settings.md is not what the dataclasses say; run python -m docs.site.settings_page")
+    else:
+        PAGE.write_text(text)
