@@ -23,9 +23,12 @@ ANSWERS = {
         [r"python -m jobs\.score run=RUN source=aliccp source\.path=TODAY"],
     ),
     "How do I add a field?": (
-        "faq.md",
-        "How do I add a field?",
-        [r"conf/features/", r"raw_id: \w+, scope: \w+, arity: \w+"],
+        "dataset.md",
+        "Add a field",
+        [
+            r"category_strength: \{raw_id: \"508\", scope: impression, kind: bucketized",
+            r"--config-dir mine features=with_strength",
+        ],
     ),
     "Why was a line quarantined?": (
         "look.md",
