@@ -33,11 +33,18 @@ class PlanSettings:
     batch_size: int = 5000  # impressions (or clicks or samples, by model.train_on) a step, over all ranks
     lanes: int = 8  # every number of ranks that divides it trains on the same batches
     seed: int = 1  # of the order of the data
+    share: float = (
+        1.0  # of an epoch's order that is read: 0.1 trains on a random tenth, the same for every number of ranks
+    )
 
     def __post_init__(self) -> None:
         check_batch(self.batch_size, self.lanes)
         if self.seed < 0:
             raise InputError(f"plan.seed={self.seed} is negative; choose 0 or more.")
+        if not 0 < self.share <= 1:  # also NaN
+            raise InputError(
+                f"plan.share={self.share} is not above 0 and at most 1; 1 reads the whole split in an epoch."
+            )
 
 
 class Draw(NamedTuple):
@@ -74,7 +81,8 @@ class Read:
 class Plan:
     """The reads of every rank and step, in every epoch over `files`; `seed=None` is file order, for evaluation.
 
-    `expected` is for `unit="samples"`: what each row group of `files` is expected to give, in 2^-SAMPLE_BITS. After the sum S
+    An epoch ends after `share` of its order, in whole row groups but the last: a random part of the split, another one in
+    each epoch. `expected` is for `unit="samples"`: what each row group of `files` is expected to give, in 2^-SAMPLE_BITS. After the sum S
     of the row groups up to one, round(S) samples have been drawn, so each gives the same number in every epoch.
     Raises InputError where the batch does not divide over the lanes, or there is nothing to read.
     """
@@ -88,6 +96,7 @@ class Plan:
         seed: int | None,
         unit: str = "impressions",
         expected: Sequence[int] | None = None,
+        share: float = 1.0,
     ) -> None:
         assert unit in UNITS, unit
         assert (expected is not None) == (unit == "samples"), unit
@@ -103,6 +112,7 @@ class Plan:
         self.num_impressions = int(self._units.sum())
         if self.num_impressions == 0:
             raise InputError(f"The split holds no {unit}, so there is nothing to read; choose another split or model.")
+        self.num_impressions = max(1, round(share * self.num_impressions))
         # In Python's integers, which cannot overflow.
         self._bounds = [lane * self.num_impressions // lanes for lane in range(lanes + 1)]
         longest = max(stop - start for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True))

@@ -1,6 +1,7 @@
 """A reproduced table as Markdown, as an HTML page, and as JSON with the figure of every seed."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.atomic_files import write_whole
 from pipeline.errors import writing
+from pipeline.html.charts import Axis, Chart, Series, chart
 from pipeline.html.page import render
 from training.evaluation.health import is_collapsed
 from training.reproduction.seeds import PairedDifference, SeedSummary, paired_difference, summarize_seeds
@@ -49,9 +51,47 @@ class FilledTable:
     def sections(self) -> list[PageSection]:
         """Return the tables of the page: figures, differences, runs."""
         found = [self._figures()]
-        if any(filled.row.label == self.table.reference for filled in self.rows):
+        if self.table.relative:
+            found.append(self._relative_gains())
+        elif any(self._reference_of(filled) for filled in self.rows):
             found.append(self._differences())
         return [*found, self._runs()]
+
+    def charts(self) -> list[Chart]:
+        """Return a chart for each panel and column of a figure: the mean of each series, and a point for each seed."""
+        places = [filled.row.place for filled in self.rows if filled.row.place]
+        return [
+            self._chart(panel, number)
+            for panel in dict.fromkeys(place.panel for place in places)
+            for number in range(len(self.table.columns))
+        ]
+
+    def _chart(self, panel: str, number: int) -> Chart:
+        points: dict[str, list[tuple[float, list[float | None]]]] = {}
+        for filled in self.rows:
+            if filled.row.place and filled.row.place.panel == panel:
+                of_series = points.setdefault(filled.row.place.series, [])
+                of_series.append((filled.row.place.x, self.values_of(filled, number)))
+        drawn = []
+        for color, (name, of_series) in enumerate(points.items()):
+            means = [summarize_seeds(values).mean for _, values in of_series]
+            drawn.append(Series(name, [x for x, _ in of_series], [_or_nan(mean) for mean in means], color=color))
+            seeds = [(x, _or_nan(value)) for x, values in of_series for value in values]
+            drawn.append(Series("", [x for x, _ in seeds], [value for _, value in seeds], "points", color))
+        title = self.table.columns[number].title
+        axis = Axis(panel or "percent of the train split", log=self.table.log_x)
+        described = f"{title} by {axis.label}: {', '.join(points)}; means of {len(self.rows[0].metrics)} seeds"
+        return chart(f"{title} · {axis.label}", described, axis, Axis(title), drawn)
+
+    def _reference_of(self, filled: FilledRow) -> FilledRow | None:
+        """Return the row that `filled` is compared with: the reference, or that of its place in a figure."""
+        reference, place = self.table.reference, filled.row.place
+        for other in self.rows:
+            if place is None and other.row.label == reference:
+                return other
+            if place and other.row.place and other.row.place == place._replace(series=reference):
+                return other
+        return None
 
     def notes(self) -> list[str]:
         """Return what is said below the figures."""
@@ -114,10 +154,10 @@ class FilledTable:
         return PageSection(self.table.title, columns, rows)
 
     def _differences(self) -> PageSection:
-        reference = next(filled for filled in self.rows if filled.row.label == self.table.reference)
         rows = []
         for filled in self.rows:
-            if filled is not reference:
+            reference = self._reference_of(filled)
+            if reference is not None and filled is not reference:
                 cells = [filled.row.label]
                 for number, column in enumerate(self.table.columns):
                     found = paired_difference(self.values_of(filled, number), self.values_of(reference, number))
@@ -126,6 +166,23 @@ class FilledTable:
                 rows.append(cells)
         titles = [column.title for column in self.table.columns]
         return PageSection(f"Difference from {self.table.reference}", ["system", *titles], rows)
+
+    def _relative_gains(self) -> PageSection:
+        """Return (row − reference) / reference in percent of each seed, its mean and p, beside the paper's."""
+        rows = []
+        others = [filled for filled in self.rows if self._reference_of(filled) not in (None, filled)]
+        for filled, printed in zip(others, self.table.relative, strict=False):
+            reference = self._reference_of(filled)
+            assert reference is not None
+            cells = [filled.row.label]
+            for number, paper in enumerate(printed):
+                pairs = zip(self.values_of(filled, number), self.values_of(reference, number), strict=True)
+                gains = [100.0 * (one / other - 1.0) if one and other else None for one, other in pairs]
+                found = paired_difference(gains, [0.0] * len(gains))
+                cells.append(difference_text(found, paper, 2))
+            rows.append(cells)
+        titles = [column.title for column in self.table.columns]
+        return PageSection(f"Gain over {self.table.reference}, percent", ["system", *titles], rows)
 
     def _paper_difference(self, label: str, number: int) -> float | None:
         published = self.table.published
@@ -186,7 +243,14 @@ def write_table(filled: FilledTable, out: Path, name: str) -> list[Path]:
     """Write OUT/tables/NAME.md, .html and .json, and return their paths."""
     folder = out / "tables"
     first, *others = filled.sections()
-    page = render("reproduction.html.j2", first=first, others=others, notes=filled.notes(), commands=filled.commands())
+    page = render(
+        "reproduction.html.j2",
+        first=first,
+        others=others,
+        charts=filled.charts(),
+        notes=filled.notes(),
+        commands=filled.commands(),
+    )
     texts = {"md": markdown_of_table(filled), "html": page, "json": json.dumps(filled.as_json(), indent=1) + "\n"}
     written = []
     with writing(f"out={out}"):
@@ -196,6 +260,10 @@ def write_table(filled: FilledTable, out: Path, name: str) -> list[Path]:
             write_whole(path, text)
             written.append(path)
     return written
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _number_text(value: float, std: float | None, digits: int) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import InputError, writing
+from training.reproduction.figures import REPRODUCED
 from training.reproduction.page import FilledRow, FilledTable, markdown_of_table, write_table
 from training.reproduction.search import CHOSEN_BY, CTR_CHOSEN_BY, candidates_of, choose_best
 from training.reproduction.settings import ReproduceSettings
 from training.reproduction.shared_work import run_trials
-from training.reproduction.tables import PAPER_TABLES, TableRow
+from training.reproduction.tables import TableRow
 from training.reproduction.trials import Trial, Trials, ctr_system, folder_name, read_cost, read_outcome, unite_trials
 from training.run.systems import GBDT_JOB, System
 
@@ -20,7 +21,7 @@ _FIRST_SEED = 1
 
 def reproduce(settings: ReproduceSettings) -> None:
     """Fill in a table. Raises InputError where a dataset lacks what a row needs, and where a job fails."""
-    table = PAPER_TABLES[settings.table]
+    table = REPRODUCED[settings.table]
     rows = [row for row in table.rows if not settings.systems or row.label in settings.systems]
     _check_trees(rows)
     trials = _trials_by_data(settings, rows)
@@ -50,29 +51,32 @@ class _Chosen:
 
     def search(self, row: TableRow) -> None:
         """Choose the values of a row and of its CTR network, which comes first."""
-        network = ctr_system(row.system)
+        system = row.searched_as or row.system
+        network = ctr_system(system)
         if network:
             self._choose(row.data, network, None, CTR_CHOSEN_BY)
-        self._choose(row.data, row.system, self._ctr(row, _FIRST_SEED), CHOSEN_BY)
+        self._choose(row.data, system, self._ctr(row.data, system, system, _FIRST_SEED), CHOSEN_BY)
 
     def tested(self, row: TableRow) -> tuple[list[Trial], list[Trial]]:
         """Return the trials of the CTR network, and those of the row, one a seed."""
-        words = self._words[_key_of(row.data, row.system)]
+        searched = row.searched_as or row.system
+        words, slices = self._words[_key_of(row.data, searched)], REPRODUCED[self._settings.table].slices
         ctrs, tested = [], []
         for seed in range(_FIRST_SEED, _FIRST_SEED + self._settings.seeds):
-            ctr = self._ctr(row, seed)
+            ctr = self._ctr(row.data, row.system, searched, seed)
             ctrs += [ctr] if ctr else []
-            tested.append(self._trials[row.data].tested(row.system, words, seed, ctr))
+            tested.append(self._trials[row.data].tested(row.system, words, seed, ctr, slices))
         return ctrs, tested
 
-    def _ctr(self, row: TableRow, seed: int) -> Trial | None:
-        network = ctr_system(row.system)
-        if network is None:
+    def _ctr(self, data: str, system: System, searched: System, seed: int) -> Trial | None:
+        """Return the trial of the CTR network of `system`, with the values that were chosen for the one of `searched`."""
+        network, searched_network = ctr_system(system), ctr_system(searched)
+        if network is None or searched_network is None:
             return None
-        words = self._words[_key_of(row.data, network)]
+        words = self._words[_key_of(data, searched_network)]
         if network.job == GBDT_JOB:
-            return self._trials[row.data].tested(network, words, seed)
-        return self._trials[row.data].ctr(network, words, seed, row.system.trains_with_ctr_run)
+            return self._trials[data].tested(network, words, seed)
+        return self._trials[data].ctr(network, words, seed, system.trains_with_ctr_run)
 
     def _choose(self, data: str, system: System, ctr: Trial | None, metric: str) -> None:
         key = _key_of(data, system)
@@ -126,7 +130,10 @@ def _trials_by_data(settings: ReproduceSettings, rows: Sequence[TableRow]) -> di
     for data in dict.fromkeys(row.data for row in rows):
         path = getattr(settings, data)
         if not path:
-            raise InputError(f"table={settings.table} needs {data}=DATASET: the same log with another labels.daction.")
+            raise InputError(
+                f"table={settings.table} needs {data}=DATASET, the same log preprocessed otherwise (docs/models.md); or leave its "
+                "rows out: systems=[…]."
+            )
         manifest, _ = read_manifest(path, data)
         _check_needs(settings, data, path, manifest, [row for row in rows if row.data == data])
         totals = manifest.totals["test"]
@@ -136,7 +143,7 @@ def _trials_by_data(settings: ReproduceSettings, rows: Sequence[TableRow]) -> di
         shown = "; ".join(f"{data} {numbers}" for data, numbers in test_splits.items())
         raise InputError(
             f"The test splits differ in impressions, clicks, conversions ({shown}), so their rows cannot be compared; preprocess one "
-            "log with labels.daction alone changed."
+            "log, and change labels.daction or features alone."
         )
     return found
 
@@ -151,7 +158,9 @@ def _check_needs(
                 f"{data}={path} has no label daction, which {row.label} needs; preprocess with labels=cart_wish, or leave the row "
                 "out: systems=[…]."
             )
-        if len(candidates_of(row.system, settings.learning_rates)) > 1 and not manifest.totals.get("validation"):
+        if len(candidates_of(row.searched_as or row.system, settings.learning_rates)) > 1 and not manifest.totals.get(
+            "validation"
+        ):
             raise InputError(
                 f"{data}={path} has no validation split, on which the rates of {row.label} are chosen; preprocess with "
                 "split.validation=0.1, or leave the row out: systems=[…]."

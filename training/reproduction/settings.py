@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from pipeline.errors import InputError
 from pipeline.plain_settings import words_of_setting
-from training.reproduction.tables import PAPER_TABLES
+from training.reproduction.figures import REPRODUCED
 
 _MOST_SEEDS = 1000
 #: What the command itself says to each job.
@@ -18,8 +18,12 @@ _OWN_KEYS = frozenset(("data", "out", "model", "experiment", "seed", "plan.seed"
 class ReproduceSettings:
     """conf/reproduce.yaml. The *_args are further settings of a job, the same for every system: train_args='epochs=2 ranks=2'."""
 
-    table: str = MISSING  # esmm2 | esm2_3 | esm2_4 | esm2_5 | esm2_6 | beyond
-    data: str = MISSING  # the dataset; for esm2_6 the one whose daction is cart and wish
+    table: str = (
+        MISSING  # esmm2 | esm2_3 | esm2_4 | esm2_5 | esm2_6 | beyond | esmm_fig3 | esm2_fig6 | esm2_fig7 | esm2_numeric
+    )
+    data: str = (
+        MISSING  # the dataset; for esm2_6 the one whose daction is cart and wish, for esm2_numeric the one with numbers
+    )
     out: str = MISSING  # runs/ and tables/; the same command resumes there, and tables share their runs
     seeds: int = 5  # runs of each system: seed and plan.seed are 1, 2, …
     systems: list[str] = field(default_factory=list)  # rows, by their names in the table; none: all
@@ -28,16 +32,18 @@ class ReproduceSettings:
     )  # of the towers, searched on validation; none: the configuration's
     data_cart: str | None = None  # of esm2_6: the same log with labels.daction=[cart]
     data_wish: str | None = None  # of esm2_6: with labels.daction=[wish]
+    data_bucketized: str | None = None  # of esm2_numeric: the same log with features=aliccp_bucketized
+    data_without: str | None = None  # of esm2_numeric: with features=aliccp
     train_args: str = ""
     gbdt_args: str = ""
     only_plan: bool = False  # print what is finished and what is missing, and train nothing
 
     def __post_init__(self) -> None:
-        if self.table not in PAPER_TABLES:
-            raise InputError(f"table={self.table} is not one of {', '.join(PAPER_TABLES)}.")
+        if self.table not in REPRODUCED:
+            raise InputError(f"table={self.table} is not one of {', '.join(REPRODUCED)}.")
         if not 1 <= self.seeds <= _MOST_SEEDS:
             raise InputError(f"seeds={self.seeds} is not from 1 to {_MOST_SEEDS}.")
-        known = [row.label for row in PAPER_TABLES[self.table].rows]
+        known = [row.label for row in REPRODUCED[self.table].rows]
         for name in self.systems:
             if name not in known:
                 raise InputError(f"systems has {name}, which is no row of table={self.table}: {', '.join(known)}.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.reproduction.published import (
     ESM2_TABLE_3,
@@ -14,8 +14,16 @@ from training.reproduction.published import (
 )
 from training.run.systems import ESM2, ESMM, LATER, TRAIN_JOB, System, system_named, systems_of
 
-_SOURCE_OF_ESMM = "Ma et al., SIGIR 2018, arXiv 1804.07931"
-_SOURCE_OF_ESM2 = "Wen et al., SIGIR 2020, arXiv 1910.07099"
+SOURCE_OF_ESMM = "Ma et al., SIGIR 2018, arXiv 1804.07931"
+SOURCE_OF_ESM2 = "Wen et al., SIGIR 2020, arXiv 1910.07099"
+
+
+class FigurePlace(NamedTuple):
+    """Where a row of a figure stands: on the line `series` of the chart `panel`, at `x`."""
+
+    panel: str
+    series: str
+    x: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class TableRow:
     label: str
     system: System
     data: str = "data"
+    searched_as: System | None = None  # whose searched values it takes, where not its own
+    place: FigurePlace | None = None  # of a figure's row
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class TableColumn:
     figure: str
     scale: float = 1.0  # 100: shown in percent
     decimals: int = 4  # as the paper prints it
+    part: str = ""  # of the table's slice: the value whose figure it is; empty: of the whole split
 
     def key_of(self, system: System) -> str:
         """Return the name of the figure: CTCVR of a system with a CTR network beside it is `ctcvr_independent`.
@@ -47,6 +58,9 @@ class TableColumn:
 
     def value_of(self, system: System, metrics: Mapping[str, Any]) -> float | None:
         """Return the figure in the column's unit; None where it is undefined."""
+        if self.part:
+            parts = (part for of_slice in metrics.get("slices", {}).values() for part in of_slice)
+            metrics = next((part for part in parts if part["value"] == self.part), {})
         value = metrics.get(self.key_of(system))
         return None if value is None else self.scale * float(value)
 
@@ -60,8 +74,13 @@ class PaperTable:
     rows: tuple[TableRow, ...]
     columns: tuple[TableColumn, ...]
     published: PublishedRows
-    reference: str  # the row that the others are compared with
+    reference: str  # the row that the others are compared with; of a figure, the series; empty: none is
     notes: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()  # of the evaluation
+    log_x: bool = False  # of a figure
+    relative: tuple[
+        tuple[float, ...], ...
+    ] = ()  # the paper's gains over the reference, percent: of each row, by column
 
 
 def implied_rates(published: PublishedRows) -> dict[str, tuple[float, ...]]:
@@ -97,7 +116,7 @@ def _cut_columns(task: str) -> tuple[TableColumn, ...]:
     )
 
 
-_COLUMNS_OF_ESM2 = (
+COLUMNS_OF_ESM2 = (
     TableColumn("CVR AUC", "cvr", "auc"),
     TableColumn("CTCVR AUC", "ctcvr", "auc"),
     TableColumn("CTCVR GAUC", "ctcvr", "gauc"),
@@ -108,7 +127,7 @@ _WITH_DACTION = system_named(ESM2, "ESM2")
 PAPER_TABLES: Mapping[str, PaperTable] = {
     "esmm2": PaperTable(
         "ESMM Table 2: AUC in percent",
-        _SOURCE_OF_ESMM,
+        SOURCE_OF_ESMM,
         _paper_rows(ESMM),
         (TableColumn("CVR AUC", "cvr", "auc", 100.0, 2), TableColumn("CTCVR AUC", "ctcvr", "auc", 100.0, 2)),
         ESMM_TABLE_2,
@@ -120,11 +139,11 @@ PAPER_TABLES: Mapping[str, PaperTable] = {
         ),
     ),
     "esm2_3": PaperTable(
-        "ESM² Table 3", _SOURCE_OF_ESM2, _paper_rows(ESM2), _COLUMNS_OF_ESM2, ESM2_TABLE_3, "ESM2", (_OWN_CTR,)
+        "ESM² Table 3", SOURCE_OF_ESM2, _paper_rows(ESM2), COLUMNS_OF_ESM2, ESM2_TABLE_3, "ESM2", (_OWN_CTR,)
     ),
     "esm2_4": PaperTable(
         "ESM² Table 4: CVR, in percent",
-        _SOURCE_OF_ESM2,
+        SOURCE_OF_ESM2,
         _paper_rows(ESM2),
         _cut_columns("cvr"),
         ESM2_TABLE_4,
@@ -137,7 +156,7 @@ PAPER_TABLES: Mapping[str, PaperTable] = {
     ),
     "esm2_5": PaperTable(
         "ESM² Table 5: CTCVR, in percent",
-        _SOURCE_OF_ESM2,
+        SOURCE_OF_ESM2,
         _paper_rows(ESM2),
         _cut_columns("ctcvr"),
         ESM2_TABLE_5,
@@ -146,13 +165,13 @@ PAPER_TABLES: Mapping[str, PaperTable] = {
     ),
     "esm2_6": PaperTable(
         "ESM² Table 6: what counts as daction",
-        _SOURCE_OF_ESM2,
+        SOURCE_OF_ESM2,
         (
             TableRow("SCart", _WITH_DACTION, "data_cart"),
             TableRow("Wish", _WITH_DACTION, "data_wish"),
             TableRow("SCart and Wish", _WITH_DACTION),
         ),
-        _COLUMNS_OF_ESM2,
+        COLUMNS_OF_ESM2,
         ESM2_TABLE_6,
         "SCart and Wish",
     ),
@@ -163,7 +182,7 @@ PAPER_TABLES: Mapping[str, PaperTable] = {
         (TableRow("ESMM", replace(system_named(ESMM, "ESMM"), ctr=())), *_paper_rows(LATER)),
         (
             TableColumn("CTR AUC", "ctr", "auc"),
-            *_COLUMNS_OF_ESM2,
+            *COLUMNS_OF_ESM2,
             TableColumn("CTCVR log loss", "ctcvr", "log_loss"),
             TableColumn("CTCVR calibration", "ctcvr", "calibration"),
         ),

@@ -24,6 +24,8 @@ from training.run.systems import GBDT_JOB, System
 COST = "cost.json"
 #: Splits of which UNBIAS needs pCTR: what it trains on, and what it is validated on.
 _SPLITS_OF_P_CTR = ("train", "validation")
+#: The settings of a CTR network that its model stands for.
+_NAMED_BY_MODEL = ("model", "experiment", "target")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def ctr_system(system: System) -> System | None:
     if not system.ctr:
         return None
     network = System("", system.paper, system.ctr, "log loss of pCTR over all impressions", job=system.job)
-    return System(network.model or "gbdt_ctr", network.paper, network.settings, network.equation, job=network.job)
+    others = (word for word in system.ctr if word.partition("=")[0] not in _NAMED_BY_MODEL)
+    name = " ".join((network.model or "gbdt_ctr", *others))
+    return System(name, network.paper, network.settings, network.equation, job=network.job)
 
 
 class Trials:
@@ -69,12 +73,20 @@ class Trials:
         stage = self._evaluation(trial, "validation", None, "validation.json")
         return _with(trial, stage)
 
-    def tested(self, system: System, words: Sequence[str], seed: int, ctr: Trial | None = None) -> Trial:
-        """Return the trial of a row: trained, and evaluated on test, with pCTR of `ctr`."""
+    def tested(
+        self,
+        system: System,
+        words: Sequence[str],
+        seed: int,
+        ctr: Trial | None = None,
+        slices: Sequence[str] = (),
+    ) -> Trial:
+        """Return the trial of a row: trained, and evaluated on test, with pCTR of `ctr`, and in parts by `slices`."""
         trial = self._trained(system, words, seed, ctr)
         if system.job == GBDT_JOB:
             return trial
-        return _with(trial, self._evaluation(trial, "test", ctr, "test.ctr.json" if ctr else "test.json"))
+        output = ".".join(("test", *slices, *(["ctr"] if ctr else []), "json"))
+        return _with(trial, self._evaluation(trial, "test", ctr, output, slices))
 
     def ctr(self, system: System, words: Sequence[str], seed: int, predicts: bool) -> Trial:
         """Return the trial of a CTR network; `predicts` what UNBIAS trains on."""
@@ -102,9 +114,11 @@ class Trials:
             stage = Stage("train", system.job, tuple(given), inputs, str(run))
         return Trial(system, tuple(words), seed, folder, (stage,))
 
-    def _evaluation(self, trial: Trial, split: str, ctr: Trial | None, output: str) -> Stage:
+    def _evaluation(
+        self, trial: Trial, split: str, ctr: Trial | None, output: str, slices: Sequence[str] = ()
+    ) -> Stage:
         run = str(trial.folder / "run")
-        words = [f"run={run}", f"split={split}"]
+        words = [f"run={run}", f"split={split}", *([f"slices=[{','.join(slices)}]"] if slices else [])]
         inputs = [run, self._data]
         if ctr:
             words.append(f"ctr_run={ctr.folder / 'run'}")

@@ -47,7 +47,15 @@ def train_plan(settings: TrainSettings, manifest: Manifest, expected: Sequence[i
     """Plan the batches of the train split; `expected` samples of each row group where they are what is counted."""
     plan, unit = settings.plan, settings.model.train_on
     files = manifest.files_of("train")
-    return Plan(files, batch_size=plan.batch_size, lanes=plan.lanes, seed=plan.seed, unit=unit, expected=expected)
+    return Plan(
+        files,
+        batch_size=plan.batch_size,
+        lanes=plan.lanes,
+        seed=plan.seed,
+        unit=unit,
+        expected=expected,
+        share=plan.share,
+    )
 
 
 def unit_without_sampling(model: ModelSettings) -> str:

@@ -68,6 +68,25 @@ plans = st.tuples(
 )
 
 
+@given(plans, st.floats(0.01, 1.0))
+def test_a_share_is_the_beginning_of_each_epochs_order_for_every_world_size(drawn, share):
+    sizes, lanes, lane_batch, seed, epoch = drawn
+    plan = Plan(files_of(sizes), batch_size=lane_batch * lanes, lanes=lanes, seed=seed, share=share)
+    order = range(len(sizes)) if seed is None else permutation((seed, epoch, 2**64 - 1), len(sizes)).tolist()
+    whole = [(group, place) for group in order for place in range(sizes[group])]
+    wanted = whole[: max(1, round(share * len(whole)))]
+    for world_size in (1, lanes):
+        ranks = [planned_steps(plan, epoch, rank, world_size) for rank in range(world_size)]
+        assert sorted(unit for steps in ranks for step in steps for unit in step) == sorted(wanted)
+        assert all(len(steps) == plan.num_steps for steps in ranks)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan"), float("inf")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=r"plan\.share=.* is not above 0 and at most 1"):
+        PlanSettings(share=share)
+
+
 @given(plans)
 def test_the_plan_equals_a_brute_force_layout_of_all_impressions_for_every_world_size(drawn):
     sizes, lanes, share, seed, epoch = drawn
