@@ -42,4 +42,4 @@ def run(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("train", TrainSettings, run, "trains, and traces the rank", speaks=speaks())
+    launch("train", TrainSettings, run, speaks=speaks())

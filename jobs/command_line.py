@@ -1,8 +1,10 @@
 """The words behind a job: its options, and the overrides for Hydra, of which none may reach what Hydra itself does."""
 
+import difflib
 import re
+import shlex
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -64,6 +66,58 @@ def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
         yield Setting(key, hint, schema, is_optional)
         if is_dataclass(hint):
             yield from settings_of(cast(type[Any], hint), f"{key}.")
+
+
+def refuse_other_forms(arguments: Sequence[str], schema: type[Any]) -> None:
+    """Raise InputError, with the right form, for `--key value`, `--key=value`, `-k value`, `key value` and `key: value`."""
+    settings = {setting.key: setting for setting in settings_of(schema)}
+    words, wrong, right = list(arguments), [], []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--help", "-h", "--config-dir", "-cd"):
+            words = words[1:] if name in ("--config-dir", "-cd") and not equals else words
+            continue
+        is_option = word.startswith("-")
+        if not is_option and not equals:
+            name, equals, value = word.partition(":")
+        if not is_option and (("=" in word) or name not in settings):
+            continue
+        key, is_negative = _key_meant(name, settings) if is_option else (name, False)
+        if not key:
+            continue
+        typed = [word]
+        if is_negative or (settings[key].type is bool and not value and not _is_value(words[:1])):
+            value = "false" if is_negative else "true"
+        elif not value and _is_value(words[:1]):
+            value = words.pop(0)
+            typed.append(value)
+        wrong.append(shlex.join(typed))
+        right.append(shlex.join([f"{key}={value or 'VALUE'}"]))
+    if wrong:
+        raise InputError(f"{' '.join(wrong)} is not how a job takes settings; write {' '.join(right)}")
+
+
+def _is_value(words: Sequence[str]) -> bool:
+    return bool(words) and "=" not in words[0] and not re.match(r"--?[a-zA-Z]", words[0])
+
+
+def _key_meant(option: str, settings: Mapping[str, Setting]) -> tuple[str, bool]:
+    """Return the setting that an option such as --batch-size means, and whether it says no; "" where that is unclear."""
+    name = option.lstrip("-").replace("-", "_")
+    leaves = {key: key.rpartition(".")[2] for key in settings}
+    if name in settings:
+        return name, False
+    if len(name) == 1:
+        found = [key for key in settings if key.startswith(name)]
+        return (found[0] if len(found) == 1 or (name == "o" and "out" in found) else ""), False
+    found = [key for key, leaf in leaves.items() if leaf == name]
+    if len(found) == 1:
+        return found[0], False
+    if name.startswith("no_") and (key := _key_meant(name[3:], settings)[0]) and settings[key].type is bool:
+        return key, True
+    near = difflib.get_close_matches(name, settings, n=1, cutoff=0.75)
+    return (near[0] if near else ""), False
 
 
 def ready_for_hydra(overrides: Sequence[str], schema: type[Any]) -> list[str]:

@@ -41,5 +41,4 @@ def run(settings: CompareSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "evaluated runs side by side, with the significance of each difference; writes OUT.md and OUT.html."
-    launch("compare", CompareSettings, run, about)
+    launch("compare", CompareSettings, run)

@@ -24,15 +24,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
-from jobs.command_line import parse_words, ready_for_hydra, settings_of
-from jobs.output import check_output
+from jobs.command_line import parse_words, ready_for_hydra, refuse_other_forms, settings_of
+from jobs.listing import CONF, groups_of, job_named
+from jobs.output import EXIT_INPUT, check_output
 from jobs.own_files import search_path_of
 from pipeline.errors import InputError, printable
 from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
 
-#: Exit status of a run that stopped at a mistake of the user or of the input.
-EXIT_INPUT = 2
 #: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
 _AFTER_THE_ERROR_S = 3.0
 
@@ -49,14 +48,15 @@ except InputError as refused:
 Settings = TypeVar("Settings")
 
 
-def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], about: str, speaks: bool = True) -> None:
+def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:
     """Compose conf/<name>.yaml with the command line, check it against the dataclass `schema`, and call `run`.
 
     A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`. Any other
-    exception is a bug, and keeps its traceback. `--help` prints `about` and every setting instead.
+    exception is a bug, and keeps its traceback. `--help` prints what jobs.listing says of the job, and every setting.
     """
     check_output()
     try:
+        refuse_other_forms(sys.argv[1:], schema)
         words = parse_words(sys.argv[1:])
         for word in words.overrides:
             refuse_secret_word(word)
@@ -66,7 +66,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], a
 
             if speaks:
                 shown = config | {"spark": redacted(config["spark"])} if "spark" in config else config
-                print(help_page(f"jobs.{name}: {about}", shown, schema, words.config_dir), flush=True)
+                print(help_page(job_named(name), shown, words.overrides, words.config_dir), flush=True)
             return
         run(to_settings(schema, config))
         sys.stdout.flush()
@@ -118,7 +118,13 @@ def compose(name: str, schema: type[Settings], overrides: Sequence[str], config_
 def _composed(name: str, schema: type[Any], overrides: Sequence[str], config_dir: Path | None) -> dict[str, Any]:
     """Return the composed settings as plain values."""
     _register(name, schema)
-    words = ready_for_hydra(overrides, schema)
+    named_as_groups = _settings_named_as_groups(name, schema)
+    own = {
+        key: value
+        for key, equals, value in (word.partition("=") for word in overrides)
+        if equals and key in named_as_groups
+    }
+    words = ready_for_hydra([word for word in overrides if word.partition("=")[0] not in own], schema)
     if config_dir is not None:
         words.append(search_path_of(config_dir))
     try:
@@ -132,7 +138,16 @@ def _composed(name: str, schema: type[Any], overrides: Sequence[str], config_dir
         raise InputError(
             f"The files of --config-dir={config_dir} name each other in a circle in their defaults; take one of the names out."
         ) from error
-    return cast(dict[str, Any], OmegaConf.to_container(config))
+    return cast(dict[str, Any], OmegaConf.to_container(config)) | own
+
+
+def _settings_named_as_groups(name: str, schema: type[Any]) -> set[str]:
+    """Return the texts among a job's settings that are called as a folder of conf/ that the job takes no file from.
+
+    Hydra would look in its defaults list for the `model` of jobs.demo, because there is a folder conf/model.
+    """
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - groups_of(name).keys()
+    return {setting.key for setting in settings_of(schema) if setting.type is str and setting.key in folders}
 
 
 def _register(name: str, schema: type[Any]) -> None:

@@ -71,6 +71,5 @@ def run(settings: EvaluateSettings) -> None:
 
 if __name__ == "__main__":
     end_on_signals(speaks())
-    about = "predict a split with a trained run; writes RUN/predictions, RUN/metrics.json and RUN/report.html."
     with exit_without_finalization():
-        launch("evaluate", EvaluateSettings, run, about, speaks=speaks())
+        launch("evaluate", EvaluateSettings, run, speaks=speaks())

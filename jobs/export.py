@@ -21,5 +21,4 @@ def run(settings: ExportSettings) -> None:
 
 if __name__ == "__main__":
     end_on_signals()
-    about = "write a folder that scores requests without this project, after comparing it with the feed."
-    launch("export", ExportSettings, run, about)
+    launch("export", ExportSettings, run)

@@ -25,5 +25,4 @@ def run(settings: GbdtSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "fit ESM²'s GBDT competitor with XGBoost (an optional extra), predict a split and evaluate it."
-    launch("gbdt", GbdtSettings, run, about)
+    launch("gbdt", GbdtSettings, run)

@@ -39,5 +39,4 @@ def run(settings: InspectSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "what a dataset holds, and its first rows with raw ids."
-    launch("inspect", InspectSettings, run, about)
+    launch("inspect", InspectSettings, run)

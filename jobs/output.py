@@ -7,6 +7,9 @@ from typing import Any, TextIO
 
 from pipeline.errors import InputError, reason_of
 
+#: Exit status of a job that stopped at a mistake of the user or of the input.
+EXIT_INPUT = 2
+
 
 class CheckedOutput:
     """A stream of text. The first write that fails sends the rest nowhere, and raises InputError unless it `is_silent`."""

@@ -12,11 +12,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-import conf
+from jobs.listing import CONF
 from pipeline.errors import InputError
 from pipeline.plain_settings import read_yaml
 
-CONF = Path(conf.__file__).parent
 _HYDRA = re.compile(r"(?<![\w-])hydra(?![\w-])")
 _PACKAGE = re.compile(r"\A\s*#\s*@\s*package\s+([\w.]+)\s*\Z")
 

@@ -9,5 +9,4 @@ from jobs.entry import launch
 from training.run.chain import ChainSettings, run_chain
 
 if __name__ == "__main__":
-    about = "preprocess, train, evaluate, and score or export, on this machine; day after day with days=[…]. What is done is kept."
-    launch("pipeline", ChainSettings, run_chain, about)
+    launch("pipeline", ChainSettings, run_chain)

@@ -6,7 +6,8 @@ small. Nothing is trained and no GPU is needed.
 
 import sys
 
-from jobs.entry import EXIT_INPUT, imports_not_collected, launch
+from jobs.entry import imports_not_collected, launch
+from jobs.output import EXIT_INPUT
 from training.planning.settings import FeasibilitySettings
 
 
@@ -24,5 +25,4 @@ def run(settings: FeasibilitySettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "whether a training run fits a cluster that is not here; takes every setting of jobs.train."
-    launch("plan", FeasibilitySettings, run, about)
+    launch("plan", FeasibilitySettings, run)

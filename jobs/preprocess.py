@@ -15,14 +15,16 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take a second
 
 from jobs.entry import launch
-from pipeline.audit.summary import audit_lines, audit_warnings, summarize
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.preprocess import preprocess
-from pipeline.spark.session import stop_spark
 
 
 def run(settings: PreprocessSettings) -> None:
     """Preprocess, then print a summary of the dataset, what became of an event log's rows, and the warnings."""
+    # Loaded here: numba takes a while, which --help and a wrong setting need not wait for.
+    from pipeline.audit.summary import audit_lines, audit_warnings, summarize
+    from pipeline.preprocess import preprocess
+    from pipeline.spark.session import stop_spark
+
     try:
         print(summarize(preprocess(settings)), flush=True)
         for line in audit_lines(settings.out):
@@ -34,5 +36,4 @@ def run(settings: PreprocessSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "raw logs to a dataset of context rows, in Spark. docs/dataset.md says what it writes."
-    launch("preprocess", PreprocessSettings, run, about)
+    launch("preprocess", PreprocessSettings, run)

@@ -18,7 +18,4 @@ def run(settings: ReproduceSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = (
-        "a table of the papers on a dataset of yours: trains what is missing, and writes OUT/tables/TABLE.md and .html."
-    )
-    launch("reproduce", ReproduceSettings, run, about)
+    launch("reproduce", ReproduceSettings, run)

@@ -38,5 +38,4 @@ def run(settings: ScoreSettings) -> None:
 
 
 if __name__ == "__main__":
-    about = "pCTR, pCTAVR, pCVR and pCTCVR of a raw log without labels, or of a dataset, in Spark, by a trained run."
-    launch("score", ScoreSettings, run, about)
+    launch("score", ScoreSettings, run)

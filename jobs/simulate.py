@@ -9,5 +9,4 @@ from jobs.entry import launch
 from pipeline.simulate.run import SimulateSettings, simulate
 
 if __name__ == "__main__":
-    about = "write raw logs, in Ali-CCP's layout or as the tables of a shop, with the true probabilities beside them."
-    launch("simulate", SimulateSettings, simulate, about)
+    launch("simulate", SimulateSettings, simulate)

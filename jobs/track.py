@@ -43,4 +43,4 @@ def run(settings: TrackSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("track", TrackSettings, run, "a run on an MLflow server: settings, log, evaluations, reports and an export.")
+    launch("track", TrackSettings, run)

@@ -32,6 +32,5 @@ def run(settings: TrainSettings) -> None:
 
 if __name__ == "__main__":
     end_on_signals(speaks())
-    about = "train a model of the behaviour graph on a dataset; ranks=N starts several ranks of this host."
     with exit_without_finalization():
-        launch("train", TrainSettings, run, about, speaks=speaks())
+        launch("train", TrainSettings, run, speaks=speaks())

@@ -16,7 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from benchmarks.fuzz_files import damage
 from benchmarks.fuzz_files.inputs import CONF
 from benchmarks.fuzz_files.reading import Disagreement, Reading
-from jobs.entry import EXIT_INPUT, launch
+from jobs.entry import launch
+from jobs.output import EXIT_INPUT
 from pipeline.errors import InputError
 from training.run.settings import TrainSettings
 
@@ -51,7 +52,7 @@ def _launched(folder: Path, *overrides: str) -> TrainSettings:
     GlobalHydra.instance().clear()
     try:
         with contextlib.redirect_stderr(stderr):
-            launch("train", TrainSettings, found.append, "reads settings")
+            launch("train", TrainSettings, found.append)
     except SystemExit as ended:
         text = stderr.getvalue()
         if ended.code != EXIT_INPUT or not text.startswith("error: "):

@@ -34,7 +34,7 @@ class SourceSettings:
     """The group `source`: where the raw log is, and how it is cut into input splits."""
 
     name: str = "aliccp"
-    path: str = _MISSING
+    path: str = _MISSING  # the raw log: a folder or an address (s3://…)
     split_bytes: int = 64 << 20  # of an input split; gzip files are one split each
     max_line_bytes: int = 16 << 20  # a longer line is quarantined (malformed_line): its first 64 KiB, and where it is
     reader: str = PYTHON  # spark: through Hadoop's file systems, for addresses that Python cannot open
@@ -182,7 +182,7 @@ class PreprocessSettings:
     overwrite: bool = False  # replace a dataset made with other settings
     grace_hours: float = 24.0  # files that no manifest names any more are kept so long for running readers
     staging: str = ""  # source=events with an address as out: a directory that all workers see
-    seed: int = 1
+    seed: int = 1  # of the hash that divides the contexts over splits, files and row groups
     source: SourceSettings = field(default_factory=SourceSettings)
     features: FeaturesSettings = field(default_factory=FeaturesSettings)
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)

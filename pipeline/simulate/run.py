@@ -49,10 +49,10 @@ _LEAST_BYTES_PER_IMPRESSION = {ALICCP: 300, EVENTS: 30}  # of a log; 550 and 60 
 class SimulateSettings:
     """The settings of jobs.simulate."""
 
-    out: str = MISSING  # the log
+    out: str = MISSING  # the folder of the log
     layout: str = ALICCP  # aliccp | events: impressions, actions, items and users of a shop (docs/quickstart-events.md)
     impressions: int = 100_000  # train and test together
-    seed: int = 1
+    seed: int = 1  # the same seed gives the same log, byte for byte
     rates: RatesSettings = field(default_factory=RatesSettings)
     train_share: float = 0.5  # of the impressions; the published one is 42.3 : 43.0. layout=events splits by day
     actions: bool = False  # write actions_{train,test}.csv too (carts and wish lists); layout=events always has them

@@ -15,6 +15,7 @@ import torch
 from pipeline.atomic_files import write_whole, xxh3_of
 from pipeline.dataset.manifest import Manifest, load_manifest
 from pipeline.errors import InputError, reason_of, writing
+from pipeline.release import release
 from training.evaluation.metrics import Metrics
 from training.evaluation.prediction_files import PredictionFiles
 from training.feed.batch import Batch
@@ -26,7 +27,7 @@ from training.gbdt.trees import fit_trees, load_trees, load_xgboost, predict_tre
 from training.run.evaluate import evaluate_predictions
 from training.run.journal import say
 from training.run.predict import prediction_table, write_predictions
-from training.run.provenance import METADATA_KEY, ResultPaths, release
+from training.run.provenance import METADATA_KEY, ResultPaths
 from training.run.run_folder import lock_run
 
 TREES, FITTED = "trees.json", "gbdt.json"

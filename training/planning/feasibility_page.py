@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
+from pipeline.terminal import size_text
 from training.planning.cluster import Cluster
 from training.planning.feasibility import Feasibility
 from training.planning.memory_estimate import Needs, TablePlan
@@ -110,11 +111,3 @@ def arguments_to_repeat(given: Sequence[str], changed: Sequence[str]) -> list[st
     plain = [text.lstrip("+") for text in given]
     kept = [text for text in plain if text.partition("=")[0] not in keys]
     return [*(text for text in kept if text.partition("=")[0].partition(".")[0] not in _NOT_REPEATED), *changed]
-
-
-def size_text(num_bytes: float) -> str:
-    """Format bytes in kB, MB or GB."""
-    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= divisor:
-            return f"{num_bytes / divisor:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"

@@ -1,6 +1,7 @@
 """The demo: every job as a subprocess, by the command that a user would type, then a table of what came of it."""
 
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
 from pipeline.errors import InputError
+from training.model.settings import ModelSettings
 from training.run.stages import print_heading, run_command
 
 
@@ -16,10 +18,10 @@ class DemoSettings:
     """conf/demo.yaml."""
 
     out: str = "demo"  # folder of the log, the dataset and the run
-    impressions: int = 1_000_000
+    impressions: int = 1_000_000  # of the simulated log
     seed: int = 1  # of the simulated log
-    ranks: int = 2
-    model: str = "esmm"
+    ranks: int = 2  # of the training
+    model: str = "esmm"  # a file of conf/model
     batch_size: int = 1000  # the paper's 5000 would leave half a million impressions 90 updates, too few to learn from
 
     def __post_init__(self) -> None:
@@ -28,23 +30,30 @@ class DemoSettings:
                 raise InputError(f"{name}={getattr(self, name)} is below {least}.")
 
 
-def demo_commands(settings: DemoSettings) -> list[tuple[str, list[str]]]:
+def demo_commands(settings: DemoSettings, model: ModelSettings) -> list[tuple[str, list[str]]]:
     """List the stages in order, each with its command, which does nothing if its work is done."""
+    labels = ["labels=cart_wish"] if needs_daction(model) else []
     out = Path(settings.out)
     raw, dataset, run = out / "raw", out / "dataset", out / "run"
     python = [sys.executable, "-m"]
     return [
         ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
-        ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", f"out={dataset}"]),
+        ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", *labels, f"out={dataset}"]),
         ("train", [*python, "jobs.train", f"ranks={settings.ranks}", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
         ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),
     ]  # fmt: skip
 
 
-def run_demo(settings: DemoSettings) -> None:
+def needs_daction(model: ModelSettings) -> bool:
+    """Tell whether a model learns or predicts the label daction, which a dataset has with labels=cart_wish alone."""
+    nodes = {name for edge in model.graph.edges for name in re.findall(r"\w+", edge)}
+    return "daction" in {model.graph.labels.get(node, node) for node in nodes}
+
+
+def run_demo(settings: DemoSettings, model: ModelSettings) -> None:
     """Run the stages, then print `demo_table`; InputError if a stage fails."""
     begin = time.monotonic()
-    for name, command in demo_commands(settings):
+    for name, command in demo_commands(settings, model):
         if name == "evaluate" and is_evaluated(Path(settings.out) / "run"):
             print_heading(name, command)
             print("The newest checkpoint is evaluated already; nothing to do.", flush=True)

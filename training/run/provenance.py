@@ -4,15 +4,13 @@ RUN/metrics.json, metrics.<split>.json, report.html, predictions/<split>/   the 
 RUN/evaluations/<name>/metrics.json, report.html, predictions/              any other
 """
 
-import contextlib
 import json
 import os
-import tomllib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.atomic_files import write_whole, xxh3_of
+from pipeline.release import release
 from training.checkpoint.meta import META_FILE, Checkpoint, steps_of
 from training.checkpoint.settings import NEWEST
 from training.evaluation.run_files import EVALUATIONS
@@ -20,7 +18,6 @@ from training.run.run_folder import CONFIG
 
 #: Of the metadata of a Parquet file of predictions.
 METADATA_KEY = b"entirespace"
-_DISTRIBUTION = "entirespace"
 
 Provenance = dict[str, Any]
 
@@ -54,19 +51,6 @@ def provenance_of(
         "ctr_checkpoint_xxh3": _xxh3_of_file(ctr[1].path / META_FILE) if ctr else None,
         "version": release(),
     }
-
-
-def release() -> str:
-    """Return the version of this package: of the installed one, or of the checkout that runs."""
-    checkout = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    with contextlib.suppress(OSError):
-        project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
-        if project["name"] == _DISTRIBUTION:
-            return str(project["version"])
-    try:
-        return version(_DISTRIBUTION)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class ResultPaths(NamedTuple):

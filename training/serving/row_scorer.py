@@ -10,10 +10,10 @@ import xxhash
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
+from pipeline.release import release
 from training.checkpoint.files import find_checkpoint
 from training.checkpoint.meta import META_FILE, steps_of
 from training.run.dataset_copy import check_dataset, dataset_of
-from training.run.provenance import release
 from training.run.run_folder import load_settings
 
 if TYPE_CHECKING:

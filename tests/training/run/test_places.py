@@ -9,9 +9,10 @@ from tiny_dataset import write_manifest, write_tiny_dataset
 from tiny_run import tiny_settings
 
 from pipeline.dataset.manifest import load_manifest
+from pipeline.release import release
 from training.distributed.world import join
 from training.run.evaluate import evaluate_split
-from training.run.provenance import METADATA_KEY, Provenance, release
+from training.run.provenance import METADATA_KEY, Provenance
 from training.run.settings import TrainSettings
 from training.run.trainer import Trainer
 

@@ -1,0 +1,187 @@
+"""What a person sees of a job: colours, bars, tables and the block at its end. A file gets plain lines, and few.
+
+Colours and bars are for a terminal alone. NO_COLOR (https://no-color.org) and TERM=dumb switch colours off.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from pipeline.errors import printable
+
+_STYLES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "blue": "36"}
+#: A bar without room for its numbers is left out by tqdm, so the title gets at most this share of the line.
+_TITLE_SHARE = 0.5
+_WATCH_S, _PLAIN_LINE_S = 0.3, 60.0
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Tell whether `stream` is a terminal that may show colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """Put the colour or weight `style` around `text`, where `stream` shows colours."""
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if has_colors(stream) else text
+
+
+def command_of(job: str, *words: str) -> str:
+    """Return the command that starts a job with these words, to be copied into a shell."""
+    return f"python -m {job} {shlex.join(words)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Write a time: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size_text(num_bytes: float) -> str:
+    """Format bytes in kB, MB or GB."""
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= divisor:
+            return f"{num_bytes / divisor:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
+
+
+def text_width(text: str) -> int:
+    """Count the columns that a text takes: wide characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def text_table(rows: Sequence[Sequence[str]], columns_left: int = 1) -> list[str]:
+    """Align rows of cells, the first `columns_left` columns to the left and the others to the right; the first row is a heading."""
+    widths = [max(text_width(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            gap = " " * (width - text_width(cell))
+            padded.append(cell + gap if number < columns_left else gap + cell)
+        return "  ".join(padded).rstrip()
+
+    return [line(cells) for cells in rows]
+
+
+def close_job(
+    made: str,
+    where: str,
+    seconds: float | None = None,
+    numbers: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    pages: Sequence[str] = (),
+    following: str = "",
+    stream: TextIO | None = None,
+) -> None:
+    """Print what a job has made, where, in what time, the numbers that matter, warnings, pages to open and the next command."""
+    stream = stream or sys.stdout
+    took = f" · {duration_text(seconds)}" if seconds is not None else ""
+    print(f"{styled(made, 'green', stream)}: {styled(printable(where), 'bold', stream)}{took}", file=stream)
+    if numbers:
+        print(f"  {' · '.join(numbers)}", file=stream)
+    for page in pages:
+        print(f"  open {printable(page)}", file=stream)
+    stream.flush()
+    for warning in warnings:
+        print(f"{styled('warning:', 'yellow', sys.stderr)} {warning}", file=sys.stderr, flush=True)
+    if following:
+        print(f"{styled('next:', 'blue', stream)} {following}", file=stream)
+    stream.flush()
+
+
+class Bar:
+    """The progress of a stage on stderr: a bar on a terminal, and a line a minute elsewhere.
+
+    Without a `total` it says only that the stage has begun, and how long it took.
+    """
+
+    def __init__(self, title: str, total: float = 0, unit: str = "", every_s: float = _PLAIN_LINE_S) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0.0
+        self._started = self._line_s = time.monotonic()
+        self._every_s = every_s
+        self._on_terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        if self._on_terminal and total > 0:
+            self._bar = tqdm(
+                total=total, desc=_fitting(title), unit=unit, unit_scale=True, dynamic_ncols=True, leave=False,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
+                file=sys.stderr,
+            )  # fmt: skip
+        elif self._on_terminal:
+            sys.stderr.write(f"{_fitting(title, 1.0)} …")
+            sys.stderr.flush()
+        else:
+            print(f"{title} …", file=sys.stderr, flush=True)
+
+    def update_to(self, done: float) -> None:
+        """Show that `done` of the total is done; less than before counts for nothing."""
+        if done <= self.done:
+            return
+        step, self.done = min(done, self.total) - self.done, min(done, self.total)
+        if self._bar is not None:
+            self._bar.update(step)
+        elif not self._on_terminal and time.monotonic() - self._line_s >= self._every_s and self.done < self.total:
+            self._line_s = time.monotonic()
+            amounts = [size_text(n) if self.unit == "B" else f"{n:,.0f}" for n in (self.done, self.total)]
+            unit = "" if self.unit == "B" else f" {self.unit}"
+            share = self.done / self.total
+            print(f"{self.title}: {share:.0%}, {amounts[0]} of {amounts[1]}{unit}", file=sys.stderr, flush=True)
+
+    def close(self, summary: str | None) -> None:
+        """Replace the bar by a line with `summary` and the time taken; None: the stage has failed, and says nothing."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._on_terminal:
+            sys.stderr.write("\r\x1b[K")
+        if summary is not None:
+            took = duration_text(time.monotonic() - self._started)
+            mark = f"{styled('✓', 'green', sys.stderr)} " if self._on_terminal else ""
+            print(f"{mark}{self.title}: {summary}{', ' if summary else ''}{took}", file=sys.stderr)
+        sys.stderr.flush()
+
+
+@contextmanager
+def stage(
+    title: str, total: float = 0, unit: str = "", summary: str = "", done: Callable[[], float] | None = None
+) -> Iterator[Bar]:
+    """Show a stage for the length of the block; `done`, where it is given, is asked a few times a second how far it is."""
+    bar = Bar(title, total, unit)
+    stop = threading.Event()
+
+    def watch(ask: Callable[[], float]) -> None:
+        with suppress(Exception):  # the JVM may have ended: the stage itself says so
+            while not stop.wait(_WATCH_S):
+                bar.update_to(ask())
+
+    watcher = threading.Thread(target=watch, args=(done,), daemon=True) if done else None
+    if watcher:
+        watcher.start()
+    succeeded = False
+    try:
+        yield bar
+        succeeded = True
+    finally:
+        stop.set()
+        if watcher:
+            watcher.join()
+        bar.close(summary if succeeded else None)
+
+
+def _fitting(title: str, share: float = _TITLE_SHARE) -> str:
+    """Cut a title to its share of the terminal's line."""
+    room = max(8, int(shutil.get_terminal_size().columns * share) - 2)
+    return title if len(title) <= room else f"{title[: room - 1]}…"
