@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from pipeline.errors import InputError
+from pipeline.terminal import command_of, print_next
 from training.checkpoint.settings import check_which
 from training.distributed.torchrun import speaks, starts_ranks
 from training.evaluation.settings import check_calibrator
@@ -41,7 +42,7 @@ class EvaluateSettings:
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Predict a split, evaluate the predictions, write the report, and print the AUCs."""
+    """Predict a split, evaluate the predictions, write the report, and print a table of the figures."""
     if starts_ranks(settings.ranks):
         from training.distributed.launch_ranks import run_on_ranks
 
@@ -51,7 +52,6 @@ def run(settings: EvaluateSettings) -> None:
         from training.distributed.world import join
         from training.run import run_folder
         from training.run.evaluate import evaluate_split
-        from training.run.journal import say
         from training.run.malloc import keep_freed_memory
 
     keep_freed_memory()
@@ -61,12 +61,10 @@ def run(settings: EvaluateSettings) -> None:
     ctr_run = Path(settings.ctr_run) if settings.ctr_run else None
     where = (settings.checkpoint, settings.data, ctr_run, settings.slices)
     with join(trained.world) as world:
-        figures = evaluate_split(folder, trained, settings.split, truth, world, *where, calibrator=settings.calibrator)
-    if figures is not None:
-        shown = {
-            name: value for name, value in figures.items() if name.endswith(("_auc", "_gauc")) and value is not None
-        }
-        say(" · ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        evaluate_split(folder, trained, settings.split, truth, world, *where, calibrator=settings.calibrator)
+    if world.rank == 0:
+        score = (f"run={settings.run}", "source=aliccp", "source.path=RAW", "out=SCORES")
+        print_next(command_of("jobs.score", *score))
 
 
 if __name__ == "__main__":

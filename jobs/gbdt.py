@@ -13,15 +13,12 @@ from training.gbdt.settings import GbdtSettings
 
 
 def run(settings: GbdtSettings) -> None:
-    """Fit, predict, evaluate, and print the AUCs."""
+    """Fit, predict, evaluate, and print a table of the figures."""
     # Loaded here: torch takes seconds, which a wrong setting need not wait for.
     with imports_not_collected():
         from training.gbdt.run import run_gbdt
-        from training.run.journal import say
 
-    figures = run_gbdt(settings)
-    shown = {name: value for name, value in figures.items() if name.endswith("_auc") and value is not None}
-    say(" · ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    run_gbdt(settings)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """python -m jobs.preprocess source=aliccp source.path=RAW out=DATASET, or the same behind spark-submit."""
 
 import sys
+import time
 from pathlib import Path
 
 # spark-submit runs this file by its path, with jobs/ on sys.path instead of the directory above it. jobs/ has to go: its
@@ -21,16 +22,25 @@ from pipeline.config.preprocess import PreprocessSettings
 def run(settings: PreprocessSettings) -> None:
     """Preprocess, then print a summary of the dataset, what became of an event log's rows, and the warnings."""
     # Loaded here: numba takes a while, which --help and a wrong setting need not wait for.
-    from pipeline.audit.summary import audit_lines, audit_warnings, summarize
+    from pipeline.audit.summary import audit_lines, audit_warnings, summarize, three_numbers
     from pipeline.preprocess import preprocess
     from pipeline.spark.session import stop_spark
+    from pipeline.storage.commit import AUDIT_PAGE
+    from pipeline.terminal import close_job, command_of
 
+    started = time.monotonic()
     try:
-        print(summarize(preprocess(settings)), flush=True)
-        for line in audit_lines(settings.out):
-            print(line, flush=True)
-        for warning in audit_warnings(settings.out):
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        manifest = preprocess(settings)
+        print("\n".join([summarize(manifest), *audit_lines(settings.out)]), flush=True)
+        close_job(
+            "dataset",
+            settings.out,
+            time.monotonic() - started,
+            three_numbers(manifest),
+            audit_warnings(settings.out),
+            [f"{settings.out}/{AUDIT_PAGE}"],
+            command_of("jobs.train", "ranks=2", f"data={settings.out}", "model=esmm", "out=RUN"),
+        )
     finally:
         stop_spark()
 

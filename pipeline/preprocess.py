@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from pipeline.spark.exceptions import plain_errors
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.lock import dataset_lock
+from pipeline.terminal import stage
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -96,7 +97,8 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
         spark = sparks.start_spark(job.settings.spark)
     with _clocked(seconds, "label"):
         events_read = fingerprints_by_tasks(spark, job) if job.events else []
-        log = open_log(spark, job, staging)
+        with stage("attributing actions to impressions") if job.events else nullcontext():
+            log = open_log(spark, job, staging)
     with _clocked(seconds, "count"):
         counted = count(spark, job, log)
     check_sizes(job.sources)
@@ -112,7 +114,8 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "quarantine"):
         rejected_late = quarantine(spark, log, reports, staging)
         check_unchanged(spark, job, fingerprints)
-    manifest = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
+    with stage("auditing the dataset"):
+        manifest = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
     seconds["all"] = time.monotonic() - clock_start
     write_run(job, spark, manifest, started, seconds)
     commit.publish(job.out, manifest, _existing(job))

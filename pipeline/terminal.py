@@ -18,10 +18,13 @@ from tqdm import tqdm
 
 from pipeline.errors import printable
 
+#: Set for a job that is a stage of another one, such as jobs.demo.
+IN_CHAIN = "ENTIRESPACE_IN_CHAIN"
 _STYLES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "blue": "36"}
 #: A bar without room for its numbers is left out by tqdm, so the title gets at most this share of the line.
 _TITLE_SHARE = 0.5
 _WATCH_S, _PLAIN_LINE_S = 0.3, 60.0
+_CLEAR_LINE = "\r\x1b[K"
 
 
 def has_colors(stream: TextIO) -> bool:
@@ -77,6 +80,18 @@ def text_table(rows: Sequence[Sequence[str]], columns_left: int = 1) -> list[str
     return [line(cells) for cells in rows]
 
 
+def line_width(stream: TextIO) -> int | None:
+    """Return the columns of a line of `stream`; None where it is no terminal and a line may have any length."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def print_next(command: str, stream: TextIO | None = None) -> None:
+    """Print the command that comes next; nothing where this job is a stage of another one, which types it itself."""
+    stream = stream or sys.stdout
+    if not os.environ.get(IN_CHAIN):
+        print(f"{styled('next:', 'blue', stream)} {printable(command)}", file=stream, flush=True)
+
+
 def close_job(
     made: str,
     where: str,
@@ -89,6 +104,7 @@ def close_job(
 ) -> None:
     """Print what a job has made, where, in what time, the numbers that matter, warnings, pages to open and the next command."""
     stream = stream or sys.stdout
+    sys.stdout.flush()
     took = f" · {duration_text(seconds)}" if seconds is not None else ""
     print(f"{styled(made, 'green', stream)}: {styled(printable(where), 'bold', stream)}{took}", file=stream)
     if numbers:
@@ -97,10 +113,25 @@ def close_job(
         print(f"  open {printable(page)}", file=stream)
     stream.flush()
     for warning in warnings:
-        print(f"{styled('warning:', 'yellow', sys.stderr)} {warning}", file=sys.stderr, flush=True)
+        print(f"{styled('warning:', 'yellow', sys.stderr)} {printable(warning)}", file=sys.stderr, flush=True)
     if following:
-        print(f"{styled('next:', 'blue', stream)} {following}", file=stream)
-    stream.flush()
+        print_next(following, stream)
+
+
+def open_bar(title: str, total: float, unit: str, done: float = 0, keep: bool = False) -> Any:
+    """Open tqdm's bar on stderr: it fits any width, and is off where stderr is no terminal. `keep` leaves it there at the end."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=_fitting(title, _TITLE_SHARE),
+        unit=unit,
+        unit_scale=True,
+        dynamic_ncols=True,
+        leave=keep,
+        disable=not sys.stderr.isatty(),
+        file=sys.stderr,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]",
+    )
 
 
 class Bar:
@@ -114,43 +145,37 @@ class Bar:
         self._started = self._line_s = time.monotonic()
         self._every_s = every_s
         self._on_terminal = sys.stderr.isatty()
-        self._bar: Any = None
-        if self._on_terminal and total > 0:
-            self._bar = tqdm(
-                total=total, desc=_fitting(title), unit=unit, unit_scale=True, dynamic_ncols=True, leave=False,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
-                file=sys.stderr,
-            )  # fmt: skip
-        elif self._on_terminal:
-            sys.stderr.write(f"{_fitting(title, 1.0)} …")
-            sys.stderr.flush()
-        else:
+        self._bar = open_bar(title, total, unit if unit == "B" else f" {unit}") if total > 0 else None
+        if self._bar is None and self._on_terminal:
+            # The cursor goes back: a line of the stage itself, or the bar of one inside it, is written over this one.
+            print(f"{_CLEAR_LINE}{_fitting(title, 1.0)} …", end="\r", file=sys.stderr, flush=True)
+        elif not self._on_terminal:
             print(f"{title} …", file=sys.stderr, flush=True)
 
     def update_to(self, done: float) -> None:
         """Show that `done` of the total is done; less than before counts for nothing."""
-        if done <= self.done:
+        if done <= self.done or self._bar is None:
             return
         step, self.done = min(done, self.total) - self.done, min(done, self.total)
-        if self._bar is not None:
-            self._bar.update(step)
-        elif not self._on_terminal and time.monotonic() - self._line_s >= self._every_s and self.done < self.total:
+        self._bar.update(step)
+        if not self._on_terminal and time.monotonic() - self._line_s >= self._every_s and self.done < self.total:
             self._line_s = time.monotonic()
-            amounts = [size_text(n) if self.unit == "B" else f"{n:,.0f}" for n in (self.done, self.total)]
-            unit = "" if self.unit == "B" else f" {self.unit}"
-            share = self.done / self.total
-            print(f"{self.title}: {share:.0%}, {amounts[0]} of {amounts[1]}{unit}", file=sys.stderr, flush=True)
+            done_text, total_text = (
+                size_text(number) if self.unit == "B" else f"{number:,.0f}" for number in (self.done, self.total)
+            )
+            text = f"{self.done / self.total:.0%}, {done_text} of {total_text}"
+            print(f"{self.title}: {text if self.unit == 'B' else f'{text} {self.unit}'}", file=sys.stderr, flush=True)
 
     def close(self, summary: str | None) -> None:
         """Replace the bar by a line with `summary` and the time taken; None: the stage has failed, and says nothing."""
         if self._bar is not None:
             self._bar.close()
-        elif self._on_terminal:
-            sys.stderr.write("\r\x1b[K")
         if summary is not None:
             took = duration_text(time.monotonic() - self._started)
-            mark = f"{styled('✓', 'green', sys.stderr)} " if self._on_terminal else ""
+            mark = f"{_CLEAR_LINE}{styled('✓', 'green', sys.stderr)} " if self._on_terminal else ""
             print(f"{mark}{self.title}: {summary}{', ' if summary else ''}{took}", file=sys.stderr)
+        elif self._on_terminal:
+            print(_CLEAR_LINE, end="", file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -181,7 +206,7 @@ def stage(
         bar.close(summary if succeeded else None)
 
 
-def _fitting(title: str, share: float = _TITLE_SHARE) -> str:
+def _fitting(title: str, share: float) -> str:
     """Cut a title to its share of the terminal's line."""
     room = max(8, int(shutil.get_terminal_size().columns * share) - 2)
     return title if len(title) <= room else f"{title[: room - 1]}…"

@@ -21,6 +21,15 @@ def summarize(manifest: Manifest) -> str:
     return "\n".join([*lines, quarantined_line(manifest), *_day_by_day_lines(manifest)])
 
 
+def three_numbers(manifest: Manifest) -> list[str]:
+    """Return the numbers to look at first: impressions, their click rate, and the quarantined lines."""
+    totals = manifest.totals.values()
+    impressions, clicks = (sum(total[name] for total in totals) for name in ("impressions", "clicks"))
+    quarantined = sum(manifest.audit.get("quarantined", {}).values())
+    rate = f"{clicks / impressions:.2%} clicked" if impressions else "none clicked"
+    return [f"{impressions:,} impressions", rate, f"{quarantined:,} lines quarantined"]
+
+
 def _day_by_day_lines(manifest: Manifest) -> list[str]:
     """Say what a job with source.events.day_by_day has taken from its base, and left to the next one."""
     span = manifest.audit.get("events", {}).get("day_by_day")

@@ -49,7 +49,7 @@ def add_id_texts(
     if not numbers:
         return vocabularies
     found = frame.mapInArrow(FindTexts(tuple(numbers), tables).find, _TEXT_SPARK_SCHEMA).distinct()
-    table = running.collect(found, "texts", len(log.impressions.files), "files")
+    table = running.collect(found, "texts of the ids", len(log.impressions.files), "files")
     for number in numbers:
         mine = table.filter(pc.equal(table["field"], number))
         vocabularies[number] = with_texts(vocabularies[number], mine["raw_id"].to_numpy(), mine["text"].to_pylist())

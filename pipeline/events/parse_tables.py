@@ -177,7 +177,7 @@ def _cut_where_rows_begin(
                 )
 
     frame = running.number_partitions(spark, len(numbers)).mapInArrow(find, "number long, start long")
-    found = running.collect(frame, f"rows of {table.name}", len(numbers), "files").sort_by(
+    found = running.collect(frame, f"finding the rows of {table.name}", len(numbers), "files").sort_by(
         [("number", "ascending"), ("start", "ascending")]
     )
     pairs = list(zip(found["number"].to_pylist(), found["start"].to_pylist(), strict=True))

@@ -152,7 +152,8 @@ def count(spark: "SparkSession", job: Job, log: InputLog) -> CountResult:
     frame, num_splits = log.input.frame(spark), len(log.splits)
     base = job.base.vocabularies() if job.base else None
     if base is None:
-        return _merge_on_driver(job, _count_and_merge(frame, counting, num_splits), occurrences, counting.fields, None)
+        table = _count_and_merge(frame, counting, num_splits, total_bytes)
+        return _merge_on_driver(job, table, occurrences, counting.fields, None)
     fields = with_room(job.catalogue.fields, base)
     _report_full_fields(job, fields)
 
@@ -160,16 +161,16 @@ def count(spark: "SparkSession", job: Job, log: InputLog) -> CountResult:
         return lookup_of(base).save(directory, BASE_LOOKUP)
 
     with running.share_files(spark, save) as tables:
-        table = _count_and_merge(frame, replace(counting, fields=fields, base=tables), num_splits)
+        table = _count_and_merge(frame, replace(counting, fields=fields, base=tables), num_splits, total_bytes)
     return _merge_on_driver(job, table, occurrences, fields, base)
 
 
-def _count_and_merge(begin: "DataFrame", counting: CountTasks, num_splits: int) -> pa.Table:
+def _count_and_merge(begin: "DataFrame", counting: CountTasks, num_splits: int, num_bytes: int) -> pa.Table:
     """Return the merged counts of all partitions, and the tallies and moments of all tasks: rows of COUNTS."""
     num_parts = len(counting.part_keys) + len(counting.occurrences.keys)
     frame = begin.mapInArrow(counting.count, COUNTS)
     frame = frame.repartition(num_parts, "part").mapInArrow(counting.merge, COUNTS)
-    return running.collect(frame, "count", num_splits + num_parts, "tasks")
+    return running.collect(frame, "pass 1 of 2: counting ids", num_splits + num_parts, "tasks", num_bytes)
 
 
 def _merge_on_driver(

@@ -66,7 +66,7 @@ def quarantine(
     else:
         rereading = RereadTasks(log.sources, slices, rejects, staging)
         frame = running.number_partitions(spark, len(slices)).mapInArrow(rereading.reread, REPORT)
-    _, found = reports_of(running.collect(frame, "quarantine", len(slices), "tasks"))
+    _, found = reports_of(running.collect(frame, "writing quarantined lines", len(slices), "tasks"))
     return found
 
 

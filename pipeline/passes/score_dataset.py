@@ -95,7 +95,7 @@ def score_dataset(
     with running.share_files(spark, save) as tables:
         tasks = DatasetTasks(scored, scored.files, tuple(maps), tables, model, most, staging)
         frame = running.number_partitions(spark, len(tasks.files)).mapInArrow(tasks.score, REPORT)
-        reports, _ = reports_of(running.collect(frame, "score", len(tasks.files), "files"))
+        reports, _ = reports_of(running.collect(frame, "scoring the dataset", len(tasks.files), "files"))
     return sorted(reports, key=lambda report: report.number)
 
 

@@ -80,7 +80,8 @@ def score_log(
             job.settings.rows.max_impressions, ROWS_PER_SCORE_GROUP, False, model, most,
         )  # fmt: skip
         frame, num_tasks = records_of(log.input.frame(spark), scoring), len(log.splits) + len(buckets)
-        table = running.collect(frame.mapInArrow(scoring.write, REPORT), "score", num_tasks, "tasks")
+        frame, num_bytes = frame.mapInArrow(scoring.write, REPORT), sum(source.bytes for source in job.sources)
+        table = running.collect(frame, "scoring the log", num_tasks, "tasks", num_bytes)
     return ScoredLog(scans_of(table), *reports_of(table))
 
 

@@ -88,7 +88,7 @@ def fingerprints_by_tasks(spark: "SparkSession", job: Job) -> list[str]:
             )
 
     frame = running.number_partitions(spark, len(sources)).mapInArrow(read, _FILE_FINGERPRINTS)
-    table = running.collect(frame, "fingerprints", len(sources), "files")
+    table = running.collect(frame, "checksums of the tables", len(sources), "files")
     found = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
     return [found[number] for number in range(len(sources))]
 

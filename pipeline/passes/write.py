@@ -59,7 +59,8 @@ def write_files(
         rows.max_impressions, rows.impressions_per_row_group, job.with_daction,
     )  # fmt: skip
     frame, num_tasks = records_of(log.input.frame(spark), writing), len(log.splits) + len(writing.buckets)
-    return reports_of(running.collect(frame.mapInArrow(writing.write, REPORT), "write", num_tasks, "tasks"))
+    frame, num_bytes = frame.mapInArrow(writing.write, REPORT), sum(source.bytes for source in job.sources)
+    return reports_of(running.collect(frame, "pass 2 of 2: writing rows", num_tasks, "tasks", num_bytes))
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ Chunks of 20,000 impressions are drawn, written and forgotten, so memory does no
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from pipeline.atomic_files import move_whole, write_whole
 from pipeline.chunks.sources import PERIODS
@@ -34,6 +32,7 @@ from pipeline.simulate.shop.summary import shop_summary
 from pipeline.simulate.shop.write import LARGEST_SHOP, LEAST_SHOP, write_shop
 from pipeline.simulate.split import LogPlan, Split, SplitWriter
 from pipeline.simulate.world import PILOT, build_world
+from pipeline.terminal import command_of, print_next, stage
 from pipeline.undo import undone_by
 
 LOG_FORMAT_VERSION = 1
@@ -212,13 +211,13 @@ def _write_aliccp(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
     splits, first_id = {}, 1
     num_chunks = -(-settings.impressions // CHUNK_IMPRESSIONS)
     processes = min(settings.processes or len(os.sched_getaffinity(0)), num_chunks)
-    with chunk_pool(plan, processes) as pool, closing(_Progress(settings.impressions)) as progress:
+    with chunk_pool(plan, processes) as pool, stage("simulating", settings.impressions, "impressions") as progress:
         for number, impressions in enumerate(settings.split_impressions):
             split = Split(number, impressions, first_id)
             with SplitWriter(plan, staging, split) as writer:
                 for chunk in pool.chunks(split):
                     writer.add(chunk)
-                    progress.add(len(chunk.labels.click))
+                    progress.update_to(progress.done + len(chunk.labels.click))
                 writer.finish()
             splits[PERIODS[number]] = writer.tally.summary()
             first_id += impressions
@@ -237,26 +236,6 @@ def _write_events(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
 
 
 _WRITERS = {ALICCP: _write_aliccp, EVENTS: _write_events}
-
-
-class _Progress:
-    """A bar on a terminal, a line every tenth elsewhere; on stderr."""
-
-    def __init__(self, impressions: int) -> None:
-        self.total, self.done = impressions, 0
-        on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=impressions, unit="imp", unit_scale=True, desc="simulate") if on_terminal else None
-
-    def add(self, impressions: int) -> None:
-        before, self.done = self.done, self.done + impressions
-        if self.bar is not None:
-            self.bar.update(impressions)
-        elif before * 10 // self.total < self.done * 10 // self.total:
-            print(f"simulate: {self.done:,} of {self.total:,} impressions", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def _print_summary(out: Path, record: dict[str, Any]) -> None:
@@ -281,3 +260,4 @@ def _print_summary(out: Path, record: dict[str, Any]) -> None:
             f"{tally['dactions']:,} dactions, {tally['conversions']:,} conversions, {dirty:,} dirty lines planted"
             + (f", true CTR AUC {auc:.4f}" if auc is not None else "")
         )
+    print_next(command_of("jobs.preprocess", "source=aliccp", f"source.path={out}", "out=DATASET"))

@@ -1,22 +1,19 @@
 """Run the stages of a job in Spark, with progress, and share files with its workers."""
 
 import shutil
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from pipeline.errors import writing
 from pipeline.spark.exceptions import plain_errors
 from pipeline.spark.scratch import scratch_folder
 from pipeline.spark.session import is_local
+from pipeline.terminal import size_text, stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,10 +28,13 @@ def number_partitions(spark: "SparkSession", count: int) -> "DataFrame":
     return spark.range(0, count, 1, count)
 
 
-def collect(frame: "DataFrame", title: str, num_tasks: int, unit: str) -> "pa.Table":
-    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError if a task raised one."""
+def collect(frame: "DataFrame", title: str, num_tasks: int, unit: str, num_bytes: int = 0) -> "pa.Table":
+    """Run `frame` and fetch its few rows, with progress over `num_tasks` tasks; InputError if a task raised one.
+
+    With `num_bytes`, the size of what the tasks read, the progress is shown in bytes, in equal parts for the tasks.
+    """
     spark = frame.sparkSession
-    with _show_progress(spark, title, num_tasks, unit), plain_errors():
+    with _show_progress(spark, title, num_tasks, unit, num_bytes), plain_errors():
         return frame.toArrow()
 
 
@@ -82,32 +82,16 @@ def _shipped_folder() -> Path:
 
 
 @contextmanager
-def _show_progress(spark: "SparkSession", title: str, num_tasks: int, unit: str) -> Iterator[None]:
+def _show_progress(spark: "SparkSession", title: str, num_tasks: int, unit: str, num_bytes: int) -> Iterator[None]:
     """Show how many tasks of the block's stages are done: a bar on a terminal, and a line at the end."""
     context: Any = spark.sparkContext
     group = f"entirespace-{title}-{time.monotonic_ns()}"
     context.setJobGroup(group, title)
-    stop = threading.Event()
     done = _count_done_tasks(context, group)
-    bar = tqdm(total=num_tasks, desc=title, unit=unit, disable=not sys.stderr.isatty(), leave=False)
-
-    def watch() -> None:
-        with suppress(Exception):  # the JVM may have ended: the stage says so
-            while not stop.wait(0.3):
-                bar.update(min(done(), num_tasks) - bar.n)
-
-    watcher = threading.Thread(target=watch, daemon=True) if not bar.disable else None
-    started = time.monotonic()
-    if watcher:
-        watcher.start()
-    try:
+    total, of_a_task = (num_bytes, num_bytes / num_tasks) if num_bytes and num_tasks else (num_tasks, 1.0)
+    summary = f"{size_text(num_bytes)}, {num_tasks} {unit}" if num_bytes else f"{num_tasks} {unit}"
+    with stage(title, total, "B" if num_bytes else unit, summary, lambda: done() * of_a_task):
         yield
-        print(f"{title}: {num_tasks} {unit}, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
-    finally:
-        stop.set()
-        if watcher:
-            watcher.join()
-        bar.close()
 
 
 def _count_done_tasks(context: Any, group: str) -> Callable[[], int]:
@@ -117,8 +101,8 @@ def _count_done_tasks(context: Any, group: str) -> Callable[[], int]:
         total = 0
         for job in tracker.getJobIdsForGroup(group):
             info = tracker.getJobInfo(job)
-            for stage in info.stageIds if info else ():
-                stage_info = tracker.getStageInfo(stage)
+            for number in info.stageIds if info else ():
+                stage_info = tracker.getStageInfo(number)
                 total += stage_info.numCompletedTasks if stage_info else 0
         return total
 

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pipeline.spark.java import ensure_java
 from pipeline.spark.machine import LOOPBACK, check_machine, check_master, scratch_folders
 from pipeline.spark.scratch import scratch_folder
 from pipeline.spark.workers import MALLOC
+from pipeline.terminal import stage
 from pipeline.undo import handler_kept
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
     for key, value in chosen.items():
         builder = builder.config(key, value)
     try:
-        with handler_kept():
+        with handler_kept(), _saying(settings.master if not submitted else "spark-submit"):
             if not submitted:
                 _start_context(with_retries(settings.master), chosen)
             session = builder.getOrCreate()
@@ -126,6 +128,13 @@ def start_spark(settings: SparkSettings) -> "SparkSession":
                 f"Spark does not start with spark.master={settings.master}: {first_line(error)}"
             ) from error
         raise
+
+
+def _saying(master: str) -> AbstractContextManager[Any]:
+    """Say that Spark starts, unless this process has a session already."""
+    from pyspark import SparkContext
+
+    return nullcontext() if SparkContext._active_spark_context is not None else stage(f"starting Spark ({master})")
 
 
 def _start_context(master: str, conf: dict[str, str]) -> None:

@@ -16,7 +16,9 @@ def test_the_demo_goes_the_whole_road_and_a_second_one_reuses_it(tmp_path: Path)
         "CVR",
         "CTCVR",
     ]
-    assert f"report: {tmp_path.resolve()}/run/report.html" in table
+    for page in ("dataset/audit.html", "run/report.html"):
+        assert f"\n  open {tmp_path.resolve()}/{page}\n" in table
+        assert (tmp_path / page).exists()
     report = (tmp_path / "run" / "report.html").read_text()
     assert "<svg" in report
     assert "http-equiv" in report

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -33,12 +34,15 @@ def test_two_ranks_under_torchrun_train_and_one_evaluates(tmp_path: Path) -> Non
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = run(*torchrun, "-m", "jobs.train", *overrides)
     assert done.returncode == 0, done.stderr
-    assert "is trained; evaluate it with" in done.stderr
+    assert f"\nnext: python -m jobs.evaluate run={out} split=test\n" in done.stderr
     assert "Warning" not in done.stderr, done.stderr
     assert load_settings(out).plan.batch_size == 64
     done = run(sys.executable, "-m", "jobs.evaluate", f"run={out}")
     assert done.returncode == 0, done.stderr
-    assert "ctcvr_auc" in done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("CTCVR ")]
+    assert row[2] == f"{metrics['ctcvr_auc']:.4f}"
+    assert f"\n  open {out / 'report.html'}\n" in done.stdout
     for name in ("metrics.json", "metrics.test.json", "report.html", "predictions/test/part-00000.parquet"):
         assert (out / name).exists(), name
 

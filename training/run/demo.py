@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
 from pipeline.errors import InputError
+from pipeline.terminal import close_job
 from training.model.settings import ModelSettings
 from training.run.stages import print_heading, run_command
 
@@ -59,8 +60,10 @@ def run_demo(settings: DemoSettings, model: ModelSettings) -> None:
             print("The newest checkpoint is evaluated already; nothing to do.", flush=True)
             continue
         run_command(name, command)
-    print(f"\n{demo_table(Path(settings.out))}\n\nall stages: {time.monotonic() - begin:.0f} s")
-    print(f"report: {(Path(settings.out) / 'run' / 'report.html').resolve()}")
+    out = Path(settings.out)
+    print(f"\n{demo_table(out)}\n")
+    pages = [str((out / page).resolve()) for page in ("dataset/audit.html", "run/report.html")]
+    close_job("demo", str(out), time.monotonic() - begin, pages=pages)
 
 
 def is_evaluated(run: Path) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +13,11 @@ import torch
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import writing
+from pipeline.terminal import close_job, line_width
 from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
 from training.evaluation import metrics, report
+from training.evaluation.figure_table import figure_table
 from training.evaluation.health import POSITIVES, alerts_of
 from training.evaluation.observed_rate import observed_rates, sentences_of, sentences_of_slices
 from training.evaluation.prediction_files import PredictionFiles
@@ -21,7 +25,7 @@ from training.evaluation.run_files import read_log
 from training.evaluation.settings import FITTED_SPLIT
 from training.evaluation.slices import evaluate_slices
 from training.run.calibrate import evaluate_calibrated
-from training.run.journal import say
+from training.run.journal import ALERT, say
 from training.run.malloc import return_freed_memory
 from training.run.predict import IndependentCtr, predict_split, restore_model
 from training.run.provenance import Provenance, ResultPaths, keep_earlier_result, provenance_of
@@ -85,6 +89,7 @@ def evaluate_predictions(
 
     `slices` need `predicted`, whose dataset knows their raw ids, and a `calibrator` the predictions of validation.
     """
+    started = time.monotonic()
     predictions = PredictionFiles(paths.predictions, f"evaluate run={run} split={split} again.")
     true = predictions.true_columns()
     num_threads = threads_for(predictions.num_rows, true is not None)
@@ -96,7 +101,7 @@ def evaluate_predictions(
     rates = observed_rates(evaluated.curves, evaluated.intervals)
     alerts = alerts_of(figures, evaluated.curves, read_log(run / "log.jsonl")[0])
     in_words = sentences_of(rates, POSITIVES)
-    for line in (*in_words, *(f"ALERT {alert.text}" for alert in alerts)):
+    for line in (*in_words, *(f"{ALERT} {alert.text}" for alert in alerts)):
         say(line)
     saved: dict[str, Any] = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
     saved |= {
@@ -123,7 +128,8 @@ def evaluate_predictions(
         for path in paths.metrics:
             write_whole(path, json.dumps(saved, indent=1) + "\n")
         report.write_report(run, saved, evaluated.curves, paths.report)
-    say(f"{paths.metrics[-1]} · {paths.report}")
+    print("\n".join(figure_table(figures, evaluated.intervals, line_width(sys.stdout))), flush=True)
+    close_job("evaluated", str(paths.metrics[-1]), time.monotonic() - started, pages=[str(paths.report)])
     return figures
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError, reason_of
+from pipeline.terminal import open_bar
 from training.checkpoint.meta import LogWindow, ValidationState
 from training.run.event_file import EventFile
 from training.run.mlflow_sync import BackgroundSync
@@ -24,6 +24,8 @@ from training.run.validation import best_of
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
+#: A line on stderr that begins with this word says that a model is no good.
+ALERT = "ALERT"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ class Journal:
             self._events = EventFile(run / TENSORBOARD, steps_done)
         except OSError as error:
             raise self._not_written(error) from error
-        self._bar = tqdm(
-            total=num_steps, initial=steps_done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = open_bar("training", num_steps, " steps", steps_done, keep=True)
         self._norms: Tensor | None = None
         self._start_window(0.0)
         if window:

@@ -5,6 +5,7 @@ skipped while all of that is as it was. Otherwise its job runs, which itself res
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pyarrow import fs as pafs
 from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError, reason_of, writing
 from pipeline.locations import open_location
+from pipeline.terminal import IN_CHAIN, styled
 from training.checkpoint.files import checkpoint_paths
 from training.checkpoint.meta import META_FILE
 
@@ -99,7 +101,7 @@ def run_command(name: str, command: list[str]) -> None:
     """Run a stage, under a heading with its command. Raises InputError if it fails."""
     print_heading(name, command)
     started = time.monotonic()
-    status = subprocess.run(command, check=False).returncode
+    status = subprocess.run(command, check=False, env=os.environ | {IN_CHAIN: "1"}).returncode
     if status != 0:
         raise InputError(f"The stage {name} ended with status {status}; its own message stands above.")
     print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
@@ -107,7 +109,7 @@ def run_command(name: str, command: list[str]) -> None:
 
 def print_heading(name: str, command: list[str]) -> None:
     """Print the name of a stage and its command, as a user would type it."""
-    print(f"\n── {name} ──\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+    print(f"\n{styled(f'── {name} ──', 'bold', sys.stdout)}\n$ {shlex.join(['python', *command[1:]])}", flush=True)
 
 
 def _copy_newest_metrics(run: Path, target: Path) -> None:

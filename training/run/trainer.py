@@ -18,8 +18,7 @@ from training.checkpoint.save import CheckpointWriter
 from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.weight_average import WeightAverage
 from training.distributed.world import Pending, World
-from training.evaluation.health import diverged_losses, without_positives
-from training.evaluation.run_files import read_log
+from training.evaluation.health import without_positives
 from training.feed.plan import Plan
 from training.model.losses import loss_sums, part_of_global_mean
 from training.run.build import (
@@ -31,10 +30,11 @@ from training.run.build import (
     train_plan,
     unit_without_sampling,
 )
+from training.run.closing import say_trained
 from training.run.continuation import continue_from
 from training.run.dataset_copy import check_dataset, keep_dataset
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
-from training.run.journal import LOG, Journal, LoggedStep, say
+from training.run.journal import ALERT, Journal, LoggedStep, say
 from training.run.run_folder import check_config, lock_run, write_config
 from training.run.sampled import expected_samples, open_sampler, write_samples
 from training.run.settings import TrainSettings
@@ -75,6 +75,7 @@ class Trainer:
             self.plan = train_plan(settings, self.manifest, self._expected)
             self.feed = open_feed(settings, self.manifest, "train", self.plan, world, self._sampler)
             self.validation = self._open_validation()
+        self._begun_s = time.monotonic()
         self._interrupts = Interrupts()
         self._journal: Journal | None = None
         with ExitStack() as lock:
@@ -154,7 +155,7 @@ class Trainer:
             return 0
         labels = dict.fromkeys(self.graph.label_of(edge.node) for edge in self.graph.edges)
         for line in without_positives(self.manifest.totals["train"], labels):
-            self._say(f"ALERT {line}")
+            self._say(f"{ALERT} {line}")
         with closing(self), self._journal_open(), self._interrupts:
             with self._writer:  # at the end of which all that was saved is whole
                 stopped = self._train()
@@ -163,11 +164,7 @@ class Trainer:
         if self._stopped_early:
             self._say(f"{self._early_stop()}.")
         if self.world.rank == 0:
-            for alert in diverged_losses(read_log(self.run / LOG)[0]):
-                say(f"ALERT {alert.text}")
-        self._say(f"{self.run} is trained; evaluate it with: python -m jobs.evaluate run={self.run} split=test")
-        if self.validation_state and self.validation_state.best is not None:
-            self._say(f"The checkpoint of the {best_of(self.validation_state)}, is kept; checkpoint=best evaluates it.")
+            say_trained(self.run, self.settings.model.name, time.monotonic() - self._begun_s, self.validation_state)
         return 0
 
     def _train(self) -> StepOutcome | None:
