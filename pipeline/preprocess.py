@@ -115,9 +115,9 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
         rejected_late = quarantine(spark, log, reports, staging)
         check_unchanged(spark, job, fingerprints)
     with stage("auditing the dataset"):
-        manifest = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
+        manifest, audit = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
     seconds["all"] = time.monotonic() - clock_start
-    write_run(job, spark, manifest, started, seconds)
+    write_run(job, spark, manifest, audit, started, seconds)
     commit.publish(job.out, manifest, _existing(job))
     commit.remove_unnamed_files(job.out, job.settings.grace_hours)
     return manifest

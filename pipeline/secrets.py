@@ -2,7 +2,10 @@
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
@@ -64,6 +67,18 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
         if len(value) >= _LEAST_LETTERS and is_secret_name(name):
             text = text.replace(value, STARS)
     return without_assignments(text)
+
+
+def command_typed() -> str:
+    """Return the command that started this process, without secrets; "" where it is no job."""
+    job = Path(sys.argv[0])
+    if job.parent.name == "jobs":
+        name = f"jobs.{job.stem}"
+    elif sys.argv[0].startswith("jobs."):  # entirespace JOB
+        name = sys.argv[0]
+    else:
+        return ""
+    return without_secrets(shlex.join(["python", "-m", name, *sys.argv[1:]]))
 
 
 def refuse_secret_word(word: str) -> None:

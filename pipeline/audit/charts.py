@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.html.charts import Axis, Chart, Series, chart
+from pipeline.html.charts import Axis, Chart, Series, Sparkline, chart, sparkline
 
 _COLORS = {"train": 0, "validation": 2, "test": 1}
 _MIN_IMPRESSIONS_OF_RATE = 100  # behind a rate that is drawn
@@ -40,15 +40,26 @@ def index_charts(audit: Mapping[str, Any], names: Sequence[str], splits: Sequenc
     """Draw, for each named field, the share of each split's values from the most frequent ids to the rarest."""
     drawn = []
     for name in names:
-        series = []
-        for split in splits:
-            # Bin b of the index is 2^(b−1) … 2^b − 1; bins 0 and 1 are missing and out of vocabulary.
-            shares = np.array(audit["fields"][name][split]["index_bins"][2:], np.float64)
-            if shares.sum() > 0:
-                edges = 2.0 ** np.arange(1, len(shares) + 2)
-                series.append(Series(split, edges, shares / shares.sum(), "steps", _COLORS[split]))
+        series = _index_series(audit, name, splits)
         if series:
             axis = Axis("index, frequent ids first", log=True)
             description = f"Share of known values of {name} by index"
             drawn.append(chart(name, description, axis, Axis("share of known values", low=0), series))
     return drawn
+
+
+def index_sparkline(audit: Mapping[str, Any], name: str, splits: Sequence[str]) -> Sparkline | None:
+    """Draw the same for one field in the height of a line, without what stands beside it."""
+    description = f"Known values of {name} from the most frequent ids to the rarest, in {', '.join(splits)}"
+    return sparkline(description, _index_series(audit, name, splits), log_x=True)
+
+
+def _index_series(audit: Mapping[str, Any], name: str, splits: Sequence[str]) -> list[Series]:
+    series = []
+    for split in splits:
+        # Bin b of the index is 2^(b−1) … 2^b − 1; bins 0 and 1 are missing and out of vocabulary.
+        shares = np.array(audit["fields"][name][split]["index_bins"][2:], np.float64)
+        if shares.sum() > 0:
+            edges = 2.0 ** np.arange(1, len(shares) + 2)
+            series.append(Series(split, edges, shares / shares.sum(), "steps", _COLORS[split]))
+    return series

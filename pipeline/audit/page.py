@@ -1,17 +1,17 @@
 """audit.html: the audit of a log, for people.
 
-The page is a pure function of audit.json and the manifest, so every run of the same log and settings writes the same one.
+The page is a pure function of audit.json and the manifest, so every run of the same log and settings writes the same one,
+but for the facts of the run itself at its head: path, date, versions, command.
 This file and tables.py choose the numbers; pipeline/html/audit.html.j2 holds the words and the layout.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.audit import tables
+from pipeline.audit.alerts import audit_alerts
 from pipeline.audit.charts import context_charts, index_charts
-from pipeline.audit.event_outcomes import event_warnings, impression_rows, join_matches
-from pipeline.audit.leakage import leak_warnings
+from pipeline.audit.event_outcomes import impression_rows, join_matches
 from pipeline.audit.tables import Audit
 from pipeline.audit.tally import GRAIN
 from pipeline.chunks.reasons import REASONS, rules_of
@@ -26,7 +26,7 @@ class FunnelCell(NamedTuple):
 
     number: int
     rate: float | None  # of the stage before; None for impressions, and where that stage is empty
-    bar: float  # length in percent, logarithmic: on real logs one conversion faces five thousand impressions
+    bar: float  # length in percent of the impressions'
 
 
 class FunnelStage(NamedTuple):
@@ -53,6 +53,16 @@ class ActionTable(NamedTuple):
 
     outcomes: list[str]
     rows: list[tuple[str, list[tuple[int, str]]]]  # (kind of action, number and example of each outcome)
+
+    @property
+    def bars(self) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The share of each outcome in the actions of a kind."""
+        found = []
+        for kind, numbers in self.rows:
+            total = sum(number for number, _ in numbers) or 1
+            shares = [number / total for number, _ in numbers]
+            found.append((kind, list(zip(self.outcomes, shares, strict=True))))
+        return found
 
 
 class ReasonRow(NamedTuple):
@@ -81,8 +91,11 @@ class ContextsRow(NamedTuple):
     sizes: list[int]  # median, 90 %, 99 %, largest
 
 
-def audit_page(audit: Audit, manifest: Manifest) -> str:
-    """Render the page from audit.json and the manifest alone."""
+def audit_page(audit: Audit, manifest: Manifest, of_run: Sequence[tuple[str, str]] = ()) -> str:
+    """Render the page from audit.json and the manifest; `of_run` are facts of the job that wrote it, such as its date.
+
+    All but `of_run`, at the head of the page, is the same for every run of the same log and settings.
+    """
     splits = [split for split in SPLITS if split in manifest.totals]
     categorical = [field for field in manifest.fields if field.stored == INDEX]
     numeric = [field for field in manifest.fields if field.stored != INDEX]
@@ -93,11 +106,11 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         manifest=manifest,
         num_impressions=sum(total["impressions"] for total in manifest.totals.values()),
         bytes_read=sum(file.bytes for file in manifest.sources),
-        warnings=leak_warnings(audit["leakage"]),
+        facts=[*of_run, *manifest_facts(manifest)],
+        alerts=audit_alerts(audit, manifest, splits),
         funnel=funnel_stages(audit, splits),
         balance=balance_rows(audit),
         events=audit.get("events"),  # source=events alone has it
-        doubts=event_warnings(audit.get("events", {})),
         impressions=impression_rows(audit["events"]) if "events" in audit else [],
         joins=join_matches(audit["events"]) if "events" in audit else [],
         actions=action_table(audit),
@@ -109,14 +122,26 @@ def audit_page(audit: Audit, manifest: Manifest) -> str:
         examples=examples(audit),
         contexts=context_rows(audit, splits),
         context_charts=context_charts(audit, splits),
-        values=tables.value_rows(audit, manifest.fields, splits),
-        coverage=tables.coverage_rows(audit, categorical, splits),
+        fields=tables.field_table(audit, manifest.fields, splits),
         numbers=tables.number_rows(audit, numeric, splits),
         leakage=tables.leakage_table(audit, manifest.fields),
-        drift=tables.drift_table(audit, categorical, splits),
         index_charts=index_charts(audit, tables.drifting(audit, categorical), splits),
         overlap=tables.overlap_rows(audit, splits),
     )
+
+
+def manifest_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """List what identifies a dataset, wherever it is and whoever made it."""
+    settings = manifest.settings
+    sizes = f"{len(manifest.sources)} files, {sum(file.bytes for file in manifest.sources) / 1e6:,.1f} MB"
+    rows = [
+        ("source", f"{settings['source']['name']}: {sizes}"),
+        ("labels", ", ".join(manifest.labels)),
+        ("settings", manifest.settings_xxh3),
+        ("manifest", manifest.xxh3),
+        ("format", str(manifest.format_version)),
+    ]
+    return rows + ([("vocabularies extend", manifest.lineage[0])] if manifest.lineage else [])
 
 
 def funnel_stages(audit: Audit, splits: Sequence[str]) -> list[FunnelStage]:
@@ -127,7 +152,7 @@ def funnel_stages(audit: Audit, splits: Sequence[str]) -> list[FunnelStage]:
 
     def cell(name: str, total: Mapping[str, int]) -> FunnelCell:
         whole = total[whole_of[name]] if name in whole_of else 0
-        bar = 100 * math.log1p(total[name]) / math.log1p(total["impressions"])
+        bar = 100 * total[name] / max(total["impressions"], 1)
         return FunnelCell(total[name], total[name] / whole if whole else None, bar)
 
     return [

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.audit.charts import index_sparkline
+from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import LABELS, ManifestField
+from pipeline.html.charts import Sparkline
 
 Audit = Mapping[str, Any]  # the content of audit.json
 
 _DRIFTING = 6  # fields whose distribution is drawn
-_STABLE, _SHIFTED = 0.1, 0.25  # the usual readings of the population stability index
+STABLE, SHIFTED = 0.1, 0.25  # the usual readings of the population stability index
 
 
 class ValuesRow(NamedTuple):
@@ -38,20 +41,50 @@ class CoverageRow(NamedTuple):
     unknown: list[float | None]  # share of values, for each split; None where it has no value
 
 
+class FieldRow(NamedTuple):
+    """All that the audit says of one field; a cell with a number for each split is one list."""
+
+    values: ValuesRow
+    kind: str  # categorical, multi-valued, of a context
+    spark: Sparkline | None  # of a categorical field: shares of known values along its vocabulary, by split
+    num_rows: int | None  # of its table; None for numbers
+    unknown: list[float | None]
+    drift: "list[DriftCell]"  # of every split but train
+    drift_unit: str  # σ for the mean of numbers; "" for the index of a categorical field
+    aucs: "list[LeakageCell | None]"  # by label; None where the label was not evaluated
+
+    @property
+    def most_missing(self) -> float:
+        """The largest share of records without a value."""
+        return max(self.values.without)
+
+    @property
+    def most_unknown(self) -> float | None:
+        """The largest share out of vocabulary."""
+        return max((share for share in self.unknown if share is not None), default=None)
+
+    @property
+    def most_drift(self) -> float | None:
+        """The largest drift, whatever its sign."""
+        return max((abs(cell.psi) for cell in self.drift), default=None)
+
+
+class FieldTable(NamedTuple):
+    """The fields, those that drift most first."""
+
+    splits: list[str]
+    others: list[str]  # compared with train
+    labels: list[tuple[str, float]]  # (label, largest standard error of its AUCs)
+    rows: list[FieldRow]
+    stable: float
+    shifted: float
+
+
 class DriftCell(NamedTuple):
     """A population stability index, and how it is usually read: good, fair or bad."""
 
     psi: float
     reading: str
-
-
-class DriftTable(NamedTuple):
-    """The drift of each field against train, the highest first."""
-
-    splits: list[str]  # those compared with train
-    rows: list[tuple[str, list[DriftCell]]]
-    stable: float = _STABLE
-    shifted: float = _SHIFTED
 
 
 class LeakageCell(NamedTuple):
@@ -116,22 +149,6 @@ def coverage_rows(audit: Audit, fields: Sequence[ManifestField], splits: Sequenc
     return rows
 
 
-def drift_table(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> DriftTable | None:
-    """Compare each field with train; None if train is missing or alone."""
-    others = [split for split in splits if split != "train"]
-    if "train" not in splits or not others:
-        return None
-
-    def cell(index: float) -> DriftCell:
-        return DriftCell(index, "bad" if index >= _SHIFTED else "fair" if index >= _STABLE else "good")
-
-    def highest(name: str) -> float:
-        return max(audit["drift"][name][split] for split in others)
-
-    names = sorted((field.name for field in fields), key=lambda name: -highest(name))
-    return DriftTable(others, [(name, [cell(audit["drift"][name][split]) for split in others]) for name in names])
-
-
 def drifting(audit: Audit, fields: Sequence[ManifestField]) -> list[str]:
     """Name the fields that drift most, in whichever split."""
     highest = {field.name: max(audit["drift"][field.name].values(), default=0.0) for field in fields}
@@ -162,6 +179,39 @@ def leakage_table(audit: Audit, fields: Sequence[ManifestField]) -> LeakageTable
         found["threshold"],
         found["sample"],
     )
+
+
+def field_table(audit: Audit, fields: Sequence[ManifestField], splits: Sequence[str]) -> FieldTable:
+    """Merge what the audit says of each field into one row."""
+    others = [split for split in splits if split != "train"] if "train" in splits else []
+    leaks = leakage_table(audit, fields)
+    aucs = dict(leaks.rows) if leaks else {}
+    coverage = {
+        row.field: row for row in coverage_rows(audit, [field for field in fields if field.stored == INDEX], splits)
+    }
+    rows = []
+    for field, values in zip(fields, value_rows(audit, fields, splits), strict=True):
+        is_index = field.stored == INDEX
+        found = audit["drift"][field.name]
+        rows.append(
+            FieldRow(
+                values,
+                " · ".join([field.kind, *["multi-valued"] * (field.arity == "many"), f"of each {field.scope}"]),
+                index_sparkline(audit, field.name, splits) if is_index else None,
+                field.num_rows if is_index else None,
+                coverage[field.name].unknown if field.name in coverage else [],
+                [_drift_cell(found[split], is_index) for split in others if split in found],
+                "" if is_index else " σ",
+                list(aucs.get(field.name, [])),
+            )
+        )
+    rows.sort(key=lambda row: -(row.most_drift if row.most_drift is not None else -1.0))
+    return FieldTable(list(splits), others, leaks.columns if leaks else [], rows, STABLE, SHIFTED)
+
+
+def _drift_cell(number: float, is_index: bool) -> DriftCell:
+    size = abs(number)
+    return DriftCell(number, "bad" if size >= SHIFTED else "fair" if size >= STABLE and is_index else "good")
 
 
 def overlap_rows(audit: Audit, splits: Sequence[str]) -> list[OverlapRow]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH, HEIGHT = 420, 280
+_SPARK_WIDTH, _SPARK_HEIGHT = 96, 26
 _LEFT_MARGIN, _RIGHT_MARGIN, _TOP_MARGIN, _BOTTOM_MARGIN = 56, 14, 14, 46
 
 
@@ -169,6 +170,25 @@ def chart(title: str, description: str, x_axis: Axis, y_axis: Axis, series: Sequ
         _ticks(y_axis, y),
         [_draw(line, x, y) for line in series],
     )
+
+
+@dataclass(frozen=True)
+class Sparkline:
+    """A chart of the height of a line of text: no axes, no labels."""
+
+    description: str
+    lines: list[DrawnLine]
+    width: int
+    height: int
+
+
+def sparkline(description: str, series: Sequence[Series], log_x: bool = False) -> Sparkline | None:
+    """Lay out a small chart; None without a series."""
+    if not series:
+        return None
+    x = _scale(Axis("", log=log_x), [line.x for line in series], 0, _SPARK_WIDTH)
+    y = _scale(Axis("", low=0), [line.y for line in series], _SPARK_HEIGHT - 1, 1)
+    return Sparkline(description, [_draw(line, x, y) for line in series], _SPARK_WIDTH, _SPARK_HEIGHT)
 
 
 def _ticks(axis: Axis, scale: _Scale) -> list[Tick]:

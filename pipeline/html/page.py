@@ -1,10 +1,12 @@
-"""Render the Jinja2 templates of this folder: one HTML file a page, without scripts and without outside resources.
+"""Render the Jinja2 templates of this folder: one HTML file a page, without outside resources.
 
 Values come from logs, which are hostile input. Two rules hold for every `{{ value }}` of every template:
 Jinja2 escapes it (autoescape), and a character that does not print, hides text or reorders it is shown by its code.
 No Python code here or elsewhere writes HTML, so nothing has to be marked as safe.
 """
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
@@ -44,8 +46,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.globals["script_hash"] = _script_hash
     environment.filters |= {"percent": percent, "printable_runs": printable_runs, "thousands": "{:,}".format}
     return environment
+
+
+def _script_hash(name: str) -> str:
+    """Return the hash of a script of this folder, as a Content-Security-Policy names it."""
+    text = _environment().get_template(name).render()
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _escape_unprintable(value: Any) -> Any:

@@ -28,11 +28,13 @@ from pipeline.passes.input import InputLog
 from pipeline.passes.job import Job
 from pipeline.passes.reports import DataReport, QuarantineReport
 from pipeline.passes.unchanged import stamps_of
-from pipeline.secrets import redacted
+from pipeline.release import release
+from pipeline.secrets import command_typed, redacted, without_secrets
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.parquet_files import HashedFile
 from pipeline.storage.store import Store
+from pipeline.terminal import duration_text
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,8 +50,8 @@ def assemble(
     reports: Sequence[DataReport],
     quarantine: Sequence[QuarantineReport],
     staging: Staging,
-) -> Manifest:
-    """Move every file to its place, write the audit and return the manifest, which the commit publishes."""
+) -> tuple[Manifest, dict[str, Any]]:
+    """Move every file to its place and write audit.json; return the manifest, which the commit publishes, and the audit."""
     files = _install_data(job, reports)
     fields = tuple(_describe_field(job, entry, counted, staging) for entry in job.catalogue.fields)
     quarantine_files = [
@@ -84,8 +86,7 @@ def assemble(
     )
     content[commit.OF_MANIFEST] = manifest.xxh3
     commit.write_json(job.out, commit.AUDIT, content)
-    job.out.put(commit.AUDIT_PAGE, audit_page(content, manifest).encode())
-    return manifest
+    return manifest, content
 
 
 def with_details(audit: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,10 +175,32 @@ def _label_definitions(settings: PreprocessSettings) -> dict[str, str]:
 
 
 def write_run(
-    job: Job, spark: "SparkSession", manifest: Manifest, started: float, seconds: Mapping[str, float]
+    job: Job,
+    spark: "SparkSession",
+    manifest: Manifest,
+    audit: Mapping[str, Any],
+    started: float,
+    seconds: Mapping[str, float],
 ) -> None:
-    """Write run.json, which holds what may differ between two runs that give the same dataset."""
+    """Write audit.html, and run.json, which holds what may differ between two runs that give the same dataset."""
+    page = audit_page(audit, manifest, _facts_of_run(job, spark, started, seconds))
+    job.out.put(commit.AUDIT_PAGE, page.encode())
     write_run_of(job.out, manifest.xxh3, job.settings.run_only(), job.sources, spark, started, seconds)
+
+
+def _facts_of_run(
+    job: Job, spark: "SparkSession", started: float, seconds: Mapping[str, float]
+) -> list[tuple[str, str]]:
+    """List what the page says of the job that wrote it."""
+    versions = f"entirespace {release()} · Python {sys.version.split()[0]} · Spark {spark.version}"
+    facts = [
+        ("dataset", without_secrets(job.out.location)),
+        ("raw log", without_secrets(job.settings.source.path)),
+        ("written", f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(started))}, in {duration_text(seconds['all'])}"),
+        ("versions", versions),
+    ]
+    command = command_typed()
+    return facts + ([("command", command)] if command else [])
 
 
 def write_run_of(

@@ -6,6 +6,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.errors import writing
 from pipeline.html.page import render
 from training.evaluation.comparison import Comparison, cell_text, collapsed_text, markdown_of, provenance_text
+from training.evaluation.page_facts import facts_of_writing
 
 _NOTE = (
     "{impressions:,} impressions, {users:,} users. Differences are from {first}, with a 95 % interval and p (two-sided, paired "
@@ -19,6 +20,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     results = comparison.results
     page = render(
         "compare.html.j2",
+        facts=facts_of_writing(),
         names=[one.name for one in results],
         rows=[(name, [cell_text(cell) for cell in cells]) for name, cells in comparison.rows],
         note=_NOTE.format(impressions=results[0].rows[0], users=results[0].num_users, first=results[0].name),

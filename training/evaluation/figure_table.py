@@ -31,7 +31,7 @@ def baseline_of(task: str, metrics: Metrics) -> Baseline | None:
 def num_of(task: str, metrics: Metrics) -> tuple[int, int]:
     """Return how many impressions a task is evaluated on, and how many of them are positives."""
     whole = "clicks" if task == "cvr" else "impressions"
-    return int(metrics[f"num_{whole}"] or 0), int(metrics[f"num_{POSITIVES[task]}"] or 0)
+    return int(metrics.get(f"num_{whole}") or 0), int(metrics.get(f"num_{POSITIVES[task]}") or 0)
 
 
 def figure_table(metrics: Metrics, intervals: Mapping[str, Sequence[float]], width: int | None = None) -> list[str]:

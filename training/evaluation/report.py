@@ -13,13 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.atomic_files import write_whole
+from pipeline.html.alert import BAD, FAIR, PageAlert
 from pipeline.html.charts import Chart
 from pipeline.html.page import render
+from pipeline.secrets import without_secrets
 from training.evaluation.calibration import ECE_BINS
 from training.evaluation.curves import TaskCurves
+from training.evaluation.figure_table import baseline_of, num_of
+from training.evaluation.health import POSITIVES
 from training.evaluation.metrics import Metrics
-from training.evaluation.report_charts import calibration_chart, histogram_chart, loss_charts, roc_chart
-from training.evaluation.run_files import LogEntry, best_validation, read_log
+from training.evaluation.page_facts import facts_of_writing
+from training.evaluation.report_charts import (
+    calibration_chart,
+    histogram_chart,
+    loss_charts,
+    roc_chart,
+    validation_charts,
+)
+from training.evaluation.run_files import LogEntry, best_validation, read_log, read_validations
 from training.evaluation.sorted_scores import Array
 
 TASK_TITLES = {
@@ -45,6 +56,8 @@ _HEADLINE_COLUMNS = {
     "ECE": ("{}_ece", ".2g"),
 }
 
+#: Positives below which the figures of a task are uncertain, as in pipeline.audit.alerts.
+_LEAST_POSITIVES = 100
 
 #: What metrics.json says besides figures.
 NO_FIGURES = (
@@ -66,6 +79,7 @@ class HeadlineCell(NamedTuple):
 
     text: str | None
     meter: float | None  # in [0, 1]; None for a figure that is no share
+    interval: str = ""  # 95 %
 
 
 class HeadlineRow(NamedTuple):
@@ -74,6 +88,7 @@ class HeadlineRow(NamedTuple):
     title: str
     meaning: str
     cells: list[HeadlineCell]
+    is_baseline: bool = False  # of one probability for all impressions
 
 
 class Headline(NamedTuple):
@@ -98,7 +113,7 @@ class FunnelBar(NamedTuple):
     number: int
     of_impressions: float | None
     of_clicks: float | None
-    bar: float  # length in percent, logarithmic: on real logs one conversion faces five thousand impressions
+    bar: float  # length in percent of the impressions'
 
 
 class TrainingFacts(NamedTuple):
@@ -120,6 +135,7 @@ class SliceTable(NamedTuple):
 class TaskSection(NamedTuple):
     """The charts of one task; fewer than three where one needs both classes."""
 
+    id: str
     title: str
     meaning: str
     charts: list[Chart]
@@ -132,27 +148,37 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
     split = saved["split"]
     log, num_broken_lines = read_log(run / "log.jsonl")
     config = run / "config.yaml"
+    tasks = [task_section(name, curves.get(name)) for name in TASK_TITLES if f"{name}_auc" in metrics]
     page = render(
         "report.html.j2",
         name=run.resolve().name,
         split=split,
-        headline=headline(metrics),
+        facts=report_facts(run, saved, target),
+        headline=headline(metrics, saved.get("intervals", {})),
         groups=groups(metrics),
         undefined=[
             (", ".join(name for name in reasons if reasons[name] == reason), reason)
             for reason in dict.fromkeys(reasons.values())
         ],
         calibrated=saved.get("calibrated"),
-        alerts=[alert["text"] for alert in saved.get("alerts", ())],
+        alerts=report_alerts(saved, metrics),
         calibration_in_words=saved.get("calibration_in_words", ()),
         has_oracle=any(name.startswith("true_") for name in metrics),
         ece_bins=ECE_BINS,
         funnel=funnel(metrics),
         loss_charts=loss_charts(log),
+        validation_charts=validation_charts(read_validations(run / "log.jsonl")),
         training=training_facts(log),
         best=best_validation(run / "log.jsonl"),
         num_broken_lines=num_broken_lines,
-        tasks=[task_section(name, curves.get(name)) for name in TASK_TITLES if f"{name}_auc" in metrics],
+        tasks=tasks,
+        places=[
+            ("result", "Figures"),
+            ("funnel", "Funnel"),
+            ("training", "Training"),
+            *((task.id, task.title) for task in tasks),
+            ("numbers", "All numbers"),
+        ],
         metrics={str(name): json.dumps(value) for name, value in metrics.items()},
         intervals=saved.get("intervals", {}),
         slices=[slice_table(name, parts, metrics) for name, parts in saved.get("slices", {}).items()],
@@ -163,8 +189,51 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
     write_whole(target, page)
 
 
-def headline(metrics: Metrics) -> Headline:
-    """List the figures of every evaluated task, and of CVR over all impressions where the oracle is known."""
+def report_facts(run: Path, saved: Mapping[str, Any], target: Path) -> list[tuple[str, str]]:
+    """List what the page is about: the run, its checkpoint and dataset, when and by which command it was evaluated."""
+    found: Mapping[str, Any] = saved.get("provenance", {})
+    facts = [
+        ("run", without_secrets(str(run.resolve()))),
+        ("split", str(saved["split"])),
+        ("checkpoint", " · ".join(str(found[key]) for key in ("checkpoint", "chosen_as", "weights") if key in found)),
+        ("dataset", without_secrets(str(found.get("data", "")))),
+        ("settings", str(found.get("settings_xxh3", ""))),
+        ("manifest", str(found.get("manifest_xxh3", ""))),
+        ("evaluated by", f"entirespace {found['version']}" if "version" in found else ""),
+        ("page", without_secrets(str(target.resolve())) if target.parent != run else ""),
+        *facts_of_writing(),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def report_alerts(saved: Mapping[str, Any], metrics: Metrics) -> list[PageAlert]:
+    """List what is wrong or doubtful: the alerts of the evaluation, predictions that are off, and too few positives."""
+    found = []
+    for alert in saved.get("alerts", ()):
+        section = f"task-{alert['of']}" if f"{alert['of']}_auc" in metrics else "training"
+        found.append(PageAlert(BAD, alert["text"], section))
+    for task, rates in saved.get("observed_rates", {}).items():
+        if rates and rates[0]["verdict"] in ("too high", "too low"):
+            ratio = rates[0]["ratio"]
+            text = (
+                f"Calibration: p_{task} is {rates[0]['verdict']}: {ratio:.3f} times as many {POSITIVES[task]} were observed "
+                f"as predicted ({rates[0]['low']:.3f} to {rates[0]['high']:.3f})."
+            )
+            found.append(PageAlert(FAIR, text, f"task-{task}"))
+    for task in POSITIVES:
+        if f"{task}_auc" in metrics and f"num_{POSITIVES[task]}" in metrics:
+            _, positives = num_of(task, metrics)
+            if 0 < positives < _LEAST_POSITIVES:
+                text = f"Few positives: {positives:,} {POSITIVES[task]} decide the figures of {task}, so they are uncertain."
+                found.append(PageAlert(FAIR, text, "result"))
+    return found
+
+
+def headline(metrics: Metrics, intervals: Mapping[str, Sequence[float]] | None = None) -> Headline:
+    """List the figures of every evaluated task, each above those of one probability for all impressions.
+
+    CVR over all impressions follows where the oracle is known.
+    """
     named = [(name, *titles) for name, titles in TASK_TITLES.items() if f"{name}_auc" in metrics]
     if "cvr_all_auc" in metrics:
         named.append(("cvr_all", "CVR, all impressions", "expected under the true probabilities, clicked or not"))
@@ -179,9 +248,28 @@ def headline(metrics: Metrics) -> Headline:
         value = metrics.get(key.format(name))
         if value is None:
             return HeadlineCell(None, None)
-        return HeadlineCell(format(value, form), min(max(value, 0.0), 1.0) if column == _SHARE else None)
+        bounds = (intervals or {}).get(key.format(name))
+        interval = f"{format(bounds[0], form)} to {format(bounds[1], form)}" if bounds else ""
+        return HeadlineCell(format(value, form), min(max(value, 0.0), 1.0) if column == _SHARE else None, interval)
 
-    rows = [HeadlineRow(title, meaning, [cell(name, column) for column in columns]) for name, title, meaning in named]
+    rows = []
+    for name, title, meaning in named:
+        rows.append(HeadlineRow(title, meaning, [cell(name, column) for column in columns]))
+        baseline = baseline_of(name, metrics) if name in POSITIVES else None
+        if baseline:
+            figures = {
+                "AUC": 0.5,
+                "GAUC": 0.5,
+                _SHARE: 0.0,
+                "log loss": baseline.log_loss,
+                "calibration": 1.0,
+                "ECE": 0.0,
+            }
+            cells = [
+                HeadlineCell(format(figures[column], _HEADLINE_COLUMNS[column][1]) if column in figures else None, None)
+                for column in columns
+            ]
+            rows.append(HeadlineRow(f"always {baseline.rate:.4g}", "one probability for all", cells, is_baseline=True))
     return Headline(columns, rows)
 
 
@@ -205,7 +293,7 @@ def funnel(metrics: Metrics) -> list[FunnelBar]:
             number,
             number / impressions if name != "impressions" and impressions else None,
             number / clicks if name in ("dactions", "conversions") and clicks else None,
-            100 * float(np.log1p(number)) / max(float(np.log1p(impressions)), 1e-9),
+            100 * number / max(impressions, 1),
         )
         for name, number in numbers.items()
     ]
@@ -254,10 +342,10 @@ def task_section(name: str, curves: TaskCurves | None) -> TaskSection:
     """Draw ROC curve, calibration and histogram of one task; nothing for one whose predictions are not finite."""
     title, meaning = TASK_TITLES[name]
     if curves is None:
-        return TaskSection(title, meaning, [])
+        return TaskSection(f"task-{name}", title, meaning, [])
     charts = [
         roc_chart(title, curves.roc, curves.oracle_roc),
         calibration_chart(title, curves.calibration),
         histogram_chart(title, curves.histogram),
     ]
-    return TaskSection(title, meaning, [chart for chart in charts if chart])
+    return TaskSection(f"task-{name}", title, meaning, [chart for chart in charts if chart])

@@ -31,6 +31,25 @@ def loss_charts(log: Sequence[Mapping[str, float]]) -> list[Chart]:
     return drawn
 
 
+def validation_charts(validations: Sequence[Mapping[str, float]]) -> list[Chart]:
+    """Draw the loss of each validation, and its AUCs, against the step; nothing for fewer than two, which make no curve."""
+    names = list(dict.fromkeys(name for entry in validations for name in entry if name.startswith("validation_")))
+    losses, others = ["validation_loss"], [name for name in names if name != "validation_loss"]
+    drawn = []
+    for title, keys, label in (("Validation loss", losses, "loss"), ("Validation AUC", others, "AUC")):
+        lines = []
+        for number, key in enumerate(keys):
+            seen = [entry for entry in validations if key in entry]
+            step, value = [entry["step"] for entry in seen], [entry[key] for entry in seen]
+            if len(seen) > 1:
+                name = key.removeprefix("validation_").removesuffix("_auc")
+                lines.append(Series(name, step, value, "points", number % 4))
+        if lines:
+            description = f"{title} against training step, after each of {len(validations)} validations"
+            drawn.append(chart(title, description, Axis("step"), Axis(label), lines))
+    return drawn
+
+
 def _thinned(step: Array, value: Array) -> tuple[Array, Array]:
     pieces = min(LOSS_POINTS, len(step))
     return (

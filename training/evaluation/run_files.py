@@ -56,6 +56,22 @@ def read_log(path: Path) -> tuple[list[LogEntry], int]:
     return [steps[step] for step in sorted(steps)], num_broken
 
 
+def read_validations(path: Path) -> list[LogEntry]:
+    """Read the validations of log.jsonl in order of steps: step, and validation_<name> of every figure that is defined."""
+    steps: dict[int, LogEntry] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            figures = {
+                name: float(entry[name]) for name in entry if name.startswith("validation_") and entry[name] is not None
+            }
+            if figures:
+                steps[int(entry["step"])] = {"step": int(entry["step"])} | figures
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    return [steps[step] for step in sorted(steps)]
+
+
 class BestValidation(NamedTuple):
     """What log.jsonl says of the validations of a run."""
 

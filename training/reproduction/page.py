@@ -13,6 +13,7 @@ from pipeline.errors import writing
 from pipeline.html.charts import Axis, Chart, Series, chart
 from pipeline.html.page import render
 from training.evaluation.health import is_collapsed
+from training.evaluation.page_facts import facts_of_writing
 from training.reproduction.seeds import PairedDifference, SeedSummary, paired_difference, summarize_seeds
 from training.reproduction.tables import PaperTable, TableRow
 
@@ -248,6 +249,7 @@ def write_table(filled: FilledTable, out: Path, name: str) -> list[Path]:
         first=first,
         others=others,
         charts=filled.charts(),
+        facts=facts_of_writing(),
         notes=filled.notes(),
         commands=filled.commands(),
     )

@@ -2,19 +2,24 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, after_script, assert_nothing_overflows, dom_of, overflow_of
 from event_log import ACTIONS, IMPRESSIONS, action, impression, written
 from raw_log import random_log
 
 from pipeline.audit.page import audit_page
 from pipeline.config.preprocess import PreprocessSettings
+from pipeline.dataset.manifest import load_manifest
 from pipeline.preprocess import preprocess
 
 Settings = Callable[..., PreprocessSettings]
+HTML = Path(__file__).parents[3] / "pipeline" / "html"
+POLICY = '<meta http-equiv="Content-Security-Policy" content="x">'
 ATTACK = b'<script>alert("&")</script>,1,205\x02\x03\xe2\x80\xae\xff'
 
 
@@ -26,11 +31,15 @@ class Text(HTMLParser):
         self.words: list[str] = []
         self.tags: list[str] = []
         self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        assert not {name for name, _ in attrs} & {"src", "href", "onload", "onclick"}
+        assert not {name for name, _ in attrs} & {"src", "onload", "onclick"}
+        self.ids |= {value or "" for name, value in attrs if name == "id"}
+        self.links |= {value or "" for name, value in attrs if name == "href"}
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
@@ -54,11 +63,13 @@ def audited(
     return raw, root / "out"
 
 
-def test_the_page_is_one_file_without_script_or_reference_and_shows_the_counts(audited: tuple[Path, Path]) -> None:
+def test_the_page_is_one_file_without_reference_and_shows_the_counts(audited: tuple[Path, Path]) -> None:
     _, out = audited
     page = Text((out / "audit.html").read_text(encoding="utf-8"))
     assert page.open == []
-    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert not {"img", "link", "iframe"} & set(page.tags)
+    assert {link.removeprefix("#") for link in page.links} <= page.ids  # within the page, and each leads somewhere
+    assert len(page.links) > 4
     text = " ".join(page.words)
     audit = json.loads((out / "audit.json").read_text())
     for split, total in audit["funnel"].items():
@@ -75,7 +86,8 @@ def test_the_page_is_one_file_without_script_or_reference_and_shows_the_counts(a
 def test_a_line_of_the_log_is_shown_as_text_whatever_it_holds(audited: tuple[Path, Path]) -> None:
     _, out = audited
     page = (out / "audit.html").read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the one of the package, which the policy of the page names by its hash
+    assert f"<script>{(HTML / 'sort.js').read_text().rstrip()}</script>" in page
     assert "&lt;script&gt;alert(&#34;&amp;&#34;)" in page
     assert ",1,205<b>\\x02\\x03\\u202e</b>\\xff</code>" in page
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
@@ -117,6 +129,39 @@ def test_the_page_of_an_event_log_explains_its_rows_actions_and_splits(
     assert "<h2>Actions" not in ali_ccp
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_nothing_overflows_and_a_heading_sorts(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    page = audited[1] / "audit.html"
+    assert_nothing_overflows(page, tmp_path)
+    shutil.copy(page, tmp_path / "audit.html")
+    assert '<th scope="col" tabindex="0">' in dom_of(tmp_path / "audit.html")  # the policy lets the page's script run
+    names = [field.name for field in load_manifest(audited[1]).fields]
+
+    def shown(clicks: str) -> list[str]:
+        dom = after_script(page, tmp_path, f"const heads = document.querySelectorAll('.sortable thead th'); {clicks}")
+        (table,) = re.findall(r'<table class="data sortable">.*?</table>', dom, re.DOTALL)
+        return re.findall(r'<th scope="row">(\w+)<small>', table)
+
+    assert sorted(shown("")) == sorted(names)
+    assert shown("heads[0].click()") == sorted(names)
+    assert shown("heads[0].click(); heads[0].click()") == sorted(names, reverse=True)
+    num_rows = {field.name: field.num_rows for field in load_manifest(audited[1]).fields}
+    by_rows = [num_rows[name] for name in shown("heads[2].dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}))")]
+    assert by_rows == sorted(num_rows.values(), reverse=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_what_overflows_a_page_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    wide = "<p style='white-space:nowrap'>" + "wide " * 100 + "</p>"
+    page.write_text(f"<head>{POLICY}</head><body><div class='scroll' style='overflow-x:auto'>{wide}</div></body>")
+    assert_nothing_overflows(page, tmp_path)
+    page.write_text(f"<head>{POLICY}</head><body>{wide}</body>")
+    assert overflow_of(page, tmp_path)[390][0] > 1000
+    page.write_text(f"<head>{POLICY}</head><body><div style='overflow:hidden'>{wide}</div></body>")
+    assert overflow_of(page, tmp_path)[390][1][0].startswith("DIV wide")
+
+
 def test_three_examples_of_each_reason_are_the_first_lines_of_the_log_that_have_it(audited: tuple[Path, Path]) -> None:
     raw, out = audited
     audit = json.loads((out / "audit.json").read_text())
@@ -137,14 +182,20 @@ def test_another_run_writes_the_same_audit_and_page(
 ) -> None:
     raw, out = audited
     manifest = preprocess(preprocess_settings(raw, tmp_path / "again", "source.split_bytes=5000"))
-    for name in ("audit.json", "audit.html", "manifest.json"):
+    for name in ("audit.json", "manifest.json"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
-    assert audit_page(json.loads((out / "audit.json").read_text()), manifest) == (out / "audit.html").read_text()
+    pages = {place: (place / "audit.html").read_text() for place in (out, tmp_path / "again")}
+    facts = {place: re.search("<dl class=.facts.>.*?</dl>", page, re.DOTALL)[0] for place, page in pages.items()}
+    assert str(out) in facts[out]
+    assert str(tmp_path / "again") in facts[tmp_path / "again"]
+    assert all(f"<dt>raw log</dt><dd>{raw}</dd>" in found for found in facts.values())
+    assert all(re.search(r"<dd>\d{4}-\d\d-\d\d \d\d:\d\d UTC, in ", found) for found in facts.values())
+    rendered = audit_page(json.loads((out / "audit.json").read_text()), manifest)
+    facts[None] = re.search("<dl class=.facts.>.*?</dl>", rendered, re.DOTALL)[0]
+    assert len({page.replace(facts[place], "") for place, page in [*pages.items(), (None, rendered)]}) == 1
 
 
 def test_a_named_leak_stands_at_the_head_of_the_page(audited: tuple[Path, Path], tmp_path: Path) -> None:
-    from pipeline.dataset.manifest import load_manifest
-
     _, out = audited
     audit = json.loads((out / "audit.json").read_text())
     audit["leakage"]["auc"]["position"] = {"click": {"auc": 0.999, "error": 0.001, "by": "weights"}}

@@ -1,5 +1,7 @@
 """Pages: hostile text stays text, whichever template shows it, and templates are found wherever the code lies."""
 
+import base64
+import hashlib
 import re
 import subprocess
 import sys
@@ -85,6 +87,7 @@ def test_an_installed_package_has_every_template(tmp_path: Path) -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     folder = ROOT / "pipeline/html"
     shipped = {path for pattern in patterns["pipeline.html"] for path in folder.glob(pattern)}
+    assert folder / "sort.js" in shipped
     assert shipped == {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
     assert folder / "style.css" in shipped
 
@@ -96,3 +99,13 @@ def test_a_percentage_has_so_many_significant_digits() -> None:
         "100 %",
         "0 %",
     ]
+
+
+def test_the_policy_of_a_page_names_its_script_by_hash_and_other_pages_allow_none() -> None:
+    content = {"title": "t", "heading": "h", "subtitle": "s"}
+    plain, sortable = render("layout.html.j2", **content), render("layout.html.j2", **content, sortable=True)
+    assert "script" not in plain
+    (script,) = re.findall(r"<script>(.*?)</script>", sortable, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in sortable
+    assert not re.search(r"innerHTML|eval|document\.write|fetch|https?:", script)

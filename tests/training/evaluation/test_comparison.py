@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, assert_nothing_overflows
 from sklearn.metrics import roc_auc_score
 
 from jobs.compare import CompareSettings, run
@@ -101,6 +102,9 @@ def test_the_page_names_figures_differences_collapsed_runs_and_provenance(runs, 
         assert wanted in text, wanted
         assert wanted in html, wanted
     assert "<script" not in html
+    assert "<dt>written</dt>" in html
+    if CHROMIUM:
+        assert_nothing_overflows(tmp_path / "pages/page.html", tmp_path)
     (row,) = [line for line in text.splitlines() if line.startswith("| ctr_auc ")]
     assert row.count(", p ") == 2
     assert row.rstrip(" |").endswith("*)")

@@ -9,13 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, assert_nothing_overflows
 
 from pipeline.errors import InputError
 from training.evaluation.curves import TaskCurves
 from training.evaluation.metrics import evaluate, evaluate_with_curves, oracle_metrics
 from training.evaluation.report import headline, write_report
-from training.evaluation.report_charts import LOSS_POINTS, calibration_chart, histogram_chart, roc_chart
-from training.evaluation.run_files import read_log, read_metrics, read_predictions
+from training.evaluation.report_charts import (
+    LOSS_POINTS,
+    calibration_chart,
+    histogram_chart,
+    roc_chart,
+    validation_charts,
+)
+from training.evaluation.run_files import read_log, read_metrics, read_predictions, read_validations
 from training.evaluation.sorted_scores import SortedScores
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -96,7 +103,11 @@ def test_the_report_fetches_nothing_runs_nothing_and_is_small(tmp_path):
     html = report_of(a_run(tmp_path / "run", steps=20_000)).read_text()
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
-    assert not [value for name, value in page.attributes if name in ("src", "href") or name.startswith("on")]
+    assert not [value for name, value in page.attributes if name == "src" or name.startswith("on")]
+    ids = {value for name, value in page.attributes if name == "id"}
+    links = [value for name, value in page.attributes if name == "href"]
+    assert len(links) > 3
+    assert {f"#{place}" for place in ids} >= set(links)  # within the page, and each leads somewhere
     assert not re.search(r"https?://|url\(|@import", html)
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
     assert len(html) < 300_000
@@ -115,6 +126,11 @@ def test_signs_of_a_bad_model_come_first_and_calibration_is_said_in_words(tmp_pa
     assert text.index("p_cvr is nearly one value <for> all.") < text.index("Result")
     assert in_words[0] in text
     assert "calibration_in_words" not in text  # it is no figure
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_nothing_overflows(tmp_path):
+    assert_nothing_overflows(report_of(a_run(tmp_path / "run")), tmp_path)
 
 
 def test_text_from_outside_is_escaped(tmp_path):
@@ -201,3 +217,73 @@ def test_undefined_figures_show_as_a_dash_and_their_charts_are_left_out():
     assert roc_chart("CTR", curves.roc, None) is None
     assert calibration_chart("CTR", curves.calibration) is None
     assert histogram_chart("CTR", curves.histogram) is not None  # which needs no second class
+
+
+def test_the_page_says_what_it_is_about_and_each_alert_leads_to_its_section(tmp_path):
+    run = a_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    rate = {"verdict": "too high", "ratio": 0.8, "low": 0.7, "high": 0.9}
+    metrics |= {
+        "num_conversions": 99,
+        "observed_rates": {"ctr": [rate], "cvr": [rate | {"verdict": "right"}]},
+        "alerts": [
+            {"kind": "one_value", "of": "cvr", "text": "p_cvr is one value."},
+            {"kind": "diverged", "of": "click", "text": "The loss diverged."},
+        ],
+        "provenance": {"checkpoint": "step-7", "chosen_as": "best", "weights": "average", "data": "s3://k:pw@b/<d>",
+                       "settings_xxh3": "abc1", "manifest_xxh3": "def2", "version": "9.9"},
+    }  # fmt: skip
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    html = report_of(run).read_text()
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", html))
+    assert facts["run"] == str(run.resolve())
+    assert (facts["split"], facts["checkpoint"]) == ("test", "step-7 · best · average")
+    assert facts["dataset"] == "s3://***@b/&lt;d&gt;"
+    assert (facts["settings"], facts["manifest"]) == ("abc1", "def2")
+    assert facts["evaluated by"] == "entirespace 9.9"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["written"])
+    alerts = re.findall(r'<p class="(\w+)"><a href="#([\w-]+)">([^<]+)</a></p>', html)
+    assert alerts == [
+        ("bad", "task-cvr", "p_cvr is one value."),
+        ("bad", "training", "The loss diverged."),
+        ("fair", "task-ctr", "Calibration: p_ctr is too high: 0.800 times as many clicks were observed as predicted (0.700 to 0.900)."),
+        ("fair", "result", "Few positives: 99 conversions decide the figures of cvr, so they are uncertain."),
+        ("fair", "result", "Few positives: 99 conversions decide the figures of ctcvr, so they are uncertain."),
+    ]  # fmt: skip
+    assert "No alert: " not in html
+
+
+def test_a_run_without_a_doubt_says_so(tmp_path):
+    assert "No alert: " in report_of(a_run(tmp_path / "run")).read_text()
+
+
+def test_each_task_stands_above_one_probability_for_all_with_its_intervals(tmp_path):
+    metrics = json.loads((a_run(tmp_path / "run") / "metrics.json").read_text())
+    found = headline(metrics, {"ctr_auc": [0.61, 0.69], "cvr_log_loss": [0.5, 0.6]})
+    kinds = [(row.title.split()[0], row.is_baseline) for row in found.rows]
+    assert kinds == [("CTR", False), ("always", True), ("CVR", False), ("always", True), ("CTCVR", False), ("always", True), ("CVR,", False)]  # fmt: skip
+    by_column = [dict(zip(found.columns, row.cells, strict=True)) for row in found.rows]
+    assert by_column[0]["AUC"].interval == "0.6100 to 0.6900"
+    assert by_column[2]["log loss"].interval == "0.5000 to 0.6000"
+    rate = metrics["num_conversions"] / metrics["num_clicks"]
+    assert by_column[3]["AUC"].text == "0.5000"
+    assert by_column[3]["log loss"].text == f"{-rate * np.log(rate) - (1 - rate) * np.log(1 - rate):.4f}"
+    assert by_column[3]["oracle AUC"].text is None
+
+
+def test_validations_are_drawn_against_the_step(tmp_path):
+    run = a_run(tmp_path / "run")
+    with (run / "log.jsonl").open("a") as log:
+        for step, auc in ((10, 0.6), (20, None), (30, 0.7), (30, 0.71)):
+            log.write(json.dumps({"step": step, "validation_loss": 0.4, "validation_ctr_auc": auc}) + "\n")
+    assert read_validations(run / "log.jsonl") == [
+        {"step": 10, "validation_loss": 0.4, "validation_ctr_auc": 0.6},
+        {"step": 20, "validation_loss": 0.4},
+        {"step": 30, "validation_loss": 0.4, "validation_ctr_auc": 0.71},
+    ]
+    loss, auc = validation_charts(read_validations(run / "log.jsonl"))
+    assert (len(loss.lines[0].points), len(auc.lines[0].points), auc.lines[0].name) == (3, 2, "ctr")
+    assert validation_charts(read_validations(run / "log.jsonl")[:1]) == []
+    text = " ".join(Page(report_of(run).read_text()).texts)
+    assert "Validation loss" in text
+    assert "Validation AUC" in text

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, assert_nothing_overflows
 from scipy.stats import ttest_rel
 from tiny_dataset import write_tiny_dataset
 
@@ -311,6 +312,8 @@ def test_a_table_has_ours_beside_the_papers_and_counts_collapsed_runs(tmp_path: 
     assert [path.suffix for path in paths] == [".md", ".html", ".json"]
     assert paths[0].read_text() == markdown_of_table(filled)
     page = paths[1].read_text()
+    if CHROMIUM:
+        assert_nothing_overflows(paths[1], tmp_path)
     assert "out=&lt;b&gt;" in page
     assert cells[1] in page
     saved = json.loads(paths[2].read_text())
