@@ -1,7 +1,6 @@
 """The page of --help: usage, an example, what has to be given, the groups, and every setting with its comment."""
 
 import ast
-import functools
 import inspect
 import io
 import sys
@@ -91,15 +90,17 @@ def _with_short_lines(text: str, schema: type[Any]) -> str:
 def comments_of(schema: type[Any]) -> dict[str, str]:
     """Return the comment of each setting that has one, by its key."""
     comments: dict[str, str] = {}
+    read: dict[type[Any], dict[str, str]] = {}
     for setting in settings_of(schema):
-        found = _comments(setting.owner)
+        if setting.owner not in read:
+            read[setting.owner] = _comments(setting.owner)
+        found = read[setting.owner]
         name = setting.key.rpartition(".")[2]
         if name in found:
             comments[setting.key] = found[name]
     return comments
 
 
-@functools.cache
 def _comments(schema: type[Any]) -> dict[str, str]:
     """Read the comment behind each field, in the source of `schema` and of the dataclasses that it extends."""
     found: dict[str, str] = {}
