@@ -56,7 +56,7 @@ def run_on_ranks(module: str, arguments: Sequence[str], ranks: int) -> int:
 
 
 def _status_of(failed: ChildFailedError, received: Sequence[int]) -> int:
-    rank, failure = _first_cause(failed)
+    rank, failure = _origin_of(failed)
     if failure.exitcode >= 0:
         return failure.exitcode
     number = -failure.exitcode
@@ -71,7 +71,7 @@ def _status_of(failed: ChildFailedError, received: Sequence[int]) -> int:
     return _BY_A_SIGNAL + number
 
 
-def _first_cause(failed: ChildFailedError) -> tuple[int, ProcessFailure]:
+def _origin_of(failed: ChildFailedError) -> tuple[int, ProcessFailure]:
     """Return the rank whose end brought the others down, and its failure.
 
     The agent dates a failure by the second in which it looked. Where a rank was killed and another found its connection

@@ -7,6 +7,7 @@ bars, and hardly a number.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from training.evaluation.slices import PURCHASES
 from training.reproduction.tables import (
@@ -33,7 +34,7 @@ _HIDDEN = {
     6: (512, 256, 128, 64, 32),
     7: (512, 256, 128, 64, 32, 16),
 }
-_ESMM_OF_ESM2, _ESM2_MODEL = system_named(ESM2, "ESMM"), system_named(ESM2, "ESM2")
+_ESMM_OF_ESM2, _WITH_DACTIONS = system_named(ESM2, "ESMM"), system_named(ESM2, "ESM2")
 _AUCS = COLUMNS_OF_ESM2[:2]
 
 
@@ -58,7 +59,7 @@ def _rows_of_values(panel: str, word: str, values: Mapping[float, str], usual: f
     return [
         TableRow(
             f"{panel} {value:g}",
-            _ESM2_MODEL if value == usual else varied(_ESM2_MODEL, f"{word}={text}"),
+            _WITH_DACTIONS if value == usual else varied(_WITH_DACTIONS, f"{word}={text}"),
             place=FigurePlace(panel, "ESM2", value),
         )
         for value, text in values.items()
@@ -71,8 +72,7 @@ def _columns_of_parts(parts: Sequence[str]) -> tuple[TableColumn, ...]:
     )
 
 
-_FEW, _SOME, _MANY = PURCHASES
-_GROUPS = (f"[0,{_FEW}]", f"[{_FEW + 1},{_SOME}]", f"[{_SOME + 1},{_MANY}]", f"({_MANY},∞)")
+_GROUPS = (*(f"[{below + 1},{high}]" for below, high in pairwise((-1, *PURCHASES))), f"({PURCHASES[-1]},∞)")
 
 PAPER_FIGURES: Mapping[str, PaperTable] = {
     "esmm_fig3": PaperTable(
@@ -117,7 +117,7 @@ PAPER_FIGURES: Mapping[str, PaperTable] = {
     "esm2_fig7": PaperTable(
         "ESM² Figure 7: AUC by a user's purchases in the train split",
         SOURCE_OF_ESM2,
-        (TableRow("ESMM", _ESMM_OF_ESM2), TableRow("ESM2", _ESM2_MODEL)),
+        (TableRow("ESMM", _ESMM_OF_ESM2), TableRow("ESM2", _WITH_DACTIONS)),
         _columns_of_parts(_GROUPS),
         {},
         "ESMM",
@@ -129,9 +129,9 @@ PAPER_FIGURES: Mapping[str, PaperTable] = {
         "ESM² §5: what tanh((f − µ)/σ) of the numeric fields is worth",
         SOURCE_OF_ESM2,
         (
-            TableRow("tanh", _ESM2_MODEL),
-            TableRow("buckets", _ESM2_MODEL, "data_bucketized"),
-            TableRow("without", _ESM2_MODEL, "data_without"),
+            TableRow("tanh", _WITH_DACTIONS),
+            TableRow("buckets", _WITH_DACTIONS, "data_bucketized"),
+            TableRow("without", _WITH_DACTIONS, "data_without"),
         ),
         _AUCS,
         {},
