@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -57,9 +58,11 @@ def spark() -> "Iterator[SparkSession]":
     """The one session; jobs started through pipeline.preprocess find and use it."""
     from pipeline.spark.session import start_spark
 
+    before = signal.getsignal(signal.SIGINT)  # pytest-xdist interrupts its workers at the end, and pyspark would answer
     session = start_spark(SparkSettings(master="local[2]"))
     yield session
     session.stop()
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
