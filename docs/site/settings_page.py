@@ -4,7 +4,6 @@ python -m docs.site.settings_page          writes the page
 python -m docs.site.settings_page --check  ends with status 1 if the committed page is not what would be written
 """
 
-import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -17,26 +16,10 @@ from omegaconf import MISSING
 
 from jobs.command_line import Setting, settings_of
 from jobs.help_page import comments_of
+from jobs.listing import JOBS, JobEntry
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
-#: The jobs in the order of a user, and where the settings of each are defined.
-SCHEMAS = {
-    "simulate": "pipeline.simulate.run:SimulateSettings",
-    "preprocess": "pipeline.config.preprocess:PreprocessSettings",
-    "inspect": "jobs.inspect:InspectSettings",
-    "train": "training.run.settings:TrainSettings",
-    "evaluate": "jobs.evaluate:EvaluateSettings",
-    "compare": "jobs.compare:CompareSettings",
-    "score": "pipeline.config.score:ScoreSettings",
-    "export": "training.export.settings:ExportSettings",
-    "pipeline": "training.run.chain:ChainSettings",
-    "plan": "training.planning.settings:FeasibilitySettings",
-    "gbdt": "training.gbdt.settings:GbdtSettings",
-    "reproduce": "training.reproduction.settings:ReproduceSettings",
-    "track": "jobs.track:TrackSettings",
-    "demo": "training.run.demo:DemoSettings",
-}
 HEAD = """# Every setting
 
 `python -m docs.site.settings_page` writes this page from the dataclasses that own the defaults. Do not edit it.
@@ -51,9 +34,11 @@ def page() -> str:
     """Return the whole page."""
     parts = [HEAD, "## The files of the groups\n", *_groups()]
     described: dict[tuple[str, type[Any]], str] = {}
-    for job, place in SCHEMAS.items():
-        module, name = place.split(":")
-        parts += [f"## jobs.{job}\n", *_job(job, getattr(importlib.import_module(module), name), described)]
+    for job in JOBS:
+        parts += [
+            f"## jobs.{job.name}\n\n{job.about}\n\n    entirespace {job.name} {job.example}\n",
+            *_job(job, described),
+        ]
     return "\n".join(parts)
 
 
@@ -70,21 +55,21 @@ def _groups() -> Iterator[str]:
     yield ""
 
 
-def _job(job: str, schema: type[Any], described: dict[tuple[str, type[Any]], str]) -> Iterator[str]:
+def _job(job: JobEntry, described: dict[tuple[str, type[Any]], str]) -> Iterator[str]:
     """Yield the tables of a job: its own settings, then one for each group that no earlier job has shown."""
-    comments = comments_of(schema)
+    comments = comments_of(job.schema)
     groups: dict[str, list[Setting]] = {"": []}
-    for setting in settings_of(schema):
+    for setting in settings_of(job.schema):
         if not is_dataclass(setting.type):
             groups.setdefault(setting.key.rpartition(".")[0], []).append(setting)
     for group, settings in groups.items():
         if not settings:
             continue
         owner = settings[0].owner
-        earlier = described.setdefault((group, owner), job)
+        earlier = described.setdefault((group, owner), job.name)
         if group:
-            yield f"### jobs.{job}: `{group}`\n"
-        if earlier != job:
+            yield f"### jobs.{job.name}: `{group}`\n"
+        if earlier != job.name:
             yield f"The settings of `{group}` are those of [jobs.{earlier}](#jobs{earlier}-{_slug(group)}).\n"
             continue
         yield "| setting | default | what it does |\n|---|---|---|"

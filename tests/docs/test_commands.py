@@ -1,6 +1,5 @@
 """Every command of the pages that starts a job names a job and settings that are there, and composes where it is complete."""
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from docs.site.settings_page import SCHEMAS
 from jobs.command_line import parse_words, settings_of
 from jobs.entry import compose
+from jobs.listing import JOBS, job_named
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-JOB = re.compile(r"(?:python -m |-m )jobs\.(\w+)")
+JOB = re.compile(r"(?:-m jobs\.|^\s*entirespace )(\w+)")
 
 
 def commands_of(page: Path) -> Iterator[tuple[str, str]]:
@@ -47,9 +46,8 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.mark.parametrize(("page", "job", "words"), COMMANDS, ids=lambda value: re.sub(r"[^\w=./ -]", "", value)[:40])
 def test_a_command_names_a_job_and_settings_that_are_there(page: str, job: str, words: str) -> None:
-    assert job in SCHEMAS
-    module, name = SCHEMAS[job].split(":")
-    schema = getattr(importlib.import_module(module), name)
+    assert job in {entry.name for entry in JOBS}
+    schema = job_named(job).schema
     parsed = parse_words([word for word in shlex.split(words) if word not in ("…", "--help")])
     known = {setting.key for setting in settings_of(schema)}
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
