@@ -31,6 +31,7 @@ def run(settings: PreprocessSettings) -> None:
     started = time.monotonic()
     try:
         manifest = preprocess(settings)
+        model = "esm2" if "daction" in manifest.labels else "esmm"
         print("\n".join([summarize(manifest), *audit_lines(settings.out)]), flush=True)
         close_job(
             "dataset",
@@ -39,7 +40,7 @@ def run(settings: PreprocessSettings) -> None:
             three_numbers(manifest),
             audit_warnings(settings.out),
             [f"{settings.out}/{AUDIT_PAGE}"],
-            command_of("jobs.train", "ranks=2", f"data={settings.out}", "model=esmm", "out=RUN"),
+            command_of("jobs.train", "ranks=2", f"data={settings.out}", f"model={model}", "out=RUN"),
         )
     finally:
         stop_spark()

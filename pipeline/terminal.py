@@ -125,7 +125,7 @@ def open_bar(title: str, total: float, unit: str, done: float = 0, keep: bool = 
         initial=done,
         desc=_fitting(title, _TITLE_SHARE),
         unit=unit,
-        unit_scale=True,
+        unit_scale=unit == "B" or total >= 10_000,
         dynamic_ncols=True,
         leave=keep,
         disable=not sys.stderr.isatty(),
@@ -141,7 +141,8 @@ class Bar:
     """
 
     def __init__(self, title: str, total: float = 0, unit: str = "", every_s: float = _PLAIN_LINE_S) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, 0.0
+        self.title, self.total, self.unit = title, total, unit
+        self.done: float = 0
         self._started = self._line_s = time.monotonic()
         self._every_s = every_s
         self._on_terminal = sys.stderr.isatty()

@@ -211,7 +211,10 @@ def _write_aliccp(settings: SimulateSettings, staging: Path) -> dict[str, Any]:
     splits, first_id = {}, 1
     num_chunks = -(-settings.impressions // CHUNK_IMPRESSIONS)
     processes = min(settings.processes or len(os.sched_getaffinity(0)), num_chunks)
-    with chunk_pool(plan, processes) as pool, stage("simulating", settings.impressions, "impressions") as progress:
+    with (
+        chunk_pool(plan, processes) as pool,
+        stage("simulating", settings.impressions, "impressions", f"{settings.impressions:,} impressions") as progress,
+    ):
         for number, impressions in enumerate(settings.split_impressions):
             split = Split(number, impressions, first_id)
             with SplitWriter(plan, staging, split) as writer:

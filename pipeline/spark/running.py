@@ -88,7 +88,7 @@ def _show_progress(spark: "SparkSession", title: str, num_tasks: int, unit: str,
     group = f"entirespace-{title}-{time.monotonic_ns()}"
     context.setJobGroup(group, title)
     done = _count_done_tasks(context, group)
-    total, of_a_task = (num_bytes, num_bytes / num_tasks) if num_bytes and num_tasks else (num_tasks, 1.0)
+    total, of_a_task = (num_bytes, num_bytes / num_tasks) if num_bytes and num_tasks else (num_tasks, 1)
     summary = f"{size_text(num_bytes)}, {num_tasks} {unit}" if num_bytes else f"{num_tasks} {unit}"
     with stage(title, total, "B" if num_bytes else unit, summary, lambda: done() * of_a_task):
         yield

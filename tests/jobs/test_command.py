@@ -188,6 +188,7 @@ def test_the_demo_takes_a_model_although_hydra_has_a_group_of_that_name(tmp_path
         assert needs_daction(model) == wanted
         commands = dict(demo_commands(settings, model))
         assert ("labels=cart_wish" in commands["preprocess"]) == wanted
+        assert ("actions=true" in commands["simulate"]) == wanted
         assert "model=esm2" in commands["train"]
     unknown = entirespace("demo", f"out={tmp_path / 'x'}", "model=nope")
     assert unknown.returncode == 2

@@ -16,6 +16,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.html.alert import BAD, FAIR, PageAlert
 from pipeline.html.charts import Chart
 from pipeline.html.page import render
+from pipeline.release import release
 from pipeline.secrets import without_secrets
 from training.evaluation.calibration import ECE_BINS
 from training.evaluation.curves import TaskCurves
@@ -199,7 +200,7 @@ def report_facts(run: Path, saved: Mapping[str, Any], target: Path) -> list[tupl
         ("dataset", without_secrets(str(found.get("data", "")))),
         ("settings", str(found.get("settings_xxh3", ""))),
         ("manifest", str(found.get("manifest_xxh3", ""))),
-        ("evaluated by", f"entirespace {found['version']}" if "version" in found else ""),
+        ("evaluated by", f"entirespace {found['version']}" if found.get("version", release()) != release() else ""),
         ("page", without_secrets(str(target.resolve())) if target.parent != run else ""),
         *facts_of_writing(),
     ]

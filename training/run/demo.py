@@ -33,12 +33,13 @@ class DemoSettings:
 
 def demo_commands(settings: DemoSettings, model: ModelSettings) -> list[tuple[str, list[str]]]:
     """List the stages in order, each with its command, which does nothing if its work is done."""
-    labels = ["labels=cart_wish"] if needs_daction(model) else []
+    with_daction = needs_daction(model)
+    actions, labels = (["actions=true"], ["labels=cart_wish"]) if with_daction else ([], [])
     out = Path(settings.out)
     raw, dataset, run = out / "raw", out / "dataset", out / "run"
     python = [sys.executable, "-m"]
     return [
-        ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo"]),
+        ("simulate", [*python, "jobs.simulate", f"out={raw}", f"impressions={settings.impressions}", f"seed={settings.seed}", "rates=demo", *actions]),
         ("preprocess", [*python, "jobs.preprocess", "source=aliccp", f"source.path={raw}", *labels, f"out={dataset}"]),
         ("train", [*python, "jobs.train", f"ranks={settings.ranks}", f"data={dataset}", f"model={settings.model}", f"plan.batch_size={settings.batch_size}", f"out={run}"]),
         ("evaluate", [*python, "jobs.evaluate", f"run={run}", "split=test", f"truth={raw / 'truth_test.parquet'}"]),

@@ -160,7 +160,8 @@ class Journal:
         self._append(entry)
         shown = " · ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         text = f"{shown} · {entry['impressions_per_s']:,.0f} impressions/s · waiting {entry['waiting_share']:.1%}"
-        self._bar.set_postfix_str(text, refresh=False)
+        # On a bar there is room for the sum of the losses alone.
+        self._bar.set_postfix_str(f"loss {entry['loss']:.4f}, {entry['impressions_per_s']:,.0f}/s", refresh=False)
         now_s = time.monotonic()
         due = now_s - self._last_line_s >= self.settings.line_every_s or steps_done == self.num_steps
         if self._bar.disable and due:
