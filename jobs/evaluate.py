@@ -15,6 +15,7 @@ from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from pipeline.errors import InputError
 from pipeline.terminal import command_of, print_next
 from training.checkpoint.settings import check_which
+from training.distributed.settings import DEVICE_CHOICES
 from training.distributed.torchrun import speaks, starts_ranks
 from training.evaluation.settings import check_calibrator
 
@@ -29,7 +30,7 @@ class EvaluateSettings:
     checkpoint: str = "newest"  # newest | best: the one that validation found best | step-N
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
     data: str | None = None  # where the dataset is now, or another day's; null: where the run found it
-
+    device: str | None = None  # cpu | cuda | auto; null: what the run was trained on, or the CPU where there is no GPU
     ctr_run: str | None = None  # the independent CTR network: a run that predicts p_ctr (ESMM §3.1)
     slices: list[str] = field(default_factory=list)  # figures by single-valued fields, user_impressions, user_purchases
     calibrator: str | None = None  # platt | isotonic, fitted on validation: RUN/calibrator.json, and figures with it
@@ -39,6 +40,8 @@ class EvaluateSettings:
         if len(set(self.slices)) < len(self.slices):
             raise InputError(f"slices={self.slices} names one twice; name each once.")
         check_calibrator(self.calibrator, self.split)
+        if self.device is not None and self.device not in DEVICE_CHOICES:
+            raise InputError(f"device={self.device} is not one of {', '.join(DEVICE_CHOICES)}.")
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -51,12 +54,13 @@ def run(settings: EvaluateSettings) -> None:
     with imports_not_collected():
         from training.distributed.world import join
         from training.run import run_folder
+        from training.run.build import settings_to_predict
         from training.run.evaluate import evaluate_split
         from training.run.malloc import keep_freed_memory
 
     keep_freed_memory()
     folder = Path(settings.run)
-    trained = run_folder.load_settings(folder)
+    trained = settings_to_predict(run_folder.load_settings(folder), settings.device)
     truth = Path(settings.truth) if settings.truth else None
     ctr_run = Path(settings.ctr_run) if settings.ctr_run else None
     where = (settings.checkpoint, settings.data, ctr_run, settings.slices)

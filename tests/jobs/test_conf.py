@@ -94,6 +94,11 @@ NEWER_SETTINGS = (
     "join_without_match",
     "empty_split",
     "shared_context",
+    "device",
+    "deterministic",
+    "exchange",
+    "plan",
+    "towers",
 )
 NEWER_CHOICES = {
     "features=aliccp_bucketized": "preprocess",
@@ -140,9 +145,12 @@ def without_newer(settings: Any) -> Any:
 
 
 def is_older(key: str, settings: dict[str, Any]) -> bool:
-    """Tell settings of source.events, of jobs.demo and of the rates from newer settings of the same names."""
+    """Tell settings of source.events, jobs.demo, the rates, the world and the model from newer settings of the same names."""
     return (
-        (key in ("boundaries", "time_unit", "actions_end") and "windows_s" in settings)
+        (key == "device" and "timeout_s" in settings)
+        or (key == "towers" and "timeout_s" not in settings)
+        or (key == "plan" and "row_wise_above_mb" not in settings)
+        or (key in ("boundaries", "time_unit", "actions_end") and "windows_s" in settings)
         or (key == "ranks" and "batch_size" in settings)
         or (key == "conversion" and "cart_lift" in settings)
     )

@@ -24,6 +24,7 @@ REFUSED = [
     "optimizer.towers.clip_norm=nan", "optimizer.embeddings.name=adamw", "embedding.dim=0", "embedding.dim=1000000000",
     "embedding.dim=true", "embedding.dim=1.5", "embedding.dim=99999999999999999999", "embedding.init_bound=-1",
     "model.towers.hidden=[0]", "model.towers.hidden=[1000000000]", "feed.threads=0", "feed.threads=1000000000",
+    "world.towers=all", "world.deterministic=2", "sharding.exchange=nccl", "sharding.plan=auto",
     "feed.batches_ahead=1000000000", "feed.verify=none", "feed.decoder=none", "world.device=tpu", "world.timeout_s=0",
     "world.timeout_s=nan", "world.timeout_s=1e12", "seed=-1", "seed=true", "plan.seed=-1", "log.line_every_s=-1",
     "log.line_every_s=nan", "checkpoint.every_minutes=nan", "checkpoint.asynchronous=2", "epochs=inf", "data=", "out=",

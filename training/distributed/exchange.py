@@ -1,6 +1,6 @@
 """The interface between the towers and the tables: ids go out, pooled embedding rows come back, gradients follow them.
 
-`training.distributed.peer_exchange` implements it.
+`training.distributed.peer_exchange` implements it, and so does `torchrec_exchange`, by TorchRec's own distribution.
 """
 
 # Shapes: B impressions, C contexts, D width of a scope's inputs, N contexts or impressions.

@@ -21,6 +21,7 @@ from training.distributed.exchange import PerScope, Scope
 from training.distributed.torchrec_internals import bucketize, offsets_of
 from training.distributed.world import Pending, World
 from training.feed.batch import Bags, Batch
+from training.feed.device_copy import on_device
 
 #: (rank, scope, field)
 LookupKey = tuple[int, Scope, int]
@@ -81,7 +82,7 @@ class IdExchange:
         #: of each rank, V of each field that this rank stores
         self._num_values_by_rank: list[list[int]] = [[] for _ in self._fields_by_rank]
         self._requested: dict[LookupKey, Lookups] = {}  # by the other ranks, of this one; once they have arrived
-        self._sizes = self._send_sizes()
+        self._sizes = self._send_sizes() if self._world.size > 1 else None  # a rank that is alone sends nothing
         self._ids: Pending | None = None
 
     @cached_property
@@ -96,7 +97,7 @@ class IdExchange:
 
     def proceed(self) -> None:
         """Send the ids, whose sizes `__init__` announced. A second call does nothing."""
-        if self._ids is not None:
+        if self._sizes is None or self._ids is not None:
             return
         me, sizes = self._world.rank, iter(self._sizes.wait().tolist())
         for rank in self._others():
@@ -113,7 +114,8 @@ class IdExchange:
     def wait(self) -> None:
         """Wait for the ids of the other ranks."""
         self.proceed()
-        assert self._ids is not None
+        if self._ids is None:
+            return
         fields = self._fields_by_rank[self._world.rank]
         parts = iter(self._ids.wait().split([size for rank in self._others() for size in self._layout(rank)]))
         for rank in self._others():
@@ -144,7 +146,7 @@ class IdExchange:
             wanted = [len(self._wanted[rank, *key].rows_V) for key in fields] if rank != me else []
             rows.append([*self.num_rows_by_rank[me], *wanted] if rank != me else [])
         receive = [2 + len(self._fields_by_rank[me]) if rank != me else 0 for rank in range(self._world.size)]
-        out = torch.tensor([size for row in rows for size in row], dtype=torch.int64, device=self._world.device)
+        out = on_device([size for row in rows for size in row], torch.int64, self._world.device)
         return self._world.start_exchange(out, list(map(len, rows)), receive)
 
     def _parts_for(self, rank: int) -> list[Tensor]:
@@ -171,7 +173,7 @@ def _cut(bags: Bags, placements: Sequence[TablePlacement], world_size: int) -> l
     if not placements:
         return []
     lengths_FN = bags.lengths.view(len(placements), -1)
-    counts = lengths_FN.sum(1).tolist()
+    counts = bags.counts_of(len(placements))
     rows, weights = bags.values.to(torch.int32).split(counts), bags.weights.split(counts)
     lookups = [[Lookups(*of_field)] for of_field in zip(lengths_FN, rows, weights, strict=True)]
     by_rows = [field for field, placement in enumerate(placements) if placement.kind == "row_wise"]
@@ -190,7 +192,7 @@ def _cut_by_rank(fields: Sequence[Lookups], blocks: Sequence[int], world_size: i
         torch.cat([part.lengths_N for part in fields]),
         torch.cat([part.rows_V for part in fields]),
         torch.cat([part.weights_V for part in fields]),
-        torch.tensor(blocks, dtype=torch.int32, device=fields[0].rows_V.device),
+        on_device(blocks, torch.int32, fields[0].rows_V.device),
         world_size,
     )
     lengths = lengths.view(world_size * len(fields), -1)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from training.distributed.exchange import Kernel, PerScope, Scope
 from training.distributed.id_messages import IdExchange, TableOwners, TablePlacement
+from training.distributed.local_rows import LocalRowLayout
 from training.distributed.world import Pending, World
 from training.feed.batch import Batch
 
@@ -58,6 +59,8 @@ class PeerExchange:
     def look_up(self, ids: IdExchange) -> PeerPooled:
         """Look up and pool the embedding rows of the batch that `ids` belong to."""
         ids.wait()
+        if self._owners.world.size == 1:
+            return self._look_up_alone(ids)
         impressions, impression_rows = self._impressions.look_up(ids)  # the larger load leaves first
         contexts, context_rows = self._contexts.look_up(ids)
         with torch.no_grad():
@@ -67,9 +70,30 @@ class PeerExchange:
             impression_BD.requires_grad_()
         return PeerPooled(context_CD, impression_BD, ids.num_rows_by_rank, PerScope(contexts, impressions))
 
+    def _look_up_alone(self, ids: IdExchange) -> PeerPooled:
+        """Look up and pool where no rows travel."""
+        (num_rows,) = ids.num_rows_by_rank
+        impressions, contexts = self._impressions.pool(ids), self._contexts.pool(ids)
+        with torch.no_grad():
+            rows = [
+                scope.layout.rows_of(outputs, count)
+                for scope, outputs, count in (
+                    (self._contexts, contexts, num_rows.contexts),
+                    (self._impressions, impressions, num_rows.impressions),
+                )
+            ]
+        if torch.is_grad_enabled():
+            rows = [rows_ND.requires_grad_() for rows_ND in rows]
+        context_CD, impression_BD = rows
+        return PeerPooled(context_CD, impression_BD, ids.num_rows_by_rank, PerScope(contexts, impressions))
+
     def learn(self, pooled: PeerPooled) -> None:
         """Send the gradients of `pooled` to the ranks that store the rows; sharded tables are updated in here, and
         replicated ones get a gradient."""
+        if self._owners.world.size == 1:
+            self._contexts.learn_alone(pooled.outputs.contexts, pooled.context_CD)
+            self._impressions.learn_alone(pooled.outputs.impressions, pooled.impression_BD)
+            return
         num_rows = pooled.num_rows_by_rank
         context_rows = self._contexts.send_back(pooled.context_CD, num_rows)  # the smaller is there first
         impression_rows = self._impressions.send_back(pooled.impression_BD, num_rows)
@@ -84,15 +108,24 @@ class _ScopeExchange:
         self._scope, self._placements, self._world = scope, owners.placements[scope], owners.world
         self._kernels = [kernel for kernel in kernels if kernel.scope == scope]
         self._widths = [placement.width for placement in self._placements]
+        self.layout = LocalRowLayout(self._kernels, self._widths)
         #: of each rank, the fields that it stores for all ranks
         self._fields_by_rank = [[field for at, field in fields if at == scope] for fields in owners.fields_by_rank]
         self._fields_here = [self._fields_by_rank[self._world.rank]] * self._world.size
 
+    def pool(self, ids: IdExchange) -> list[Tensor]:
+        """Return what this rank's kernels pool: [N of all ranks served, A]."""
+        return [kernel.module(*ids.inputs(self._scope, kernel.fields, kernel.serves_all)) for kernel in self._kernels]
+
+    def learn_alone(self, outputs: list[Tensor], rows_ND: Tensor) -> None:
+        """Take the gradient of the rows back through the kernels of a rank that is alone."""
+        assert rows_ND.grad is not None
+        if outputs:
+            torch.autograd.backward(outputs, self.layout.gradients_of(rows_ND.grad, outputs))
+
     def look_up(self, ids: IdExchange) -> tuple[list[Tensor], "_IncomingRows"]:
         """Return what this rank's kernels pool, [N of all ranks served, A], and this rank's rows, on their way."""
-        outputs = [
-            kernel.module(*ids.inputs(self._scope, kernel.fields, kernel.serves_all)) for kernel in self._kernels
-        ]
+        outputs = self.pool(ids)
         num_rows = self._num_rows(ids.num_rows_by_rank)
         with torch.no_grad():
             pooled = self._views(outputs, num_rows)

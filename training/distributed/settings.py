@@ -18,6 +18,13 @@ EMBEDDING_OPTIMIZERS = {
     "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
     "cuda": ("rowwise_adagrad", "adagrad", "sgd", "adam"),
 }
+DEVICE_CHOICES = ("auto", "cpu", "cuda")
+#: How training multiplies the towers: training.model.towers, training.model.stacked_towers, and that compiled.
+TOWERS = ("auto", "each", "stacked", "compiled")
+#: Who moves ids and rows between the ranks: training.distributed.peer_exchange, torchrec_exchange.
+EXCHANGES = ("auto", "peer", "torchrec")
+#: Who places the tables: training.distributed.sharding by the settings, or TorchRec's planner.
+PLANS = ("settings", "torchrec")
 DECAYS = ("none", "linear", "cosine")
 AVERAGES = ("polynomial", "none")
 #: The rows of a table with a lower number are averaged after every step, the others in snapshots.
@@ -35,10 +42,15 @@ class WorldSettings:
 
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
     timeout_s: float = 600.0  # a rank that is silent for longer ends the run
+    deterministic: bool = True  # on a GPU: the same command, and a resumed run, give the same bits
+    towers: str = (
+        "auto"  # each | stacked: all in one pass | compiled: that compiled | auto: each on CPU, compiled on GPU
+    )
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"world.device={self.device} is not one of auto, cpu, cuda.")
+        for name, allowed in (("device", DEVICE_CHOICES), ("towers", TOWERS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"world.{name}={getattr(self, name)} is not one of {', '.join(allowed)}.")
         if not 0.0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
             raise InputError(
                 f"world.timeout_s={self.timeout_s} is not above 0 and at most {_LONGEST_TIMEOUT_S:g} s, a week; give seconds."
@@ -56,8 +68,13 @@ class ShardingSettings:
         default_factory=dict
     )  # by field: sharding.tables.item_id=row_wise; data_parallel for small ones
     row_wise_above_mb: float | None = None  # larger tables are cut by rows, unless `tables` names them
+    exchange: str = "auto"  # peer: ours | torchrec: its own | auto: torchrec on several GPUs, else peer
+    plan: str = "settings"  # who places tables that `tables` does not name: settings | torchrec: its planner
 
     def __post_init__(self) -> None:
+        for name, allowed in (("exchange", EXCHANGES), ("plan", PLANS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"sharding.{name}={getattr(self, name)} is not one of {', '.join(allowed)}.")
         for key, kind in {
             "default": self.default,
             **{f"tables.{name}": to for name, to in self.tables.items()},
@@ -68,6 +85,12 @@ class ShardingSettings:
             raise InputError(
                 f"sharding.row_wise_above_mb={self.row_wise_above_mb} is not above 0; leave it out (null)."
             )
+
+    def exchange_of(self, device: str, num_ranks: int) -> str:
+        """Return who moves ids and rows between so many ranks on `device`: peer or torchrec."""
+        if self.exchange != "auto":
+            return self.exchange
+        return "torchrec" if device == "cuda" and num_ranks > 1 else "peer"
 
     def check_fields(self, fields: Sequence[ManifestField]) -> None:
         """Raise InputError where `tables` names a field that the dataset lacks, or one without a table."""

@@ -12,12 +12,14 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from pipeline.dataset.manifest import ManifestField
 from training.distributed import optimizers
-from training.distributed.exchange import Kernel, PerScope, Scope
+from training.distributed.exchange import Exchange, Kernel, PerScope, Scope
 from training.distributed.id_messages import TablePlacement
 from training.distributed.peer_exchange import PeerExchange
+from training.distributed.planner import plan_by_torchrec
 from training.distributed.settings import OptimizerSettings, ShardingSettings
 from training.distributed.sharded_model import Shard, ShardedModel
 from training.distributed.sharding import plan_of, row_block
+from training.distributed.torchrec_exchange import ShardedTables, TorchRecExchange
 from training.distributed.torchrec_internals import (
     distribute,
     leave_weights_without_gradient,
@@ -30,6 +32,7 @@ from training.distributed.world import World
 from training.model.counter_random import uniform_rows
 from training.model.entire_space import EntireSpaceModel
 from training.model.settings import EmbeddingSettings
+from training.model.towers import TowerStack
 
 _ROWS_AT_A_TIME = 1 << 18
 
@@ -40,11 +43,18 @@ def shard_model(
     embedding: EmbeddingSettings,
     optimizer: OptimizerSettings,
     sharding: ShardingSettings,
+    batch_size: int,
     world: World,
 ) -> ShardedModel:
-    """Shard the tables of `model` over `world`, fill them with their initial values, and give the towers their optimizer."""
+    """Shard the tables of `model` over `world`, fill them with their initial values, and give the towers their optimizer.
+
+    `batch_size`, over all ranks, is what TorchRec's planner counts with, where the settings ask for it.
+    """
     optimizers.fuse_into_backward(model, embedding, optimizer.embeddings)
-    plan = plan_of(fields, embedding, sharding, world)
+    if sharding.plan == "torchrec":
+        plan = plan_by_torchrec(model, fields, sharding, optimizer.embeddings.name, batch_size, world)
+    else:
+        plan = plan_of(fields, embedding, sharding, world)
     network = distribute(model, plan, world.device)
     shards = [Shard(*rows) for rows in local_rows(network)]
     replicated = replicated_tables(network)
@@ -65,11 +75,28 @@ def shard_model(
             first_row, (num_rows, dim) = shard.first_row + start, part.shape
             values = uniform_rows(model.seed, shard.table, first_row, num_rows, dim, embedding.init_bound)
             part.copy_(torch.from_numpy(values))
-    exchange = PeerExchange(_placements(fields, embedding, plan), _kernels(model), world)
+    exchange = _exchange(model, fields, embedding, sharding, plan, world)
     towers = model.towers
+    assert isinstance(towers, TowerStack)
     adam = optimizers.tower_optimizer(towers.parameters(), optimizer.towers)
     model.towers = data_parallel(towers, world)
     return ShardedModel(model, towers, exchange, shards, adam, table_optimizer, optimizer, world)
+
+
+def _exchange(
+    model: EntireSpaceModel,
+    fields: Sequence[ManifestField],
+    embedding: EmbeddingSettings,
+    sharding: ShardingSettings,
+    plan: ShardingPlan,
+    world: World,
+) -> Exchange:
+    kernels, placements = _kernels(model), _placements(fields, embedding, plan)
+    if sharding.exchange_of(world.device.type, world.size) == "peer":
+        return PeerExchange(placements, kernels, world)
+    scopes = (ShardedTables(scope.tables, scope.names, scope.dims) for scope in (model.context, model.impression))
+    has_row_wise = any(placement.kind == "row_wise" for of_scope in placements for placement in of_scope)
+    return TorchRecExchange(PerScope(*scopes), kernels, world, has_row_wise)
 
 
 def _placements(

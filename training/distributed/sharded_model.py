@@ -18,6 +18,7 @@ from training.distributed.world import World
 from training.feed.batch import Batch
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Query
+from training.model.towers import TowerStack
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class ForwardPass:
 class ShardedModel:
     """A model on its ranks. All ranks make the same calls in the same order."""
 
-    network: EntireSpaceModel  # its tables are TorchRec's, its towers are wrapped in DDP
-    towers: nn.Module  # the same towers without DDP, which puts `module.` before the parameters' names
+    network: EntireSpaceModel  # its tables are TorchRec's; on several ranks its towers are wrapped in DDP
+    towers: TowerStack  # the same towers without DDP, which puts `module.` before the parameters' names
     exchange: Exchange
     shards: list[Shard]  # this rank's
     tower_optimizer: torch.optim.Optimizer
@@ -107,7 +108,8 @@ class ShardedModel:
 
     def _begin_step(self, run_step: int) -> None:
         self._set_rates(run_step)
-        self._fused.set_num_updates(self.num_updates)
+        if self.settings.embeddings.name == "adam":  # no other optimizer counts
+            self._fused.set_num_updates(self.num_updates)
 
     def _set_rates(self, run_step: int) -> None:
         rate = self.learning_rates(run_step)["towers"]

@@ -20,6 +20,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -81,6 +82,14 @@ def leave_weights_without_gradient(kernel: nn.Module) -> None:
     assert isinstance(offsets, Tensor)
     unwanted = torch.zeros(len(offsets) - 1, dtype=torch.int32, device=offsets.device)
     kernel.forward = partial(kernel.forward, feature_requires_grad=unwanted)
+
+
+def without_own_ddp(collection: nn.Module) -> None:
+    """Take TorchRec's DDP off the lookups of replicated tables: this project sums their gradients, in the order of ranks."""
+    lookups: Any = collection._lookups
+    for number, lookup in enumerate(lookups):
+        if isinstance(lookup, DistributedDataParallel):
+            lookups[number] = lookup.module
 
 
 class FusedKernels:

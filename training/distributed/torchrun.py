@@ -52,6 +52,11 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
     )
 
 
+def cores_of_rank(place: Place) -> int:
+    """Return this rank's part of the cores that its process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, place.local_size))
+
+
 def starts_ranks(ranks: int) -> bool:
     """Tell whether this process has to start `ranks` processes, and is not one of them.
 

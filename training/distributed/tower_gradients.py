@@ -17,8 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from training.distributed.world import World
 
 
-def data_parallel(towers: nn.Module, world: World) -> DistributedDataParallel:
-    """Wrap `towers` so that `backward` leaves the sum of their gradients over the ranks."""
+def data_parallel(towers: nn.Module, world: World) -> nn.Module:
+    """Wrap `towers` so that `backward` leaves the sum of their gradients over the ranks.
+
+    A rank that is alone has nothing to sum: DDP would copy each gradient to its buckets, which is a launch each on a GPU.
+    """
+    if world.size == 1:
+        return towers
     parallel = DistributedDataParallel(towers, gradient_as_bucket_view=True)
     parallel.register_comm_hook(world, sum_bucket)
     return parallel

@@ -4,6 +4,7 @@ Without torchrun the process is a world of one, which takes the same code path (
 no port.
 """
 
+import functools
 import logging
 import os
 import sys
@@ -21,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import InputError
+from training.distributed.devices import check_own_gpus, choose_device
 from training.distributed.meeting import Meeting, meet
 from training.distributed.settings import WorldSettings
-from training.distributed.torchrun import Place, place_of, speaks
+from training.distributed.torchrun import Place, cores_of_rank, place_of, speaks
 
 #: Exit status of a rank that another one has left alone in a call that nothing interrupts.
 EXIT_LOST = 2
@@ -47,12 +49,29 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class _Arrival:
+    """The end of a copy from the device."""
+
+    event: torch.cuda.Event
+
+    def wait(self) -> None:
+        """Have the host wait for it."""
+        self.event.synchronize()
+
+
+@functools.cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@dataclass(frozen=True)
 class World:
     """This process among the ranks of the run."""
 
     rank: int
     size: int
     device: torch.device
+    num_cores: int = 1  # of the host, for this rank
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over the ranks, in place."""
@@ -61,6 +80,19 @@ class World:
     def start_sum(self, values: Tensor) -> Pending:
         """Start to sum `values` over the ranks, in place."""
         return Pending(values, dist.all_reduce(values, async_op=True) if self.size > 1 else None)
+
+    def start_sum_for_host(self, values: Tensor) -> Pending:
+        """Start to sum `values` over the ranks and to copy the sums to the host, while the device computes on."""
+        if self.device.type != "cuda":
+            return self.start_sum(values)
+        copying = _copying_stream(self.device)
+        copying.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(copying):
+            sums = self.start_sum(values).wait()
+            on_host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+            on_host.copy_(sums, non_blocking=True)
+            sums.record_stream(copying)
+            return Pending(on_host, _Arrival(copying.record_event()))
 
     def start_exchange(
         self, values: Tensor, send_sizes: list[int], receive_sizes: list[int], into: Tensor | None = None
@@ -152,18 +184,21 @@ class World:
 def join(settings: WorldSettings) -> Iterator[World]:
     """Meet the other ranks (gloo on CPU, NCCL on GPU) for the length of the block.
 
-    Raises InputError for an unknown device, for `world.device=cuda` without a GPU, and where a rank does not come, is lost
-    or does not answer within `timeout_s`.
+    Raises InputError for a device that cannot be used (`devices.choose_device`), and where a rank does not come, is lost or does
+    not answer within `timeout_s`.
     """
     place = place_of() or Place(rank=0, size=1, local_rank=0, local_size=1, start="")
-    device = _device(settings.device, place.local_rank)
-    _choose_threads(place)
+    device = choose_device(settings, place)
+    num_cores = cores_of_rank(place)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(num_cores)
     # TorchRec calls deprecated parts of torch, which the user cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|torchrec")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     meeting = meet(place, settings.timeout_s) if place.size > 1 else Meeting(_store())
     with _lost_rank_as_input_error(meeting, settings.timeout_s):
         with _deadline(settings.timeout_s, meeting):
+            check_own_gpus(place, device, meeting.store)
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
                 store=meeting.store,
@@ -172,7 +207,7 @@ def join(settings: WorldSettings) -> Iterator[World]:
                 timeout=timedelta(seconds=settings.timeout_s),
             )
         try:
-            world = World(place.rank, place.size, device)
+            world = World(place.rank, place.size, device, num_cores)
             if meeting.path and device.type == "cpu":
                 world.barrier()  # gloo has read what it needs; NCCL reads the store at its first collective
                 meeting.path.unlink(missing_ok=True)
@@ -232,12 +267,6 @@ def _lost_rank(meeting: Meeting, timeout_s: float) -> str:
     )
 
 
-def _choose_threads(place: Place) -> None:
-    """Give each rank of this host its part of the cores, unless OMP_NUM_THREADS says how many threads it has."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, place.local_size)))
-
-
 def _means_a_lost_rank(error: RuntimeError) -> bool:
     """Tell the error of a lost or silent rank by its type (NCCL and the store) or its text (gloo).
 
@@ -250,15 +279,3 @@ def _means_a_lost_rank(error: RuntimeError) -> bool:
 def _store() -> Any:
     """Make an in-process store: no rendezvous, no port."""
     return dist.HashStore()  # type: ignore[attr-defined]
-
-
-def _device(name: str, local_rank: int) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"world.device={name} is not one of auto, cpu, cuda; auto takes cuda where there is a GPU.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("world.device=cuda needs a GPU, and torch finds none on this host; use world.device=cpu.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -25,12 +25,12 @@ from training.evaluation.metrics import evaluate
 from training.export.samples import SampleRequest
 from training.feed.batch import UNKNOWN_GROUP
 from training.feed.plan import Plan
-from training.run.build import build_model, check_settings, open_feed
+from training.run.build import build_model, check_settings, for_predictions, open_feed, settings_to_predict
 from training.run.settings import TrainSettings
 from training.serving.scorer import Scorer
 
 #: Of a probability, between two ways that compute in fp32; and for a run that multiplies in bfloat16, of 8 bits.
-ALLOWED_DIFFERENCE = {"fp32": 1e-6, "bf16": 2.0**-6}
+ALLOWED_DIFFERENCE = {"fp32": 1e-6, "tf32": 1e-6, "bf16": 2.0**-6}
 _MOST_FOR_AUC = 1_000_000
 
 ScoreColumns = dict[str, np.ndarray]
@@ -42,6 +42,7 @@ def scores_of_the_feed(
     """Predict the first impressions of a split as jobs.evaluate does: their ids, int64 [B], and output → float32 [B]."""
     manifest, files = scorer.manifest, scorer.manifest.files_of(split)
     ids, parts = [], []
+    settings = for_predictions(settings_to_predict(settings))
     with join(settings.world) as world:
         graph = check_settings(settings, manifest, world.device)
         model = build_model(settings, manifest, graph, world)

@@ -20,6 +20,13 @@ class Bags:
     values: Tensor  # int32 [V], rows of the tables, field-major: all values of field 0, then those of field 1, …
     lengths: Tensor  # int32 [F * N], field-major
     weights: Tensor  # float32 [V]; the pooling is already in them (mean: w / sum of |w| over the bag)
+    counts: tuple[int, ...] | None = None  # V of each field, on the host; None: not counted yet
+
+    def counts_of(self, num_fields: int) -> list[int]:
+        """Return the number of values of each field; without `counts`, a device is waited for."""
+        if self.counts is not None:
+            return list(self.counts)
+        return self.lengths.view(num_fields, -1).sum(1).tolist() if num_fields else []
 
 
 @dataclass
@@ -36,6 +43,9 @@ class Batch:
     impression_id: Tensor  # int64 [B]
     group_id: Tensor  # int64 [C]; UNKNOWN_GROUP where missing
     context_id: list[str]  # [C], the key as logged
+    block: Tensor | None = (
+        None  # uint8: the memory of which all tensors are parts, where a GPU is to copy it (device_copy)
+    )
 
     @property
     def num_contexts(self) -> int:

@@ -88,14 +88,17 @@ def _bags(slices: Sequence[_Slice], num_fields: int) -> Bags:
     for start_F, (arrays, start, stop) in zip(starts, slices, strict=True):
         _copy_bags(*arrays.bags, start, stop, start_F, bag, value_V, weight_V, length_FN)
         bag += stop - start
-    return Bags(torch.from_numpy(value_V), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weight_V))
+    counts = tuple(num_values.sum(0).tolist())
+    return Bags(torch.from_numpy(value_V), torch.from_numpy(length_FN.reshape(-1)), torch.from_numpy(weight_V), counts)
 
 
 def _repeat_bags(bags: Bags, num_copies: int) -> Bags:
     """Return the bags of all fields, then those of all fields again: `num_copies` times."""
     if num_copies == 1:
         return bags
-    return Bags(*(part.repeat(num_copies) for part in (bags.values, bags.lengths, bags.weights)))
+    assert bags.counts is not None
+    values, lengths, weights = (part.repeat(num_copies) for part in (bags.values, bags.lengths, bags.weights))
+    return Bags(values, lengths, weights, bags.counts * num_copies)
 
 
 def _numeric_inputs(slices: Sequence[_Slice], width: int) -> torch.Tensor:

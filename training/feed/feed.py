@@ -1,8 +1,9 @@
 """The feed: read the plan's row groups through Petastorm, and cut and collate them into one rank's batches, ahead.
 
-    Petastorm's threads: read, check, pack a row group  →  one thread: cut pieces, collate a batch  →  the trainer
+    Petastorm's threads: read, check, pack a row group  →  one thread cuts pieces  →  threads collate  →  the trainer
 
-Reading, decompression, validation and collation run without the GIL, beside training.
+Reading, decompression, validation and collation run without the GIL, beside training. A batch depends on its pieces alone, and
+batches come in order: they are the same for any number of threads.
 """
 
 import collections
@@ -13,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from training.feed.batch import Batch
 from training.feed.collate import Piece, collate
 from training.feed.columns import Columns
 from training.feed.dataset_files import DatasetFiles
-from training.feed.device_copy import pin
+from training.feed.device_copy import in_one_block
 from training.feed.petastorm_reader import PlannedReader
 from training.feed.plan import Plan, Read
 from training.feed.row_groups import RowGroupData, pack_row_group
@@ -38,8 +40,9 @@ _WORTH_KEEPING = 0.02
 class Feed:
     """The batches of one rank, epoch by epoch.
 
-    `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`,
-    batches lie in page-locked memory, from which a GPU copies asynchronously. `sampler` draws what a plan in samples counts, and
+    `pooling` gives sum or mean for every multi-valued field. `fields` restricts what is read (None: all). With `pin`, a batch
+    lies in one block of page-locked memory, from which a GPU copies asynchronously. `num_cores` are those of the rank, which
+    choose the threads where the settings do not. `sampler` draws what a plan in samples counts, and
     weighs impressions: their weights come among the labels of a batch. `num_copies` repeats the bags
     of a batch, for fields that have so many tables.
     Raises InputError where the settings, the ranks or the fields do not fit the dataset.
@@ -60,12 +63,14 @@ class Feed:
         pin: bool = False,
         sampler: Sampler | None = None,
         num_copies: int = 1,
+        num_cores: int = 1,
     ) -> None:
         manifest.files_of(split)  # raises for an unknown split
         assert sampler or plan.unit != "samples"
         plan.lanes_of(rank, world_size)
         self._plan, self._rank, self._world_size = plan, rank, world_size
         self._settings = settings or FeedSettings()
+        self._num_threads = self._settings.threads_for(num_cores, on_gpu=pin)
         self._pin, self._sampler = pin, sampler
         columns = _chosen_columns(manifest, pooling, fields)
         weighs = sampler is not None and sampler.weighs
@@ -104,6 +109,20 @@ class Feed:
             self._running = None
 
     def _collated(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Collate the batch of each step, several at a time where there are several threads; they come in order."""
+        with contextlib.closing(self._pieces_by_step(epoch, start_step)) as steps:
+            if self._num_threads == 1:
+                yield from map(self._collate, steps)
+                return
+            with ThreadPoolExecutor(self._num_threads, thread_name_prefix="collate") as pool:
+                yield from _in_order(pool, self._collate, steps, self._num_threads)
+
+    def _collate(self, pieces: Sequence[Piece]) -> Batch:
+        batch = collate(pieces, self._columns)
+        return in_one_block(batch, is_pinned=True) if self._pin else batch
+
+    def _pieces_by_step(self, epoch: int, start_step: int) -> Generator[list[Piece], None, None]:
+        """Cut the row groups into what each step takes, lane by lane."""
         reads = self._plan.reads(epoch, self._rank, self._world_size, start_step)
         lanes = self._plan.lanes_of(self._rank, self._world_size)
         with contextlib.closing(self._row_groups(reads)) as upcoming:
@@ -123,8 +142,7 @@ class Feed:
                         wanted -= stop - piece.start
                         if stop < piece.stop:
                             left[lane] = Piece(piece.data, stop, piece.stop)
-                batch = collate(pieces, self._columns)
-                yield pin(batch) if self._pin else batch
+                yield pieces
 
     def _row_groups(self, reads: Sequence[Read]) -> Generator[tuple[Read, RowGroupData], None, None]:
         """Yield each of `reads` with its row group, read ahead.
@@ -138,8 +156,8 @@ class Feed:
         reader = PlannedReader[Read, RowGroupData](
             [read for read in reads if first[read.row_group_key] is read] if keeps else reads,
             self._load,
-            num_threads=self._settings.threads,
-            num_ahead=self._settings.row_groups_ahead,
+            num_threads=self._num_threads,
+            num_ahead=self._settings.row_groups_ahead + self._num_threads - 1,
         )
         kept: dict[tuple[str, int], RowGroupData] = {}
         try:
@@ -173,6 +191,29 @@ class Feed:
         assert self._sampler is not None
         assert read.shuffle_key is not None, "an epoch of samples is drawn by its number"
         return functools.partial(self._sampler.draw, read.shuffle_key[1], read.draw)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, collate_one: Callable[[list[Piece]], Batch], steps: Iterator[list[Piece]], num_ahead: int
+) -> Iterator[Batch]:
+    """Yield the batch of each of `steps`, in order; an exception of `steps` comes after the batches before it."""
+    underway: collections.deque[Future[Batch]] = collections.deque()
+    failure: Exception | None = None
+    try:
+        while failure is None or underway:
+            while failure is None and len(underway) <= num_ahead:
+                try:
+                    underway.append(pool.submit(collate_one, next(steps)))
+                except Exception as error:  # StopIteration is one: there are no more
+                    failure = error
+            if underway:
+                yield underway.popleft().result()
+    finally:
+        for future in underway:
+            future.cancel()
+    if not isinstance(failure, StopIteration):
+        assert failure is not None
+        raise failure
 
 
 def _chosen_columns(manifest: Manifest, pooling: Mapping[str, str], fields: Sequence[str] | None) -> Columns:

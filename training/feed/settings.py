@@ -12,23 +12,25 @@ POOLINGS = ("sum", "mean")
 NO_P_CTR, REJECT, ACCEPT_INVERSE, WEIGH = "none", "reject", "accept_inverse", "weigh"
 MOST_COPIES = 1000
 MOST_THREADS, MOST_AHEAD = 256, 10_000
+#: Of a rank, for one thread that reads and one that collates: on a CPU the towers take most of the cores.
+_CORES_A_THREAD, _CORES_A_THREAD_ON_GPU = 4, 2
 
 
 @dataclass
 class FeedSettings:
     """The configuration group `feed`."""
 
-    threads: int = 1  # that read row groups
-    row_groups_ahead: int = 2  # read or being read, before they are needed
+    threads: int | None = None  # that read row groups, and as many that collate; null: by the cores of the rank
+    row_groups_ahead: int = 2  # read or being read, before they are needed; one more for each further thread
     batches_ahead: int = 2  # collated before they are needed
     verify: str = "checksum"  # of each file against the manifest, when it is first opened: checksum | size
     decoder: str = PAGES  # of columns: pages (ours, faster) | pyarrow
 
     def __post_init__(self) -> None:
         for name in ("threads", "row_groups_ahead", "batches_ahead"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"feed.{name}={getattr(self, name)} is below 1; set it to 1 or more.")
-        if self.threads > MOST_THREADS or max(self.row_groups_ahead, self.batches_ahead) > MOST_AHEAD:
+        if (self.threads or 1) > MOST_THREADS or max(self.row_groups_ahead, self.batches_ahead) > MOST_AHEAD:
             raise InputError(
                 f"feed: threads={self.threads}, row_groups_ahead={self.row_groups_ahead}, batches_ahead={self.batches_ahead} "
                 f"are more than {MOST_THREADS} threads or {MOST_AHEAD} ahead; give fewer."
@@ -36,6 +38,10 @@ class FeedSettings:
         for name, allowed in (("verify", ("checksum", "size")), ("decoder", (PAGES, PYARROW))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"feed.{name}={getattr(self, name)} is not one of {', '.join(allowed)}.")
+
+    def threads_for(self, num_cores: int, on_gpu: bool) -> int:
+        """Return `threads`, or what suits a rank with so many cores: half of them beside a GPU, else a quarter."""
+        return self.threads or max(1, num_cores // (_CORES_A_THREAD_ON_GPU if on_gpu else _CORES_A_THREAD))
 
 
 @dataclass

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pipeline.errors import InputError
+from training.model.gather_contexts import gather_contexts
 from training.model.graph import Graph, Query
 from training.model.options import check_options
 from training.model.precision import widen
@@ -38,9 +39,8 @@ class SplitLinear(nn.Linear):
     def forward(self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> Tensor:  # type: ignore[override]
         """Return [B, H]; `index_B` is the context of each impression."""
         from_context_CH = linear(context_CD, self.weight[:, : self.context_width], self.bias)
-        return widen(from_context_CH).index_select(0, index_B) + linear(
-            impression_BD, self.weight[:, self.context_width :]
-        )
+        from_context_BH = gather_contexts(widen(from_context_CH), index_B)
+        return from_context_BH + linear(impression_BD, self.weight[:, self.context_width :])
 
 
 class Expert(nn.Module):

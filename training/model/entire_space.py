@@ -94,7 +94,7 @@ def or_stand_in(batch: Batch, num_context_fields: int, num_impression_fields: in
         return batch
 
     def empty(num_fields: int, like: Bags) -> Bags:
-        return Bags(like.values[:0], like.lengths.new_zeros(num_fields), like.weights[:0])
+        return Bags(like.values[:0], like.lengths.new_zeros(num_fields), like.weights[:0], (0,) * num_fields)
 
     return Batch(
         context=empty(num_context_fields, batch.context),

@@ -11,7 +11,7 @@ options by keyword. It returns a sum, never a mean: the denominator is the numbe
 
 # Shapes: B impressions.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -171,11 +171,11 @@ def loss_sums(graph: Graph, logit_of: Mapping[Query, Tensor], label_of: Mapping[
     return torch.stack([LOSSES[loss.kind](batch, loss.of, **loss.options) for loss in graph.losses])
 
 
-def part_of_global_mean(sums: Tensor, global_count: int, weights: Sequence[float] | None = None) -> Tensor:
+def part_of_global_mean(sums: Tensor, global_count: int, weights: Tensor | None = None) -> Tensor:
     """Return this rank's part of the global mean loss: Σ weight · sum / global count; without weights, each is 1.
 
     Gradients are summed over the ranks, so the result is the gradient of the mean over the global batch, however unequal
     the ranks' batches are.
     """
-    weighted = sums if weights is None else sums * sums.new_tensor(weights)
+    weighted = sums if weights is None else sums * weights
     return weighted.sum() / global_count

@@ -12,7 +12,7 @@ from training.feed.settings import POOLINGS, SamplingSettings
 from training.model.own_tables import field_of
 
 #: Of the towers' matrix products.
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 MOST_COLUMNS = 1 << 16  # of a table or a layer
 #: FBGEMM's kernels want a row to be a multiple of this many floats.
 _ALIGNMENT = 4

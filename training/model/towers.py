@@ -7,26 +7,30 @@ gathered to its impressions. With 58 impressions a context and 13 of 23 fields i
                                                + ── ReLU ── dropout ── W·x + b ── … ── logit [B]
     i [B, D] ── W_i·i ─────────────────────────┘
 
-`split_perceptron` is that drawing. A CPU takes the same from `training.model.cpu_tower`; a test holds the two equal.
+`split_perceptron` is that drawing. A CPU takes the same from `training.model.cpu_tower`, and a GPU trains all towers in one
+pass (`training.model.stacked_towers`); tests hold all of them equal.
 """
 
 # Shapes: B impressions, C contexts, D width of the inputs, H width of a layer.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from training.feed.device_copy import on_device
 from training.model import cpu_tower
 from training.model.bodies import build_body
-from training.model.counter_random import dropout_mask
+from training.model.dropout_masks import dropout_mask, mask_keys
+from training.model.gather_contexts import gather_contexts
 from training.model.graph import Query
 from training.model.precision import widen
 from training.model.settings import ModelSettings, TowerSettings
+from training.model.stacked_towers import StackedTowers
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class TowerStack(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.num_copies = tuple(heads), settings.num_copies(len(heads))
+        self.dropout, self.num_hidden = settings.towers.dropout, len(settings.towers.hidden)
         self.body = build_body(settings.body, heads, context_width, impression_width)
+        self._stacked: list[Callable[..., Tensor]] = []  # a list, for the parameters are the towers'
         for number, head in enumerate(heads):
             tower: nn.Module
             if self.body is None:
@@ -57,6 +63,20 @@ class TowerStack(nn.Module):
             else:
                 tower = TowerOnBody(str(head), int(self.body.width), settings.towers)  # type: ignore[arg-type]
             self.add_module(str(number), tower)
+
+    @property
+    def towers(self) -> dict[Query, nn.Module]:
+        """The tower of each head."""
+        return {head: self.get_submodule(str(number)) for number, head in enumerate(self.heads)}
+
+    def stacked(self) -> StackedTowers:
+        """Return the towers as one network, on the same parameters."""
+        assert self.body is None
+        return StackedTowers(list(self.towers.values()), self.dropout, self.num_copies > 1)
+
+    def train_stacked(self, network: Callable[..., Tensor]) -> None:
+        """Have training go through `network`: `stacked()`, or what it is compiled to. Predictions stay as they are."""
+        self._stacked = [network]
 
     def forward(
         self, context_CD: Tensor, impression_BD: Tensor, context_of_impression_B: Tensor, key: DropoutKey | None
@@ -66,7 +86,11 @@ class TowerStack(nn.Module):
         Where each head has tables of its own, the inputs of all heads stand side by side: [C, heads · D], [B, heads · D].
         """
         inputs = (context_CD, impression_BD, context_of_impression_B)
-        towers = {head: self.get_submodule(str(number)) for number, head in enumerate(self.heads)}
+        if self._stacked and key is not None:
+            key_LT = self._mask_keys(key) if self.dropout and self.num_hidden else None
+            logit_TB = self._stacked[0](*inputs, key.impression_id_B, key_LT)
+            return dict(zip(self.heads, logit_TB.unbind(0), strict=True))
+        towers = self.towers
         if self.num_copies > 1:
             parts = zip(context_CD.chunk(self.num_copies, 1), impression_BD.chunk(self.num_copies, 1), strict=True)
             # A copy, and not contiguous(): that would ask for the number of rows, on which an exported graph must not depend.
@@ -82,6 +106,10 @@ class TowerStack(nn.Module):
         with torch.autocast(context_CD.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             shared = self.body(*inputs)
         return {head: tower(shared[head].to(dtype), key) for head, tower in towers.items()}
+
+    def _mask_keys(self, key: DropoutKey) -> Tensor:
+        keys = mask_keys(key.seed, key.step, [str(head) for head in self.heads], self.num_hidden)
+        return on_device(keys, torch.int64, key.impression_id_B.device)
 
 
 class Tower(nn.Module):
@@ -167,7 +195,7 @@ def split_perceptron(
     dtype = context_CD.dtype
     from_context_CH = linear(context_CD, context_weight.to(dtype), first_bias.to(dtype))
     # Gathered in fp32 or wider, so that the gradients of a context's impressions are summed in it.
-    from_context_BH = widen(from_context_CH).index_select(0, context_of_impression_B).to(dtype)
+    from_context_BH = gather_contexts(widen(from_context_CH), context_of_impression_B).to(dtype)
     x_BH = from_context_BH + linear(impression_BD, impression_weight.to(dtype))
     return _later_layers(x_BH, masks, later)
 

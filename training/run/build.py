@@ -1,6 +1,8 @@
 """Build the parts of a run, for training and evaluation: checks, feed, model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import xxhash
@@ -9,6 +11,8 @@ from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from training.checkpoint.meta import Checkpoint, steps_of
+from training.distributed.devices import set_precision, to_predict
+from training.distributed.settings import OptimizerSettings
 from training.distributed.shard_model import shard_model
 from training.distributed.sharded_model import ShardedModel
 from training.distributed.world import World
@@ -17,12 +21,15 @@ from training.feed.feed import Feed
 from training.feed.plan import Plan
 from training.feed.sampling import Sampler
 from training.feed.settings import WEIGH
-from training.model.bodies import check_body
+from training.model.bodies import NO_BODY, check_body
+from training.model.compiled import CannotCompile, LossSums, compile_training
+from training.model.dropout_masks import has_triton
 from training.model.entire_space import EntireSpaceModel
 from training.model.graph import Graph
-from training.model.losses import check_losses
+from training.model.losses import check_losses, loss_sums
 from training.model.own_tables import tables_of
 from training.model.settings import ModelSettings
+from training.run.journal import say
 from training.run.settings import TrainSettings
 
 
@@ -79,6 +86,7 @@ def open_feed(
         pooling=settings.embedding.pooling_of(manifest.fields),
         settings=settings.feed,
         pin=world.device.type == "cuda",
+        num_cores=world.num_cores,
         sampler=sampler,
         num_copies=settings.model.num_copies(len(Graph(settings.model.graph, list(manifest.labels)).heads)),
     )
@@ -86,9 +94,57 @@ def open_feed(
 
 def build_model(settings: TrainSettings, manifest: Manifest, graph: Graph, world: World) -> ShardedModel:
     """Build the model at its initial values, sharded over the ranks."""
+    set_precision(settings.precision, world.device)
     model = EntireSpaceModel(manifest, graph, settings.embedding, settings.model, settings.seed, settings.precision)
     tables = tables_of(manifest.fields_of(stored=INDEX), model.num_copies)
-    return shard_model(model, tables, settings.embedding, settings.optimizer, settings.sharding, world)
+    batch_size = settings.plan.batch_size
+    return shard_model(model, tables, settings.embedding, settings.optimizer, settings.sharding, batch_size, world)
+
+
+def settings_to_predict(settings: TrainSettings, device: str | None = None) -> TrainSettings:
+    """Return the settings with which a run predicts, on `device` if one is given, whatever device it was trained on.
+
+    What trained in tf32 predicts in fp32.
+    """
+    precision = "fp32" if settings.precision == "tf32" else settings.precision
+    return replace(settings, world=to_predict(settings.world, device), precision=precision)
+
+
+def for_predictions(settings: TrainSettings) -> TrainSettings:
+    """Return the settings of a model that predicts alone: a CPU may have no kernel for the optimizer of its tables."""
+    return replace(settings, optimizer=OptimizerSettings())
+
+
+def train_towers(model: ShardedModel, graph: Graph, settings: TrainSettings, world: World) -> LossSums:
+    """Choose how training multiplies the towers (`world.towers`), and return the function that sums the losses.
+
+    Raises InputError, on every rank, where the settings ask for what cannot be done here.
+    """
+    wanted, kind = settings.world.towers, settings.model.body["kind"]
+    one_by_one = "each" if world.device.type == "cpu" or kind != NO_BODY else ""
+    how = wanted if wanted != "auto" else one_by_one or ("compiled" if has_triton() else "stacked")
+    if how == "each":
+        return partial(loss_sums, graph)
+    with world.agreeing():
+        if kind != NO_BODY:
+            raise InputError(
+                f"world.towers={wanted} is for towers without a body, and this model has {kind}; use each."
+            )
+        network, widths = model.towers.stacked(), model.network.widths
+        if how == "compiled":
+            try:
+                compiled, sums = compile_training(network, graph, widths, model.network.dtype, world.device)
+            except CannotCompile as error:
+                if wanted != "auto":
+                    raise InputError(
+                        f"world.towers=compiled: torch cannot compile here ({error}); use stacked."
+                    ) from error
+                say(f"torch cannot compile here ({error}); the towers are trained without (world.towers=stacked).")
+            else:
+                model.towers.train_stacked(compiled)
+                return sums
+        model.towers.train_stacked(network)
+    return partial(loss_sums, graph)
 
 
 def manifest_xxh3(manifest: Manifest) -> str:

@@ -31,8 +31,10 @@ from training.run.build import (
     build_model,
     check_position,
     check_settings,
+    for_predictions,
     manifest_xxh3,
     open_feed,
+    settings_to_predict,
     train_plan,
 )
 from training.run.continuation import restore_elsewhere, with_moments_of
@@ -72,7 +74,7 @@ class IndependentCtr:
     def of(cls, run: Path, split: str, world: World, data: str) -> "IndependentCtr":
         """Restore the newest checkpoint of `run` for the dataset `data`. Raises InputError if it does not predict p_ctr."""
         with world.agreeing():
-            settings = load_settings(run, "ctr_run")
+            settings = settings_to_predict(load_settings(run, "ctr_run"))
             if "p_ctr" not in settings.model.graph.outputs:
                 raise InputError(
                     f"ctr_run={run} predicts {', '.join(settings.model.graph.outputs)} and no p_ctr; give a run of model=ctr."
@@ -172,7 +174,7 @@ def restore_model(
     with world.agreeing():
         manifest = load_manifest(location)
         files = manifest.files_of(split)
-        graph = check_settings(settings, manifest, world.device)
+        graph = check_settings(for_predictions(settings), manifest, world.device)
     found = checkpoint.find_on_all_ranks(run, world, say, which)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
@@ -184,7 +186,7 @@ def restore_model(
         else:
             check_dataset(found, manifest, location)
             check_position(found, train_plan(settings, manifest, samples_of_run(run, settings, manifest)))
-    model = build_model(settings, manifest, graph, world)
+    model = build_model(for_predictions(settings), manifest, graph, world)
     with world.agreeing():
         if is_elsewhere:
             restore_elsewhere(found, run, settings, location, manifest, model)

@@ -94,7 +94,9 @@ class TrainSettings:
     ctr_run: str | None = None  # a run whose predictions of the train split are the pCTR of model.sampling.by_p_ctr
     epochs: int = 1
     ranks: int = 1  # processes of this host, which this command starts; torchrun starts its own
-    precision: str = "fp32"  # of the towers' matrix products: fp32 | bf16; weights, gradients and tables stay fp32
+    precision: str = (
+        "fp32"  # of the towers' matrix products: fp32 | tf32 (on a GPU) | bf16; weights, gradients and tables stay fp32
+    )
     plan: PlanSettings = field(default_factory=PlanSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)

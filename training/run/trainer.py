@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.weight_average import WeightAverage
 from training.distributed.world import Pending, World
 from training.evaluation.health import without_positives
+from training.feed.device_copy import on_device
 from training.feed.plan import Plan
-from training.model.losses import loss_sums, part_of_global_mean
+from training.model.losses import part_of_global_mean
 from training.run.build import (
     build_model,
     check_position,
@@ -28,6 +29,7 @@ from training.run.build import (
     manifest_xxh3,
     open_feed,
     train_plan,
+    train_towers,
     unit_without_sampling,
 )
 from training.run.closing import say_trained
@@ -50,7 +52,7 @@ class StepOutcome:
     save: bool  # the clock says so
     requeue: bool  # a rank got SIGTERM or SIGUSR1
     ctrl_c: bool
-    gradient_norm: Tensor = field(default_factory=lambda: torch.zeros(()))  # of the towers, before clipping
+    gradient_norm: Tensor | None = None  # of the towers, before clipping; None where the step was not taken
 
     @property
     def stops(self) -> bool:
@@ -107,6 +109,8 @@ class Trainer:
         if self.finished:
             return
         self.model = build_model(settings, self.manifest, self.graph, world)
+        self._loss_weights = on_device(self.graph.loss_weights, torch.float32, world.device)
+        self._loss_sums = train_towers(self.model, self.graph, settings, world)
         self.average = (
             WeightAverage(self.model, settings.average, self.plan.num_steps) if settings.average.is_on else None
         )
@@ -210,11 +214,11 @@ class Trainer:
         """
         run_step = self.position.epoch * self.plan.num_steps + rank_batch.step
         forward_pass = self.model.forward(rank_batch.batch, rank_batch.ids, run_step)
-        sums = loss_sums(self.graph, forward_pass.logits, rank_batch.batch.labels)
+        sums = self._loss_sums(forward_pass.logits, rank_batch.batch.labels)
         if not rank_batch.num_impressions:
             sums = sums * 0.0
         agreeing = self._start_agreement(sums, rank_batch)
-        loss = part_of_global_mean(sums, self.plan.step_size(rank_batch.step), self.graph.loss_weights)
+        loss = part_of_global_mean(sums, self.plan.step_size(rank_batch.step), self._loss_weights)
         self.model.differentiate(loss)
         rank_batch.send_next()
         agreed = self._outcome(agreeing, rank_batch)
@@ -246,8 +250,8 @@ class Trainer:
             self._interrupts.requeue,
             self._interrupts.ctrl_c,
         )
-        table = torch.cat([sums.detach().double().cpu(), torch.tensor(flags, dtype=torch.float64)])
-        return self.world.start_sum(table.to(self.world.device))
+        table = torch.cat([sums.detach().double(), on_device(flags, torch.float64, self.world.device)])
+        return self.world.start_sum_for_host(table)
 
     def _outcome(self, agreeing: Pending, rank_batch: RankBatch) -> StepOutcome:
         *totals, num_failed, num_ready, save, requeue, ctrl_c = agreeing.wait().tolist()
@@ -270,6 +274,7 @@ class Trainer:
         epoch, is_last = self.position.epoch, step + 1 == self.plan.num_steps
         self.position = Position(epoch + 1, 0) if is_last else Position(epoch, step + 1)
         if self._journal:
+            assert agreed.gradient_norm is not None
             rates = self.model.learning_rates(self.steps_done - 1)
             count = self.plan.step_size(step)
             logged = LoggedStep(epoch, self.steps_done, agreed.losses, count, rates, agreed.gradient_norm)

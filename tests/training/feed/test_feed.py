@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slow_reading import POOLING, assert_same, epoch_reading, feed_of, merged, plan_of, slow_reading
@@ -10,6 +11,8 @@ from tiny_dataset import write_tiny_dataset
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
+from training.feed.batch import Batch
+from training.feed.device_copy import map_tensors
 from training.feed.feed import Feed
 from training.feed.settings import FeedSettings
 
@@ -26,6 +29,45 @@ def test_an_epoch_holds_every_value_of_every_impression_once(dataset, seed, thre
     path, manifest = dataset
     feed = feed_of(path, manifest, plan_of(manifest, seed=seed), threads=threads)
     assert_same(merged(epoch_reading(feed)), slow_reading(path, manifest))
+
+
+def bytes_of(batch: Batch) -> list[Any]:
+    """Everything in a batch."""
+    found: list[Any] = [batch.context_id, batch.context.counts, batch.impression.counts, *batch.labels]
+    map_tensors(batch, lambda tensor: found.append((tensor.dtype, tensor.shape, tensor.numpy().tobytes())))
+    return found
+
+
+@pytest.mark.parametrize("start_step", [0, 3])
+def test_any_number_of_threads_gives_the_same_batches_bit_by_bit(dataset, start_step):
+    path, manifest = dataset
+    one, *others = (
+        [bytes_of(batch) for batch in feed_of(path, manifest, threads=threads).batches(2, start_step)]
+        for threads in (1, 2, 4)
+    )
+    assert len(one) > 8
+    for other in others:
+        assert other == one
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_that_goes_missing_is_told_after_the_batches_before_it(tmp_path, threads):
+    manifest = write_tiny_dataset(tmp_path, num_contexts=150, row_groups_per_file=1)
+    plan = plan_of(manifest, lanes=1, seed=None)
+    gone = manifest.files_of("train")[-1]
+    (tmp_path / gone.path).unlink()
+    sizes: list[int] = []
+    batches = feed_of(tmp_path, manifest, plan, threads=threads).batches(0)
+    with pytest.raises(InputError, match=gone.path):
+        sizes.extend(batch.num_impressions for batch in batches)
+    missing = gone.row_groups[0].impressions
+    assert sum(sizes) == (plan.num_impressions - missing) // plan.batch_size * plan.batch_size
+
+
+def test_the_number_of_threads_follows_the_cores_of_the_rank():
+    assert [FeedSettings().threads_for(cores, on_gpu=False) for cores in (1, 2, 4, 16)] == [1, 1, 1, 4]
+    assert [FeedSettings().threads_for(cores, on_gpu=True) for cores in (1, 2, 4, 16)] == [1, 1, 2, 8]
+    assert FeedSettings(threads=3).threads_for(64, on_gpu=True) == 3
 
 
 def test_a_plan_in_clicks_feeds_the_clicked_impressions_alone(dataset):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
-from training.model.counter_random import _mask_torch, dropout_mask, stream_key, uniform_rows
+from training.model.counter_random import stream_key, uniform_rows
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -38,35 +37,3 @@ def test_initial_values_are_uniform_and_differ_by_seed_and_table() -> None:
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.01
     for other in (uniform_rows(2, "t", 0, 10_000, 18, 0.05), uniform_rows(1, "u", 0, 10_000, 18, 0.05)):
         assert abs(np.corrcoef(values.ravel(), other.ravel())[0, 1]) < 0.01
-
-
-def test_a_dropout_mask_equals_a_scalar_reference() -> None:
-    ids = torch.tensor([5, 2**62 + 1, -3])
-    mask = dropout_mask(seed=1, step=9, layer="click/0", impression_id_B=ids, width=6, rate=0.25)
-    key = stream_key(1, "dropout/click/0/9")
-    for number, impression_id in enumerate(ids.tolist()):
-        row = mix((impression_id * GOLDEN + key) & MASK)
-        for unit in range(6):
-            bits = (mix((row + unit // 4 * GOLDEN) & MASK) >> (16 * (unit % 4))) & 0xFFFF
-            assert mask[number, unit].item() == pytest.approx((bits >= 0.25 * 65536) / 0.75)
-
-
-@pytest.mark.parametrize("width", [1, 4, 5, 33])
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99999])
-def test_a_dropout_mask_is_the_same_on_every_device(width: int, rate: float) -> None:
-    ids = torch.randint(-(1 << 63), (1 << 63) - 1, (50,), generator=torch.Generator().manual_seed(1))
-    kept = _mask_torch(stream_key(3, "dropout/click/0/8"), ids, width, round(rate * 65536))
-    assert dropout_mask(3, 8, "click/0", ids, width, rate).equal(kept.float() / (1 - rate))
-
-
-def test_dropout_keeps_the_mean_and_belongs_to_the_impression() -> None:
-    ids = torch.arange(20_000)
-    mask = dropout_mask(1, 0, "click/0", ids, 50, 0.5)
-    assert mask.mean().item() == pytest.approx(1.0, abs=0.01)
-    torch.testing.assert_close(mask[1_000:2_000], dropout_mask(1, 0, "click/0", ids[1_000:2_000], 50, 0.5))
-    for other in (
-        dropout_mask(1, 1, "click/0", ids, 50, 0.5),
-        dropout_mask(1, 0, "click/1", ids, 50, 0.5),
-        dropout_mask(2, 0, "click/0", ids, 50, 0.5),
-    ):
-        assert torch.corrcoef(torch.stack([mask.flatten(), other.flatten()]))[0, 1].abs() < 0.01

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.model.counter_random import dropout_mask
 from training.model.cpu_tower import SplitPerceptron, _onednn_takes, _rectify, _rectify_gradient
+from training.model.dropout_masks import dropout_mask
 from training.model.towers import split_perceptron
 
 C, B = 30, 400

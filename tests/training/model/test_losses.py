@@ -132,7 +132,7 @@ def test_the_sum_of_the_ranks_gradients_is_that_of_the_global_mean() -> None:
 
 def test_each_loss_has_its_weight_in_the_gradient() -> None:
     sums = torch.tensor([3.0, 5.0], requires_grad=True)
-    share = part_of_global_mean(sums, 10, (1.0, 0.25))
+    share = part_of_global_mean(sums, 10, torch.tensor([1.0, 0.25]))
     assert share.item() == pytest.approx((3 * 1.0 + 5 * 0.25) / 10)
     share.backward()
     torch.testing.assert_close(sums.grad, torch.tensor([0.1, 0.025]))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
-from training.model.counter_random import dropout_mask
+from training.model.dropout_masks import dropout_mask
 from training.model.settings import TowerSettings
 from training.model.towers import DropoutKey, Tower
 
