@@ -30,9 +30,9 @@ class _Run:
     allocated: int
     width: int
 
-    def in_output(self, output_NA: Tensor) -> Tensor:
+    def in_output(self, output: Tensor) -> Tensor:
         """Return a view of the used columns: [N, count, width]."""
-        columns = output_NA[:, self.column : self.column + self.count * self.allocated]
+        columns = output[:, self.column : self.column + self.count * self.allocated]
         return columns.unflatten(1, (self.count, self.allocated))[:, :, : self.width]
 
     def in_rows(self, rows_ND: Tensor) -> Tensor:

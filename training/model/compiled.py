@@ -37,13 +37,18 @@ class CompiledTowers:
         self._is_cuda = device.type == "cuda"
 
     def __call__(
-        self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor, impression_id_B: Tensor, key_LT: Tensor | None
+        self,
+        context_CD: Tensor,
+        impression_BD: Tensor,
+        index_B: Tensor,
+        impression_id_B: Tensor,
+        mask_keys: Tensor | None,
     ) -> Tensor:
         """Return the logits [T, B]."""
         if self._is_cuda:
             torch.compiler.cudagraph_mark_step_begin()  # what the step before returned may be overwritten
         context_CD = pad(context_CD, (0, 0, 0, size_of_graph(len(context_CD)) - len(context_CD)))
-        return self._run(context_CD, impression_BD, index_B, impression_id_B, key_LT)
+        return self._run(context_CD, impression_BD, index_B, impression_id_B, mask_keys)
 
 
 def size_of_graph(num_rows: int) -> int:
@@ -67,9 +72,9 @@ def compile_training(
     def sums(logit_of: Mapping[Query, Tensor], label_of: Mapping[str, Tensor]) -> Tensor:
         return run_loss([logit_of[head] for head in graph.heads], {name: label_of[name] for name in labels})
 
-    def try_sums(logit_TB: Tensor) -> Tensor:
-        ones = torch.ones(logit_TB.shape[1], device=device)
-        return sums(dict(zip(graph.heads, logit_TB.unbind(0), strict=True)), dict.fromkeys(labels, ones))
+    def try_sums(logits: Tensor) -> Tensor:
+        ones = torch.ones(logits.shape[1], device=device)
+        return sums(dict(zip(graph.heads, logits.unbind(0), strict=True)), dict.fromkeys(labels, ones))
 
     try:
         _try(towers, network, try_sums, widths, dtype, device)
@@ -107,6 +112,6 @@ def _try(
     shape = (len(network.widths), len(network.towers))
     keys = torch.zeros(shape, dtype=torch.int64, device=device) if network.dropout and network.widths else None
     context_CD, impression_BD = inputs
-    logit_TB = towers(context_CD, impression_BD, index_B, ids_B, keys)
-    total = sums(logit_TB).sum()
+    logits = towers(context_CD, impression_BD, index_B, ids_B, keys)
+    total = sums(logits).sum()
     torch.autograd.grad(total, [*inputs, *network.parameters()])

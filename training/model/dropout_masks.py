@@ -35,8 +35,8 @@ def dropout_mask(seed: int, step: int, layer: str, impression_id_B: Tensor, widt
         mask_BH = np.empty((len(impression_id_B), width), np.float32)
         _fill_mask(np.uint64(key % 2**64), _as_uint64(impression_id_B), first_kept, np.float32(1 - rate), mask_BH)
         return torch.from_numpy(mask_BH)
-    key_T = torch.full((1,), key, dtype=torch.int64, device=impression_id_B.device)
-    return kept_units(impression_id_B, key_T, width, rate)[0].float() / (1.0 - rate)
+    tower_keys = torch.full((1,), key, dtype=torch.int64, device=impression_id_B.device)
+    return kept_units(impression_id_B, tower_keys, width, rate)[0].float() / (1.0 - rate)
 
 
 def mask_key(seed: int, step: int, layer: str) -> int:
@@ -49,29 +49,29 @@ def mask_keys(seed: int, step: int, towers: Sequence[str], num_layers: int) -> l
     return [[mask_key(seed, step, f"{tower}/{layer}") for tower in towers] for layer in range(num_layers)]
 
 
-def kept_units(impression_id_B: Tensor, key_T: Tensor, width: int, rate: float) -> Tensor:
+def kept_units(impression_id_B: Tensor, tower_keys: Tensor, width: int, rate: float) -> Tensor:
     """Draw bool [T, B, width]: which units a layer of each tower keeps. One operator."""
-    kept: Tensor = _draw_kept(impression_id_B, key_T, width, round(rate * _STEPS))
+    kept: Tensor = _draw_kept(impression_id_B, tower_keys, width, round(rate * _STEPS))
     return kept
 
 
 @torch.library.custom_op("entirespace::draw_kept", mutates_args=())
-def _draw_kept(impression_id_B: Tensor, key_T: Tensor, width: int, first_kept: int) -> Tensor:
+def _draw_kept(impression_id_B: Tensor, tower_keys: Tensor, width: int, first_kept: int) -> Tensor:
     if _is_cpu(impression_id_B):
-        kept = np.empty((len(key_T), len(impression_id_B), width), np.uint8)
-        for key, kept_BH in zip(_as_uint64(key_T), kept, strict=True):
+        kept = np.empty((len(tower_keys), len(impression_id_B), width), np.uint8)
+        for key, kept_BH in zip(_as_uint64(tower_keys), kept, strict=True):
             _fill_mask(key, _as_uint64(impression_id_B), first_kept, np.float32(1.0), kept_BH)
         return torch.from_numpy(kept).view(torch.bool)
     if impression_id_B.device.type == "cuda" and has_triton():
         from training.model.dropout_triton import draw_on_gpu  # torch for a CPU comes without triton
 
-        return draw_on_gpu(impression_id_B, key_T, width, first_kept)
-    return _mask_by_torch(key_T, impression_id_B, width, first_kept)
+        return draw_on_gpu(impression_id_B, tower_keys, width, first_kept)
+    return _mask_by_torch(tower_keys, impression_id_B, width, first_kept)
 
 
 @_draw_kept.register_fake
-def _(impression_id_B: Tensor, key_T: Tensor, width: int, first_kept: int) -> Tensor:
-    return impression_id_B.new_empty((key_T.shape[0], impression_id_B.shape[0], width), dtype=torch.bool)
+def _(impression_id_B: Tensor, tower_keys: Tensor, width: int, first_kept: int) -> Tensor:
+    return impression_id_B.new_empty((tower_keys.shape[0], impression_id_B.shape[0], width), dtype=torch.bool)
 
 
 def has_triton() -> bool:
@@ -100,12 +100,12 @@ def _mix_tensor(counter: Tensor) -> Tensor:
     return counter ^ ((counter >> 31) & ((1 << 33) - 1))
 
 
-def _mask_by_torch(key_T: Tensor, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
+def _mask_by_torch(tower_keys: Tensor, impression_id_B: Tensor, width: int, first_kept: int) -> Tensor:
     """Draw bool [T, B, width], True for the units that are kept, on any device."""
     num_hashes = -(-width // _UNITS_PER_HASH)
     counter = torch.arange(num_hashes, device=impression_id_B.device) * _as_int64(GOLDEN)
-    rows_TB = _mix_tensor(impression_id_B * _as_int64(GOLDEN) + key_T[:, None])
-    bits = _mix_tensor(rows_TB[:, :, None] + counter)
+    rows = _mix_tensor(impression_id_B * _as_int64(GOLDEN) + tower_keys[:, None])
+    bits = _mix_tensor(rows[:, :, None] + counter)
     parts = [(bits >> (16 * part)) & 0xFFFF for part in range(_UNITS_PER_HASH)]
     return torch.stack(parts, dim=3).flatten(2)[:, :, :width] >= first_kept
 

@@ -13,14 +13,14 @@ _BLOCK = 1024
 _UNITS_A_HASH = 4
 
 
-def draw_on_gpu(impression_id_B: Tensor, key_T: Tensor, width: int, first_kept: int) -> Tensor:
+def draw_on_gpu(impression_id_B: Tensor, tower_keys: Tensor, width: int, first_kept: int) -> Tensor:
     """Draw bool [T, B, width]."""
-    num_rows, num_towers = len(impression_id_B), len(key_T)
+    num_rows, num_towers = len(impression_id_B), len(tower_keys)
     kept = torch.empty((num_towers, num_rows, width), dtype=torch.bool, device=impression_id_B.device)
     num_hashes = -(-width // _UNITS_A_HASH)
     grid = (triton.cdiv(max(1, num_rows * num_hashes), _BLOCK), num_towers)
     _draw_kernel[grid](
-        impression_id_B, key_T, kept.view(torch.uint8), num_rows, num_hashes, width, first_kept,
+        impression_id_B, tower_keys, kept.view(torch.uint8), num_rows, num_hashes, width, first_kept,
         GOLDEN, *MULTIPLIERS, _BLOCK,
     )  # fmt: skip
     return kept

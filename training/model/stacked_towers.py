@@ -46,22 +46,22 @@ class StackedTowers(nn.Module):
         impression_BD: Tensor,
         index_B: Tensor,
         impression_id_B: Tensor,
-        key_LT: Tensor | None,
+        mask_keys: Tensor | None,
     ) -> Tensor:
-        """Return the logits [T, B]; `key_LT` is None where nothing is dropped.
+        """Return the logits [T, B]; `mask_keys` is None where nothing is dropped.
 
         `index_B`, the context of each impression, is non-decreasing. Inputs in bfloat16 mean products in bfloat16.
         """
         dtype = context_CD.dtype
-        x_TBH = self._first_layer(context_CD, impression_BD, index_B)
+        x = self._first_layer(context_CD, impression_BD, index_B)
         for layer in range(len(self.widths)):
-            weight_THH = torch.stack([tower.weights[layer] for tower in self.towers]).to(dtype)
-            bias_TH = torch.stack([tower.biases[layer] for tower in self.towers]).to(dtype)
-            x_TBH = x_TBH.relu()
-            if key_LT is not None:
-                x_TBH = self._drop(x_TBH, impression_id_B, key_LT[layer])
-            x_TBH = torch.baddbmm(bias_TH.unsqueeze(1), x_TBH, weight_THH.transpose(1, 2))
-        return x_TBH.squeeze(2).to(self.towers[0].first_bias.dtype)
+            weight = torch.stack([tower.weights[layer] for tower in self.towers]).to(dtype)
+            bias = torch.stack([tower.biases[layer] for tower in self.towers]).to(dtype)
+            x = x.relu()
+            if mask_keys is not None:
+                x = self._drop(x, impression_id_B, mask_keys[layer])
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        return x.squeeze(2).to(self.towers[0].first_bias.dtype)
 
     def _first_layer(self, context_CD: Tensor, impression_BD: Tensor, index_B: Tensor) -> Tensor:
         """Return W_u·u + W_i·i + b of each tower, [T, B, H]."""
@@ -73,15 +73,15 @@ class StackedTowers(nn.Module):
         if self.has_own_inputs:
             inputs = [x.unflatten(1, (num_towers, -1)).transpose(0, 1) for x in (context_CD, impression_BD)]
             from_context = torch.baddbmm(bias.unsqueeze(1), inputs[0], of_context.transpose(1, 2))
-            from_impression_TBH = torch.bmm(inputs[1], of_impression.transpose(1, 2))
+            from_impression = torch.bmm(inputs[1], of_impression.transpose(1, 2))
             gathered = gather_in_segments(widen(from_context.transpose(0, 1).flatten(1)), index_B).to(dtype)
-            return gathered.unflatten(1, (num_towers, -1)).transpose(0, 1) + from_impression_TBH
+            return gathered.unflatten(1, (num_towers, -1)).transpose(0, 1) + from_impression
         from_context_CH = linear(context_CD, of_context.flatten(0, 1), bias.flatten())
         gathered = gather_in_segments(widen(from_context_CH), index_B).to(dtype)
         x_BH = torch.addmm(gathered, impression_BD, of_impression.flatten(0, 1).t())
         return x_BH.unflatten(1, (num_towers, -1)).transpose(0, 1)
 
-    def _drop(self, x_TBH: Tensor, impression_id_B: Tensor, key_T: Tensor) -> Tensor:
+    def _drop(self, x: Tensor, impression_id_B: Tensor, tower_keys: Tensor) -> Tensor:
         """Multiply by 0 or 1 / (1 - rate). A NaN stays one, for the trainer to see."""
-        kept = kept_units(impression_id_B, key_T, x_TBH.shape[2], self.dropout)
-        return x_TBH * kept * (1.0 / (1.0 - self.dropout))
+        kept = kept_units(impression_id_B, tower_keys, x.shape[2], self.dropout)
+        return x * kept * (1.0 / (1.0 - self.dropout))

@@ -87,9 +87,9 @@ class TowerStack(nn.Module):
         """
         inputs = (context_CD, impression_BD, context_of_impression_B)
         if self._stacked and key is not None:
-            key_LT = self._mask_keys(key) if self.dropout and self.num_hidden else None
-            logit_TB = self._stacked[0](*inputs, key.impression_id_B, key_LT)
-            return dict(zip(self.heads, logit_TB.unbind(0), strict=True))
+            keys = self._mask_keys(key) if self.dropout and self.num_hidden else None
+            logits = self._stacked[0](*inputs, key.impression_id_B, keys)
+            return dict(zip(self.heads, logits.unbind(0), strict=True))
         towers = self.towers
         if self.num_copies > 1:
             parts = zip(context_CD.chunk(self.num_copies, 1), impression_BD.chunk(self.num_copies, 1), strict=True)

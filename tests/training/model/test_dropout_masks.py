@@ -39,8 +39,11 @@ def test_a_dropout_mask_equals_a_scalar_reference() -> None:
 def test_a_dropout_mask_is_the_same_on_every_device(width: int, rate: float) -> None:
     ids = torch.randint(-(1 << 63), (1 << 63) - 1, (50,), generator=torch.Generator().manual_seed(1))
     mask = dropout_mask(3, 8, "click/0", ids, width, rate)
-    key_T = torch.tensor(mask_keys(3, 8, ["click", "other"], 1)[0])
-    of_torch, of_numba = _mask_by_torch(key_T, ids, width, round(rate * 65536)), kept_units(ids, key_T, width, rate)
+    tower_keys = torch.tensor(mask_keys(3, 8, ["click", "other"], 1)[0])
+    of_torch, of_numba = (
+        _mask_by_torch(tower_keys, ids, width, round(rate * 65536)),
+        kept_units(ids, tower_keys, width, rate),
+    )
     assert of_numba.equal(of_torch)
     assert mask.equal(of_torch[0].float() / (1 - rate))
     assert not of_torch[0].equal(of_torch[1]) or rate > 0.9 or width == 1
