@@ -2,6 +2,8 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
 # make test-acceptance   the long comparisons with independent references (minutes each), which make test leaves out
+# make test-cluster   real clusters on this machine: two hosts, Spark with kills, S3 (needs root, iproute2)
+# make soak   all jobs in a loop with random kills for SOAK_MINUTES=5
 # make lint   ruff, mypy, the walls between the rooms, spelling and prose, as CI runs them
 # make docs   the documentation as a site, in build/site; broken links and anchors end it
 # Everything goes into .venv and demo/; the network is needed by the install alone.
@@ -22,7 +24,7 @@ endif
 # A file stays in one process, so that its datasets are made once.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-dev demo test test-acceptance lint docs clean
+.PHONY: help install install-dev demo test test-acceptance test-cluster soak lint docs clean
 help:
 	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
@@ -75,6 +77,14 @@ test: install-dev
 # Exit status 5: there is no such test.
 test-acceptance: install-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m acceptance
+
+# In one process: the tests share the machine's cores among several hosts already.
+test-cluster: install-dev
+	@$(BIN)/python -m pytest -m cluster
+
+SOAK_MINUTES ?= 5
+soak: install-dev
+	@$(BIN)/python -m benchmarks.soak minutes=$(SOAK_MINUTES)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

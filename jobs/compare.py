@@ -6,6 +6,7 @@ from pathlib import Path
 from jobs.entry import imports_not_collected, launch
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
+from pipeline.locations import refuse_address
 
 
 @dataclass
@@ -14,11 +15,12 @@ class CompareSettings:
 
     runs: list[str] = field(
         default_factory=list
-    )  # evaluated runs, or RUN/evaluations/NAME; differences are from the first
+    )  # evaluated runs, or RUN/evaluations/NAME, by path or address; differences are from the first
     split: str = "test"  # train | validation | test
     out: str = "comparison"  # writes OUT.md and OUT.html
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         if self.split not in SPLITS:
             raise InputError(f"split={self.split} is not one of {', '.join(SPLITS)}.")
         if len(self.runs) < 2:
@@ -34,8 +36,11 @@ def run(settings: CompareSettings) -> None:
     with imports_not_collected():
         from training.evaluation.comparison import compare, markdown_of, read_result
         from training.evaluation.comparison_page import write_comparison
+        from training.run.evaluated_run import local_result
 
-    comparison = compare([read_result(path, settings.split) for path in settings.runs])
+    comparison = compare(
+        [read_result(str(local_result(path, settings.split)), settings.split) for path in settings.runs]
+    )
     written = write_comparison(comparison, Path(settings.out))
     print(f"{markdown_of(comparison)}\n{' · '.join(map(str, written))}", flush=True)
 

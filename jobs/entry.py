@@ -28,9 +28,11 @@ from jobs.command_line import parse_words, ready_for_hydra, refuse_other_forms, 
 from jobs.listing import CONF, groups_of, job_named
 from jobs.output import EXIT_INPUT, check_output
 from jobs.own_files import search_path_of
+from pipeline import telemetry
 from pipeline.errors import InputError, printable
 from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
+from training.distributed.torchrun import note_error, rank_of_process
 
 #: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
 _AFTER_THE_ERROR_S = 3.0
@@ -56,6 +58,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
     """
     check_output()
     try:
+        telemetry.begin(name, rank_of_process())
         refuse_other_forms(sys.argv[1:], schema)
         words = parse_words(sys.argv[1:])
         for word in words.overrides:
@@ -68,7 +71,10 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
                 shown = config | {"spark": redacted(config["spark"])} if "spark" in config else config
                 print(help_page(job_named(name), shown, words.overrides, words.config_dir), flush=True)
             return
-        run(to_settings(schema, config))
+        settings = to_settings(schema, config)
+        telemetry.is_about(str(getattr(settings, "out", None) or getattr(settings, "run", "")))
+        with telemetry.reported_end():
+            run(settings)
         sys.stdout.flush()
     except InputError as error:
         _stop(without_secrets(str(error)), speaks)
@@ -208,6 +214,7 @@ def _optional_group(key: str, schema: type[Any]) -> str:
 
 
 def _stop(message: str, speaks: bool) -> None:
+    note_error(f"error: {printable(message)}")
     if speaks:
         print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     else:

@@ -7,11 +7,11 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from omegaconf import MISSING
 
 from jobs.entry import exit_without_finalization, imports_not_collected, launch
+from pipeline import telemetry
 from pipeline.errors import InputError
 from pipeline.terminal import command_of, print_next
 from training.checkpoint.settings import check_which
@@ -24,7 +24,7 @@ from training.evaluation.settings import check_calibrator
 class EvaluateSettings:
     """conf/evaluate.yaml."""
 
-    run: str = MISSING  # the folder of a run that jobs.train has trained
+    run: str = MISSING  # the run that jobs.train has trained: a folder or an address
     split: str = "test"  # train | validation | test
     truth: str | None = None  # RAW/truth_test.parquet of a simulated log
     checkpoint: str = "newest"  # newest | best: the one that validation found best | step-N
@@ -52,21 +52,30 @@ def run(settings: EvaluateSettings) -> None:
         sys.exit(run_on_ranks("jobs.evaluate", sys.argv[1:], settings.ranks))
     # Loaded here: torch and TorchRec take seconds, which a wrong setting need not wait for.
     with imports_not_collected():
+        from training.checkpoint.remote_run import local_run
         from training.distributed.world import join
         from training.run import run_folder
         from training.run.build import settings_to_predict
         from training.run.evaluate import evaluate_split
+        from training.run.evaluated_run import evaluated_run, local_file
         from training.run.malloc import keep_freed_memory
 
     keep_freed_memory()
-    folder = Path(settings.run)
-    trained = settings_to_predict(run_folder.load_settings(folder), settings.device)
-    truth = Path(settings.truth) if settings.truth else None
-    ctr_run = Path(settings.ctr_run) if settings.ctr_run else None
-    where = (settings.checkpoint, settings.data, ctr_run, settings.slices)
+    telemetry.enter_stage("join")
+    trained = settings_to_predict(run_folder.load_settings(local_run(settings.run, "run", folders=())), settings.device)
+    truth = local_file(settings.truth) if settings.truth else None
     with join(trained.world) as world:
-        evaluate_split(folder, trained, settings.split, truth, world, *where, calibrator=settings.calibrator)
-    if world.rank == 0:
+        run_here = evaluated_run(settings.run, "run", world, settings.checkpoint, settings.split)
+        ctr_run = evaluated_run(settings.ctr_run, "ctr_run", world) if settings.ctr_run else None
+        where = (settings.checkpoint, settings.data, ctr_run.folder if ctr_run else None, settings.slices)
+        figures = evaluate_split(
+            run_here.folder, trained, settings.split, truth, world, *where, calibrator=settings.calibrator
+        )
+        with world.agreeing():
+            if world.rank == 0:
+                run_here.publish()
+    if figures is not None:
+        telemetry.set_figures({"impressions_total": figures["num_impressions"] or 0}, force=True)
         score = (f"run={settings.run}", "source=aliccp", "source.path=RAW", "out=SCORES")
         print_next(command_of("jobs.score", *score))
 

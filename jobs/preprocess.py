@@ -16,6 +16,7 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take a second
 
 from jobs.entry import launch
+from pipeline import telemetry
 from pipeline.config.preprocess import PreprocessSettings
 
 
@@ -29,8 +30,16 @@ def run(settings: PreprocessSettings) -> None:
     from pipeline.terminal import close_job, command_of
 
     started = time.monotonic()
+    telemetry.enter_stage("input")
     try:
         manifest = preprocess(settings)
+        telemetry.set_figures(
+            {
+                "impressions_total": sum(totals["impressions"] for totals in manifest.totals.values()),
+                "quarantined_lines": sum(manifest.audit.get("quarantined", {}).values()),
+            },
+            force=True,
+        )
         model = "esm2" if "daction" in manifest.labels else "esmm"
         print("\n".join([summarize(manifest), *audit_lines(settings.out)]), flush=True)
         close_job(

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take a second
 
 from jobs.entry import imports_not_collected, launch
+from pipeline import telemetry
 from pipeline.config.score import ScoreSettings
 from training.checkpoint.settings import check_which
 
@@ -22,6 +23,7 @@ from training.checkpoint.settings import check_which
 def run(settings: ScoreSettings) -> None:
     """Score, then print how many impressions were scored and how many lines are in quarantine."""
     check_which(settings.checkpoint, "checkpoint")
+    telemetry.enter_stage("input")
     # Loaded here: torch takes seconds, which a wrong setting need not wait for.
     with imports_not_collected():
         from pipeline.passes.scorer import TrainedModel
@@ -32,7 +34,15 @@ def run(settings: ScoreSettings) -> None:
     found = describe_run(settings.run, settings.checkpoint)
     model = TrainedModel(found.scorer, found.outputs, found.dataset, found.manifest, found.origin)
     try:
-        print(summarize_scores(score(settings, model)), flush=True)
+        scores = score(settings, model)
+        telemetry.set_figures(
+            {
+                "impressions_total": sum(scores.totals.values()),
+                "quarantined_lines": sum(scores.audit.get("quarantined", {}).values()),
+            },
+            force=True,
+        )
+        print(summarize_scores(scores), flush=True)
     finally:
         stop_spark()
 

@@ -12,6 +12,8 @@ from omegaconf import MISSING
 
 from jobs.entry import launch
 from pipeline.errors import InputError
+from pipeline.locations import is_address
+from training.checkpoint.remote_run import RemoteRun
 from training.run.mlflow_server import ServerError
 from training.run.mlflow_sync import sync_run
 from training.run.settings import check_tracking_uri
@@ -36,7 +38,14 @@ def run(settings: TrackSettings) -> None:
     if export and not export.is_dir():
         raise InputError(f"export={export} is not a folder; give the out=… of jobs.export.")
     try:
-        state = sync_run(Path(settings.run), settings.uri, settings.experiment, export=export)
+        copy = None
+        if is_address(settings.run):
+            copy = RemoteRun(settings.run, "run")
+            copy.fetch(("dataset", "evaluations"))
+        run_here = copy.folder if copy else Path(settings.run)
+        state = sync_run(run_here, settings.uri, settings.experiment, export=export)
+        if copy:
+            copy.publish()  # RUN/mlflow.json: how far the server is
     except ServerError as error:
         raise InputError(f"uri={settings.uri} cannot be used ({error}); check the server and its address.") from error
     print(f"{settings.uri} has run {state.run_id}: steps to {state.train_step}, {len(state.files)} files", flush=True)

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import sys
 
 from jobs.entry import exit_without_finalization, imports_not_collected, launch
+from pipeline.telemetry import enter_stage
 from training.distributed.torchrun import speaks, starts_ranks
 from training.run.settings import TrainSettings
 
@@ -25,6 +26,7 @@ def run(settings: TrainSettings) -> None:
         from training.run.trainer import Trainer
 
     keep_freed_memory()
+    enter_stage("join")
     with join(settings.world) as world:
         status = Trainer(settings, world).fit()
     sys.exit(status)

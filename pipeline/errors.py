@@ -14,6 +14,7 @@ import pyarrow as pa
 #: What file systems and Arrow raise for a file that cannot be read or holds what it may not: a footer that is no UTF-8, …
 READING_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError)
 _MOST_LETTERS = 1200  # of an error message
+_SHOWN_AS: dict[str, str] = {}  # folder → the address that it stands in for
 
 
 def printable(text: str) -> str:
@@ -21,6 +22,18 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def show_as(folder: str, address: str) -> None:
+    """Let messages name `address` wherever they would name `folder`, this process's copy of it."""
+    _SHOWN_AS[folder] = address
+
+
+def with_addresses(text: str) -> str:
+    """Name addresses in place of the folders that stand in for them."""
+    for folder, address in _SHOWN_AS.items():
+        text = text.replace(folder, address)
+    return text
 
 
 @contextmanager
@@ -109,6 +122,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        message = with_addresses(message)
         if len(message) > _MOST_LETTERS:
             message = f"{message[: _MOST_LETTERS // 2]} … {message[-_MOST_LETTERS // 2 :]}"
         super().__init__(message)

@@ -24,3 +24,9 @@ def open_location(location: str | os.PathLike[str]) -> tuple[pafs.FileSystem, st
                 f"{text} cannot be opened ({error}); give a local path or an s3:// or hdfs:// address."
             ) from error
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+def refuse_address(key: str, location: str) -> None:
+    """Raise InputError where the setting `key`, of a job that writes directories alone, is an address."""
+    if is_address(location):
+        raise InputError(f"{key}={location} is an address, and this job writes to directories alone; give a path.")

@@ -34,6 +34,7 @@ from pipeline.spark.exceptions import plain_errors
 from pipeline.storage import commit
 from pipeline.storage.commit import Staging
 from pipeline.storage.lock import dataset_lock
+from pipeline.telemetry import enter_stage
 from pipeline.terminal import stage
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _run_passes(job: Job, staging: Staging) -> Manifest:
     with _clocked(seconds, "quarantine"):
         rejected_late = quarantine(spark, log, reports, staging)
         check_unchanged(spark, job, fingerprints)
+    enter_stage("commit")
     with stage("auditing the dataset"):
         manifest, audit = assemble(job, log, counted, fingerprints, reports, [*rejected_early, *rejected_late], staging)
     seconds["all"] = time.monotonic() - clock_start
@@ -170,6 +172,7 @@ def _stop_at_nothing_good(job: Job, log: InputLog, scanned: Tally, written: Tall
 
 @contextmanager
 def _clocked(seconds: dict[str, float], name: str) -> Iterator[None]:
+    enter_stage(name)
     started = time.monotonic()
     yield
     seconds[name] = time.monotonic() - started

@@ -43,6 +43,7 @@ from pipeline.storage.local_store import LocalStore
 from pipeline.storage.lock import dataset_lock
 from pipeline.storage.scores import ScoreFile, ScoreManifest, publish_scores, read_scores, remove_unnamed_scores
 from pipeline.storage.store import Store, store_of
+from pipeline.telemetry import enter_stage
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -225,7 +226,9 @@ def _existing_scores(job: ScoreJob) -> ScoreManifest | None:
 def _score_and_commit(job: ScoreJob, staging: Staging) -> ScoreManifest:
     """Score and commit; return the content of scores.json."""
     started, clock_start = time.time(), time.monotonic()
+    enter_stage("spark")
     spark = start_spark(job.settings.spark)
+    enter_stage("score")
     most = job.settings.impressions_per_batch
     if job.scored:
         reports = score_dataset(spark, job.scored, job.model, most, staging)
@@ -237,6 +240,7 @@ def _score_and_commit(job: ScoreJob, staging: Staging) -> ScoreManifest:
     run_only |= {"source": {"path": job.settings.source.path}, "data": job.settings.data}
     seconds = {"all": time.monotonic() - clock_start}
     write_run_of(job.out, scores.xxh3, run_only, raw_files, spark, started, seconds)
+    enter_stage("commit")
     publish_scores(job.out, scores)
     remove_unnamed_scores(job.out)
     return scores
@@ -259,6 +263,7 @@ def _score_raw(spark: "SparkSession", job: ScoreJob, most: int, staging: Staging
             f"source.path={job.settings.source.path} has no impression that can be scored, but {rejected}; an impression "
             "needs a line that can be read and the line of its context."
         )
+    enter_stage("quarantine")
     rejected_late = quarantine(spark, log, found.reports, staging)
     check_unchanged(spark, raw, fingerprints)
     rejects = [*found.quarantine, *rejected_late]

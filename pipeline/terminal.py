@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from pipeline.errors import printable
+from pipeline.errors import printable, with_addresses
 
 #: Set for a job that is a stage of another one, such as jobs.demo.
 IN_CHAIN = "ENTIRESPACE_IN_CHAIN"
@@ -89,7 +89,7 @@ def print_next(command: str, stream: TextIO | None = None) -> None:
     """Print the command that comes next; nothing where this job is a stage of another one, which types it itself."""
     stream = stream or sys.stdout
     if not os.environ.get(IN_CHAIN):
-        print(f"{styled('next:', 'blue', stream)} {printable(command)}", file=stream, flush=True)
+        print(f"{styled('next:', 'blue', stream)} {printable(with_addresses(command))}", file=stream, flush=True)
 
 
 def close_job(
@@ -106,14 +106,21 @@ def close_job(
     stream = stream or sys.stdout
     sys.stdout.flush()
     took = f" · {duration_text(seconds)}" if seconds is not None else ""
-    print(f"{styled(made, 'green', stream)}: {styled(printable(where), 'bold', stream)}{took}", file=stream)
+    print(
+        f"{styled(made, 'green', stream)}: {styled(printable(with_addresses(where)), 'bold', stream)}{took}",
+        file=stream,
+    )
     if numbers:
         print(f"  {' · '.join(numbers)}", file=stream)
     for page in pages:
-        print(f"  open {printable(page)}", file=stream)
+        print(f"  open {printable(with_addresses(page))}", file=stream)
     stream.flush()
     for warning in warnings:
-        print(f"{styled('warning:', 'yellow', sys.stderr)} {printable(warning)}", file=sys.stderr, flush=True)
+        print(
+            f"{styled('warning:', 'yellow', sys.stderr)} {printable(with_addresses(warning))}",
+            file=sys.stderr,
+            flush=True,
+        )
     if following:
         print_next(following, stream)
 

@@ -23,6 +23,7 @@ from pipeline.config.features import FeaturesSettings
 from pipeline.config.preprocess import ALICCP, EVENTS
 from pipeline.errors import InputError, writing
 from pipeline.features.fields import catalogue
+from pipeline.locations import refuse_address
 from pipeline.simulate.chunk_pool import chunk_pool
 from pipeline.simulate.draw import CHUNK_IMPRESSIONS, draw_chunk
 from pipeline.simulate.lines import CONTEXT_FIELDS, IMPRESSION_FIELDS, line_layout
@@ -60,6 +61,7 @@ class SimulateSettings:
     processes: int | None = None  # that make the log of layout=aliccp; null: one a core. The bytes do not depend on it
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         if self.seed < 0:
             raise InputError(f"seed={self.seed} is negative; give a whole number from 0.")
         if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:

@@ -23,6 +23,25 @@ _MASTERS = re.compile(
 )
 
 
+def refuse_connect(master: str, conf: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> None:
+    """Raise InputError where a Spark Connect session is configured: by the master, spark.conf or the environment."""
+    found = [f"spark.master={master}"] if master.startswith("sc://") else []
+    found += [
+        f"spark.conf has {key}={conf[key]}"
+        for key in ("spark.remote", "spark.api.mode")
+        if conf.get(key, "classic") != "classic"
+    ]
+    found += [
+        f"the environment has {key}" for key in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED") if environment.get(key)
+    ]
+    found += ["the environment has SPARK_CONNECT_MODE=1"] if environment.get("SPARK_CONNECT_MODE") == "1" else []
+    if found:
+        raise InputError(
+            f"{found[0]}: that is Spark Connect, which has no SparkContext, and this job ships files to executors, groups its "
+            "stages and reads their state by one; take it out, and give spark.master=local[*], spark://HOST:7077, yarn or k8s://…."
+        )
+
+
 def check_master(master: str) -> None:
     """Raise InputError for a spark.master of another form, or yarn without the settings of a cluster."""
     if not _MASTERS.fullmatch(master):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import writing
+from pipeline.scratch import scratch_folder
 from pipeline.spark.exceptions import plain_errors
-from pipeline.spark.scratch import scratch_folder
 from pipeline.spark.session import is_local
 from pipeline.terminal import size_text, stage
 

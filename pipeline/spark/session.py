@@ -12,11 +12,11 @@ import pipeline
 from pipeline.config.preprocess import SparkSettings
 from pipeline.errors import InputError
 from pipeline.kernels.cache import own_directory
+from pipeline.scratch import scratch_folder
 from pipeline.secrets import SECRET_NAMES, is_secret_name, looked_up, without_assignments
 from pipeline.spark.exceptions import first_line, has_java_ended, is_java_error
 from pipeline.spark.java import ensure_java
-from pipeline.spark.machine import LOOPBACK, check_machine, check_master, scratch_folders
-from pipeline.spark.scratch import scratch_folder
+from pipeline.spark.machine import LOOPBACK, check_machine, check_master, refuse_connect, scratch_folders
 from pipeline.spark.workers import MALLOC
 from pipeline.terminal import stage
 from pipeline.undo import handler_kept
@@ -71,6 +71,7 @@ def name_files_in_utf8(environment: MutableMapping[str, str]) -> None:
 
 def start_spark(settings: SparkSettings) -> "SparkSession":
     """Start a session with our defaults, which `spark.conf` overrides; InputError without Java or the master."""
+    refuse_connect(settings.master, settings.conf)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM, and decides on the master
     if not submitted:
         check_master(settings.master)

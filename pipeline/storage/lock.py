@@ -4,8 +4,8 @@ The lock is the file `_lock`, which names its holder. A job that dies leaves it 
 takes it over; one on another host is refused, because it cannot know whether the holder lives.
 """
 
-import os
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import InputError, writing
 from pipeline.file_lock import Holder, LockHeld, exclusive_lock, parse_holder, this_process
+from pipeline.object_lock import is_running, s3_client, warn_unlocked
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.store import Store
 from pipeline.undo import undone_by
@@ -28,7 +29,7 @@ def dataset_lock(store: Store) -> Iterator[None]:
     if isinstance(store, LocalStore):
         with _locked_directory(store.root):
             yield
-    elif client := _s3_client(store):
+    elif client := s3_client(store.location, "out"):
         with _locked_prefix(client, store.location):
             yield
     else:
@@ -46,7 +47,7 @@ def _locked_directory(out: Path) -> Iterator[None]:
         except LockHeld as error:
             raise InputError(_refusal(str(out), error.holder)) from None
         if not lock.is_exclusive:
-            _warn(str(out), "its file system has no locks")
+            warn_unlocked("out", str(out), "its file system has no locks")
         if holder := lock.holder():
             if not holder.is_here:  # locks of its host may not reach this one
                 raise InputError(f"{_refusal(str(out), holder)} If that job is gone, remove {path}.")
@@ -67,13 +68,15 @@ def _locked_prefix(client: Any, location: str) -> Iterator[None]:
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     where = {"Bucket": bucket, "Key": f"{prefix}/{LOCK}".lstrip("/")}
-    signature, path = this_process().to_json(), f"{location}/{LOCK}"
+    # The token tells this lock from another one of the same process and second.
+    signature = this_process().to_json()[:-1] + f', "token": "{uuid.uuid4().hex}"}}'.encode()
+    path = f"{location}/{LOCK}"
     try:
         client.put_object(**where, Body=signature, IfNoneMatch="*")
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code == "NotImplemented":
-            _warn(location, "this store knows no conditional requests")
+            warn_unlocked("out", location, "this store knows no conditional requests")
             yield
             return
         if code not in _CONFLICTS:
@@ -102,45 +105,18 @@ def _take_over(client: Any, where: Mapping[str, str], signature: bytes, location
 
     try:
         found = client.get_object(**where)
-        holder = parse_holder(found["Body"].read())
+        content = found["Body"].read()
+        if content == signature:  # the store did write it; only its answer was lost, and boto3 asked again
+            return
+        holder = parse_holder(content)
         if holder is None or not holder.is_here:
             raise InputError(f"{_refusal(location, holder)} If that job is gone, remove {path}.")
-        if _is_running(holder.pid):
+        if is_running(holder.pid):
             raise InputError(_refusal(location, holder))
         client.put_object(**where, Body=signature, IfMatch=found["ETag"])
     except ClientError as error:  # it was released, or another job was faster
         raise InputError(f"out={location} is just being taken by another job; run again.") from error
     _report_takeover(path, holder)
-
-
-def _s3_client(store: Store) -> Any:
-    """Return boto3's client, which knows conditional requests, unlike pyarrow.
-
-    Return None, with a warning, without boto3 or off S3.
-    """
-    if not store.location.startswith("s3://"):
-        _warn(store.location, "only directories and s3:// are")
-        return None
-    try:
-        import boto3
-    except ImportError:
-        _warn(store.location, "boto3 is not installed; pip install boto3")
-        return None
-    return boto3.client("s3")
-
-
-def _warn(location: str, why: str) -> None:
-    print(f"out={location} is not locked ({why}): start no second job on it meanwhile.", file=sys.stderr, flush=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _refusal(location: str, holder: Holder | None) -> str:

@@ -188,9 +188,7 @@ def test_a_file_system_that_shows_files_as_they_grow_gets_them_by_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore("hdfs://host/data")
-    monkeypatch.setattr(
-        "pipeline.storage.object_store.open_location", lambda location: (pafs.LocalFileSystem(), str(tmp_path))
-    )
+    monkeypatch.setattr("pipeline.object_files.open_location", lambda location: (pafs.LocalFileSystem(), str(tmp_path)))
     store.put("manifest.json", b"first")
     store.put("manifest.json", b"second")
     assert store.read("manifest.json") == b"second"

@@ -6,11 +6,13 @@
     at later steps   once all have written (the ranks agree on it with their losses), rank 0 gets sizes and checksums
     in a thread      rank 0 writes checkpoint.json and renames the folder
 
+Of a run at an address each file goes up from the thread that wrote it, and rank 0's PUT of checkpoint.json is the commit.
 No thread waits for another rank, so the collectives of all ranks stay in one order.
 """
 
 import contextlib
 import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from pipeline import telemetry
 from pipeline.errors import InputError
 from training.checkpoint.files import commit, folder, prepare_folder
 from training.checkpoint.meta import (
@@ -34,6 +37,7 @@ from training.checkpoint.meta import (
     path_of,
     rank_file,
 )
+from training.checkpoint.remote_run import RemoteRun
 from training.checkpoint.restore import rank_tensors, tensors_of, tower_tensors
 from training.checkpoint.settings import CheckpointSettings
 from training.checkpoint.tensors import write_safetensors
@@ -70,7 +74,9 @@ class CheckpointWriter:
         world: World,
         settings: CheckpointSettings,
         average: WeightAverage | None = None,
+        remote: RemoteRun | None = None,
     ) -> None:
+        self._remote = remote
         self._run, self._model, self._manifest_xxh3 = run, model, manifest_xxh3
         self._world, self._settings, self._average = world, settings, average
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -121,7 +127,7 @@ class CheckpointWriter:
         names = tuple(file_names(self._world.size, average is not None))
         state = average.state if average else None
         whole = Checkpoint(final, position, self._manifest_xxh3, names, validation, window, state)
-        self._underway = _PendingSave(whole, staging, self._thread.submit(_write_all, staging, files))
+        self._underway = _PendingSave(whole, staging, self._thread.submit(self._write_all, staging, final, files))
         if not self._settings.asynchronous:
             self.finish()
 
@@ -147,6 +153,7 @@ class CheckpointWriter:
         mine = self._agreed(underway)
         if underway.commits:
             self._underway = None
+            telemetry.set_figures({"checkpoint_timestamp_seconds": time.time()}, force=True)
             return
         gathered = self._world.gather(
             [number for name in _may_write(self._world.rank) for number in mine.get(name, _NO_FILE)]
@@ -172,7 +179,9 @@ class CheckpointWriter:
         try:
             written = underway.job.result()
         except OSError as found:
-            error = _cannot_write(underway.whole.path, found)
+            error = self._cannot_write(underway.whole.path, found)
+        except InputError as found:
+            error = found
         try:
             self._world.agree(error)  # by now no rank writes any more
         except InputError:
@@ -182,8 +191,22 @@ class CheckpointWriter:
             raise
         return written
 
+    def _write_all(self, staging: Path, final: Path, files: Mapping[str, Mapping[str, Tensor]]) -> FileEntries:
+        staging.mkdir(parents=True, exist_ok=True)
+        entries = {}
+        for name, tensors in files.items():
+            entries[name] = write_safetensors(staging / name, tensors)
+            if self._remote:
+                self._remote.put_file(staging / name, final)
+        return entries
+
     def _commit(self, underway: _PendingSave, entries: Mapping[str, list[int]]) -> FileEntries:
-        commit(underway.staging, underway.whole, self._world.size, entries, self._settings.keep)
+        args = underway.whole, self._world.size, entries, self._settings.keep
+        if self._remote:
+            self._remote.commit(*args)
+            shutil.rmtree(underway.staging, ignore_errors=True)
+        else:
+            commit(underway.staging, *args)
         return {}
 
     def _prepare_folder_once(self, final: Path) -> None:
@@ -191,11 +214,20 @@ class CheckpointWriter:
             return
         with self._world.agreeing():
             try:
-                if self._world.rank == 0:
+                if self._world.local_rank == 0 if self._remote else self._world.rank == 0:
                     prepare_folder(final.parent)
+                if self._remote and self._world.rank == 0:
+                    self._remote.prepare(final)
             except OSError as error:
-                raise _cannot_write(final, error) from error
+                raise self._cannot_write(final, error) from error
         self._is_prepared = True
+
+    def _cannot_write(self, path: Path, error: OSError) -> InputError:
+        remedy = "wait until its store answers" if self._remote and error.errno is None else "free some space"
+        return InputError(
+            f"The checkpoint {path} cannot be written ({error}); {remedy} and run the same command again: it resumes "
+            "from the last complete checkpoint."
+        )
 
     def _copied(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy `tensors` to memory that no training step touches; it is pinned if they are on a GPU."""
@@ -211,18 +243,6 @@ class CheckpointWriter:
         return copies
 
 
-def _write_all(staging: Path, files: Mapping[str, Mapping[str, Tensor]]) -> FileEntries:
-    staging.mkdir(parents=True, exist_ok=True)
-    return {name: write_safetensors(staging / name, tensors) for name, tensors in files.items()}
-
-
 def _may_write(rank: int) -> list[str]:
     """List the files that `rank` writes to a checkpoint, in the order in which it reports them; some may be absent."""
     return [rank_file(rank), average_file(rank), TOWERS_FILE, AVERAGE_TOWERS_FILE]
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The checkpoint {path} cannot be written ({error}); free some space and run the same command again: it resumes "
-        "from the last complete checkpoint."
-    )

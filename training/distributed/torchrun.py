@@ -4,8 +4,11 @@ The only module that reads RANK, WORLD_SIZE and their like. `training.distribute
 its ranks have the same environment.
 """
 
+import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import xxhash
@@ -60,18 +63,39 @@ def cores_of_rank(place: Place) -> int:
 def starts_ranks(ranks: int) -> bool:
     """Tell whether this process has to start `ranks` processes, and is not one of them.
 
-    Raises InputError for a number below 1, and for another one than torchrun's.
+    Raises InputError for a number below 1, for another one than torchrun's, and for restarts by torchrun across hosts.
     """
     if ranks < 1:
         raise InputError(f"ranks={ranks} is below 1; 1 trains in this process.")
     place = place_of()
     if place is None:
         return ranks > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") or "0")
+    if restarts > 0 and not place.is_one_host:
+        raise InputError(
+            f"--max-restarts={restarts} restarts the ranks of several hosts under torchrun, whose agents may then wait for each "
+            "other for ever; give --max-restarts=0, and start the same command again on every host: it resumes."
+        )
     if ranks not in (1, place.size):
         raise InputError(f"ranks={ranks} does not go with the {place.size} ranks of torchrun; leave it out.")
     return False
 
 
+def note_error(message: str) -> None:
+    """Write `message` where torchrun looks for it: it is the last thing that torchrun prints, below its own traceback."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
+    content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+    if path != os.devnull:
+        with suppress(OSError), open(path, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+
+
+def rank_of_process() -> int:
+    """Return this process's rank, which is known before the ranks have met; 0 without torchrun."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
+
+
 def speaks() -> bool:
-    """Return True on rank 0, the one that prints; it is known before the ranks have met."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return True on rank 0, the one that prints."""
+    return rank_of_process() == 0

@@ -25,7 +25,7 @@ from pipeline.errors import InputError
 from training.distributed.devices import check_own_gpus, choose_device
 from training.distributed.meeting import Meeting, meet
 from training.distributed.settings import WorldSettings
-from training.distributed.torchrun import Place, cores_of_rank, place_of, speaks
+from training.distributed.torchrun import Place, cores_of_rank, note_error, place_of, speaks
 
 #: Exit status of a rank that another one has left alone in a call that nothing interrupts.
 EXIT_LOST = 2
@@ -72,6 +72,7 @@ class World:
     size: int
     device: torch.device
     num_cores: int = 1  # of the host, for this rank
+    local_rank: int = 0  # among the ranks of this host
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over the ranks, in place."""
@@ -207,7 +208,7 @@ def join(settings: WorldSettings) -> Iterator[World]:
                 timeout=timedelta(seconds=settings.timeout_s),
             )
         try:
-            world = World(place.rank, place.size, device, num_cores)
+            world = World(place.rank, place.size, device, num_cores, place.local_rank)
             if meeting.path and device.type == "cpu":
                 world.barrier()  # gloo has read what it needs; NCCL reads the store at its first collective
                 meeting.path.unlink(missing_ok=True)
@@ -243,7 +244,9 @@ def _deadline(timeout_s: float, meeting: Meeting) -> Iterator[None]:
     """
 
     def give_up() -> None:
-        print(f"error: {_lost_rank(meeting, timeout_s)}", file=sys.stderr, flush=True)
+        message = f"error: {_lost_rank(meeting, timeout_s)}"
+        note_error(message)
+        print(message, file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)
 
     timer = threading.Timer(timeout_s + _LATE_S, give_up)

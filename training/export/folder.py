@@ -18,14 +18,19 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from pipeline.atomic_files import sync_directory, write_whole
 from pipeline.dataset.kinds import BUCKETIZED, STORED_KINDS
 from pipeline.dataset.manifest import load_manifest
-from pipeline.errors import InputError, writing
+from pipeline.errors import InputError, reading, show_as, with_addresses, writing
+from pipeline.locations import is_address
+from pipeline.object_files import ObjectFiles, check_address
+from pipeline.scratch import scratch_folder
 from pipeline.undo import undone_by
+from training.checkpoint.remote_run import local_run
 from training.evaluation.calibrators import CALIBRATOR_FILE, Calibrator, read_calibrator
 from training.export import check
 from training.export.lookup_files import save_lookup
@@ -39,6 +44,7 @@ from training.run.settings import TrainSettings
 from training.serving.open_run import open_scorer, read_ids
 from training.serving.scorer import Scorer
 
+_CHECK_FILE = "check.json"
 _STANDALONE = ("scoring.py", "server.py")
 _NUM_MADE_UP, _MADE_UP_CANDIDATES = 40, (1, 2, 7, 40)
 _EXAMPLE_CANDIDATES = 3
@@ -64,8 +70,50 @@ class _Asked:
 
 
 def export_run(settings: ExportSettings) -> Iterator[str]:
-    """Export a run; yield lines about it. Raises InputError where that is not possible, and leaves no folder then."""
-    run, out = Path(settings.run), Path(settings.out)
+    """Export a run; yield lines about it. Raises InputError where that is not possible, and leaves no folder then.
+
+    An export at an address is written here and goes up file by file; check.json is the last, and makes it one.
+    """
+    run = local_run(settings.run, "run", settings.checkpoint)
+    if not is_address(settings.out):
+        out = Path(settings.out)
+        yield from map(with_addresses, _export_to(out, run, settings))
+        return
+    files = _empty_place(settings.out)
+    out = scratch_folder() / uuid4().hex / files.location.rpartition("/")[2]
+    out.parent.mkdir(parents=True)
+    show_as(str(out), files.location)
+    yield from map(with_addresses, _export_to(out, run, settings))
+    _upload_export(out, files)
+    yield f"{files.location} is complete."
+
+
+def _empty_place(address: str) -> ObjectFiles:
+    """Open the address of a new export. Raises InputError where there is one, or files that are no remains of one."""
+    check_address("out", address)
+    files = ObjectFiles(address.rstrip("/"))
+    with reading(address):
+        names = {found.name for found in files.list_files()}
+    if _CHECK_FILE in names:
+        raise InputError(f"out={address} is there already; choose another address, or remove it.")
+    ours = ("vocabulary/", "model.", "schema.json", "example_", *_STANDALONE, CALIBRATOR_FILE)
+    if strange := sorted(name for name in names if not name.startswith(ours)):
+        raise InputError(f"out={address} has other files ({strange[0]}); choose another address, or remove them.")
+    return files
+
+
+def _upload_export(folder: Path, files: ObjectFiles) -> None:
+    """Bring an export to its address: first what an export that was killed has left there goes, last comes check.json."""
+    with writing(f"out={files.location}"):
+        for found in files.list_files():
+            files.remove(found.name)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.name != _CHECK_FILE:
+                files.upload(path, path.relative_to(folder).as_posix())
+        files.put(_CHECK_FILE, (folder / _CHECK_FILE).read_bytes())
+
+
+def _export_to(out: Path, run: Path, settings: ExportSettings) -> Iterator[str]:
     trained = load_settings(run)
     scorer = open_scorer(run, settings.checkpoint)
     _check_exportable(scorer)
@@ -94,14 +142,17 @@ def export_run(settings: ExportSettings) -> Iterator[str]:
             yield from _compared(
                 staging, settings, trained, scorer, served, calibrator, values, made_up, list(files), report
             )
-            write_whole(staging / "check.json", json.dumps(report, indent=1) + "\n")
+            write_whole(staging / _CHECK_FILE, json.dumps(report, indent=1) + "\n")
             for entry in [*staging.rglob("*"), staging]:
                 _to_disk(entry)
             os.rename(staging, out)
             sync_directory(out.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    yield f"{out}: {', '.join(files)}; serve it with: python {out / 'server.py'}"
+    serve = "copy it to a directory, and serve it with: python server.py"
+    if not is_address(settings.out):
+        serve = f"serve it with: python {out / 'server.py'}"
+    yield f"{out}: {', '.join(files)}; {serve}"
 
 
 def _check_exportable(scorer: Scorer) -> None:

@@ -6,6 +6,7 @@ from omegaconf import MISSING
 
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
+from pipeline.locations import refuse_address
 
 CVR, CTR = "cvr", "ctr"
 _MOST_TREES, _MOST_DEPTH, _MOST_FOLDS = 100_000, 32, 100
@@ -47,6 +48,7 @@ class GbdtSettings:
     folds: int = 5  # an id's rate is that of the other folds' contexts, for the contexts that the trees learn from
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         if self.target not in (CVR, CTR):
             raise InputError(f"target={self.target} is not one of {CVR}, {CTR}.")
         if self.split not in SPLITS:

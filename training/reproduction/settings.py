@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from pipeline.errors import InputError
+from pipeline.locations import refuse_address
 from pipeline.plain_settings import words_of_setting
 from training.reproduction.figures import REPRODUCED
 
@@ -39,6 +40,7 @@ class ReproduceSettings:
     only_plan: bool = False  # print what is finished and what is missing, and train nothing
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         if self.table not in REPRODUCED:
             raise InputError(f"table={self.table} is not one of {', '.join(REPRODUCED)}.")
         if not 1 <= self.seeds <= _MOST_SEEDS:

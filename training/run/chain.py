@@ -21,6 +21,7 @@ from omegaconf import MISSING
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError, writing
+from pipeline.locations import refuse_address
 from pipeline.plain_settings import words_of_setting
 from training.checkpoint.files import checkpoint_paths
 from training.run.stages import Ledger, Stage, run_stages
@@ -47,6 +48,7 @@ class ChainSettings:
     export_args: str = ""
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         if self.progressive_split not in SPLITS:
             raise InputError(f"progressive_split={self.progressive_split} is not one of {', '.join(SPLITS)}.")
         for day in self.days:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.dataset.manifest import SPLITS, load_manifest
 from pipeline.errors import InputError
+from pipeline.locations import refuse_address
 from pipeline.terminal import close_job
 from training.model.settings import ModelSettings
 from training.run.stages import print_heading, run_command
@@ -26,6 +27,7 @@ class DemoSettings:
     batch_size: int = 1000  # the paper's 5000 would leave half a million impressions 90 updates, too few to learn from
 
     def __post_init__(self) -> None:
+        refuse_address("out", self.out)
         for name, least in {"impressions": 1, "seed": 0, "ranks": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)} is below {least}.")

@@ -13,6 +13,7 @@ import torch
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import writing
+from pipeline.telemetry import enter_stage
 from pipeline.terminal import close_job, line_width
 from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
@@ -69,10 +70,12 @@ def evaluate_split(
     """
     if calibrator is not None:
         evaluate_split(run, settings, FITTED_SPLIT, None, world, which, data, ctr_run)
+    enter_stage("predict")
     predicted = predict_run(run, settings, split, truth, world, which, data, ctr_run, slices)
     if world.rank:
         return None
     return_freed_memory()
+    enter_stage("evaluate")
     return evaluate_predictions(run, split, predicted.paths, predicted.provenance, predicted, slices, calibrator)
 
 

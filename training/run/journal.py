@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import telemetry
 from pipeline.atomic_files import write_whole
-from pipeline.errors import InputError, reason_of
+from pipeline.errors import InputError, reason_of, with_addresses
 from pipeline.terminal import open_bar
 from training.checkpoint.meta import LogWindow, ValidationState
 from training.run.event_file import EventFile
@@ -66,6 +67,7 @@ class Journal:
             raise self._not_written(error) from error
         self._bar = open_bar("training", num_steps, " steps", steps_done, keep=True)
         self._norms: Tensor | None = None
+        self._impressions = 0  # of this start of the run
         self._start_window(0.0)
         if window:
             self._sums, self._steps = list(window.loss_sums), window.num_steps
@@ -127,7 +129,7 @@ class Journal:
         if self._bar.disable:
             say(line)
         else:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(with_addresses(line), file=sys.stderr)
 
     def _append(self, entry: dict[str, Any]) -> None:
         try:
@@ -158,6 +160,18 @@ class Journal:
             "waiting_share": (wait_s - self._wait_s) / elapsed_s,
         }
         self._append(entry)
+        self._impressions += self._count
+        telemetry.set_figures(
+            {
+                "impressions_total": self._impressions,
+                "impressions_per_second": entry["impressions_per_s"],
+                "waiting_share": entry["waiting_share"],
+                "loss": entry["loss"],
+                "step": steps_done,
+                "steps": self.num_steps,
+            },
+            force=steps_done == self.num_steps,
+        )
         shown = " · ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         text = f"{shown} · {entry['impressions_per_s']:,.0f} impressions/s · waiting {entry['waiting_share']:.1%}"
         # On a bar there is room for the sum of the losses alone.
@@ -187,7 +201,7 @@ def _is_scalar(name: str, value: Any) -> bool:
 
 def say(line: str) -> None:
     """Print one line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(with_addresses(line), file=sys.stderr, flush=True)
 
 
 def _forget_after(path: Path, steps_done: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_files import write_whole, xxh3_of
-from pipeline.errors import InputError, printable, writing
+from pipeline.errors import InputError, printable, with_addresses, writing
 from pipeline.secrets import redacted, without_secrets
 from training.run.mlflow_server import MlflowServer
 from training.run.run_folder import load_settings
@@ -48,7 +48,7 @@ def sync_run(run: Path, uri: str, experiment: str, status: str = "", export: Pat
     server, state = MlflowServer(uri), _read_state(run, uri, experiment)
     if not state.run_id:
         run_id = server.create_run(
-            server.experiment(experiment), run.resolve().name, {"entirespace.run": str(run.resolve())}
+            server.experiment(experiment), run.resolve().name, {"entirespace.run": with_addresses(str(run.resolve()))}
         )
         state = _saved(run, replace(state, run_id=run_id))
     elif status == RUNNING:

@@ -1,10 +1,10 @@
 """The folder of a run: its saved settings, and the lock of the process that trains it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 from omegaconf import OmegaConf
@@ -13,9 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.atomic_files import write_whole
 from pipeline.errors import InputError, printable, reason_of
 from pipeline.file_lock import LockHeld, exclusive_lock
+from pipeline.object_lock import claimed
 from pipeline.plain_settings import build_settings, read_yaml
 from training.checkpoint.files import checkpoint_paths
+from training.checkpoint.remote_run import RemoteRun, fetch_on_all_hosts, shared_copy
 from training.run.settings import TrainSettings
+
+if TYPE_CHECKING:  # it loads torch, which reading the settings of a run does without
+    from training.distributed.world import World
 
 CONFIG = "config.yaml"
 _CHECKSUM_COMMENT = "# xxh3 of the lines above: "
@@ -106,6 +111,21 @@ def lock_run(run: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"out={run} cannot be written ({reason_of(error)}); choose another folder.") from error
         yield
+
+
+@contextmanager
+def claimed_run(address: str, world: "World", say: Callable[[str], None]) -> Iterator[RemoteRun]:
+    """Claim the run at an address while the block runs, and bring it to every host: its newest checkpoint and small files.
+
+    Every rank must enter it. Raises InputError on all of them if another process trains it, or it cannot be read.
+    """
+    copy = shared_copy(address, "out", world)
+    with ExitStack() as stack:
+        with world.agreeing():
+            if world.rank == 0:
+                copy.claim = stack.enter_context(claimed(copy.address, LOCK, "out"))
+        fetch_on_all_hosts(copy, world, say, renames=True)
+        yield copy
 
 
 def load_settings(run: Path, key: str = "run") -> TrainSettings:

@@ -16,6 +16,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError, reason_of, writing
 from training.checkpoint.files import checkpoint_paths
+from training.checkpoint.remote_run import local_run
 from training.feed.sampling import ClickedPCtr, Sampler, expected_by_counts, expected_of_row_groups, inverse_of
 from training.run.settings import TrainSettings
 
@@ -39,14 +40,16 @@ def open_sampler(settings: TrainSettings, manifest: Manifest, split: str) -> Sam
     sampling, seed = settings.model.sampling, settings.plan.seed
     if settings.ctr_run is None:
         return Sampler(sampling, seed) if settings.model.train_on == "samples" else None
-    run = Path(settings.ctr_run)
+    run = local_run(settings.ctr_run, "ctr_run", folders=[f"predictions/{name}" for name in {split, "train"}])
     p_ctr = _read_p_ctr(run, split, manifest)
     of_train = p_ctr if split == "train" else _read_p_ctr(run, "train", manifest)
     mean_weight = float(inverse_of(of_train.p_ctr_N.astype(np.float64), sampling.clip).mean())
     return Sampler(sampling, seed, p_ctr, mean_weight)
 
 
-def expected_samples(settings: TrainSettings, manifest: Manifest, sampler: Sampler | None) -> list[int] | None:
+def expected_samples(
+    run: Path, settings: TrainSettings, manifest: Manifest, sampler: Sampler | None
+) -> list[int] | None:
     """Return the expected samples of each row group of the train split; None where the plan counts otherwise.
 
     Raises InputError where a run that has begun was given another pCTR.
@@ -55,10 +58,10 @@ def expected_samples(settings: TrainSettings, manifest: Manifest, sampler: Sampl
         return _expected_by_labels(settings, manifest)
     assert sampler is not None
     assert sampler.p_ctr is not None
-    saved = read_samples(Path(settings.out))
+    saved = read_samples(run)
     if saved and (saved.manifest_xxh3, saved.p_ctr_xxh3) == (manifest.xxh3, sampler.p_ctr.xxh3):
         return saved.expected
-    if saved and checkpoint_paths(Path(settings.out)):
+    if saved and checkpoint_paths(run):
         raise InputError(
             f"ctr_run={settings.ctr_run} has other predictions of the train split than those that out={settings.out} was "
             "started with; put those back, or train a new run (out=…)."

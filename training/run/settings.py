@@ -12,6 +12,8 @@ from omegaconf import MISSING
 
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
+from pipeline.locations import is_address
+from pipeline.object_files import check_address
 from training.checkpoint.settings import CheckpointSettings, check_which
 from training.distributed.settings import AverageSettings, OptimizerSettings, ShardingSettings, WorldSettings
 from training.feed.plan import PlanSettings
@@ -87,7 +89,7 @@ class TrainSettings:
     """conf/train.yaml."""
 
     data: str = MISSING  # the dataset, as jobs.preprocess wrote it
-    out: str = MISSING  # the folder of the run; the same command resumes there
+    out: str = MISSING  # the run: a folder or an address (s3://…); the same command resumes there
     seed: int = 1  # of the initial values and of dropout
     init_from: str | None = None  # a run whose model is trained on here; rows follow their raw ids, new ids start fresh
     init_from_checkpoint: str = "newest"  # of that run: newest | best: the one that validation found best | step-N
@@ -113,6 +115,9 @@ class TrainSettings:
     world: WorldSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
+        for name in ("out", "init_from", "ctr_run"):
+            if is_address(str(getattr(self, name))):
+                check_address(name, getattr(self, name))
         if self.seed < 0:
             raise InputError(f"seed={self.seed} is negative; give a whole number from 0.")
         if self.epochs < 1:

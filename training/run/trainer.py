@@ -12,8 +12,11 @@ from torch import Tensor
 
 from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
+from pipeline.locations import is_address
+from pipeline.telemetry import enter_stage
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.meta import Position
+from training.checkpoint.remote_run import RemoteRun, fetch_on_all_hosts, shared_copy
 from training.checkpoint.save import CheckpointWriter
 from training.distributed.rank_batches import RankBatch, rank_batches
 from training.distributed.weight_average import WeightAverage
@@ -37,7 +40,7 @@ from training.run.continuation import continue_from
 from training.run.dataset_copy import check_dataset, keep_dataset
 from training.run.interrupts import EXIT_CTRL_C, EXIT_REQUEUE, Interrupts, remove_requeue, write_requeue
 from training.run.journal import ALERT, Journal, LoggedStep, say
-from training.run.run_folder import check_config, lock_run, write_config
+from training.run.run_folder import check_config, claimed_run, lock_run, write_config
 from training.run.sampled import expected_samples, open_sampler, write_samples
 from training.run.settings import TrainSettings
 from training.run.validation import Validation, best_of
@@ -69,24 +72,33 @@ class Trainer:
         Raises InputError, on every rank, for what does not fit the dataset or the run that is there.
         """
         self.settings, self.world, self.run = settings, world, Path(settings.out)
+        self._remote: RemoteRun | None = None
+        with ExitStack() as held:
+            if is_address(settings.out):
+                self._remote = held.enter_context(claimed_run(settings.out, world, self._say))
+                self.run = self._remote.folder
+            self._open()
+            with world.agreeing():
+                if world.rank == 0:  # whoever else trains it may write its settings and delete its checkpoints
+                    held.enter_context(lock_run(self.run))
+                    check_config(self.run, settings)
+            self._resume()
+            self._lock = held.pop_all()  # until `close`
+
+    def _open(self) -> None:
+        """Open the dataset, the feed and the validation, and check the settings against them."""
+        settings, world = self.settings, self.world
         with world.agreeing():
             self.manifest = load_manifest(settings.data)
             self.graph = check_settings(settings, self.manifest, world.device)
             self._sampler = open_sampler(settings, self.manifest, "train")
-            self._expected = expected_samples(settings, self.manifest, self._sampler)
+            self._expected = expected_samples(self.run, settings, self.manifest, self._sampler)
             self.plan = train_plan(settings, self.manifest, self._expected)
             self.feed = open_feed(settings, self.manifest, "train", self.plan, world, self._sampler)
             self.validation = self._open_validation()
         self._begun_s = time.monotonic()
         self._interrupts = Interrupts()
         self._journal: Journal | None = None
-        with ExitStack() as lock:
-            with world.agreeing():
-                if world.rank == 0:  # whoever else trains it may write its settings and delete its checkpoints
-                    lock.enter_context(lock_run(self.run))
-                    check_config(self.run, settings)
-            self._resume()
-            self._lock = lock.pop_all()  # until `close`
 
     def _resume(self) -> None:
         """Take the position of the newest checkpoint and build the model there, unless the run is finished."""
@@ -105,6 +117,7 @@ class Trainer:
                 keep_dataset(self.run, settings.data, self.manifest)
                 write_config(self.run, settings)
                 write_samples(self.run, self.manifest, self._sampler, self._expected)
+                self._publish()
         self._saved, self._saved_s = (self.steps_done, self.validation_state), time.monotonic()
         if self.finished:
             return
@@ -120,9 +133,28 @@ class Trainer:
                 if self.average:
                     checkpoint.restore_average(found, self.average)
         elif settings.init_from:
-            continue_from(Path(settings.init_from), settings, self.manifest, self.graph, self.model, world)
+            continue_from(self._initial_run(), settings, self.manifest, self.graph, self.model, world)
+        if self._remote and world.local_rank == 0:
+            self._remote.drop_checkpoints()
         xxh3 = manifest_xxh3(self.manifest)
-        self._writer = CheckpointWriter(self.run, self.model, xxh3, world, settings.checkpoint, self.average)
+        self._writer = CheckpointWriter(
+            self.run, self.model, xxh3, world, settings.checkpoint, self.average, self._remote
+        )
+
+    def _initial_run(self) -> Path:
+        """Return `init_from`, or this host's copy of it."""
+        address = str(self.settings.init_from)
+        if not is_address(address):
+            return Path(address)
+        copy = shared_copy(address, "init_from", self.world)
+        fetch_on_all_hosts(copy, self.world, say, self.settings.init_from_checkpoint)
+        return copy.folder
+
+    def _publish(self) -> None:
+        """Bring what rank 0 has written of a run at an address to it."""
+        if self._remote and self.world.rank == 0:
+            self._remote.claim.check()
+            self._remote.publish()
 
     @property
     def steps_done(self) -> int:
@@ -173,6 +205,7 @@ class Trainer:
 
     def _train(self) -> StepOutcome | None:
         """Train to the end and return None; or save at the step at which a signal stops the run, and return its outcome."""
+        enter_stage("train")
         if not self._validate():  # what a signal kept the last start from
             return self._signals()
         if self.finished:  # by that
@@ -292,10 +325,12 @@ class Trainer:
             or (self.validation_state and self.validation_state.total_steps == self.steps_done)
         ):
             return True
+        enter_stage("validation")
         with self.predicting():
             figures = self.validation.figures(
                 self.model, self.world, lambda: not self.finished and self._interrupts.stops
             )
+        enter_stage("train")
         if figures is None:
             return False
         self.validation_state = self.validation.update(figures, self.steps_done, self.validation_state)
@@ -352,6 +387,7 @@ class Trainer:
                 remove_requeue(self.run)
                 weights = dict(zip(self.graph.loss_names, self.graph.loss_weights, strict=True))
                 self._journal = Journal(self.run, self.settings.log, weights, self.steps_done, num_steps, self._window)
+                self._publish()
         if self.steps_done:
             self._say(f"{self.run} resumes at step {self.steps_done} of {num_steps}.")
         try:
@@ -360,6 +396,8 @@ class Trainer:
             if self._journal:
                 self._journal.close()
                 self._journal = None
+        with self.world.agreeing():
+            self._publish()
 
     def _open_validation(self) -> Validation | None:
         split = self.settings.validation.split

@@ -1,10 +1,9 @@
 """RUN → scorer: the settings, the checkpoint and the dataset's copy that a run keeps, read with every check of theirs."""
 
 import os
-import sys
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,9 @@ from pipeline.dataset.lookup_table import lookup_of
 from pipeline.dataset.manifest import NUM_RESERVED_ROWS, Manifest, ManifestField, dataset_files
 from pipeline.dataset.vocabulary_file import read_vocabulary
 from pipeline.errors import InputError
+from pipeline.locations import is_address
 from training.checkpoint.files import find_checkpoint
+from training.checkpoint.remote_run import CHECKPOINTS, local_run, print_warning
 from training.checkpoint.settings import check_which
 from training.checkpoint.tensors import SavedTensors, prediction_tensors
 from training.model.bodies import check_body
@@ -37,19 +38,21 @@ def open_scorer(
 ) -> Scorer:
     """Load the checkpoint `which` (newest, best or step-N) of `run` onto `device`: cpu or cuda. Its average scores.
 
-    One that does not take raw values needs no memory for the vocabularies, and has no `predict`. Raises InputError where there is no such run, checkpoint or device, or a file is damaged.
+    A run at an address is copied to this host's scratch space until the process ends. One that does not take raw values needs no memory for the vocabularies, and has no `predict`. Raises InputError where there is no such run, checkpoint or device, or a file is damaged.
     """
     check_which(which, "checkpoint")
     target = _checked_device(device)
-    folder = Path(run)
+    folder = local_run(os.fspath(run), "run", which)
     settings = load_settings(folder)
     location, manifest = dataset_of(folder, settings.data)
-    found = find_checkpoint(folder, which, _print_warning)
+    found = find_checkpoint(folder, which, print_warning)
     if found is None:
         raise InputError(f"run={folder} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, location)
     network = build_network(settings, manifest, prediction_tensors(found)).to(target)
     requests = RequestEncoder(manifest, lookup_of(read_ids(location, manifest))) if takes_raw_values else None
+    if is_address(os.fspath(run)):
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the tensors are in memory
     return Scorer(folder, found, manifest, network, requests)
 
 
@@ -119,10 +122,6 @@ def read_ids(location: str, manifest: Manifest) -> list[FieldIds]:
             id_N = read_vocabulary(files, entry)["raw_id"].to_numpy()
         found.append(FieldIds(id_N, entry.hash_buckets))
     return found
-
-
-def _print_warning(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def _checked_device(name: str) -> torch.device:

@@ -1,18 +1,18 @@
 """The model of a run for jobs.score: which one it is, told without torch, and how a worker of Spark opens it."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
+from pipeline.locations import is_address
 from pipeline.release import release
 from training.checkpoint.files import find_checkpoint
 from training.checkpoint.meta import META_FILE, steps_of
+from training.checkpoint.remote_run import local_run, print_warning
 from training.run.dataset_copy import check_dataset, dataset_of
 from training.run.run_folder import load_settings
 
@@ -51,16 +51,17 @@ class DescribedRun:
 
 def describe_run(run: str, which: str) -> DescribedRun:
     """Find the checkpoint `which` (newest, best, step-N) of `run`. Raises InputError without one, or for a damaged file."""
-    folder = Path(run).resolve()
+    folder = local_run(run, "run", which).resolve()
     settings = load_settings(folder)
     location, manifest = dataset_of(folder, settings.data)
-    found = find_checkpoint(folder, which, _print_to_stderr)
+    found = find_checkpoint(folder, which, print_warning)
     if found is None:
         raise InputError(f"run={run} has no whole checkpoint yet; train it to the end of an epoch first.")
     check_dataset(found, manifest, location)
     step = steps_of(found.path)
+    place = run.rstrip("/") if is_address(run) else str(folder)
     origin = {
-        "run": str(folder),
+        "run": place,
         "checkpoint": found.path.name,
         "step": str(step),
         "checkpoint_xxh3": xxhash.xxh3_64_hexdigest((found.path / META_FILE).read_bytes()),
@@ -68,8 +69,6 @@ def describe_run(run: str, which: str) -> DescribedRun:
         "version": release(),
     }
     outputs = tuple(settings.model.graph.outputs)
-    return DescribedRun(RowScorerOfRun(str(folder), f"step-{step}"), outputs, location, manifest, origin)
-
-
-def _print_to_stderr(message: Any) -> None:
-    print(message, file=sys.stderr, flush=True)
+    # Workers of other hosts read the run where it is, and not this host's copy of it.
+    location = location.replace(str(folder), place)
+    return DescribedRun(RowScorerOfRun(place, f"step-{step}"), outputs, location, manifest, origin)

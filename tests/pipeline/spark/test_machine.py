@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.spark import machine
-from pipeline.spark.machine import check_heap, check_machine, check_master, check_scratch
+from pipeline.spark.machine import check_heap, check_machine, check_master, check_scratch, refuse_connect
 
 
 def test_a_missing_scratch_folder_is_made_and_one_that_cannot_be_is_named_with_its_setting(
@@ -134,3 +134,21 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes_and_too_low_a_one_i
 
 def test_the_settings_of_this_machine_pass() -> None:
     check_machine({"spark.driver.memory": "2g", "spark.local.dir": os.environ.get("TMPDIR", "/tmp")})
+
+
+@pytest.mark.parametrize(
+    ("master", "conf", "environment", "said"),
+    [
+        ("sc://host:15002", {}, {}, "spark.master=sc://host:15002"),
+        ("local[2]", {"spark.remote": "sc://host"}, {}, "spark.conf has spark.remote=sc://host"),
+        ("local[2]", {"spark.api.mode": "connect"}, {}, "spark.conf has spark.api.mode=connect"),
+        ("local[2]", {}, {"SPARK_REMOTE": "sc://host"}, "the environment has SPARK_REMOTE"),
+        ("local[2]", {}, {"SPARK_CONNECT_MODE": "1"}, "the environment has SPARK_CONNECT_MODE=1"),
+    ],
+)
+def test_a_spark_connect_session_is_refused(
+    master: str, conf: dict[str, str], environment: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError, match=rf"{said}: that is Spark Connect, which has no SparkContext"):
+        refuse_connect(master, conf, environment)
+    refuse_connect("local[2]", {"spark.api.mode": "classic"}, {"SPARK_CONNECT_MODE": "0"})

@@ -1,4 +1,4 @@
-"""The scratch folder of one process: for Spark's shuffle and what its workers read.
+"""The scratch folder of one process: for Spark's shuffle, what its workers read, and copies of runs at an address.
 
 It lies below TMPDIR, with mode 0700 whatever the umask is, because shuffled rows are users' data. It is removed when the
 process ends. After a kill, the next process that makes one removes it: a lock on the folder ends with its process.

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import scratch
 from pipeline.errors import InputError
-from pipeline.spark import scratch
-from pipeline.spark.scratch import scratch_folder
+from pipeline.scratch import scratch_folder
 
 _PROCESS = """
 import os, signal, sys
 from pipeline.undo import end_on_signals
-from pipeline.spark.scratch import scratch_folder
+from pipeline.scratch import scratch_folder
 end_on_signals()
 os.umask(0)
 (scratch_folder() / "shuffled rows").write_text("secret")
