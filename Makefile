@@ -2,8 +2,9 @@
 # make demo   install into .venv, then raw logs → dataset → trained model → report, on this machine
 # make test   install into .venv, then run the tests, in two processes (PYTEST_ARGS="-m 'not slow'", a path, … for some)
 # make test-acceptance   the long comparisons with independent references (minutes each), which make test leaves out
-# make test-cluster   real clusters on this machine: two hosts, Spark with kills, S3 (needs root, iproute2)
+# make test-cluster   real clusters on this machine: two hosts, Spark with kills, S3, Slurm (needs root, and make cluster-tools once)
 # make soak   all jobs in a loop with random kills for SOAK_MINUTES=5
+# make image-spark, image-train, image-train-cuda, image-score   the images; make check-image IMAGE=NAME runs a health check
 # make lint   ruff, mypy, the walls between the rooms, spelling and prose, as CI runs them
 # make docs   the documentation as a site, in build/site; broken links and anchors end it
 # Everything goes into .venv and demo/; the network is needed by the install alone.
@@ -24,7 +25,7 @@ endif
 # A file stays in one process, so that its datasets are made once.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-dev demo test test-acceptance test-cluster soak lint docs clean
+.PHONY: help install install-dev demo test test-acceptance test-cluster cluster-tools soak lint docs clean image-spark image-train image-train-cuda image-score check-image
 help:
 	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
@@ -85,6 +86,27 @@ test-cluster: install-dev
 SOAK_MINUTES ?= 5
 soak: install-dev
 	@$(BIN)/python -m benchmarks.soak minutes=$(SOAK_MINUTES)
+
+# What test-cluster needs beside Python, by apt, as root.
+cluster-tools:
+	@.ci/install-cluster-tools
+
+# BUILDER=buildah or podman; BUILD_ARGS="--build-arg BASE=NAME@sha256:…" pins the base image.
+BUILDER ?= docker
+BUILD_ARGS ?=
+# torch for CPUs comes from the index of CPU wheels that PyTorch's install page names.
+CPU_INDEX ?=
+image-spark:
+	$(BUILDER) build -f docker/spark.Dockerfile -t entirespace-spark $(BUILD_ARGS) .
+image-train:
+	$(BUILDER) build -f docker/train.Dockerfile -t entirespace-train --build-arg PIP_EXTRA_INDEX_URL=$(CPU_INDEX) $(BUILD_ARGS) .
+image-train-cuda:
+	$(BUILDER) build -f docker/train.Dockerfile -t entirespace-train-cuda --build-arg GPU=1 $(BUILD_ARGS) .
+image-score:
+	$(BUILDER) build -f docker/train.Dockerfile -t entirespace-score --build-arg PIP_EXTRA_INDEX_URL=$(CPU_INDEX) --build-arg PACKAGES="openjdk-17-jre-headless procps" $(BUILD_ARGS) .
+IMAGE ?= entirespace-train
+check-image:
+	$(BUILDER) run --rm --read-only --tmpfs /tmp -e HOME=/tmp $(IMAGE) python /opt/check/check_image.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

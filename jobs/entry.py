@@ -29,11 +29,13 @@ from jobs.listing import CONF, groups_of, job_named
 from jobs.output import EXIT_INPUT, check_output
 from jobs.own_files import search_path_of
 from pipeline import telemetry
-from pipeline.errors import InputError, printable
+from pipeline.errors import InputError, TryAgainError, printable
 from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
 from training.distributed.torchrun import note_error, rank_of_process
 
+#: Exit status where another host or the network failed, so that the same command may do: EX_TEMPFAIL.
+EXIT_TRY_AGAIN = os.EX_TEMPFAIL
 #: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
 _AFTER_THE_ERROR_S = 3.0
 
@@ -53,8 +55,9 @@ Settings = TypeVar("Settings")
 def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:
     """Compose conf/<name>.yaml with the command line, check it against the dataclass `schema`, and call `run`.
 
-    A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`. Any other
-    exception is a bug, and keeps its traceback. `--help` prints what jobs.listing says of the job, and every setting.
+    A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`; a lost rank
+    with 75. Any other exception is a bug, and keeps its traceback. `--help` prints what jobs.listing says of the job, and
+    every setting.
     """
     check_output()
     try:
@@ -77,7 +80,8 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
             run(settings)
         sys.stdout.flush()
     except InputError as error:
-        _stop(without_secrets(str(error)), speaks)
+        status = EXIT_TRY_AGAIN if isinstance(error, TryAgainError) else EXIT_INPUT
+        _stop(without_secrets(str(error)), speaks, status)
 
 
 @contextlib.contextmanager
@@ -213,10 +217,10 @@ def _optional_group(key: str, schema: type[Any]) -> str:
     return next((group for group in groups if key in settings and settings[group].is_optional), "")
 
 
-def _stop(message: str, speaks: bool) -> None:
+def _stop(message: str, speaks: bool, status: int) -> None:
     note_error(f"error: {printable(message)}")
     if speaks:
         print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     else:
         time.sleep(_AFTER_THE_ERROR_S)
-    sys.exit(EXIT_INPUT)
+    sys.exit(status)

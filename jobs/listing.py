@@ -99,6 +99,12 @@ JOBS = (
         "training.run.chain:ChainSettings",
     ),
     JobEntry(
+        "submit",
+        "Give the same chain to Slurm as batch jobs, or write it as manifests of Kubernetes (docs/clusters.md).",
+        "cluster=slurm raw=RAW out=OUT train_args='model=esm2' sizes.train.nodes=2",
+        "training.submission.settings:SubmitSettings",
+    ),
+    JobEntry(
         "track",
         "Put a run on an MLflow server: settings, log, evaluations, reports and an export.",
         "run=RUN uri=http://127.0.0.1:5000",

@@ -126,3 +126,10 @@ class InputError(ValueError):
         if len(message) > _MOST_LETTERS:
             message = f"{message[: _MOST_LETTERS // 2]} … {message[-_MOST_LETTERS // 2 :]}"
         super().__init__(message)
+
+
+class TryAgainError(InputError):
+    """A fault of the hosts or the network between them, which the same command may get over: the exit status is 75.
+
+    A scheduler starts such a job again, and none that ended with 2.
+    """

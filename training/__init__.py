@@ -9,6 +9,7 @@
     planning       jobs.plan: does a run fit a cluster?
     gbdt           jobs.gbdt: trees in place of a network
     serving        a run as a scorer of requests; training.load("RUN") opens one
+    submission     jobs.submit: the chain as jobs of a cluster
     export         jobs.export: a run as a folder that a service takes
 
 A room imports only rooms above it in this list. Of pipeline/ it imports the ground alone: dataset (the contract), errors,

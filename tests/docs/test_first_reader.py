@@ -37,7 +37,7 @@ ANSWERS = {
     ),
     "How do I resume a stopped run?": ("training.md", "Stop and resume", [r"Run the same command again"]),
     "How do I add a loss?": ("models.md", "A loss of your own", [r"LOSSES\[\"focal\"\] = focal", r"kind: focal"]),
-    "How do I run it on Slurm?": ("clusters.md", "Slurm", [r"sbatch .*jobs/slurm/train\.sbatch"]),
+    "How do I run it on Slurm?": ("clusters.md", "Slurm", [r"jobs\.submit cluster=slurm"]),
     "Is the probability calibrated?": (
         "evaluation.md",
         "Calibration in words, calibrators, and signs of a bad model",

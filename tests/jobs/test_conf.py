@@ -28,6 +28,7 @@ from training.reproduction.settings import ReproduceSettings
 from training.run.chain import ChainSettings
 from training.run.demo import DemoSettings
 from training.run.settings import TrainSettings
+from training.submission.settings import SubmitSettings
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEMAS = {
@@ -42,6 +43,7 @@ SCHEMAS = {
     "preprocess": PreprocessSettings,
     "reproduce": ReproduceSettings,
     "score": ScoreSettings,
+    "submit": SubmitSettings,
     "track": TrackSettings,
     "train": TrainSettings,
     "plan": FeasibilitySettings,

@@ -70,6 +70,7 @@ NEEDED = {
     "preprocess": ["source.path=d", "out=o", "source=events"],
     "reproduce": ["table=esmm2", "data=d", "out=o"],
     "score": ["run=r", "out=o", "data=d"],
+    "submit": ["cluster=slurm", "out=o", "data=d"],
     "simulate": ["out=o", "impressions=1000"],
     "track": ["run=r", "uri=http://127.0.0.1:5000"],
     "train": ["data=d", "out=o"],

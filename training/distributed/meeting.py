@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, TryAgainError
 from training.distributed.torchrun import Place
 
 _LOOK_S = 0.02
@@ -61,7 +61,7 @@ class Meeting:
 def meet(place: Place, timeout_s: float) -> Meeting:
     """Wait until every rank has come to the store.
 
-    Raises InputError that names the missing ranks after `timeout_s`.
+    Raises TryAgainError that names the missing ranks after `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
     if place.is_one_host:
@@ -78,7 +78,7 @@ def meet(place: Place, timeout_s: float) -> Meeting:
     # Not store.wait: no signal interrupts it.
     while missing := [rank for rank in missing if not store.check([_arrival_of(rank)])]:
         if time.monotonic() > deadline_s:
-            raise InputError(_not_come(missing, place, timeout_s))
+            raise TryAgainError(_not_come(missing, place, timeout_s))
         time.sleep(_LOOK_S)
     if meeting.path is None:
         return meeting
@@ -126,7 +126,7 @@ def _store_of_torchrun(place: Place, timeout_s: float) -> Any:
                 master_listen_fd=listener.detach() if listener else None,
             )
     except (dist.DistError, OSError, ValueError) as error:
-        raise InputError(
+        raise TryAgainError(
             f"Rank {place.rank} of {place.size} did not reach the store of the others at {address}:{port} (MASTER_ADDR, "
             f"MASTER_PORT) within world.timeout_s={timeout_s:g}. Check that torchrun or rank 0 runs there, and that this "
             "host reaches that address."

@@ -21,14 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, TryAgainError
 from training.distributed.devices import check_own_gpus, choose_device
 from training.distributed.meeting import Meeting, meet
 from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import Place, cores_of_rank, note_error, place_of, speaks
 
 #: Exit status of a rank that another one has left alone in a call that nothing interrupts.
-EXIT_LOST = 2
+EXIT_LOST = os.EX_TEMPFAIL
 _LATE_S = 10.0  # gloo may keep its own timeout so much later
 _DYING_S = 1.0  # a process that has closed its connections may still be seen for so long
 _LAST_GROUP: dict[str, Any] = {}  # "group": the process group of the last `join`, which has been left
@@ -185,8 +185,8 @@ class World:
 def join(settings: WorldSettings) -> Iterator[World]:
     """Meet the other ranks (gloo on CPU, NCCL on GPU) for the length of the block.
 
-    Raises InputError for a device that cannot be used (`devices.choose_device`), and where a rank does not come, is lost or does
-    not answer within `timeout_s`.
+    Raises InputError for a device that cannot be used (`devices.choose_device`), and TryAgainError where a rank does not
+    come, is lost or does not answer within `timeout_s`.
     """
     place = place_of() or Place(rank=0, size=1, local_rank=0, local_size=1, start="")
     device = choose_device(settings, place)
@@ -232,7 +232,7 @@ def _lost_rank_as_input_error(meeting: Meeting, timeout_s: float) -> Iterator[No
         message = _lost_rank(meeting, timeout_s)
         if not speaks():  # rank 0, which would print it, may be the lost one
             print(f"error: {message}", file=sys.stderr, flush=True)
-        raise InputError(message) from error
+        raise TryAgainError(message) from error
 
 
 @contextmanager

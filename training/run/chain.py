@@ -67,15 +67,16 @@ class ChainSettings:
 
 
 @dataclass(frozen=True)
-class _Folders:
+class ChainFolders:
     """The folders of one day, or of a chain without days."""
 
     raw: str
     folder: Path
+    own_dataset: str = ""  # a dataset elsewhere; "": that of the chain
 
     @property
     def dataset(self) -> str:
-        return str(self.folder / "dataset")
+        return self.own_dataset or str(self.folder / "dataset")
 
     @property
     def run(self) -> str:
@@ -95,28 +96,28 @@ def run_chain(settings: ChainSettings) -> None:
 
 def single_stages(settings: ChainSettings) -> Iterator[Stage]:
     """Yield the stages of a chain without days. The next one is made when the one before it is done."""
-    place = _Folders(settings.raw, Path(settings.out))
-    yield _preprocess_stage(settings, "preprocess", place)
-    yield _train_stage(settings, "train", place)
-    yield _evaluation_stage(settings, "evaluate", place)
+    place = ChainFolders(settings.raw, Path(settings.out))
+    yield preprocess_stage(settings, "preprocess", place)
+    yield train_stage(settings, "train", place)
+    yield evaluation_stage(settings, "evaluate", place)
     yield from _last_stages(settings, place)
 
 
 def daily_stages(settings: ChainSettings) -> Iterator[Stage]:
     """Yield the stages of every day. The next one is made when the one before it is done."""
     out = Path(settings.out)
-    before: _Folders | None = None
+    before: ChainFolders | None = None
     found: list[dict[str, Any]] = []
     for day in settings.days:
-        place = _Folders(f"{settings.raw.rstrip('/')}/{day}", out / day)
-        yield _preprocess_stage(settings, f"preprocess {day}", place, before)
+        place = ChainFolders(f"{settings.raw.rstrip('/')}/{day}", out / day)
+        yield preprocess_stage(settings, f"preprocess {day}", place, before)
         entry: dict[str, Any] = {"day": day}
         if before:
-            stage = _evaluation_stage(settings, f"evaluate yesterday's run on {day}", before, place)
+            stage = evaluation_stage(settings, f"evaluate yesterday's run on {day}", before, place)
             yield stage
             entry["progressive"] = json.loads(Path(stage.output).read_text(encoding="utf-8"))
-        yield _train_stage(settings, f"train {day}", place, before)
-        stage = _evaluation_stage(settings, f"evaluate {day}", place)
+        yield train_stage(settings, f"train {day}", place, before)
+        stage = evaluation_stage(settings, f"evaluate {day}", place)
         yield stage
         entry["test"] = json.loads(Path(stage.output).read_text(encoding="utf-8"))
         found.append(entry)
@@ -128,7 +129,10 @@ def daily_stages(settings: ChainSettings) -> Iterator[Stage]:
     yield from _last_stages(settings, before)
 
 
-def _preprocess_stage(settings: ChainSettings, name: str, place: _Folders, before: _Folders | None = None) -> Stage:
+def preprocess_stage(
+    settings: ChainSettings, name: str, place: ChainFolders, before: ChainFolders | None = None
+) -> Stage:
+    """Make the dataset of `place`, on the vocabularies of the day `before`."""
     words = [f"source.path={place.raw}", f"out={place.dataset}"]
     words += [f"vocabulary.base={before.dataset}"] if before else []
     words += [
@@ -138,14 +142,15 @@ def _preprocess_stage(settings: ChainSettings, name: str, place: _Folders, befor
     return Stage(name, "jobs.preprocess", tuple(words), inputs, place.dataset)
 
 
-def _train_stage(settings: ChainSettings, name: str, place: _Folders, before: _Folders | None = None) -> Stage:
+def train_stage(settings: ChainSettings, name: str, place: ChainFolders, before: ChainFolders | None = None) -> Stage:
+    """Train on the dataset of `place`, from the run of the day `before`."""
     words = [f"data={place.dataset}", f"out={place.run}"]
     words += [f"init_from={before.run}"] if before else []
     inputs = (place.dataset, before.run) if before else (place.dataset,)
     return Stage(name, "jobs.train", (*words, *settings.words_of("train_args")), inputs, place.run)
 
 
-def _evaluation_stage(settings: ChainSettings, name: str, place: _Folders, on: _Folders | None = None) -> Stage:
+def evaluation_stage(settings: ChainSettings, name: str, place: ChainFolders, on: ChainFolders | None = None) -> Stage:
     """Evaluate the run of `place` on its own test split, or on the day `on` before that is trained on."""
     words = [f"run={place.run}", f"split={settings.progressive_split if on else 'test'}"]
     words += [f"data={on.dataset}"] if on else []
@@ -155,18 +160,21 @@ def _evaluation_stage(settings: ChainSettings, name: str, place: _Folders, on: _
     return Stage(name, "jobs.evaluate", tuple(words), inputs, str(output), metrics_of=place.run)
 
 
-def _last_stages(settings: ChainSettings, place: _Folders) -> Iterator[Stage]:
+def _last_stages(settings: ChainSettings, place: ChainFolders) -> Iterator[Stage]:
     """Yield what is done with the last run: scores of a log, and a folder that serves requests."""
     out = Path(settings.out)
     if settings.score:
-        scores = str(out / "scores")
-        words = [f"run={place.run}", f"source.path={settings.score}", f"out={scores}"]
-        words += ["overwrite=true", *settings.words_of("score_args")]
-        yield Stage("score", "jobs.score", tuple(words), (place.run, settings.score), scores)
+        yield score_stage(settings, place, settings.score, out / "scores")
     if settings.export:
         exported = str(out / "export" / checkpoint_paths(Path(place.run))[0].name)
         words = [f"run={place.run}", f"out={exported}", *settings.words_of("export_args")]
         yield Stage("export", "jobs.export", tuple(words), (place.run,), exported)
+
+
+def score_stage(settings: ChainSettings, place: ChainFolders, raw: str, scores: Path) -> Stage:
+    """Score the raw log `raw` with the run of `place`."""
+    words = [f"run={place.run}", f"source.path={raw}", f"out={scores}", "overwrite=true"]
+    return Stage("score", "jobs.score", (*words, *settings.words_of("score_args")), (place.run, raw), str(scores))
 
 
 def with_day(word: str, day: str) -> str:
