@@ -13,7 +13,7 @@ from jobs.listing import JOBS, job_named
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-JOB = re.compile(r"(?:-m jobs\.|^\s*entirespace )(\w+)")
+JOB = re.compile(r"(?:-m jobs\.|^\s*entirespace )(\w+)")  # `entirespace --help` starts no job
 
 
 def commands_of(page: Path) -> Iterator[tuple[str, str]]:
