@@ -42,6 +42,7 @@ def test_a_notebook_is_committed_with_its_outputs_and_is_small(path: Path) -> No
     assert pictures_of(outputs)
     assert all(picture.startswith(b"\x89PNG") for picture in pictures_of(outputs))
     assert path.stat().st_size < 200_000
+    assert "Warning" not in "".join(output.get("text", "") for output in outputs)
     assert not OWN_PATH.search(path.read_text())
 
 
