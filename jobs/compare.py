@@ -7,6 +7,7 @@ from jobs.entry import imports_not_collected, launch
 from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError
 from pipeline.locations import refuse_address
+from pipeline.terminal import close_job
 
 
 @dataclass
@@ -42,7 +43,8 @@ def run(settings: CompareSettings) -> None:
         [read_result(str(local_result(path, settings.split)), settings.split) for path in settings.runs]
     )
     written = write_comparison(comparison, Path(settings.out))
-    print(f"{markdown_of(comparison)}\n{' · '.join(map(str, written))}", flush=True)
+    print(markdown_of(comparison), flush=True)
+    close_job("comparison", str(written[0]), numbers=[f"{len(settings.runs)} runs"], pages=[str(written[1])])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ if __name__ == "__main__":
 
     end_on_signals()  # the imports take a second
 
+import shlex
+import time
+
 from jobs.entry import imports_not_collected, launch
+from pipeline.terminal import close_job
 from training.export.settings import ExportSettings
 
 
@@ -15,8 +19,11 @@ def run(settings: ExportSettings) -> None:
     with imports_not_collected():
         from training.export.folder import export_run
 
+    started = time.monotonic()
     for line in export_run(settings):
         print(line, flush=True)
+    server = shlex.join(["python", f"{settings.out}/server.py"])
+    close_job("export", settings.out, time.monotonic() - started, following=server)
 
 
 if __name__ == "__main__":

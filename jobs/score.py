@@ -1,6 +1,7 @@
 """python -m jobs.score run=RUN source=aliccp source.path=RAW out=SCORES, or data=DATASET; or the same behind spark-submit."""
 
 import sys
+import time
 from pathlib import Path
 
 # spark-submit runs this file by its path, with jobs/ on sys.path instead of the directory above it. jobs/ has to go: its
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 from jobs.entry import imports_not_collected, launch
 from pipeline import telemetry
 from pipeline.config.score import ScoreSettings
+from pipeline.terminal import close_job
 from training.checkpoint.settings import check_which
 
 
@@ -33,6 +35,7 @@ def run(settings: ScoreSettings) -> None:
 
     found = describe_run(settings.run, settings.checkpoint)
     model = TrainedModel(found.scorer, found.outputs, found.dataset, found.manifest, found.origin)
+    started = time.monotonic()
     try:
         scores = score(settings, model)
         telemetry.set_figures(
@@ -43,6 +46,8 @@ def run(settings: ScoreSettings) -> None:
             force=True,
         )
         print(summarize_scores(scores), flush=True)
+        numbers = [f"{sum(scores.totals.values()):,} impressions"]
+        close_job("scores", settings.out, time.monotonic() - started, numbers)
     finally:
         stop_spark()
 

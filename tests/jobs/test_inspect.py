@@ -208,7 +208,8 @@ def test_a_job_run_by_its_path_finds_the_standard_librarys_inspect(tmp_path: Pat
         command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "jobs.preprocess: raw logs to a dataset" in done.stdout
+    assert "python -m jobs.preprocess" in done.stdout
+    assert "Turn raw logs into a dataset" in done.stdout
 
 
 def test_a_dataset_without_its_audit_is_shown_and_that_is_said(

@@ -6,6 +6,8 @@ PLATT, ISOTONIC = "platt", "isotonic"
 CALIBRATORS = (PLATT, ISOTONIC)
 #: The split that calibrators are fitted on: neither trained on nor reported.
 FITTED_SPLIT = "validation"
+#: The highest number of a user's purchases in each part but the last (ESM² Figure 7).
+PURCHASES = (10, 20, 50)
 
 
 def check_calibrator(kind: str | None, split: str) -> None:

@@ -16,8 +16,8 @@ from training.evaluation.ranking import auc_inside, is_finite
 from training.evaluation.sorted_scores import Array, SortedScores
 from training.evaluation.users import Users
 
-#: The highest number of each part but the last.
-PURCHASES, ACTIVITY = (10, 20, 50), (10, 100, 1000)
+#: The highest number of impressions of a user in each part but the last.
+ACTIVITY = (10, 100, 1000)
 #: So many parts are listed, those of most impressions; the others are one part.
 MOST_LISTED = 50
 OTHERS, UNKNOWN_USER = "others", "unknown user"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from training.evaluation.slices import PURCHASES
+from training.evaluation.settings import PURCHASES
 from training.reproduction.tables import (
     COLUMNS_OF_ESM2,
     PAPER_TABLES,

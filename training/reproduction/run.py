@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import InputError, writing
+from pipeline.terminal import close_job
 from training.reproduction.figures import REPRODUCED
 from training.reproduction.page import FilledRow, FilledTable, markdown_of_table, write_table
 from training.reproduction.search import CHOSEN_BY, CTR_CHOSEN_BY, candidates_of, choose_best
@@ -39,7 +40,9 @@ def reproduce(settings: ReproduceSettings) -> None:
     run_trials(trial for _, (_, tested) in filled_trials for trial in tested)
     filled = FilledTable(table, [_filled(row, *found) for row, found in filled_trials], settings.data)
     written = write_table(filled, Path(settings.out), settings.table)
-    print(f"\n{markdown_of_table(filled)}\n{' · '.join(map(str, written))}", flush=True)
+    print(f"\n{markdown_of_table(filled)}", flush=True)
+    page = next(str(path) for path in written if path.suffix == ".html")
+    close_job(f"table {settings.table}", str(written[0]), numbers=[f"{len(filled.rows)} systems"], pages=[page])
 
 
 class _Chosen:

@@ -10,6 +10,7 @@ model that has not seen it, as in production.
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -23,6 +24,7 @@ from pipeline.dataset.manifest import SPLITS
 from pipeline.errors import InputError, writing
 from pipeline.locations import refuse_address
 from pipeline.plain_settings import words_of_setting
+from pipeline.terminal import close_job
 from training.checkpoint.files import checkpoint_paths
 from training.run.stages import Ledger, Stage, run_stages
 
@@ -88,10 +90,13 @@ def run_chain(settings: ChainSettings) -> None:
     out = Path(settings.out)
     with writing(f"out={out}"):
         out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out)
+    ledger, started = Ledger(out), time.monotonic()
     run_stages(daily_stages(settings) if settings.days else single_stages(settings), ledger)
     if settings.days:
         print(f"\n{days_table(json.loads((out / DAYS_FILE).read_text(encoding='utf-8'))['days'])}", flush=True)
+    last = out / settings.days[-1] if settings.days else out
+    pages = [str(last / page) for page in ("dataset/audit.html", "run/report.html")]
+    close_job("pipeline", str(out), time.monotonic() - started, pages=[page for page in pages if Path(page).exists()])
 
 
 def single_stages(settings: ChainSettings) -> Iterator[Stage]:

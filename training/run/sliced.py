@@ -14,7 +14,8 @@ from pipeline.dataset.manifest import Manifest, ManifestField, dataset_files
 from pipeline.errors import InputError
 from training.evaluation.prediction_files import PredictionFiles
 from training.evaluation.ranking import number_values, pieces_of
-from training.evaluation.slices import PURCHASES, Slicing, slicing_by_activity, slicing_of_users
+from training.evaluation.settings import PURCHASES
+from training.evaluation.slices import Slicing, slicing_by_activity, slicing_of_users
 from training.evaluation.users import Users
 from training.feed.batch import UNKNOWN_GROUP, Bags, Batch
 from training.feed.feed import Feed

@@ -47,9 +47,11 @@ def export(run: Path) -> Path:
     out = run.parent / "exported"
     done = job(run, out)
     assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
+    first, last, made, following = done.stdout.splitlines()
     assert "largest differences from training.load: feed" in first
     assert last.endswith(f"serve it with: python {out}/server.py")
+    assert made.startswith(f"export: {out} · ")
+    assert following == f"next: python {out}/server.py"
     return out
 
 

@@ -9,12 +9,13 @@ import pytest
 from tiny_dataset import write_tiny_dataset
 
 from pipeline.errors import InputError
+from training.model.settings import ModelSettings
 from training.run import demo
 from training.run.demo import DemoSettings, demo_commands, demo_table, is_evaluated, run_demo
 
 
 def test_each_stage_reads_what_an_earlier_one_wrote() -> None:
-    commands = dict(demo_commands(DemoSettings(out="D", impressions=7, ranks=3)))
+    commands = dict(demo_commands(DemoSettings(out="D", impressions=7, ranks=3), ModelSettings()))
     assert list(commands) == ["simulate", "preprocess", "train", "evaluate"]
     assert {"out=D/raw", "impressions=7"} <= set(commands["simulate"])
     assert {"source.path=D/raw", "out=D/dataset"} <= set(commands["preprocess"])
@@ -34,9 +35,9 @@ def test_a_run_is_evaluated_if_its_report_is_newer_than_every_checkpoint(tmp_pat
 
 
 def test_a_stage_that_fails_stops_the_demo_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "demo_commands", lambda settings: [("first", ["true"]), ("second", ["false"])])
+    monkeypatch.setattr(demo, "demo_commands", lambda settings, model: [("first", ["true"]), ("second", ["false"])])
     with pytest.raises(InputError, match="The stage second ended with status 1"):
-        run_demo(DemoSettings(out=str(tmp_path)))
+        run_demo(DemoSettings(out=str(tmp_path)), ModelSettings())
 
 
 def test_the_table_has_the_counts_and_the_aucs_beside_those_of_the_oracle(
