@@ -14,7 +14,7 @@ from pipeline.terminal import styled
 _COMMAND = "entirespace"
 
 
-def main() -> None:
+def run_entirespace() -> None:
     """Start the job that the first word names, or print what was asked of the command itself."""
     words = sys.argv[1:]
     names = [job.name for job in JOBS]
@@ -68,4 +68,4 @@ def _heading_of(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_entirespace()

@@ -132,7 +132,7 @@ compdef _entirespace entirespace"""
 
 
 def _zsh(words: _Words) -> str:
-    jobs = " ".join(f"'{job}:{_quoted(about)}'" for job, about in _described())
+    jobs = " ".join(f"'{job}:{_in_quotes(about)}'" for job, about in _jobs_in_words())
     return _ZSH.format(functions=_functions(words), jobs=jobs, shells=" ".join(SHELLS))
 
 
@@ -144,8 +144,8 @@ def _fish(words: _Words) -> str:
         "complete -c entirespace -n __fish_use_subcommand -f -l help -d 'list the jobs'",
         "complete -c entirespace -n __fish_use_subcommand -f -l version",
     ]
-    for job, about in _described():
-        lines.append(f"complete -c entirespace -n __fish_use_subcommand -f -a {job} -d '{_quoted(about)}'")
+    for job, about in _jobs_in_words():
+        lines.append(f"complete -c entirespace -n __fish_use_subcommand -f -a {job} -d '{_in_quotes(about)}'")
     for job, keys in words.items():
         seen = f"complete -c entirespace -n '__fish_seen_subcommand_from {job}'"
         lines.append(f"{seen} -a '{' '.join(f'{key}=' for key in keys)}'")
@@ -156,11 +156,11 @@ def _fish(words: _Words) -> str:
     return "\n".join(lines)
 
 
-def _described() -> Iterator[tuple[str, str]]:
+def _jobs_in_words() -> Iterator[tuple[str, str]]:
     yield from ((job.name, job.about) for job in JOBS)
     yield "completion", "Print a script that completes jobs, settings and their values."
 
 
-def _quoted(text: str) -> str:
+def _in_quotes(text: str) -> str:
     """Put text inside the quotes of a shell."""
     return text.replace("'", "’").replace(":", " –")

@@ -111,9 +111,11 @@ def _comments(schema: type[Any]) -> dict[str, str]:
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
         for node in cast(ast.ClassDef, ast.parse(source).body[0]).body:
-            # A field may take several lines; its comment is on the last one.
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in by_line:
-                found[node.target.id] = by_line[node.end_lineno]
+            # A field may take several lines; its comment is on the last one, or inside the brackets around a value.
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                if mine := [by_line[number] for number in lines if number in by_line]:
+                    found[node.target.id] = mine[-1]
     return found
 
 

@@ -71,10 +71,10 @@ def test_the_command_starts_the_job_and_names_the_nearest_one_for_an_unknown_wor
 def test_pyproject_installs_the_command() -> None:
     import tomllib
 
-    from jobs.__main__ import main
+    from jobs.__main__ import run_entirespace
 
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert script == {"entirespace": f"{main.__module__}:{main.__name__}"}
+    assert script == {"entirespace": f"{run_entirespace.__module__}:{run_entirespace.__name__}"}
 
 
 @pytest.mark.parametrize("name", [job.name for job in JOBS])

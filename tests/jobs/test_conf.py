@@ -225,6 +225,7 @@ class Wide:
     text: str = "word " * 30  # behind its last line
     rows: list[dict[str, str]] = field(default_factory=list)  # not behind the keys of its entries
     names: dict[str, str] = field(default_factory=dict)  # of a field that takes several lines
+    bracketed: str = "y"  # inside the brackets that a formatter puts around a value whose comment would make its line longer than a line may be
 
 
 def test_help_has_the_comments_of_wrapped_values_lists_of_mappings_and_fields_of_several_lines() -> None:
@@ -236,6 +237,7 @@ def test_help_has_the_comments_of_wrapped_values_lists_of_mappings_and_fields_of
         "behind its last line",
         "not behind the keys of its entries",
         "of a field that takes several lines",
+        "inside the brackets that a formatter puts around a value whose comment would make its line longer than a line may be",
     ]
     assert shown.splitlines()[0] == plain.splitlines()[0]
 

@@ -6,11 +6,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from training.evaluation.metrics import cvr_by_click_propensity, evaluate
 from training.evaluation.ranking import expected_auc
+from training.evaluation.settings import PURCHASES
 from training.evaluation.slices import (
     ACTIVITY,
     MOST_LISTED,
     OTHERS,
-    PURCHASES,
     UNKNOWN_USER,
     Slicing,
     evaluate_slices,
