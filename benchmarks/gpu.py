@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu                          # generates Ali-CCP's shape; five minutes on a GPU with 16 cores
     python -m benchmarks.gpu data=DATASET sizes=5000,20000,65536 seconds=2
-    python -m benchmarks.gpu device=cpu sizes=200 seconds=0.2 row_groups=6 hidden=16,8     # a rehearsal
+    python -m benchmarks.gpu device=cpu data=DATASET sizes=200 seconds=0.1 hidden=16,8     # a rehearsal
 
-Everything runs in this process, on the same batches. Each part prints its lines as it ends; a part that fails says so, and the
-others follow. `parts=` chooses some of steps, profile, fed, peers, loss, bits.
+Everything runs in this process, on the same batches. Each line is printed as it is measured; a part that fails says so, and the
+others follow. What `limit_s=290` leaves no time for is named. `parts=` chooses some of steps, fed, peers, profile, loss, bits.
 """
 
 import gc
@@ -38,7 +38,7 @@ from training.distributed.world import World, join
 from training.run.malloc import keep_freed_memory
 from training.run.trainer import Trainer
 
-PARTS = ("steps", "profile", "fed", "peers", "loss", "bits")
+PARTS = ("steps", "fed", "peers", "profile", "loss", "bits")
 WARM_UP_STEPS, PROFILED_STEPS, COMPARED_STEPS = 4, 6, 20
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
 
@@ -54,6 +54,7 @@ class Options:
     hidden: tuple[int, ...] = (200, 80)
     seconds: float = 1.5
     parts: tuple[str, ...] = PARTS
+    end_s: float = float("inf")  # by time.monotonic()
 
 
 class Bench:
@@ -106,7 +107,12 @@ class Bench:
             ("esmm", ("world.deterministic=false",)),
             ("esm2", ()),
         ]
-        for batch_size, (model, overrides) in itertools.product(self.options.sizes, cases):
+        middle = [(size, cases[0]) for size in self.options.sizes[1:-1]]
+        ends = itertools.product(dict.fromkeys((self.options.sizes[-1], self.options.sizes[0])), cases)
+        for batch_size, (model, overrides) in [*middle, *ends]:
+            if time.monotonic() > self.options.end_s:
+                yield f"| {' '.join([model, *overrides])} | {batch_size:,} | no time left | | |"
+                continue
             deterministic = "world.deterministic=false" not in overrides
             torch.use_deterministic_algorithms(deterministic and self.options.device == "cuda", warn_only=True)
             with closing(self.trainer(model, batch_size, *overrides)) as trainer:
@@ -126,7 +132,7 @@ class Bench:
     def profile(self) -> Iterator[str]:
         """Count operators, kernels, copies and waits of a step."""
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.options.device == "cuda" else [])
-        for model, batch_size in itertools.product(("esmm", "esm2"), (self.options.sizes[0], self.options.sizes[-1])):
+        for model, batch_size in itertools.product(("esmm", "esm2"), dict.fromkeys(self.options.sizes[::2])):
             with closing(self.trainer(model, batch_size)) as trainer:
                 step = resident_steps(trainer)
                 for _ in range(WARM_UP_STEPS):
@@ -265,8 +271,12 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    words = dict(argument.split("=", 1) for argument in sys.argv[1:])
     keep_freed_memory()
+    measure(dict(argument.split("=", 1) for argument in sys.argv[1:]))
+
+
+def measure(words: dict[str, str]) -> None:
+    """Run the parts, and print their lines."""
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -275,13 +285,17 @@ def main() -> None:
             generate(Path(data), num_row_groups=int(words.get("row_groups", 48)), daction=True)
         numbers = {name: tuple(map(int, words[name].split(","))) for name in ("sizes", "hidden") if name in words}
         given = {"device": words.get("device", "cuda"), "seconds": float(words.get("seconds", 1.5)), **numbers}
-        options = Options(data, scratch, parts=tuple(words.get("parts", ",".join(PARTS)).split(",")), **given)
+        parts = tuple(words.get("parts", ",".join(PARTS)).split(","))
+        options = Options(data, scratch, parts=parts, end_s=began_s + float(words.get("limit_s", 290)), **given)
         print(machine(options.device), flush=True)
         settings = configured(data, str(scratch / "world"), "esmm", [f"world.device={options.device}"])
         with join(settings.world) as world:
             bench = Bench(options, world)
             for part in options.parts:
                 print(f"\n[{part}, after {time.monotonic() - began_s:.0f} s]", flush=True)
+                if time.monotonic() > options.end_s:
+                    print("no time left", flush=True)
+                    continue
                 try:
                     for line in getattr(bench, part)():
                         print(line, flush=True)

@@ -97,6 +97,7 @@ NEWER_SETTINGS = (
     "empty_split",
     "shared_context",
     "device",
+    "share",
     "deterministic",
     "exchange",
     "plan",
