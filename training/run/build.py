@@ -115,14 +115,22 @@ def for_predictions(settings: TrainSettings) -> TrainSettings:
     return replace(settings, optimizer=OptimizerSettings())
 
 
+def kind_of_towers(wanted: str, device: str, body: str, can_compile: bool) -> str:
+    """Return each, stacked or compiled for `world.towers=wanted`."""
+    if wanted != "auto":
+        return wanted
+    if device == "cpu" or body != NO_BODY:
+        return "each"
+    return "compiled" if can_compile else "stacked"
+
+
 def train_towers(model: ShardedModel, graph: Graph, settings: TrainSettings, world: World) -> LossSums:
     """Choose how training multiplies the towers (`world.towers`), and return the function that sums the losses.
 
     Raises InputError, on every rank, where the settings ask for what cannot be done here.
     """
     wanted, kind = settings.world.towers, settings.model.body["kind"]
-    one_by_one = "each" if world.device.type == "cpu" or kind != NO_BODY else ""
-    how = wanted if wanted != "auto" else one_by_one or ("compiled" if has_triton() else "stacked")
+    how = kind_of_towers(wanted, world.device.type, kind, has_triton())
     if how == "each":
         return partial(loss_sums, graph)
     with world.agreeing():
