@@ -28,7 +28,9 @@ def commands_of(page: Path) -> Iterator[tuple[str, str]]:
                 yield found[1], line[found.end() :].split("  #")[0].split("&&")[0].strip()
 
 
-COMMANDS = [(page.name, job, words) for page in PAGES for job, words in commands_of(page)]
+#: A command that several pages show is tried once.
+FIRST_PAGE = {command: page.name for page in reversed(PAGES) for command in commands_of(page)}
+COMMANDS = [(page, job, words) for (job, words), page in FIRST_PAGE.items()]
 
 
 def test_the_pages_have_commands() -> None:
