@@ -11,9 +11,9 @@ import pytest
 from raw_log import small_log
 
 from jobs.command_line import ready_for_hydra
-from jobs.entry import _stop, compose, imports_not_collected
+from jobs.entry import _stop, compose, imports_not_collected, launch
 from pipeline.config.preprocess import PreprocessSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, TryAgainError
 from pipeline.preprocess import preprocess
 from training.run.settings import TrainSettings
 
@@ -141,8 +141,23 @@ def test_settings_of_a_group_that_may_be_left_out_are_settings_where_it_is_chose
 
 def test_an_error_message_is_printed_with_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        _stop("data=\x1b[2J\nerror: nothing\u202e is not there", speaks=True)
+        _stop("data=\x1b[2J\nerror: nothing\u202e is not there", speaks=True, status=2)
     assert capsys.readouterr().err == "error: data=\\x1b[2J\\nerror: nothing\\u202e is not there\n"
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputError("a file"), 2), (TryAgainError("a rank was lost"), 75)])
+def test_a_lost_rank_has_another_status_than_a_mistake(
+    error: InputError, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_settings: TrainSettings) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train", "data=d", "out=o"])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    with pytest.raises(SystemExit, match=str(status)):
+        launch("train", TrainSettings, run)
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_no_collection_scans_what_is_imported() -> None:
