@@ -153,16 +153,16 @@ def test_two_seeds_are_an_array_of_which_each_is_evaluated_by_itself(
 def test_an_array_of_five_jobs_trains_the_five_seeds_of_a_papers_table(
     slurm: SlurmCluster, data: Path, tmp_path: Path
 ) -> None:
-    words = ["table=esmm2", "table_jobs=5", "table_args=seeds=5 systems=[ESMM] train_args='plan.batch_size=64'"]
+    words = ["table=esm2_3", "table_jobs=5", "table_args=seeds=5 systems=[ESMM] train_args='plan.batch_size=64'"]
     numbers = slurm.submit(f"data={data}", f"out={tmp_path}", *words, *SMALL)
     slurm.wait_for(numbers["table"], "COMPLETED")
     assert len(slurm.tasks(numbers["table"])) == 5
-    page = (tmp_path / "tables" / "tables" / "esmm2.md").read_text()
+    page = (tmp_path / "tables" / "tables" / "esm2_3.md").read_text()
     assert "ESMM" in page
     runs = [path.parent for path in (tmp_path / "tables" / "runs").rglob("test.json")]
     assert sorted(path.name for path in runs) == [f"seed-{seed}" for seed in range(1, 6)]
     said = [path.read_text() for path in (tmp_path / "logs").glob("table-*.log")]
-    trained = [text.count("-m jobs.train") for text in said]
+    trained = [text.count("$ python -m jobs.train ") for text in said]
     assert sum(trained) == 5, "each seed is trained by one job of the array"
     assert sum(count > 0 for count in trained) > 1, trained
 
