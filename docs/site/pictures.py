@@ -4,6 +4,7 @@ A picture is plain SVG on a white ground, so that it reads the same on a light a
 their text in DejaVu Sans and in fonts a tenth wider; tests/docs/test_pictures.py measures it.
 """
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def label(x: int, y: int, text: str, anchor: str = "start", soft: bool = True) -
 def picture(width: int, height: int, title: str, description: str, *parts: str) -> str:
     """Put the parts into one SVG file."""
     body = "\n ".join(parts)
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="{FONT}" role="img" aria-labelledby="title desc">
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="{FONT}" role="img" aria-labelledby="title desc">
 <title id="title">{title}</title>
 <desc id="desc">{description}</desc>
 <defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto"><path d="M0 0L10 5L0 10z" fill="{SOFT}"/></marker></defs>
@@ -180,7 +181,26 @@ def entire_space() -> str:
     )  # fmt: skip
 
 
+def badges() -> str:
+    """Draw what pyproject.toml says of the release: its version, Pythons and license."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    pythons = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python :: 3." in one]
+    facts = (("version", project["version"]), ("Python", ", ".join(pythons)), ("license", project["license"]["text"]))
+    parts, x = [], 0
+    for name, value in facts:
+        left, right = 10 * len(name) + 20, 10 * len(value) + 20
+        parts.append(
+            f'<rect x="{x}" width="{left}" height="24" fill="{SOFT}"/><rect x="{x + left}" width="{right}" height="24" fill="#2f6fb5"/>'
+        )
+        parts.append(
+            f'<text x="{x + 10}" y="17" fill="#fff">{name}</text><text x="{x + left + 10}" y="17" fill="#fff">{value}</text>'
+        )
+        x += left + right + 10
+    return picture(x - 10, 24, "Facts of this release", "; ".join(f"{name} {value}" for name, value in facts), *parts)
+
+
 PICTURES: dict[str, Callable[[], str]] = {
+    "badges.svg": badges,
     "road.svg": road,
     "concepts-context.svg": context,
     "concepts-funnel.svg": funnel,
