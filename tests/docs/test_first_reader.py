@@ -7,6 +7,8 @@ import pytest
 import yaml
 from mkdocs.config import load_config
 
+from jobs.listing import JOBS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 #: question → the page, the heading under which the answer stands, and what the answer has to say.
@@ -89,3 +91,8 @@ def test_the_navigation_has_the_order_of_a_user() -> None:
     ]  # fmt: skip
     places = [re.search(rf"\b{name}\.md", nav).start() for name in order]  # type: ignore[union-attr]
     assert places == sorted(places)
+
+
+def test_the_readme_has_a_line_for_each_job() -> None:
+    table = (ROOT / "README.md").read_text().split("## The stages")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `jobs\.(\w+)`", table, re.M)) == {job.name for job in JOBS} - {"demo"}
