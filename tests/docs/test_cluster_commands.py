@@ -8,7 +8,7 @@ import pytest
 
 from jobs.command_line import settings_of
 from jobs.entry import compose
-from training.submission.manifests import files_of
+from training.submission.manifests import files_of_stage
 from training.submission.plan import plan_jobs
 from training.submission.settings import SubmitSettings
 from training.submission.slurm_scripts import script_of
@@ -32,7 +32,7 @@ def test_a_command_of_the_page_makes_what_it_says(command: str) -> None:
         if settings.cluster == "slurm":
             assert script_of(job, settings).startswith("#!")
         else:
-            assert files_of(job, job.name, settings)
+            assert files_of_stage(job, job.name, settings)
 
 
 def test_every_setting_that_the_page_names_is_there_and_the_page_names_every_setting() -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import writing
 from training.run.stages import Stage
 from training.submission.plan import SPARK_JOBS, BatchJob
 from training.submission.pods import (
-    Manifest,
+    YamlObject,
     container_of,
     failure_policy,
     metadata_of,
@@ -40,7 +40,7 @@ def write_manifests(jobs: Sequence[BatchJob], settings: SubmitSettings) -> None:
     files: dict[str, str] = {}
     commands: list[str] = []
     for number, job in enumerate(jobs, 1):
-        made = files_of(job, f"{number}-{job.name}", settings)
+        made = files_of_stage(job, f"{number}-{job.name}", settings)
         files |= made
         commands += _commands_of(made, settings)
     folder = Path(settings.kubernetes.folder)
@@ -58,10 +58,10 @@ def write_manifests(jobs: Sequence[BatchJob], settings: SubmitSettings) -> None:
     )
 
 
-def files_of(job: BatchJob, name: str, settings: SubmitSettings) -> dict[str, str]:
+def files_of_stage(job: BatchJob, name: str, settings: SubmitSettings) -> dict[str, str]:
     """Return the files of a stage: their texts by their names, which begin with `name`."""
     seeds = job.tasks or (0,)
-    documents: list[Manifest] = []
+    documents: list[YamlObject] = []
     for seed in seeds:
         stage = job.of_seed(seed)
         called = f"{settings.name}-{stage.name}" + (f"-{seed}" if job.tasks else "")
@@ -71,7 +71,7 @@ def files_of(job: BatchJob, name: str, settings: SubmitSettings) -> dict[str, st
     return {f"{name}.yaml": yaml_of(documents)}
 
 
-def _documents_of(stage: Stage, name: str, size: NodeSize, settings: SubmitSettings) -> list[Manifest]:
+def _documents_of(stage: Stage, name: str, size: NodeSize, settings: SubmitSettings) -> list[YamlObject]:
     kubernetes = settings.kubernetes
     if stage.job in SPARK_JOBS:
         image = kubernetes.spark_image if stage.job == "jobs.preprocess" else kubernetes.score_image
@@ -93,7 +93,7 @@ def _documents_of(stage: Stage, name: str, size: NodeSize, settings: SubmitSetti
     return [_job(name, _training_pod(container, settings), size, settings)]
 
 
-def _job(name: str, pod: Manifest, size: NodeSize, settings: SubmitSettings, **more: Any) -> Manifest:
+def _job(name: str, pod: YamlObject, size: NodeSize, settings: SubmitSettings, **more: Any) -> YamlObject:
     """Return a batch/v1 Job. Kueue holds it back by itself."""
     return {
         "apiVersion": "batch/v1",
@@ -110,7 +110,7 @@ def _job(name: str, pod: Manifest, size: NodeSize, settings: SubmitSettings, **m
     }
 
 
-def _indexed_job(stage: Stage, name: str, settings: SubmitSettings) -> list[Manifest]:
+def _indexed_job(stage: Stage, name: str, settings: SubmitSettings) -> list[YamlObject]:
     """Return a Job with a pod a node, and the headless Service by which they find the first."""
     nodes = settings.sizes.train.nodes
     endpoint = f"--rdzv-endpoint={name}-0.{name}:{_PORT}"
@@ -136,7 +136,7 @@ def _indexed_job(stage: Stage, name: str, settings: SubmitSettings) -> list[Mani
     return [service, _job(name, pod, settings.sizes.train, settings, **more)]
 
 
-def _train_job(stage: Stage, name: str, settings: SubmitSettings) -> list[Manifest]:
+def _train_job(stage: Stage, name: str, settings: SubmitSettings) -> list[YamlObject]:
     """Return a TrainJob of Kubeflow's Trainer, and the TrainingRuntime that it refers to, which has the pod.
 
     The Trainer tells torchrun by PET_* variables how many nodes there are, which one this is, and where the first is.
@@ -196,14 +196,14 @@ def _torchrun(stage: Stage, name: str, settings: SubmitSettings, rendezvous: Seq
     return [*launcher, "--max-restarts=0", "-m", stage.job, *stage.words]
 
 
-def _trainer(command: Sequence[str], size: NodeSize, settings: SubmitSettings) -> Manifest:
+def _trainer(command: Sequence[str], size: NodeSize, settings: SubmitSettings) -> YamlObject:
     threads = max(1, size.cpus // settings.sizes.train.ranks_of_node)
     variables = {"OMP_NUM_THREADS": str(threads)}
     image = settings.kubernetes.train_image
     return container_of(_TRAINER, image, command, size, _FOLDERS_OF_TRAINING, variables, settings.kubernetes)
 
 
-def _training_pod(container: Manifest, settings: SubmitSettings) -> Manifest:
+def _training_pod(container: YamlObject, settings: SubmitSettings) -> YamlObject:
     kubernetes = settings.kubernetes
     return pod_spec(container, volumes_of(list(_FOLDERS_OF_TRAINING.values()), kubernetes), kubernetes)
 

@@ -10,10 +10,10 @@ from training.submission.settings import KubernetesSettings, NodeSize
 #: A pod that is asked to end has so long to save a checkpoint.
 GRACE_S = 300
 _GPU = "nvidia.com/gpu"
-Manifest = dict[str, Any]
+YamlObject = dict[str, Any]
 
 
-def metadata_of(name: str, kubernetes: KubernetesSettings) -> Manifest:
+def metadata_of(name: str, kubernetes: KubernetesSettings) -> YamlObject:
     """Return the metadata of what Kueue may hold back: a Job, a TrainJob, a SparkApplication."""
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "entirespace"}
     if kubernetes.kueue:
@@ -21,15 +21,15 @@ def metadata_of(name: str, kubernetes: KubernetesSettings) -> Manifest:
     return {"name": name, "namespace": kubernetes.namespace, "labels": labels}
 
 
-def metadata_of_pod(name: str, kubernetes: KubernetesSettings) -> Manifest:
+def metadata_of_pod(name: str, kubernetes: KubernetesSettings) -> YamlObject:
     """Return the metadata of a pod: Volcano looks for its queue there."""
-    found: Manifest = {"labels": {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "entirespace"}}
+    found: YamlObject = {"labels": {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "entirespace"}}
     if kubernetes.volcano:
         found["annotations"] = {"scheduling.volcano.sh/queue-name": kubernetes.volcano}
     return found
 
 
-def pod_spec(container: Manifest, volumes: Sequence[Manifest], kubernetes: KubernetesSettings) -> Manifest:
+def pod_spec(container: YamlObject, volumes: Sequence[YamlObject], kubernetes: KubernetesSettings) -> YamlObject:
     """Return the spec of a pod of one container."""
     return {
         **({"schedulerName": "volcano"} if kubernetes.volcano else {}),
@@ -43,7 +43,7 @@ def pod_spec(container: Manifest, volumes: Sequence[Manifest], kubernetes: Kuber
     }
 
 
-def pod_security(kubernetes: KubernetesSettings) -> Manifest:
+def pod_security(kubernetes: KubernetesSettings) -> YamlObject:
     """Return the security context of a pod: one user for all stages, since a run's settings are read by their owner alone."""
     user = kubernetes.user
     return {
@@ -56,7 +56,7 @@ def pod_security(kubernetes: KubernetesSettings) -> Manifest:
     }
 
 
-def container_security() -> Manifest:
+def container_security() -> YamlObject:
     """Return the security context of a container: what Kubernetes calls the restricted profile, and a root file system that is read alone."""
     return {
         "allowPrivilegeEscalation": False,
@@ -73,7 +73,7 @@ def container_of(
     folders: Mapping[str, str],
     variables: Mapping[str, str],
     kubernetes: KubernetesSettings,
-) -> Manifest:
+) -> YamlObject:
     """Return a container; `folders` has the names of its own volumes by their paths."""
     return {
         "name": name,
@@ -87,34 +87,34 @@ def container_of(
     }
 
 
-def environment_of(variables: Mapping[str, str]) -> list[Manifest]:
+def environment_of(variables: Mapping[str, str]) -> list[YamlObject]:
     """Return the variables of a container; what would go to the home directory goes to /tmp, which can be written."""
     return [{"name": name, "value": value} for name, value in {"HOME": "/tmp", **variables}.items()]
 
 
-def resources_of(size: NodeSize) -> Manifest:
+def resources_of(size: NodeSize) -> YamlObject:
     """Return requests, and limits where Kubernetes needs them: a limit of CPUs would only slow it down."""
     gpus = {_GPU: str(size.gpus)} if size.gpus else {}
     memory = f"{size.memory_gb}Gi"
     return {"requests": {"cpu": str(size.cpus), "memory": memory, **gpus}, "limits": {"memory": memory, **gpus}}
 
 
-def mounts_of(folders: Mapping[str, str], kubernetes: KubernetesSettings) -> list[Manifest]:
+def mounts_of(folders: Mapping[str, str], kubernetes: KubernetesSettings) -> list[YamlObject]:
     """Return the mounts of a container: its own folders, and the claim."""
     found = [{"name": name, "mountPath": path} for path, name in folders.items()]
     return found + ([{"name": "shared", "mountPath": kubernetes.mount}] if kubernetes.claim else [])
 
 
-def volumes_of(names: Sequence[str], kubernetes: KubernetesSettings) -> list[Manifest]:
+def volumes_of(names: Sequence[str], kubernetes: KubernetesSettings) -> list[YamlObject]:
     """Return the volumes of a pod: an empty folder for each name, `shm` of them in memory, and the claim."""
     memory = {"medium": "Memory", "sizeLimit": f"{kubernetes.shared_memory_gb}Gi"}
-    found: list[Manifest] = [{"name": name, "emptyDir": memory if name == "shm" else {}} for name in names]
+    found: list[YamlObject] = [{"name": name, "emptyDir": memory if name == "shm" else {}} for name in names]
     if kubernetes.claim:
         found.append({"name": "shared", "persistentVolumeClaim": {"claimName": kubernetes.claim}})
     return found
 
 
-def failure_policy(container: str) -> Manifest:
+def failure_policy(container: str) -> YamlObject:
     """Return the podFailurePolicy: a mistake ends the job, a node that was taken away costs no retry, all else costs one."""
     return {
         "rules": [

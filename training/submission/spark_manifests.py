@@ -7,7 +7,7 @@ from importlib import metadata
 from training.run.stages import Stage
 from training.submission.pods import (
     GRACE_S,
-    Manifest,
+    YamlObject,
     container_security,
     environment_of,
     metadata_of,
@@ -21,16 +21,16 @@ from training.submission.yaml_text import yaml_of
 
 #: Where pip installs our code in the images (docker/).
 _CODE = "local:///opt/entirespace/lib/python3.11/site-packages"
-_FOLDERS = {"/tmp": "tmp", "/opt/spark/work-dir": "work-dir"}
+_SPARK_FOLDERS = {"/tmp": "tmp", "/opt/spark/work-dir": "work-dir"}
 #: What conf/spark/cluster.yaml says as well; behind spark-submit its settings come first.
-_CONF = {"spark.task.maxFailures": "4", "spark.speculation": "true"}
+_SPARK_PROPERTIES = {"spark.task.maxFailures": "4", "spark.speculation": "true"}
 _DRIVER_RETRIES = 3  # by the operator, which does not look at the exit status
 
 
-def spark_application(stage: Stage, name: str, image: str, settings: SubmitSettings) -> Manifest:
+def spark_application(stage: Stage, name: str, image: str, settings: SubmitSettings) -> YamlObject:
     """Return a SparkApplication of sparkoperator.k8s.io/v1beta2."""
     kubernetes = settings.kubernetes
-    pod: Manifest = {
+    pod: YamlObject = {
         **_memory(settings),
         "cores": settings.sizes.spark.cpus,
         "serviceAccount": kubernetes.service_account,
@@ -39,7 +39,7 @@ def spark_application(stage: Stage, name: str, image: str, settings: SubmitSetti
         **({"envFrom": [{"secretRef": {"name": kubernetes.secret}}]} if kubernetes.secret else {}),
         "podSecurityContext": pod_security(kubernetes),
         "securityContext": container_security(),
-        "volumeMounts": mounts_of(_FOLDERS, kubernetes),
+        "volumeMounts": mounts_of(_SPARK_FOLDERS, kubernetes),
         "terminationGracePeriodSeconds": GRACE_S,
     }
     return {
@@ -55,7 +55,7 @@ def spark_application(stage: Stage, name: str, image: str, settings: SubmitSetti
             "imagePullPolicy": "IfNotPresent",
             "mainApplicationFile": _file_of(stage),
             "arguments": _words_of(stage),
-            "sparkConf": dict(_CONF),
+            "sparkConf": dict(_SPARK_PROPERTIES),
             "restartPolicy": {
                 "type": "OnFailure",
                 "onFailureRetries": min(_DRIVER_RETRIES, kubernetes.retries),
@@ -66,7 +66,7 @@ def spark_application(stage: Stage, name: str, image: str, settings: SubmitSetti
                 if kubernetes.volcano
                 else {}
             ),
-            "volumes": volumes_of(list(_FOLDERS.values()), kubernetes),
+            "volumes": volumes_of(list(_SPARK_FOLDERS.values()), kubernetes),
             "driver": pod,
             "executor": {"instances": kubernetes.executors, **pod},
         },
@@ -93,16 +93,16 @@ def spark_submit_files(stage: Stage, name: str, prefix: str, settings: SubmitSet
                     "env": environment_of({}),
                     **({"envFrom": [{"secretRef": {"name": kubernetes.secret}}]} if kubernetes.secret else {}),
                     "securityContext": container_security(),
-                    "volumeMounts": mounts_of(_FOLDERS, kubernetes),
+                    "volumeMounts": mounts_of(_SPARK_FOLDERS, kubernetes),
                 }
             ],
-            "volumes": volumes_of(list(_FOLDERS.values()), kubernetes),
+            "volumes": volumes_of(list(_SPARK_FOLDERS.values()), kubernetes),
         },
     }
     pod_file = f"{prefix}-pod.yaml"
     memory, cores = _memory(settings), str(settings.sizes.spark.cpus)
     conf = {
-        **_CONF,
+        **_SPARK_PROPERTIES,
         "spark.kubernetes.namespace": kubernetes.namespace,
         "spark.kubernetes.container.image": image,
         "spark.kubernetes.authenticate.driver.serviceAccountName": kubernetes.service_account,
@@ -133,7 +133,7 @@ def _file_of(stage: Stage) -> str:
     return f"{_CODE}/{stage.job.replace('.', '/')}.py"
 
 
-def _annotations(name: str, settings: SubmitSettings) -> Manifest:
+def _annotations(name: str, settings: SubmitSettings) -> YamlObject:
     found = metadata_of_pod(name, settings.kubernetes).get("annotations")
     return {"annotations": found} if found else {}
 

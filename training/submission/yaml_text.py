@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from training.submission.pods import Manifest
+from training.submission.pods import YamlObject
 
 
-def yaml_of(documents: Sequence[Manifest]) -> str:
+def yaml_of(documents: Sequence[YamlObject]) -> str:
     """Return documents of YAML; every text that a reader of YAML 1.1 or 1.2 might take for something else is in quotes."""
     return str(yaml.dump_all(documents, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True, width=10_000))
 

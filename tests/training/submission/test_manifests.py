@@ -23,7 +23,7 @@ from kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime import Traine
 from jobs.entry import compose
 from jobs.submit import run as submit
 from pipeline.errors import InputError
-from training.submission.manifests import files_of
+from training.submission.manifests import files_of_stage
 from training.submission.plan import plan_jobs
 from training.submission.settings import SubmitSettings
 from training.submission.yaml_text import yaml_of
@@ -61,7 +61,7 @@ def files_made(*words: str) -> dict[str, str]:
     settings = settings_of(*words)
     found: dict[str, str] = {}
     for number, job in enumerate(plan_jobs(settings), 1):
-        found |= files_of(job, f"{number}-{job.name}", settings)
+        found |= files_of_stage(job, f"{number}-{job.name}", settings)
     return found
 
 
