@@ -12,11 +12,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING
 
 from jobs.command_line import Setting, settings_of
 from jobs.help_page import comments_of
-from jobs.listing import JOBS, JobEntry
+from jobs.listing import CONF, JOBS, JobEntry, groups_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
@@ -46,7 +47,7 @@ def _groups() -> Iterator[str]:
     """Yield a table of what each group of conf/ can be set to, with the comment that heads each file."""
     yield "`group=file` takes all settings of a file at once: `model=esm2`, `features=aliccp_numeric`.\n"
     yield "| group | file | what it is |\n|---|---|---|"
-    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+    for path in sorted(CONF.glob("*/*.yaml")):
         head = re.match(r"(?:# ?(.*)\n)+", path.read_text())
         words = " ".join(re.findall(r"^# (?!@package)(.*)$", head[0], re.M)) if head else ""
         first = re.split(r"(?<=[.:;])\s", words)[0].rstrip(":;")
@@ -57,7 +58,10 @@ def _groups() -> Iterator[str]:
 
 def _job(job: JobEntry, described: dict[tuple[str, type[Any]], str]) -> Iterator[str]:
     """Yield the tables of a job: its own settings, then one for each group that no earlier job has shown."""
-    comments = comments_of(job.schema)
+    comments, chosen = comments_of(job.schema), groups_of(job.name)
+    if chosen:
+        named = ", ".join(f"`{group}={file}`" if file else f"`{group}`" for group, file in chosen.items())
+        yield f"Groups, with the file that is taken where you name none: {named}.\n"
     groups: dict[str, list[Setting]] = {"": []}
     for setting in settings_of(job.schema):
         if not is_dataclass(setting.type):
@@ -75,7 +79,7 @@ def _job(job: JobEntry, described: dict[tuple[str, type[Any]], str]) -> Iterator
         yield "| setting | default | what it does |\n|---|---|---|"
         for setting in settings:
             name = f"`{setting.key}`"
-            yield f"| {name} | {_default(setting)} | {_cell(comments.get(setting.key, ''))} |"
+            yield f"| {name} | {_default(setting, chosen)} | {_cell(comments.get(setting.key, ''))} |"
         yield ""
 
 
@@ -83,16 +87,29 @@ def _slug(group: str) -> str:
     return re.sub(r"[^\w\- ]", "", group.lower())
 
 
-def _default(setting: Setting) -> str:
+def _default(setting: Setting, chosen: dict[str, str | None]) -> str:
     entry = next(entry for entry in fields(setting.owner) if entry.name == setting.key.rpartition(".")[2])
     value = entry.default
     if entry.default_factory is not NO_DEFAULT:
         value = entry.default_factory()
     if value is NO_DEFAULT or value == MISSING:
+        value = _value_of_file(setting, chosen)
+    if value == MISSING:
         return "**required**"
     if isinstance(value, dict | list | tuple) and len(str(value)) > 60:
         return f"{len(value)} entries"
     return f"`{_yaml(value)}`".replace("|", "\\|")
+
+
+def _value_of_file(setting: Setting, chosen: dict[str, str | None]) -> Any:
+    """Return the value that the chosen file of the setting's group gives it, MISSING where there is none."""
+    group, *names = setting.key.split(".")
+    if not chosen.get(group):
+        return MISSING
+    value = yaml.safe_load((CONF / group / f"{chosen[group]}.yaml").read_text())
+    for name in names:
+        value = value.get(name, MISSING) if isinstance(value, dict) else MISSING
+    return value
 
 
 def _yaml(value: Any) -> str:
