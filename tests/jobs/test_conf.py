@@ -193,7 +193,7 @@ def test_a_newer_choice_composes_to_settings_other_than_the_defaults(choice: str
 def test_help_has_the_comment_of_each_setting_behind_its_line() -> None:
     text = "out: ???\nembedding:\n  dim: 18\n  dims: {}\nlog:\n  dim: 3\n"
     assert with_comments(text, TrainSettings).splitlines() == [
-        "out: ???  # the folder of the run; the same command resumes there",
+        "out: ???  # the run: a folder or an address (s3://…); the same command resumes there",
         "embedding:",
         "  dim: 18  # columns of a table (ESMM §3.1)",
         "  dims: {}  # by field: embedding.dims.item_id=128",
@@ -226,7 +226,11 @@ class Wide:
     text: str = "word " * 30  # behind its last line
     rows: list[dict[str, str]] = field(default_factory=list)  # not behind the keys of its entries
     names: dict[str, str] = field(default_factory=dict)  # of a field that takes several lines
-    bracketed: str = "y"  # inside the brackets that a formatter puts around a value whose comment would make its line longer than a line may be
+    # fmt: off
+    bracketed: str = (
+        "y"  # inside the brackets
+    )
+    # fmt: on
 
 
 def test_help_has_the_comments_of_wrapped_values_lists_of_mappings_and_fields_of_several_lines() -> None:
@@ -238,7 +242,7 @@ def test_help_has_the_comments_of_wrapped_values_lists_of_mappings_and_fields_of
         "behind its last line",
         "not behind the keys of its entries",
         "of a field that takes several lines",
-        "inside the brackets that a formatter puts around a value whose comment would make its line longer than a line may be",
+        "inside the brackets",
     ]
     assert shown.splitlines()[0] == plain.splitlines()[0]
 
