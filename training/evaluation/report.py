@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.atomic_files import write_whole
+from pipeline.errors import with_addresses
 from pipeline.html.alert import BAD, FAIR, PageAlert
 from pipeline.html.charts import Chart
 from pipeline.html.page import render
@@ -152,7 +153,7 @@ def write_report(run: Path, saved: Mapping[str, Any], curves: Mapping[str, TaskC
     tasks = [task_section(name, curves.get(name)) for name in TASK_TITLES if f"{name}_auc" in metrics]
     page = render(
         "report.html.j2",
-        name=run.resolve().name,
+        name=with_addresses(str(run.resolve())).rstrip("/").rpartition("/")[2],
         split=split,
         facts=report_facts(run, saved, target),
         headline=headline(metrics, saved.get("intervals", {})),
@@ -194,14 +195,14 @@ def report_facts(run: Path, saved: Mapping[str, Any], target: Path) -> list[tupl
     """List what the page is about: the run, its checkpoint and dataset, when and by which command it was evaluated."""
     found: Mapping[str, Any] = saved.get("provenance", {})
     facts = [
-        ("run", without_secrets(str(run.resolve()))),
+        ("run", without_secrets(with_addresses(str(run.resolve())))),
         ("split", str(saved["split"])),
         ("checkpoint", " · ".join(str(found[key]) for key in ("checkpoint", "chosen_as", "weights") if key in found)),
         ("dataset", without_secrets(str(found.get("data", "")))),
         ("settings", str(found.get("settings_xxh3", ""))),
         ("manifest", str(found.get("manifest_xxh3", ""))),
         ("evaluated by", f"entirespace {found['version']}" if found.get("version", release()) != release() else ""),
-        ("page", without_secrets(str(target.resolve())) if target.parent != run else ""),
+        ("page", without_secrets(with_addresses(str(target.resolve()))) if target.parent != run else ""),
         *facts_of_writing(),
     ]
     return [(name, text) for name, text in facts if text]

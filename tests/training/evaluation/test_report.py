@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, assert_nothing_overflows
 
+from pipeline import errors
 from pipeline.errors import InputError
 from training.evaluation.curves import TaskCurves
 from training.evaluation.metrics import evaluate, evaluate_with_curves, oracle_metrics
@@ -287,3 +288,13 @@ def test_validations_are_drawn_against_the_step(tmp_path):
     text = " ".join(Page(report_of(run).read_text()).texts)
     assert "Validation loss" in text
     assert "Validation AUC" in text
+
+
+def test_a_run_whose_folder_stands_in_for_an_address_is_named_by_the_address(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "copy")
+    monkeypatch.setattr(errors, "_SHOWN_AS", {})
+    errors.show_as(str(run.resolve()), "s3://bucket/runs/esmm")
+    html = report_of(run).read_text()
+    assert "<dt>run</dt><dd>s3://bucket/runs/esmm</dd>" in html
+    assert "<h1>esmm</h1>" in html
+    assert str(tmp_path) not in html
