@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 
 DEVICE = "tap0"
 _CLONE_NEWNET, _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _LARGEST_FRAME = 0x40000000, 0x400454CA, 0x0002, 0x1000, 65536
@@ -63,7 +64,8 @@ def main() -> None:
                 heapq.heappush(under_way, (now_s + quality["delay_s"], next(order), other[source], frame))
         while under_way and under_way[0][0] <= time.monotonic():
             _, _, target, frame = heapq.heappop(under_way)
-            os.write(target, frame)
+            with suppress(OSError):  # a device that is down takes nothing
+                os.write(target, frame)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.torchrun_runs import Ended, Run, kill_all, ranks_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 29400
-_HANG_S = 240.0
+_HANG_S, AFTER_A_FAILURE_S = 240.0, 45.0
 
 
 class TwoHosts:
@@ -40,6 +40,14 @@ class TwoHosts:
         self._cable: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "TwoHosts":
+        try:
+            self._set_up()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _set_up(self) -> None:
         for name in self.names:
             _ip("netns", "add", name)
         if self._is_fast:
@@ -53,7 +61,6 @@ class TwoHosts:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", interface)
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", interface, "up")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -142,8 +149,21 @@ class RunOnTwoHosts(Run):
         return self.out.with_name(f"{self.out.name}.host-{host}.txt")
 
     def finish_both(self, started: "Sequence[subprocess.Popen[bytes]]", timeout_s: float = _HANG_S) -> list[Ended]:
-        """Wait for the end on both hosts; TimeoutError with what they said where one hangs."""
+        """Wait for the end on both hosts; TimeoutError with what they said where one hangs.
+
+        Some time after one host has failed the other one is killed, as `srun --kill-on-bad-exit` and Kubernetes do: torchrun on a
+        host that is cut off waits for the store of the first host as long as it is.
+        """
         deadline_s = time.monotonic() + timeout_s
+        while all(process.poll() is None for process in started) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        if any(process.poll() for process in started):
+            patience_s = time.monotonic() + AFTER_A_FAILURE_S
+            while any(process.poll() is None for process in started) and time.monotonic() < patience_s:
+                time.sleep(0.05)
+            for process in started:
+                if process.poll() is None:
+                    kill_all(process)
         for process in started:
             try:
                 process.wait(max(0.1, deadline_s - time.monotonic()))

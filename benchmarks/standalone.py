@@ -45,7 +45,9 @@ class Standalone:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._num_workers, self._cores, self._memory = num_workers, cores, memory
         self._hosts, self._worker_conf = hosts, dict(worker_conf or {})
-        self.addresses = hosts.addresses if hosts else tuple(f"127.0.0.{number + 1}" for number in range(num_workers))
+        self.addresses = (
+            hosts.addresses if hosts else tuple(f"127.0.0.{number + 1}" for number in range(max(1, num_workers)))
+        )
         self.master = ""
 
     def __enter__(self) -> "Standalone":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.entry import launch
 from training.distributed.rank_batches import RankBatch
-from training.distributed.torchrun import speaks
+from training.distributed.torchrun import note_error, rank_of_process, speaks
 from training.distributed.world import World, join
 from training.run.settings import TrainSettings
 from training.run.trainer import StepOutcome, Trainer
@@ -42,4 +42,4 @@ def run(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch("train", TrainSettings, run, speaks=speaks())
+    launch("train", TrainSettings, run, speaks=speaks(), rank=rank_of_process(), note_error=note_error)

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,19 +26,16 @@ from omegaconf import OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs.command_line import parse_words, ready_for_hydra, refuse_other_forms, settings_of
-from jobs.listing import CONF, groups_of, job_named
+from jobs.listing import groups_of, job_named
 from jobs.output import EXIT_INPUT, check_output
 from jobs.own_files import search_path_of
 from pipeline import telemetry
 from pipeline.errors import InputError, TryAgainError, printable
 from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
-from training.distributed.torchrun import note_error, rank_of_process
 
 #: Exit status where another host or the network failed, so that the same command may do: EX_TEMPFAIL.
 EXIT_TRY_AGAIN = os.EX_TEMPFAIL
-#: torchrun kills all ranks when the first one exits: the others wait until rank 0 has printed the error.
-_AFTER_THE_ERROR_S = 3.0
 
 # Waiting threads of OpenMP sleep. By default they spin, which costs several times the CPU where others use the cores too.
 # Read when torch is loaded, which jobs do after this module, and by the processes that they start.
@@ -52,16 +50,25 @@ except InputError as refused:
 Settings = TypeVar("Settings")
 
 
-def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], speaks: bool = True) -> None:
+def launch(
+    name: str,
+    schema: type[Settings],
+    run: Callable[[Settings], None],
+    speaks: bool = True,
+    *,
+    rank: int = 0,
+    note_error: Callable[[str], float] | None = None,
+) -> None:
     """Compose conf/<name>.yaml with the command line, check it against the dataclass `schema`, and call `run`.
 
     A mistake of the user ends the process with status 2 and one line on stderr, on the ranks with `speaks`; a lost rank
     with 75. Any other exception is a bug, and keeps its traceback. `--help` prints what jobs.listing says of the job, and
-    every setting.
+    every setting. `note_error`, of a job with ranks, is given the line too on every `rank`, and returns how many seconds this
+    one has to wait before it ends.
     """
     check_output()
     try:
-        telemetry.begin(name, rank_of_process())
+        telemetry.begin(name, rank)
         refuse_other_forms(sys.argv[1:], schema)
         words = parse_words(sys.argv[1:])
         for word in words.overrides:
@@ -81,7 +88,7 @@ def launch(name: str, schema: type[Settings], run: Callable[[Settings], None], s
         sys.stdout.flush()
     except InputError as error:
         status = EXIT_TRY_AGAIN if isinstance(error, TryAgainError) else EXIT_INPUT
-        _stop(without_secrets(str(error)), speaks, status)
+        _stop(without_secrets(str(error)), speaks, status, note_error)
 
 
 @contextlib.contextmanager
@@ -156,7 +163,8 @@ def _settings_named_as_groups(name: str, schema: type[Any]) -> set[str]:
 
     Hydra would look in its defaults list for the `model` of jobs.demo, because there is a folder conf/model.
     """
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - groups_of(name).keys()
+    # Not pathlib: the code may be a zip that spark-submit ships.
+    folders = {path.name for path in resources.files("conf").iterdir() if path.is_dir()} - groups_of(name).keys()
     return {setting.key for setting in settings_of(schema) if setting.type is str and setting.key in folders}
 
 
@@ -217,10 +225,10 @@ def _optional_group(key: str, schema: type[Any]) -> str:
     return next((group for group in groups if key in settings and settings[group].is_optional), "")
 
 
-def _stop(message: str, speaks: bool, status: int) -> None:
-    note_error(f"error: {printable(message)}")
+def _stop(message: str, speaks: bool, status: int, note_error: Callable[[str], float] | None = None) -> None:
+    line = f"error: {printable(message)}"
     if speaks:
-        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(_AFTER_THE_ERROR_S)
+        print(line, file=sys.stderr, flush=True)
+    if note_error:
+        time.sleep(note_error(line))
     sys.exit(status)

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.terminal import command_of, print_next
 from training.checkpoint.settings import check_which
 from training.distributed.settings import DEVICE_CHOICES
-from training.distributed.torchrun import speaks, starts_ranks
+from training.distributed.torchrun import note_error, rank_of_process, speaks, starts_ranks
 from training.evaluation.settings import check_calibrator
 
 
@@ -83,4 +83,4 @@ def run(settings: EvaluateSettings) -> None:
 if __name__ == "__main__":
     end_on_signals(speaks())
     with exit_without_finalization():
-        launch("evaluate", EvaluateSettings, run, speaks=speaks())
+        launch("evaluate", EvaluateSettings, run, speaks=speaks(), rank=rank_of_process(), note_error=note_error)

@@ -6,6 +6,7 @@ them waits for Spark or torch.
 
 import importlib
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -140,7 +141,9 @@ class Choice(NamedTuple):
 
 def groups_of(job: str) -> dict[str, str | None]:
     """Return the groups of a job, in the order of its defaults list, and the file that is chosen of each; None for no file."""
-    defaults = yaml.load(_text_of_file(CONF / f"{job}.yaml"), Loader=yaml.CSafeLoader)["defaults"]
+    defaults = yaml.load(
+        resources.files("conf").joinpath(f"{job}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader
+    )["defaults"]
     return {group: name for entry in defaults if isinstance(entry, dict) for group, name in entry.items()}
 
 

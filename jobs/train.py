@@ -9,7 +9,7 @@ import sys
 
 from jobs.entry import exit_without_finalization, imports_not_collected, launch
 from pipeline.telemetry import enter_stage
-from training.distributed.torchrun import speaks, starts_ranks
+from training.distributed.torchrun import note_error, rank_of_process, speaks, starts_ranks
 from training.run.settings import TrainSettings
 
 
@@ -35,4 +35,4 @@ def run(settings: TrainSettings) -> None:
 if __name__ == "__main__":
     end_on_signals(speaks())
     with exit_without_finalization():
-        launch("train", TrainSettings, run, speaks=speaks())
+        launch("train", TrainSettings, run, speaks=speaks(), rank=rank_of_process(), note_error=note_error)

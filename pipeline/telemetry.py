@@ -23,7 +23,7 @@ from typing import Any
 import xxhash
 
 from pipeline.atomic_files import probe_room, write_whole
-from pipeline.errors import InputError, printable, reason_of
+from pipeline.errors import InputError, TryAgainError, printable, reason_of
 from pipeline.secrets import without_secrets
 
 LOG_FORMAT, METRICS_FOLDER, RUN_ID = "ENTIRESPACE_LOG", "ENTIRESPACE_METRICS", "ENTIRESPACE_RUN_ID"
@@ -124,7 +124,7 @@ def reported_end() -> Iterator[None]:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         raise
     except BaseException as error:
-        status = 2 if isinstance(error, InputError) else 1
+        status = os.EX_TEMPFAIL if isinstance(error, TryAgainError) else 2 if isinstance(error, InputError) else 1
         raise
     finally:
         if _state.folder and _state.has_reported:

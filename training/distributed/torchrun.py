@@ -15,6 +15,8 @@ import xxhash
 
 from pipeline.errors import InputError
 
+_AFTER_THE_ERROR_S = 3.0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -81,13 +83,26 @@ def starts_ranks(ranks: int) -> bool:
     return False
 
 
-def note_error(message: str) -> None:
-    """Write `message` where torchrun looks for it: it is the last thing that torchrun prints, below its own traceback."""
+def note_error(message: str) -> float:
+    """Write `message` where torchrun looks for it: it is the last thing that torchrun prints, below its own traceback.
+
+    Returns the seconds that this rank has to wait before it ends. torchrun kills the ranks of a host when the first one
+    ends, so the others wait until rank 0 has printed the message. Of several hosts the first one waits: the rendezvous ends
+    with it, and torchrun on another host would print a traceback about that.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
     content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
     if path != os.devnull:
         with suppress(OSError), open(path, "w", encoding="utf-8") as stream:
             json.dump(content, stream)
+    place = place_of()
+    if (
+        place is None
+        or (place.is_one_host and place.rank == 0)
+        or (not place.is_one_host and place.rank >= place.local_size)
+    ):
+        return 0.0
+    return _AFTER_THE_ERROR_S
 
 
 def rank_of_process() -> int:

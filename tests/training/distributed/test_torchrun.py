@@ -44,3 +44,17 @@ def test_the_rank_of_a_process_is_a_number_whatever_the_variable_holds(
 ) -> None:
     monkeypatch.setenv("RANK", text)
     assert rank_of_process() == rank
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_size", "waits"),
+    [(0, 4, False), (3, 4, True), (0, 2, True), (1, 2, True), (2, 2, False), (3, 2, False)],
+)
+def test_rank_0_prints_before_its_host_ends_and_the_first_host_ends_last(
+    rank: int, local_size: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        TWO_HOSTS | {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": str(local_size)}
+    ).items():
+        monkeypatch.setenv(name, value)
+    assert (note_error("error: it is wrong") > 0) == waits
