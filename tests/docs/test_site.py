@@ -48,6 +48,13 @@ def test_a_link_to_code_opens_a_page_that_shows_it(site: Path) -> None:
     assert "def" in (site / "code/pipeline/aliccp/parse.py.html").read_text()
 
 
+def test_a_notebook_is_a_page_with_its_code_and_its_picture(site: Path) -> None:
+    page = (site / "examples" / "read_a_report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "calibration_in_words" in page
+    assert "share of the attainable" in page
+
+
 def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("# A page\n\n[nothing](nothing.md) [nowhere](#nowhere)\n")
