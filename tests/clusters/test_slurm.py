@@ -25,7 +25,7 @@ SMALL = (
 )  # fmt: skip
 TRAIN = "plan.batch_size=200 validation.split=null world.timeout_s=60"
 #: Of a training that goes on for about a quarter of a minute, and saves several times a second.
-LONG = "epochs=150 plan.batch_size=32 model.towers.hidden=[8] checkpoint.every_steps=20 validation.split=null world.timeout_s=60"
+LONG = "epochs=100 plan.batch_size=32 model.towers.hidden=[8] checkpoint.every_steps=20 validation.split=null world.timeout_s=60"
 
 
 @pytest.fixture(scope="module")
