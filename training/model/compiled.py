@@ -33,7 +33,7 @@ class CompiledTowers:
     """`StackedTowers`, compiled; called as it is."""
 
     def __init__(self, network: StackedTowers, device: torch.device) -> None:
-        self._run: Callable[..., Tensor] = _compile(network, device)
+        self._network, self._run = network, _compile(network, device)
         self._is_cuda = device.type == "cuda"
 
     def __call__(
@@ -46,7 +46,9 @@ class CompiledTowers:
     ) -> Tensor:
         """Return the logits [T, B]."""
         if self._is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()  # what the step before returned may be overwritten
+            # What the step before returned lies in the graph's memory, gradients too, and may be overwritten from here on.
+            self._network.zero_grad(set_to_none=True)
+            torch.compiler.cudagraph_mark_step_begin()
         context_CD = pad(context_CD, (0, 0, 0, size_of_graph(len(context_CD)) - len(context_CD)))
         return self._run(context_CD, impression_BD, index_B, impression_id_B, mask_keys)
 

@@ -14,7 +14,14 @@ from tiny_run import take_steps, tiny_settings
 from jobs import evaluate
 from pipeline.errors import InputError
 from training.distributed import devices
-from training.distributed.devices import check_own_gpus, check_releases, choose_device, gpu_of, to_predict
+from training.distributed.devices import (
+    check_own_gpus,
+    check_releases,
+    choose_device,
+    gpu_of,
+    set_precision,
+    to_predict,
+)
 from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import Place
 from training.distributed.world import join
@@ -121,6 +128,19 @@ def test_releases_that_do_not_go_together_are_named() -> None:
     with pytest.raises(InputError, match=r"torchrec 1\.7\.0"):
         check_releases("2.13.0", "1.7.0", "1.8.0")
     assert devices._version_of_fbgemm().startswith("1.8.")
+
+
+def test_tf32_is_a_gpus_precision_alone() -> None:
+    try:
+        for device, precision, found in (
+            (GPU, "tf32", "high"),
+            (GPU, "fp32", "highest"),
+            (torch.device("cpu"), "tf32", "highest"),
+        ):
+            set_precision(precision, device)
+            assert torch.get_float32_matmul_precision() == found
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_what_a_run_predicts_on() -> None:

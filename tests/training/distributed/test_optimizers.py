@@ -135,5 +135,5 @@ def test_bf16_learns_what_fp32_does(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"precision=fp16 is not one of fp32, bf16"):
+    with pytest.raises(InputError, match=r"precision=fp16 is not one of fp32, tf32, bf16"):
         TrainSettings(precision="fp16")
