@@ -39,7 +39,7 @@ def help_page(job: JobEntry, config: Mapping[str, Any], overrides: Sequence[str]
     if groups:
         parts.append(f"{_heading('Groups:')} give one as group=name; * is the file that is chosen here.\n{groups}")
     parts.append(f"{_heading('Settings')} and their defaults: give another value as key=value.")
-    parts += _blocks(config, schema)
+    parts += _blocks(config, schema, comments)
     parts.append(f"{_heading('Options:')} --config-dir DIR (files of your own, laid out as conf/), --help")
     return "\n\n".join(parts) + "\n"
 
@@ -60,18 +60,18 @@ def _group_lines(job: str, overrides: Sequence[str], config_dir: Path | None) ->
     return "\n".join(lines)
 
 
-def _blocks(config: Mapping[str, Any], schema: type[Any]) -> Iterator[str]:
+def _blocks(config: Mapping[str, Any], schema: type[Any], comments: Mapping[str, str]) -> Iterator[str]:
     """Yield the settings as YAML: those without a group, then each group."""
+    by_name = {setting.key for setting in settings_of(schema) if not is_dataclass(setting.type)}
     plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
     groups = [{key: value} for key, value in config.items() if isinstance(value, dict)]
     for block in ([plain] if plain else []) + groups:
         text = OmegaConf.to_yaml(OmegaConf.create(block))
-        yield with_comments(_with_short_lines(text, schema), schema).rstrip("\n")
+        yield _commented(_with_short_lines(text, by_name), comments).rstrip("\n")
 
 
-def _with_short_lines(text: str, schema: type[Any]) -> str:
+def _with_short_lines(text: str, by_name: set[str]) -> str:
     """Put each entry of a setting by name, such as a field of the log, on one line where it fits."""
-    by_name = {setting.key for setting in settings_of(schema) if not is_dataclass(setting.type)}
     root = yaml.compose(text, Loader=yaml.CSafeLoader)
 
     def shorten(node: yaml.MappingNode, prefix: str) -> None:
@@ -121,9 +121,12 @@ def _comments(schema: type[Any]) -> dict[str, str]:
 
 def with_comments(text: str, schema: type[Any]) -> str:
     """Put the comment of each setting behind its line in `text`, the settings as YAML."""
-    comments = comments_of(schema)
+    return _commented(text, comments_of(schema))
+
+
+def _commented(text: str, comments: Mapping[str, str]) -> str:
     lines = text.split("\n")
-    for key, line in _lines_of_keys(yaml.compose(text)):
+    for key, line in _lines_of_keys(yaml.compose(text, Loader=yaml.CSafeLoader)):
         if comments.get(key):
             lines[line] += f"  # {comments[key]}"
     return "\n".join(lines)

@@ -89,7 +89,7 @@ def test_help_begins_with_what_a_first_command_needs_and_costs_less_than_a_secon
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     wall_s = time.monotonic() - begun
     cpu_s, heavy = done.stderr.split(maxsplit=1)
-    assert float(cpu_s) < 2.0, wall_s  # 0.3 to 0.8 on a quiet core, and twice that where others use its cache
+    assert float(cpu_s) < 1.0, wall_s  # of this process alone: others may use the cores. 0.3 to 0.6 were measured
     assert "torch" not in heavy
     assert "pyspark" not in heavy
     page, job = done.stdout, job_named(name)
