@@ -26,7 +26,7 @@ def run_entirespace() -> None:
         check_output()
         print(answer_of(words), flush=True)
     except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        print(f"{styled('error:', 'red', sys.stderr)} {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INPUT)
 
 

@@ -33,6 +33,7 @@ from pipeline import telemetry
 from pipeline.errors import InputError, TryAgainError, printable
 from pipeline.plain_settings import build_settings
 from pipeline.secrets import redacted, refuse_secret_word, without_secrets
+from pipeline.terminal import styled
 
 #: Exit status where another host or the network failed, so that the same command may do: EX_TEMPFAIL.
 EXIT_TRY_AGAIN = os.EX_TEMPFAIL
@@ -228,7 +229,7 @@ def _optional_group(key: str, schema: type[Any]) -> str:
 def _stop(message: str, speaks: bool, status: int, note_error: Callable[[str], float] | None = None) -> None:
     line = f"error: {printable(message)}"
     if speaks:
-        print(line, file=sys.stderr, flush=True)
+        print(f"{styled('error:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr, flush=True)
     if note_error:
         time.sleep(note_error(line))
     sys.exit(status)

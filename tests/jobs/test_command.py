@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pseudo_terminal import run_on_terminal
 
 from jobs.command_line import parse_words, refuse_other_forms
 from jobs.completion import SHELLS, completed_words, completion_script
@@ -278,3 +279,10 @@ def test_completed_values_are_those_of_the_settings_and_the_scripts_import_nothi
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+def test_an_error_is_red_on_a_terminal_and_plain_elsewhere() -> None:
+    for words in (["zzz"], ["inspect", "data=/nowhere/at/all"]):
+        _, written = run_on_terminal([sys.executable, "-m", "jobs", *words], 200, {"PYTHONPATH": str(ROOT)})
+        assert written.startswith("\x1b[1;31merror:\x1b[0m ")
+        assert entirespace(*words).stderr.startswith("error: ")

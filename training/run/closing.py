@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.terminal import close_job, command_of
+from pipeline.terminal import close_job, command_of, styled
 from training.checkpoint.meta import ValidationState
 from training.evaluation.health import diverged_losses
 from training.evaluation.run_files import read_log
@@ -21,7 +21,7 @@ def say_trained(run: Path, model: str, seconds: float, validation: ValidationSta
         speed = float(np.median([entry.get("impressions_per_s", np.nan) for entry in log]))
         numbers = [f"{int(log[-1]['step']):,} steps", f"loss {log[-1]['loss']:.4f}", f"{speed:,.0f} impressions/s"]
     for alert in diverged_losses(log):
-        say(f"{ALERT} {alert.text}")
+        say(f"{styled(ALERT, 'red', sys.stderr)} {alert.text}")
     best = validation if validation and validation.best is not None else None
     close_job(
         f"trained {model}",

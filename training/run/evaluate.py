@@ -14,7 +14,7 @@ from pipeline.atomic_files import write_whole
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import writing
 from pipeline.telemetry import enter_stage
-from pipeline.terminal import close_job, line_width
+from pipeline.terminal import close_job, line_width, styled
 from training.checkpoint.settings import NEWEST
 from training.distributed.world import World
 from training.evaluation import metrics, report
@@ -104,7 +104,7 @@ def evaluate_predictions(
     rates = observed_rates(evaluated.curves, evaluated.intervals)
     alerts = alerts_of(figures, evaluated.curves, read_log(run / "log.jsonl")[0])
     in_words = sentences_of(rates, POSITIVES)
-    for line in (*in_words, *(f"{ALERT} {alert.text}" for alert in alerts)):
+    for line in (*in_words, *(f"{styled(ALERT, 'red', sys.stderr)} {alert.text}" for alert in alerts)):
         say(line)
     saved: dict[str, Any] = {"split": split, **figures, **({"undefined": reasons} if reasons else {})}
     saved |= {

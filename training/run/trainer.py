@@ -1,6 +1,7 @@
 """The trainer: the dataset, the model on its ranks, and the loop between them."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -14,6 +15,7 @@ from pipeline.dataset.manifest import load_manifest
 from pipeline.errors import InputError
 from pipeline.locations import is_address
 from pipeline.telemetry import enter_stage
+from pipeline.terminal import styled
 from training.checkpoint import restore as checkpoint
 from training.checkpoint.meta import Position
 from training.checkpoint.remote_run import RemoteRun, fetch_on_all_hosts, shared_copy
@@ -191,7 +193,7 @@ class Trainer:
             return 0
         labels = dict.fromkeys(self.graph.label_of(edge.node) for edge in self.graph.edges)
         for line in without_positives(self.manifest.totals["train"], labels):
-            self._say(f"{ALERT} {line}")
+            self._say(f"{styled(ALERT, 'red', sys.stderr)} {line}")
         with closing(self), self._journal_open(), self._interrupts:
             with self._writer:  # at the end of which all that was saved is whole
                 stopped = self._train()
