@@ -17,6 +17,8 @@ _COMMAND = "entirespace"
 def run_entirespace() -> None:
     """Start the job that the first word names, or print what was asked of the command itself."""
     words = sys.argv[1:]
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     names = [job.name for job in JOBS]
     if words and words[0] in names:
         sys.argv = [f"jobs.{words[0]}", *words[1:]]
@@ -33,7 +35,7 @@ def run_entirespace() -> None:
 def answer_of(words: Sequence[str]) -> str:
     """Return what `entirespace WORDS` prints where no job is started. Raises InputError for an unknown job."""
     match list(words):
-        case [] | ["--help" | "-h" | "help"]:
+        case [] | ["--help" | "-h"]:
             return overview()
         case ["--version"]:
             return f"{_COMMAND} {release()}"

@@ -52,7 +52,8 @@ def test_the_overview_has_each_job_once_in_the_order_of_use() -> None:
         ("evaluate", "score"),
     ):
         assert names.index(earlier) < names.index(later)
-    assert entirespace().stdout == done.stdout
+    assert entirespace().stdout == entirespace("help").stdout == done.stdout
+    assert "Usage: entirespace inspect " in entirespace("help", "inspect").stdout
     assert "\x1b" not in done.stdout
 
 
