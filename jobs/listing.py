@@ -162,7 +162,7 @@ def choices_of(job: str, folders: tuple[Path, ...] = ()) -> dict[str, list[Choic
 def _first_sentence(path: Path) -> str:
     """Return the first sentence of the comment at the head of a file."""
     text = " ".join(_head_comment(path))
-    end = text.find(". ", 24)  # "BASE (Xi et al. 2021) …" goes on
+    end = text.find(". ", 12)  # behind an abbreviation at its beginning
     return text[:end] if end > 0 else text.rstrip(".:")
 
 
