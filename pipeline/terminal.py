@@ -23,7 +23,8 @@ IN_CHAIN = "ENTIRESPACE_IN_CHAIN"
 _STYLES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "blue": "36"}
 #: A bar without room for its numbers is left out by tqdm, so the title gets at most this share of the line.
 _TITLE_SHARE = 0.5
-_WATCH_S, _PLAIN_LINE_S = 0.3, 60.0
+#: How often a stage is asked how far it is: on a terminal, and elsewhere; and how often that is said elsewhere.
+_WATCH_S, _PLAIN_WATCH_S, _PLAIN_LINE_S = 0.3, 5.0, 60.0
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -191,13 +192,15 @@ class Bar:
 def stage(
     title: str, total: float = 0, unit: str = "", summary: str = "", done: Callable[[], float] | None = None
 ) -> Iterator[Bar]:
-    """Show a stage for the length of the block; `done`, where it is given, is asked a few times a second how far it is."""
+    """Show a stage for the length of the block; `done`, where it is given, is asked now and then how far it is."""
     bar = Bar(title, total, unit)
     stop = threading.Event()
 
+    every_s = _WATCH_S if sys.stderr.isatty() else _PLAIN_WATCH_S
+
     def watch(ask: Callable[[], float]) -> None:
         with suppress(Exception):  # the JVM may have ended: the stage itself says so
-            while not stop.wait(_WATCH_S):
+            while not stop.wait(every_s):
                 bar.update_to(ask())
 
     watcher = threading.Thread(target=watch, args=(done,), daemon=True) if done else None
