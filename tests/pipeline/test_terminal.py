@@ -126,3 +126,20 @@ def test_times_and_sizes_read_as_a_person_would_write_them() -> None:
         "0.0 s", "59.9 s", "1 min 0 s", "3 min 20 s", "1 h 0 min", "2 h 5 min",
     ]  # fmt: skip
     assert [size_text(number) for number in (812, 37.9e9, 2.5e6)] == ["0.8 kB", "37.9 GB", "2.5 MB"]
+
+
+def test_a_stage_asks_how_far_it_is_and_survives_an_answer_that_fails() -> None:
+    """As the JVM's, when it has ended: the stage itself says so."""
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline.terminal import stage
+answers = iter([1, 3])
+with stage("write", 4, "tasks", "4 tasks", lambda: next(answers)):
+    time.sleep(1.3)
+"""
+    status, written = run_on_terminal([sys.executable, "-c", script], 80)
+    assert status == 0
+    assert [count for count in ("1/4", "3/4") if count in written] == ["1/4", "3/4"]
+    assert "StopIteration" not in written
+    assert re.fullmatch(r"✓ write: 4 tasks, \d\.\d s", last_screen(written)[0])
