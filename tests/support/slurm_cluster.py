@@ -158,7 +158,7 @@ class SlurmCluster:
         done = self.run("scontrol", "--oneliner", "show", "node", name, check=False)
         return {"State": "", **parsed(done.stdout)}
 
-    def wait_for(self, number: str, *states: str, timeout_s: float = 240) -> None:
+    def wait_for(self, number: str, *states: str, timeout_s: float = 400) -> None:
         """Wait until all tasks of a job are in one of `states`; fail where one has ended in another."""
         wanted = states or ("COMPLETED",)
 
