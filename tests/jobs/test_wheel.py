@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "training", "jobs", "conf")
-SUFFIXES = {".py", ".yaml", ".properties", ".j2", ".css"}
+SUFFIXES = {".py", ".yaml", ".properties", ".j2", ".css", ".js"}
 
 
 def test_the_wheel_has_every_room_every_configuration_and_every_template(tmp_path: Path) -> None:
@@ -34,6 +34,8 @@ def test_the_wheel_has_every_room_every_configuration_and_every_template(tmp_pat
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         packed = set(wheel.namelist())
+        (scripts,) = [name for name in packed if name.endswith("entry_points.txt")]
+        assert "entirespace = jobs.__main__:run_entirespace" in wheel.read(scripts).decode()
     wanted = {
         str(path.relative_to(source))
         for name in ROOMS
