@@ -34,6 +34,7 @@ def work(raw: Path, folder: Path) -> None:
         f"data={dataset}",
         f"out={run}",
         "plan.batch_size=100",
+        "plan.lanes=2",
         "model.towers.hidden=[16]",
         "checkpoint.every_steps=5",
     ]
