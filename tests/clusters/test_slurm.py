@@ -86,7 +86,7 @@ def test_the_chain_goes_from_a_raw_log_to_scores_on_two_nodes(slurm: SlurmCluste
     assert "nothing to submit" in again.stdout
 
 
-def test_a_training_that_is_killed_preempted_and_loses_a_node_ends_with_the_bits_of_an_undisturbed_one(
+def test_a_training_that_is_killed_preempted_out_of_time_and_loses_a_node_ends_with_the_bits_of_an_undisturbed_one(
     slurm: SlurmCluster, data: Path, tmp_path: Path
 ) -> None:
     job("jobs.train", f"data={data}", f"out={tmp_path / 'undisturbed'}", "ranks=2", *LONG.split())
@@ -106,8 +106,13 @@ def test_a_training_that_is_killed_preempted_and_loses_a_node_ends_with_the_bits
     slurm.wait_until(lambda: slurm.job(number)["Restarts"] == "2", 60, "restart after a preemption")
     at = goes_on(slurm, run, number)
 
+    slurm.run("scancel", "--batch", "--signal=USR1", number)  # what --signal=B:USR1@300 sends
+    slurm.wait_until(lambda: slurm.job(number)["Restarts"] == "3", 60, "restart before the end of its time")
+    at = goes_on(slurm, run, number)
+    assert "The time is nearly up" in (out / "logs" / f"train-{number}.log").read_text()
+
     slurm.kill_node("n2")
-    slurm.wait_until(lambda: slurm.job(number)["Restarts"] == "3", 120, "restart after a lost node")
+    slurm.wait_until(lambda: slurm.job(number)["Restarts"] == "4", 120, "restart after a lost node")
     slurm.start_node("n2")
     assert goes_on(slurm, run, number) >= at
 
