@@ -109,7 +109,9 @@ NEWER_CHOICES = {
     "model=aman": "train",
     "model=ctcvr": "train",
     "model=ctr": "train",
+    "features=kuairand": "preprocess",
     "features=open_bandit": "preprocess",
+    "labels=engagement": "preprocess",
     "features=simulated_shop": "preprocess",
     "layout=events": "simulate",
     "model=dcmt": "train",
@@ -128,6 +130,7 @@ NEWER_CHOICES = {
     "model=shared_bottom": "train",
     "model=unbias ctr_run=RUN": "train",
     "model=unbias_weighted ctr_run=RUN": "train",
+    "source=kuairand": "preprocess",
     "source=open_bandit": "preprocess",
     "source=simulated_shop": "preprocess",
 }
