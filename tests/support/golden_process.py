@@ -66,6 +66,9 @@ def run_commands(path: Path) -> None:
             sys.exit(status)
         package = Path(str(sys.modules["jobs"].__file__))
         assert package.is_relative_to(os.getcwd()), f"{package} was run, which is not in this checkout"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    end(0)  # as a job of its own does: a thread of gloo may abort an interpreter that is being finalized
 
 
 def _meet_at_new_port(port: Path) -> None:
