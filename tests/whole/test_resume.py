@@ -274,7 +274,9 @@ def test_the_tables_optimizer_counts_updates_alone_and_goes_on_counting(data: Pa
     assert fit(settings, 5)["status"] == EXIT_REQUEUE
     with join(settings.world) as world:
         trainer = Trainer(settings, world)
-        trainer.model.settings.embeddings.name = "adam"  # which a CPU's kernels refuse; no other optimizer is told a count
+        trainer.model.settings.embeddings.name = (
+            "adam"  # which a CPU's kernels refuse; no other optimizer is told a count
+        )
         rank_batch = next(trainer.batches())
         trainer.model.forward(rank_batch.batch, rank_batch.ids, rank_batch.step)
         counts = {int(kernel.iter_cpu.item()) for kernel in trainer.model._fused.modules}
