@@ -63,11 +63,21 @@ def at(step: str, change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -
     [
         ("write_files", exchange_ids, "python", "changed while the job read it, so nothing was written; run again"),
         ("quarantine", exchange_ids, "python", "changed while the job read it"),
-        ("write_files", exchange_ids, "spark", "changed while the job read it"),
+        pytest.param(
+            "write_files", exchange_ids, "spark", "changed while the job read it", marks=pytest.mark.acceptance
+        ),
         ("quarantine", exchange_ids, "spark", "changed while the job read it"),
         ("count", grow, "python", r"had \d+ bytes when the job began and has \d+ now"),
-        ("count", cut, "python", r"had \d+ bytes when the job began and has \d+ now"),
-        ("quarantine", grow, "python", r"had \d+ bytes when the job began and has \d+ now"),
+        pytest.param(
+            "count", cut, "python", r"had \d+ bytes when the job began and has \d+ now", marks=pytest.mark.acceptance
+        ),
+        pytest.param(
+            "quarantine",
+            grow,
+            "python",
+            r"had \d+ bytes when the job began and has \d+ now",
+            marks=pytest.mark.acceptance,
+        ),
         ("write_files", Path.unlink, "python", "is gone since the job began; put it back"),
     ],
 )

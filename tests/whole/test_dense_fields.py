@@ -238,6 +238,7 @@ def test_two_ranks_train_like_one(data: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.acceptance
 def test_two_ranks_that_are_stopped_resume_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     run, whole = (
         tiny_settings(data, tmp_path / name, batch_size=32, dropout=0.2, epochs=2) for name in ("run", "whole")
@@ -319,7 +320,7 @@ def test_inspection_shows_the_width_and_the_first_numbers_and_the_audit_counts_v
 BROKEN: list[Any] = [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [1.0, None, 3.0], [1.0, math.nan, 3.0], [1.0, math.inf, 3.0], [1e39, 1.0, 1.0]]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("jsonl", marks=pytest.mark.acceptance)])
 @pytest.mark.usefixtures("spark")
 def test_a_vector_of_another_length_or_with_what_is_no_finite_number_is_in_quarantine_and_counted(
     tmp_path: Path, preprocess_settings: Settings, form: str

@@ -79,7 +79,9 @@ def test_labelled_impressions_become_context_rows_with_their_features_times_and_
     assert "259200 s" in manifest.labels["conversion"]
 
 
-@pytest.mark.parametrize(("form", "split_bytes"), [("jsonl", 1 << 20), ("csv", 300)])
+@pytest.mark.parametrize(
+    ("form", "split_bytes"), [("jsonl", 1 << 20), pytest.param("csv", 300, marks=pytest.mark.acceptance)]
+)
 def test_json_lines_and_csv_give_the_same_files_as_parquet_whatever_the_number_of_partitions(
     tmp_path: Path,
     preprocess_settings: Settings,
