@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +38,11 @@ def write_whole(path: Path, content: bytes | str, partial: Path | None = None, m
         partial.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def partial_of_its_own(path: Path) -> Path:
+    """Return a name beside `path` that no other process writes to: for `write_whole` where several may write at once."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def move_whole(partial: Path, path: Path) -> None:

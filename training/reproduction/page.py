@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.atomic_files import write_whole
+from pipeline.atomic_files import partial_of_its_own, write_whole
 from pipeline.errors import writing
 from pipeline.html.charts import Axis, Chart, Series, chart
 from pipeline.html.page import render
@@ -259,7 +259,7 @@ def write_table(filled: FilledTable, out: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():
             path = folder / f"{name}.{ending}"
-            write_whole(path, text)
+            write_whole(path, text, partial_of_its_own(path))  # the commands of an array may end together
             written.append(path)
     return written
 

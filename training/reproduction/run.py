@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.atomic_files import write_whole
+from pipeline.atomic_files import partial_of_its_own, write_whole
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import InputError, writing
 from pipeline.terminal import close_job
@@ -117,7 +117,7 @@ class _Chosen:
         with writing(f"out={self._settings.out}"):
             folder.mkdir(parents=True, exist_ok=True)
             name = f"search-{_prefix(data)}{folder_name(f'{system.paper} {system.name}')}.json"
-            write_whole(folder / name, json.dumps(content, indent=1) + "\n")
+            write_whole(folder / name, json.dumps(content, indent=1) + "\n", partial_of_its_own(folder / name))
 
 
 def _filled(row: TableRow, ctrs: Sequence[Trial], tested: Sequence[Trial]) -> FilledRow:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -415,3 +416,19 @@ def test_a_varied_system_gives_its_settings_to_its_ctr_network() -> None:
     base = varied(system_named(ESMM, "BASE"), "plan.share=0.5")
     assert base.settings[-1] == base.ctr[-1] == "plan.share=0.5"
     assert varied(system_named(ESM2, "ESM2"), "plan.share=0.5").ctr == ()
+
+
+def test_commands_that_end_together_all_write_the_whole_table(tmp_path: Path) -> None:
+    row = PAPER_TABLES["esmm2"].rows[-1]
+    metrics = {"alerts": [], "num_impressions": 9, "num_clicks": 3, "num_conversions": 1}
+    filled = FilledTable(
+        PAPER_TABLES["esmm2"], [FilledRow(row, (), ((),), (metrics,), ({"wall_s": 1.0, "cpu_s": 1.0},))], "DATA"
+    )
+    with ThreadPoolExecutor(8) as pool:
+        written = [
+            future.result() for future in [pool.submit(write_table, filled, tmp_path, "esmm2") for _ in range(80)]
+        ]
+    assert {path.read_text() for paths in written for path in paths if path.suffix == ".md"} == {
+        markdown_of_table(filled)
+    }
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["esmm2.html", "esmm2.json", "esmm2.md"]
