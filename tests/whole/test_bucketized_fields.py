@@ -136,6 +136,7 @@ def test_other_boundaries_are_another_catalogue_for_a_base_and_for_yesterdays_mo
 
 
 @pytest.mark.usefixtures("spark")
+@pytest.mark.acceptance
 def test_columns_of_an_event_log_are_bucketized_and_null_is_missing(
     tmp_path: Path, preprocess_settings: Settings
 ) -> None:

@@ -225,6 +225,7 @@ def train_on_ranks(settings: TrainSettings, num_steps: int) -> Arrays:
         return weights(trainer) | {"losses": np.array(losses)}
 
 
+@pytest.mark.acceptance
 def test_two_ranks_train_like_one(data: Path, tmp_path: Path) -> None:
     found = []
     for num_ranks in (1, 2):

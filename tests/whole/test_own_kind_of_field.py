@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from raw_log import random_log
 
 from pipeline.dataset.manifest import Manifest
@@ -30,6 +31,7 @@ def run(code: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.acceptance
 def test_the_steps_of_the_documentation_make_a_kind_that_is_preprocessed_inspected_and_trained(tmp_path: Path) -> None:
     code = tmp_path / "code"
     for name in ("pipeline", "training", "jobs", "conf"):
