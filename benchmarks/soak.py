@@ -35,6 +35,8 @@ from training.checkpoint.meta import META_FILE
 JOBS = ("preprocess", "train", "evaluate", "score")
 DISTURBANCES = ("nothing", "SIGKILL", "SIGTERM", "Ctrl-C", "SIGKILL of a child")
 SMALL_DISK_SHARE, MOST_STARTS, PAUSE_S, HANG_S = 0.3, 40, 1.0, 300.0
+#: What the resident process uses is compared from behind its first rounds on, which needs two more.
+WARM_UP_ROUNDS, LEAST_ROUNDS = 2, 4
 _MARK = "ENTIRESPACE_SOAK"
 _SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 #: Statuses with which a disturbed job may end: its own, those of signals, and the one of an error message.
@@ -65,6 +67,7 @@ class Soak:
     seconds: dict[str, float] = field(default_factory=dict)
     waits: int = 0
     full_disks: int = 0
+    resident: set[int] = field(default_factory=set)  # the processes of `Resident`
 
     @property
     def place(self) -> Path:
@@ -194,8 +197,6 @@ class Soak:
                         found[int(path.name)] = line
         return found
 
-    resident: set[int] = field(default_factory=set)
-
 
 class Resident:
     """The process that does all the work in itself, and what it measured of itself after each round."""
@@ -238,11 +239,9 @@ class Resident:
         self._process.communicate(timeout=120)
         self._said.close()
 
-    def growth(self, warm_up: int = 2) -> list[str]:
+    def growth(self) -> list[str]:
         """List what has grown since the first rounds."""
-        seen = self.seen[warm_up:]
-        if len(seen) < 2:
-            return []
+        seen = self.seen[WARM_UP_ROUNDS:]
         first, last = seen[0], seen[-1]
         found = [
             f"{name}: {first[name]:g} → {last[name]:g}"
@@ -269,7 +268,7 @@ def main() -> None:
         )
         resident = Resident(soak)
         deadline_s, number = time.monotonic() + 60 * minutes, 0
-        while time.monotonic() < deadline_s or number < 3:
+        while time.monotonic() < deadline_s or number < LEAST_ROUNDS:
             number += 1
             resident.round()
             soak.round()

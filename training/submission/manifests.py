@@ -60,15 +60,16 @@ def write_manifests(jobs: Sequence[BatchJob], settings: SubmitSettings) -> None:
 
 def files_of_stage(job: BatchJob, name: str, settings: SubmitSettings) -> dict[str, str]:
     """Return the files of a stage: their texts by their names, which begin with `name`."""
-    seeds = job.tasks or (0,)
     documents: list[YamlObject] = []
-    for seed in seeds:
+    scripts: dict[str, str] = {}
+    for seed in job.tasks or (0,):
         stage = job.of_seed(seed)
         called = f"{settings.name}-{stage.name}" + (f"-{seed}" if job.tasks else "")
         if stage.job in SPARK_JOBS and settings.kubernetes.spark_as == "spark_submit":
-            return spark_submit_files(stage, called, name, settings)
+            scripts |= spark_submit_files(stage, called, f"{name}-{seed}" if job.tasks else name, settings)
+            continue
         documents += _documents_of(stage, called, size_of(job, settings), settings)
-    return {f"{name}.yaml": yaml_of(documents)}
+    return scripts or {f"{name}.yaml": yaml_of(documents)}
 
 
 def _documents_of(stage: Stage, name: str, size: NodeSize, settings: SubmitSettings) -> list[YamlObject]:

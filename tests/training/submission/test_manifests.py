@@ -241,6 +241,15 @@ def test_the_script_of_spark_submit_passes_every_word_as_it_is(tmp_path: Path) -
     assert (tmp_path / conf["spark.kubernetes.executor.podTemplateFile"]).exists()
 
 
+def test_every_seed_has_a_script_of_spark_submit() -> None:
+    files = files_made("kubernetes.spark_as=spark_submit", "seeds=3", "score=/shared/today")
+    scripts = {name: text for name, text in files.items() if name.endswith(".sh") and "score" in name}
+    assert sorted(scripts) == [f"4-score-{seed}.sh" for seed in (1, 2, 3)]
+    for seed in (1, 2, 3):
+        assert f"run=/shared/out/seed-{seed}/run" in scripts[f"4-score-{seed}.sh"]
+        assert f"4-score-{seed}-pod.yaml" in files
+
+
 def test_kubernetes_puts_no_variable_into_a_word() -> None:
     document = documents_of("train_args=log.mlflow_experiment=$(HOME)")[1]
     assert pod_of(document)["containers"][0]["args"][-2] == "log.mlflow_experiment=$$(HOME)"
