@@ -3,8 +3,10 @@
     with claimed(location, ".lock", key="out") as claim:      raises InputError while another job has it
         claim.check()                                         raises InputError once another job has taken it over
 
-A claim is renewed while its holder lives (`_LEASE_S` / 4). A later job takes over at once from a holder of the same host whose
-process is gone. Of any other it watches whether the claim is renewed, and takes over when it is not. No clocks are compared. Other stores than S3, and S3 without boto3, have no claims: a warning says so.
+A claim is renewed while its holder lives (`_LEASE_S` / 4); `check` asks the store itself where that failed for a while. A later
+job takes over at once from a holder of the same host whose process is gone. Of any other it watches whether the claim is
+renewed, and takes over when it is not. No clocks are compared. Other stores than S3, and S3 without boto3, have no claims: a
+warning says so.
 """
 
 import os
@@ -32,11 +34,14 @@ class Claim:
     def __init__(self, client: Any = None, bucket: str = "", key: str = "", shown: str = "") -> None:
         self._client, self._where, self._shown = client, {"Bucket": bucket, "Key": key}, shown
         self._token, self._beat, self._etag = uuid.uuid4().hex, 0, ""
-        self._ends = threading.Event()
+        self._ends, self._renewing = threading.Event(), threading.Lock()
+        self._renewed_s = time.monotonic()
         self.is_lost = False
 
     def check(self) -> None:
-        """Raise InputError where another job has taken over."""
+        """Raise InputError where another job has taken over; the store is asked where the last renewal is long ago."""
+        if self._client is not None and time.monotonic() - self._renewed_s > _LEASE_S / 2:
+            self._renew()
         if self.is_lost:
             raise InputError(
                 f"{self._shown} has been taken over by another job, while this one could not renew it for {_LEASE_S:g} s; "
@@ -75,14 +80,21 @@ class Claim:
             return None
 
     def _renew_until_end(self) -> None:
+        while not self._ends.wait(_LEASE_S / 4) and not self.is_lost:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Renew the claim, or find that it is lost. A store that does not answer leaves it as it is."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        while not self._ends.wait(_LEASE_S / 4):
+        with self._renewing:
+            if self.is_lost:
+                return
             self._beat += 1
+            begun_s = time.monotonic()
             with suppress(BotoCoreError, ClientError):  # the store is away: the next renewal may come through
-                if not self._take(IfMatch=self._etag):
-                    self.is_lost = True
-                    return
+                self.is_lost = not self._take(IfMatch=self._etag)
+                self._renewed_s = begun_s
 
     def _release(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError

@@ -346,6 +346,21 @@ def test_a_claim_whose_answer_was_lost_is_ours_and_one_that_another_job_took_ove
         pass
 
 
+def test_a_commit_behind_a_long_silence_asks_the_store_whose_the_claim_is(
+    s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = f"s3://{BUCKET}/silent"
+    with claimed(location, ".lock", "out") as claim:  # its thread renews it in 22 s
+        monkeypatch.setattr(object_lock, "_LEASE_S", 0.2)
+        time.sleep(0.2)
+        claim.check()  # still ours, and renewed
+        s3.put("silent/.lock", b"of another job")
+        time.sleep(0.2)
+        with pytest.raises(InputError, match=rf"{location}/.lock has been taken over by another job"):
+            claim.check()
+    assert s3.content("silent/.lock") == b"of another job"
+
+
 @pytest.mark.cluster
 def test_the_planted_key_is_in_no_file_and_no_line(
     s3: FaultyS3, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
