@@ -8,19 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from splitmix64 import GOLDEN, MASK, mix
 
 from training.model.counter_random import stream_key
 from training.model.dropout_masks import _mask_by_torch, dropout_mask, kept_units, mask_keys
-
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
-
-
-def mix(x: int) -> int:
-    """splitmix64's finalizer, as published."""
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
 
 
 def test_a_dropout_mask_equals_a_scalar_reference() -> None:
