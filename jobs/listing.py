@@ -151,7 +151,7 @@ def choices_of(job: str, folders: tuple[Path, ...] = ()) -> dict[str, list[Choic
     """Return the groups of a job with the files of each, in conf/ and in `folders`."""
     return {
         group: [
-            Choice(path.stem, _first_sentence(path), path.stem == name)
+            Choice(path.stem, first_sentence_of(path), path.stem == name)
             for folder in (CONF, *folders)
             for path in sorted(folder.glob(f"{group}/*.yaml"))
         ]
@@ -159,7 +159,7 @@ def choices_of(job: str, folders: tuple[Path, ...] = ()) -> dict[str, list[Choic
     }
 
 
-def _first_sentence(path: Path) -> str:
+def first_sentence_of(path: Path) -> str:
     """Return the first sentence of the comment at the head of a file."""
     text = " ".join(_head_comment(path))
     end = text.find(". ", 12)  # behind an abbreviation at its beginning

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from jobs.command_line import Setting, settings_of
 from jobs.help_page import comments_of
-from jobs.listing import CONF, JOBS, JobEntry, groups_of
+from jobs.listing import CONF, JOBS, JobEntry, first_sentence_of, groups_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
@@ -48,11 +48,8 @@ def _groups() -> Iterator[str]:
     yield "`group=file` takes all settings of a file at once: `model=esm2`, `features=aliccp_numeric`.\n"
     yield "| group | file | what it is |\n|---|---|---|"
     for path in sorted(CONF.glob("*/*.yaml")):
-        head = re.match(r"(?:# ?(.*)\n)+", path.read_text())
-        words = " ".join(re.findall(r"^# (?!@package)(.*)$", head[0], re.M)) if head else ""
-        first = re.split(r"(?<=[.:;])\s", words)[0].rstrip(":;")
         group, file = path.parent.name, path.stem
-        yield f"| `{group}` | [{file}](../conf/{group}/{path.name}) | {_cell(first)} |"
+        yield f"| `{group}` | [{file}](../conf/{group}/{path.name}) | {_cell(first_sentence_of(path))} |"
     yield ""
 
 

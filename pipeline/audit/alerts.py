@@ -17,12 +17,12 @@ from pipeline.audit.tables import SHIFTED, Audit
 from pipeline.dataset.kinds import INDEX
 from pipeline.dataset.manifest import LABELS, Manifest
 from pipeline.errors import printable
-from pipeline.html.alert import BAD, FAIR, PageAlert
+from pipeline.html.alert import BAD, FAIR, FEW_POSITIVES, PageAlert
 
 #: From which share of the lines on quarantine is an alert, and from which share of impressions on an open window is.
 _MOST_QUARANTINED, _OPEN_WINDOWS = 0.01, 0.1
-#: Below which share of attributed actions, and below how many positives.
-_LEAST_ATTRIBUTED, _FEW_POSITIVES = 0.5, 100
+#: Below which share of attributed actions.
+_LEAST_ATTRIBUTED = 0.5
 #: Of train's standard deviations, that the mean of numbers moved.
 _MOVED = 0.5
 #: A field of many rare ids differs from its own vocabulary by chance: validation, of train's time, shows by how much.
@@ -101,7 +101,7 @@ def _positive_alerts(audit: Audit, splits: Sequence[str]) -> Iterator[PageAlert]
         few = {
             split: number
             for split in splits
-            if (number := audit["funnel"][split].get(f"{label}s", _FEW_POSITIVES)) < _FEW_POSITIVES
+            if (number := audit["funnel"][split].get(f"{label}s", FEW_POSITIVES)) < FEW_POSITIVES
         }
         if few:
             counts = ", ".join(f"{number:,} in {split}" for split, number in few.items())

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 #: Levels of an alert: classes of style.css.
 BAD, FAIR = "bad", "fair"
+#: Below so many positives a rate or an AUC is uncertain.
+FEW_POSITIVES = 100
 
 
 class PageAlert(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.atomic_files import write_whole
 from pipeline.errors import with_addresses
-from pipeline.html.alert import BAD, FAIR, PageAlert
+from pipeline.html.alert import BAD, FAIR, FEW_POSITIVES, PageAlert
 from pipeline.html.charts import Chart
 from pipeline.html.page import render
 from pipeline.release import release
@@ -58,8 +58,6 @@ _HEADLINE_COLUMNS = {
     "ECE": ("{}_ece", ".2g"),
 }
 
-#: Positives below which the figures of a task are uncertain, as in pipeline.audit.alerts.
-_LEAST_POSITIVES = 100
 
 #: What metrics.json says besides figures.
 NO_FIGURES = (
@@ -225,7 +223,7 @@ def report_alerts(saved: Mapping[str, Any], metrics: Metrics) -> list[PageAlert]
     for task in POSITIVES:
         if f"{task}_auc" in metrics and f"num_{POSITIVES[task]}" in metrics:
             _, positives = num_of(task, metrics)
-            if 0 < positives < _LEAST_POSITIVES:
+            if 0 < positives < FEW_POSITIVES:
                 text = f"Few positives: {positives:,} {POSITIVES[task]} decide the figures of {task}, so they are uncertain."
                 found.append(PageAlert(FAIR, text, "result"))
     return found
