@@ -12,7 +12,7 @@ import torch
 import torchrec
 
 from pipeline.errors import InputError
-from training.distributed.settings import DEVICE_CHOICES, WorldSettings
+from training.distributed.settings import WorldSettings
 from training.distributed.torchrun import Place
 
 #: cuBLAS gives the same bits again only with a workspace of its own for each stream.
@@ -24,14 +24,10 @@ _FIRST_MINOR = 5
 def choose_device(settings: WorldSettings, place: Place) -> torch.device:
     """Return the device of this rank, ready to compute on.
 
-    Raises InputError for an unknown one, for `world.device=cuda` without a GPU, for a host that has too few, and for builds
+    Raises InputError for `world.device=cuda` without a GPU, for a host that has too few, and for builds
     that do not go together.
     """
     name = settings.device
-    if name not in DEVICE_CHOICES:
-        raise InputError(
-            f"world.device={name} is not one of {', '.join(DEVICE_CHOICES)}; auto takes cuda where there is a GPU."
-        )
     check_releases(torch.__version__, torchrec.__version__, _version_of_fbgemm())
     if name == "cpu" or not torch.cuda.is_available():
         if name == "cuda":
